@@ -1,0 +1,51 @@
+"""Geodesics on the data manifold that a diffusion model has learned."""
+
+from riemannian_diffusion.ddim import ddim_step, invert, invert_steps, sample, sample_steps
+from riemannian_diffusion.geodesics import Adam, Geodesic, Iterate, PathLBFGS, Solver, geodesic
+from riemannian_diffusion.metrics import (
+    EuclideanMetric,
+    Metric,
+    PullbackMetric,
+    ScoreJacobianMetric,
+    SteinScoreMetric,
+    TangentNormalMetric,
+)
+from riemannian_diffusion.paths import length, lerp, refine, resample, slerp, speed
+from riemannian_diffusion.score import (
+    DiffusionScore,
+    GaussianMixtureScore,
+    ScoreModel,
+    SharedNoiseScore,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adam",
+    "DiffusionScore",
+    "EuclideanMetric",
+    "GaussianMixtureScore",
+    "Geodesic",
+    "Iterate",
+    "Metric",
+    "PathLBFGS",
+    "PullbackMetric",
+    "ScoreJacobianMetric",
+    "ScoreModel",
+    "SharedNoiseScore",
+    "Solver",
+    "SteinScoreMetric",
+    "TangentNormalMetric",
+    "ddim_step",
+    "geodesic",
+    "invert",
+    "invert_steps",
+    "length",
+    "lerp",
+    "refine",
+    "resample",
+    "sample",
+    "sample_steps",
+    "slerp",
+    "speed",
+]

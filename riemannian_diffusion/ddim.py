@@ -1,0 +1,111 @@
+"""Deterministic DDIM between noise levels, forwards and backwards (Song et al., arXiv 2010.02502).
+
+In `z = x / alpha` and `tau = sigma / alpha` a step is an Euler step `z' = z + (tau' - tau) eps`.
+Sampling takes `eps` at the level it leaves. Inversion must undo exactly that step, so its `eps` is
+that of the level it arrives at: an implicit equation, solved by fixed-point iteration.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+from torch import Tensor
+
+from riemannian_diffusion.score import ScoreModel
+
+Levels = Callable[[int], ScoreModel]
+
+
+def ddim_step(x: Tensor, eps: Tensor, abar_from: float, abar_to: float) -> Tensor:
+    """One deterministic step of noise prediction `eps` between two levels, in either direction.
+
+    Args:
+        x: `(K, *shape)` at the level `abar_from`.
+        eps: `(K, *shape)`, the predicted noise.
+        abar_from: Squared factor of the clean data where the step starts, in (0, 1].
+        abar_to: The same where it ends.
+
+    Returns:
+        `(K, *shape)` at the level `abar_to`.
+    """
+    clean = (x - (1 - abar_from) ** 0.5 * eps) / abar_from**0.5
+    return abar_to**0.5 * clean + (1 - abar_to) ** 0.5 * eps
+
+
+def invert(
+    model: Levels,
+    x: Tensor,
+    timesteps: Iterable[int],
+    *,
+    final_abar: float = 1.0,
+    fixed_point_iterations: int = 3,
+) -> Tensor:
+    """Carry clean points to the noise from which `sample` returns them.
+
+    Args:
+        model: Timestep -> score model at that level; any callable.
+        x: Clean points `(K, *shape)`.
+        timesteps: The noisy levels to visit, in any order; the last one visited is the noisiest.
+        final_abar: Squared factor of the data at the clean level: 1, or the scheduler's
+            `final_alpha_cumprod`.
+        fixed_point_iterations: Evaluations per step after the first guess, at least 0. With 0 this
+            is the usual approximate inversion, whose `eps` is taken at the point the step leaves.
+
+    Returns:
+        Points `(K, *shape)` at the noisiest of the timesteps.
+    """
+    steps = invert_steps(
+        model, x, timesteps, final_abar=final_abar, fixed_point_iterations=fixed_point_iterations
+    )
+    return deque(steps, maxlen=1).pop()
+
+
+def sample(
+    model: Levels, x: Tensor, timesteps: Iterable[int], *, final_abar: float = 1.0
+) -> Tensor:
+    """Carry noisy points back to clean ones; arguments as for `invert`."""
+    return deque(sample_steps(model, x, timesteps, final_abar=final_abar), maxlen=1).pop()
+
+
+def invert_steps(
+    model: Levels,
+    x: Tensor,
+    timesteps: Iterable[int],
+    *,
+    final_abar: float = 1.0,
+    fixed_point_iterations: int = 3,
+) -> Iterator[Tensor]:
+    """The steps of `invert`, one level after the other."""
+    if fixed_point_iterations < 0:
+        raise ValueError(
+            f"`fixed_point_iterations` must not be negative, but got {fixed_point_iterations}."
+        )
+    abar = final_abar
+    for timestep in _checked(timesteps):
+        level = model(timestep)
+        target = level.alpha**2
+        guess = x
+        for _ in range(1 + fixed_point_iterations):
+            guess = ddim_step(x, -level.sigma * level(guess), abar, target)
+        x, abar = guess, target
+        yield x
+
+
+def sample_steps(
+    model: Levels, x: Tensor, timesteps: Iterable[int], *, final_abar: float = 1.0
+) -> Iterator[Tensor]:
+    """The steps of `sample`, one level after the other."""
+    levels = _checked(timesteps)[::-1]
+    for i, timestep in enumerate(levels):
+        level = model(timestep)
+        target = model(levels[i + 1]).alpha ** 2 if i + 1 < len(levels) else final_abar
+        x = ddim_step(x, -level.sigma * level(x), level.alpha**2, target)
+        yield x
+
+
+def _checked(timesteps: Iterable[int]) -> list[int]:
+    levels = sorted(int(t) for t in timesteps)
+    if not levels or len(set(levels)) < len(levels):
+        raise ValueError(f"`timesteps` must be one or more different levels, but got {levels}.")
+    return levels

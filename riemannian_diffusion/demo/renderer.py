@@ -1,0 +1,271 @@
+"""A differentiable renderer of one solid on a plane: images whose manifold is known exactly.
+
+A scene is one of five kinds of solid and five continuous factors. Silhouettes, shadows and edges
+are smooth in all of them, so the set of images of one kind is a smooth five-dimensional manifold,
+and autograd through `render` gives its tangent vectors.
+
+Every ray is resolved by two numbers of the solid's signed distance function `d`: the closest
+approach `min_t d(ray(t))`, which a sigmoid turns into coverage (by the envelope theorem its
+derivative needs none of `t`), and the first root, which one differentiable Newton step makes a
+function of the factors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+KINDS = ("sphere", "cube", "cone", "torus", "cylinder")
+HUES = ("red", "yellow", "green", "cyan", "blue", "magenta")
+FACTORS = ("azimuth", "hue", "size", "x", "y")
+FACTOR_RANGES = {
+    "azimuth": (0.0, 2 * math.pi),
+    "hue": (0.0, 1.0),
+    "size": (0.5, 0.75),
+    "x": (-0.5, 0.5),
+    "y": (-0.5, 0.5),
+}
+
+_CAMERA_DISTANCE = 6.0
+_CAMERA_ELEVATION = math.radians(32.0)
+_LOOK_AT = (0.0, 0.0, 0.55)
+_HALF_FIELD = 0.25  # tangent of half the field of view
+_LIGHT_ELEVATION = math.radians(48.0)
+_LIGHT_AZIMUTH = math.radians(-125.0)  # from behind the camera's left shoulder at azimuth 0
+
+
+def render(kind: str | Sequence[str], factors: Tensor, *, resolution: int = 64) -> Tensor:
+    """Render scenes, differentiably in their factors.
+
+    Args:
+        kind: One of `KINDS`, or one per scene.
+        factors: `(N, 5)` in the order of `FACTORS`: azimuth in radians (the turntable under the
+            solid and the lamp, period 2 pi), hue in turns (0 red, 1/3 green, 2/3 blue, period 1),
+            size (half the solid's height in units of the plane), x (to the right) and y (away from
+            the camera) on the plane. `FACTOR_RANGES` are the ranges the shipped model was trained
+            on; values outside them render as well.
+        resolution: Height and width in pixels.
+
+    Returns:
+        Images `(N, 3, resolution, resolution)` in [0, 1], in the factors' dtype.
+
+    Raises:
+        ValueError: If a kind is unknown, the factors are not `(N, 5)`, or the counts disagree.
+    """
+    if factors.ndim != 2 or factors.shape[1] != len(FACTORS):
+        raise ValueError(f"`factors` must be (N, {len(FACTORS)}), but got {tuple(factors.shape)}.")
+    kinds = [kind] * len(factors) if isinstance(kind, str) else list(kind)
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown:
+        raise ValueError(f"`kind` must be one of {', '.join(KINDS)}, but got {unknown[0]!r}.")
+    if len(kinds) != len(factors):
+        raise ValueError(f"`kind` names {len(kinds)} scenes, but `factors` has {len(factors)}.")
+    images: list[Tensor | None] = [None] * len(kinds)
+    for name in KINDS:
+        index = [i for i, k in enumerate(kinds) if k == name]
+        if index:
+            rendered = _render_kind(_SOLIDS[name], factors[index], resolution)
+            for i, image in zip(index, rendered, strict=True):
+                images[i] = image
+    return torch.stack(images) if images else factors.new_zeros(0, 3, resolution, resolution)
+
+
+def random_factors(num: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw `(num, 5)` factors uniformly from `FACTOR_RANGES`."""
+    low, high = torch.tensor([FACTOR_RANGES[name] for name in FACTORS]).T
+    return low + (high - low) * torch.rand(num, len(FACTORS), generator=generator)
+
+
+def hue_name(hue: float) -> str:
+    """Name a hue in turns: the nearest of `HUES`, which lie a sixth of a turn apart."""
+    return HUES[round(hue * len(HUES)) % len(HUES)]
+
+
+def caption(kind: str, hue: float) -> str:
+    """Caption a scene as the shipped model was trained on it, such as "a red cube"."""
+    return f"a {hue_name(hue)} {kind}"
+
+
+def _norm(p: Tensor) -> Tensor:
+    return (p.square().sum(-1) + 1e-12).sqrt()
+
+
+def _box(half: Tensor, q: Tensor) -> Tensor:  # exact signed distance of a box, any number of axes
+    d = q.abs() - half
+    return _norm(d.clamp(min=0)) + d.amax(-1).clamp(max=0)
+
+
+def _sphere(p: Tensor) -> Tensor:
+    return _norm(p) - 0.95
+
+
+def _cube(p: Tensor) -> Tensor:
+    return _box(p.new_tensor([0.62, 0.62, 0.62]), p) - 0.12
+
+
+def _cylinder(p: Tensor) -> Tensor:
+    q = torch.stack([_norm(p[..., :2]), p[..., 2]], -1)
+    return _box(p.new_tensor([0.52, 0.80]), q) - 0.12
+
+
+def _torus(p: Tensor) -> Tensor:  # upright: its axis is the x axis
+    q = torch.stack([_norm(p[..., 1:]) - 0.68, p[..., 0]], -1)
+    return _norm(q) - 0.29
+
+
+def _cone(p: Tensor) -> Tensor:  # exact distance of a cone of half height 0.84, rounded by 0.12
+    radius, half = 0.74, 0.84
+    q = torch.stack([_norm(p[..., :2]), p[..., 2]], -1)
+    to_rim = q - q.new_tensor([radius, -half])
+    slant = q.new_tensor([-radius, 2 * half])
+    along = ((to_rim * slant).sum(-1) / (slant * slant).sum()).clamp(0, 1)
+    side = _norm(to_rim - along[..., None] * slant)
+    base = _norm(torch.stack([(q[..., 0] - radius).clamp(min=0), q[..., 1] + half], -1))
+    outside_side = (
+        to_rim[..., 0] * slant[1] - to_rim[..., 1] * slant[0]
+    )  # > 0 outside the slanted side
+    inside = (outside_side < 0) & (q[..., 1] > -half)
+    distance = torch.minimum(side, base)
+    return torch.where(inside, -distance, distance) - 0.12
+
+
+# A solid in units of its size, centred on the origin, and the height of its centre above the plane.
+_SOLIDS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "sphere": (_sphere, 0.95),
+    "cube": (_cube, 0.74),
+    "cone": (_cone, 0.96),
+    "torus": (_torus, 0.97),
+    "cylinder": (_cylinder, 0.92),
+}
+_BOUND = 1.35  # every solid lies within this many sizes of its centre
+
+
+def _render_kind(
+    solid: tuple[Callable[[Tensor], Tensor], float], factors: Tensor, resolution: int
+) -> Tensor:
+    unit_distance, height = solid
+    azimuth, hue, size, x, y = factors.T[..., None]  # (N, 1) each
+    centre = torch.stack([x, y, height * size], -1)  # (N, 1, 3)
+    cos, sin = azimuth.cos(), azimuth.sin()
+
+    def distance(p: Tensor) -> Tensor:  # (N, P, 3) -> (N, P), in units of the plane
+        q = (p - centre) / size[..., None]
+        q = torch.stack(
+            [cos * q[..., 0] + sin * q[..., 1], cos * q[..., 1] - sin * q[..., 0], q[..., 2]], -1
+        )
+        return size * unit_distance(q)
+
+    eye, direction = _camera_rays(resolution, factors)  # (3,), (1, P, 3)
+    origin = eye.expand(len(factors), 1, 3)
+    bound = _BOUND * size
+    approach, nearest = _closest_approach(distance, origin, direction, centre, bound)  # (N, P)
+    pixel = 2 * _HALF_FIELD / resolution * _CAMERA_DISTANCE
+    coverage = torch.sigmoid(-approach / (0.3 * pixel))
+
+    light = torch.stack(
+        [
+            math.cos(_LIGHT_ELEVATION) * (azimuth + _LIGHT_AZIMUTH).cos(),
+            math.cos(_LIGHT_ELEVATION) * (azimuth + _LIGHT_AZIMUTH).sin(),
+            torch.full_like(azimuth, math.sin(_LIGHT_ELEVATION)),
+        ],
+        -1,
+    )  # (N, 1, 3)
+
+    point = _first_hit(distance, origin, direction, centre, bound, nearest)  # (N, P, 3)
+    normal = _normal(distance, point)
+    lambert = 0.5 + 0.5 * (normal * light).sum(-1)  # half Lambert: smooth through the terminator
+    sky = 0.5 + 0.5 * normal[..., 2]
+    halfway = torch.nn.functional.normalize(light - direction, dim=-1)
+    gloss = (normal * halfway).sum(-1).clamp(min=0) ** 24
+    phase = hue + hue.new_tensor([0.0, -1 / 3, -2 / 3])  # (N, 3)
+    albedo = 0.5 + 0.45 * (2 * math.pi * phase).cos()
+    shade = 0.28 + 0.70 * lambert.square() + 0.12 * sky
+    solid_colour = shade[..., None] * albedo[:, None] + 0.25 * gloss[..., None]  # (N, P, 3)
+
+    on_plane = origin - direction * (origin[..., 2:] / direction[..., 2:])  # (N, P, 3)
+    blocked, _ = _closest_approach(distance, on_plane, light, centre, bound)
+    shadow = torch.sigmoid(-blocked / 0.05)
+    contact = (-6.0 * distance(on_plane).clamp(min=0)).exp()
+    far = torch.sigmoid(0.5 * on_plane[..., 1])
+    brightness = (0.90 - 0.14 * far) * (1 - 0.42 * shadow) * (1 - 0.25 * contact)
+    plane_colour = brightness[..., None] * factors.new_tensor([1.0, 0.99, 0.97])
+
+    colour = torch.lerp(plane_colour, solid_colour, coverage[..., None]).clamp(0, 1)
+    return colour.transpose(1, 2).unflatten(2, (resolution, resolution))
+
+
+def _camera_rays(resolution: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    cos, sin = math.cos(_CAMERA_ELEVATION), math.sin(_CAMERA_ELEVATION)
+    look_at = like.new_tensor(_LOOK_AT)
+    forward = like.new_tensor([0.0, cos, -sin])
+    right, up = like.new_tensor([1.0, 0.0, 0.0]), like.new_tensor([0.0, sin, cos])
+    step = (
+        torch.arange(resolution, dtype=like.dtype, device=like.device) + 0.5
+    ) / resolution * 2 - 1
+    v, u = torch.meshgrid(-step * _HALF_FIELD, step * _HALF_FIELD, indexing="ij")
+    direction = forward + u[..., None] * right + v[..., None] * up
+    direction = torch.nn.functional.normalize(direction, dim=-1)
+    return look_at - _CAMERA_DISTANCE * forward, direction.reshape(1, -1, 3)
+
+
+def _closest_approach(distance, origin, direction, centre, bound) -> tuple[Tensor, Tensor]:
+    """The least signed distance along each ray and where it is reached, both differentiable."""
+
+    def along(t: Tensor) -> Tensor:
+        return distance(origin + t[..., None] * direction)
+
+    def newton(t: Tensor, step: float) -> Tensor:  # towards the root of d/dt distance
+        before, here, after = along(t - step), along(t), along(t + step)
+        curvature = ((before - 2 * here + after) / step**2).detach()
+        slope = (after - before) / (2 * step)
+        move = torch.where(
+            curvature > 0.1, slope / curvature.clamp(min=0.1), torch.zeros_like(slope)
+        )
+        return t - move.clamp(-step, step)
+
+    with torch.no_grad():
+        lowest = (((centre - origin) * direction).sum(-1) - bound).clamp(min=0)  # (N, P)
+        width = 2 * bound
+        for count in (12, 7):  # a grid, then a zoom around its best point
+            best, nearest = torch.full_like(lowest, torch.inf), lowest
+            for i in range(count):
+                t = lowest + (i / (count - 1)) * width
+                d = along(t)
+                closer = d < best
+                best, nearest = torch.where(closer, d, best), torch.where(closer, t, nearest)
+            step = width / (count - 1)
+            lowest, width = (nearest - step).clamp(min=0), 2 * step
+        for size in (0.04, 0.02, 0.01):
+            nearest = newton(nearest, size)
+    nearest = nearest.detach()
+    return along(nearest), newton(nearest, 0.01)
+
+
+def _first_hit(distance, origin, direction, centre, bound, nearest) -> Tensor:
+    """The first point of the solid on each ray; where it misses, that of closest approach."""
+    with torch.no_grad():
+        t = torch.minimum(((centre - origin) * direction).sum(-1) - bound, nearest)
+        for _ in range(16):
+            t = torch.minimum(t + distance(origin + t[..., None] * direction).clamp(min=0), nearest)
+        start, step = origin + t[..., None] * direction, 1e-3
+        slope = (distance(start + step * direction) - distance(start - step * direction)) / (
+            2 * step
+        )
+        hits = (t < nearest) & (
+            slope < -0.05
+        )  # at a grazing ray the root has no bounded derivative
+    start, slope = start.detach(), slope.detach()
+    on_surface = start - (distance(start) / slope.clamp(max=-0.05))[..., None] * direction
+    return torch.where(
+        hits.detach()[..., None], on_surface, origin + nearest[..., None] * direction
+    )
+
+
+def _normal(distance, point) -> Tensor:
+    step = 2e-3 if point.dtype == torch.float32 else 1e-5
+    corners = point.new_tensor([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]])
+    normal = sum(corner * distance(point + step * corner)[..., None] for corner in corners)
+    return torch.nn.functional.normalize(normal, dim=-1)

@@ -1,0 +1,444 @@
+"""Geodesics between two points: paths of least energy between fixed ends."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.metrics import Metric, PullbackMetric
+from riemannian_diffusion.paths import lerp, points_at, refine, segment_lengths, slerp
+
+_MESSAGES = {
+    "converged": "The energy no longer falls by more than `rtol`.",
+    "max_evals": "The energy was still falling when `max_evals` was reached: raise it, or take a "
+    "coarser `rtol`.",
+    "nonfinite": "The model returned a non-finite value; the path is the best finite one before "
+    "it. Check the inputs, or run the network in a wider dtype.",
+}
+
+
+@dataclass(frozen=True)
+class Geodesic:
+    """A path of least energy found between two points, and how it was found.
+
+    Attributes:
+        path: `(K, *shape)`; its ends are the given points bit for bit.
+        energy: Energy of the path, on a sampling twice as fine as the one optimised. Points can be
+            placed so that an optimised energy misses what lies between them; this one shows it.
+        energy_history: The optimised energy at the start and after every iteration (for a sequence
+            of metrics: of the last one).
+        lower_bound: No path between these points has less energy in a pullback metric; 0 for other
+            metrics.
+        num_evals: Evaluations of energy and gradient spent, over all metrics of a sequence.
+        status: "converged", "max_evals" or "nonfinite"; `message` says what to do.
+    """
+
+    path: Tensor
+    energy: float
+    energy_history: tuple[float, ...]
+    lower_bound: float
+    num_evals: int
+    status: str
+    _fine_path: Tensor = field(repr=False)
+    _arc: Tensor = field(repr=False)  # metric length up to each point of the fine path
+
+    @property
+    def message(self) -> str:
+        """A sentence on the status."""
+        return _MESSAGES[self.status]
+
+    @property
+    def length(self) -> float:
+        """Metric length of the path, on the finer sampling."""
+        return float(self._arc[-1])
+
+    def __call__(self, u: Tensor | Sequence[float] | float) -> Tensor:
+        """Points at fractions of the metric length.
+
+        Args:
+            u: `(U,)` or a single number, in [0, 1]; 0 and 1 give the end points bit for bit.
+
+        Returns:
+            `(U, *shape)`, or `shape` for a single number.
+
+        Raises:
+            ValueError: If a fraction lies outside [0, 1].
+        """
+        fractions = torch.as_tensor(u, dtype=torch.float64, device="cpu")
+        if not ((fractions >= 0) & (fractions <= 1)).all():
+            raise ValueError(f"`u` must lie in [0, 1], but got {u}.")
+        points = points_at(self._fine_path, self._arc, fractions.reshape(-1))
+        return points if fractions.ndim else points[0]
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """One iteration of a solver, for callbacks: the whole path and its optimised energy."""
+
+    path: Tensor
+    energy: float
+    num_evals: int
+
+
+class Solver(ABC):
+    """A way to lower the energy of a path; the problem comes in the call.
+
+    Attributes:
+        patience: The solve has converged after this many iterations that each lowered the energy by
+            less than `rtol` of it; None for solvers that use up their evaluations.
+    """
+
+    patience: int | None
+
+    @abstractmethod
+    def iterate(
+        self,
+        objective: Callable[[Tensor], tuple[float, Tensor]],
+        points: Tensor,
+        scale: float,
+        max_evals: int,
+    ) -> Iterator[tuple[Tensor, float]]:
+        """Yield `(points, energy)` after every iteration, first of all for the given points.
+
+        Args:
+            objective: Points `(K - 2, d)` between the ends -> energy and its gradient.
+            points: Where to start.
+            scale: Energy of the first path over its flat energy: the metric's typical size.
+            max_evals: Evaluations of the objective there will be at most.
+        """
+
+
+class PathLBFGS(Solver):
+    """Limited-memory BFGS in the Sobolev geometry of paths.
+
+    The second differences along the path are the energy's Hessian in flat space; their inverse is
+    the initial inverse Hessian here, as if the unknowns were multiplied by the root of that matrix.
+    Long waves of the path then converge as fast as short ones. Steps satisfy the strong Wolfe
+    conditions (Nocedal and Wright, chapters 3 and 7).
+
+    Args:
+        history_size: Pairs of steps and gradient changes kept.
+        precondition: False gives plain L-BFGS.
+    """
+
+    patience = 3
+
+    def __init__(self, history_size: int = 10, precondition: bool = True):
+        if history_size < 1:
+            raise ValueError(f"`history_size` must be at least 1, but got {history_size}.")
+        self.history_size, self.precondition = history_size, precondition
+
+    def iterate(self, objective, points, scale, max_evals):
+        """Yield `(points, energy)` after every iteration."""
+        inverse_hessian = self._inverse_hessian(points)
+        if self.precondition and scale > 0:
+            inverse_hessian = inverse_hessian / scale
+        pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        energy, gradient = objective(points)
+        yield points, energy
+        while True:
+            direction = -self._apply_inverse(pairs, inverse_hessian, gradient)
+            slope = _inner(direction, gradient)
+            if slope >= 0 and pairs:  # rounding has spoiled the history
+                pairs.clear()
+                continue
+            first = 1.0
+            if not pairs and not self.precondition:
+                first = min(1.0, 1 / float(gradient.abs().sum().clamp(min=1e-30)))
+            along = partial(_evaluate_along, objective, points, direction)
+            step = _strong_wolfe(along, energy, slope, first) if slope < 0 else None
+            if step is None:
+                if not pairs:
+                    return  # the preconditioned gradient does not go down: a minimum up to rounding
+                pairs.clear()
+                continue
+            size, energy, new_gradient = step
+            change, moved = new_gradient - gradient, size * direction
+            points, gradient = points + moved, new_gradient
+            curvature = _inner(moved, change)
+            if curvature > 0:
+                pairs = [*pairs[-self.history_size + 1 :], (moved, change, 1 / curvature)]
+            yield points, energy
+
+    def _inverse_hessian(self, points: Tensor) -> Tensor:
+        num = len(points)
+        if not self.precondition:
+            return torch.eye(num, dtype=points.dtype, device=points.device)
+        second = 2 * torch.eye(num, dtype=torch.float64)
+        second -= torch.diag(torch.ones(num - 1, dtype=torch.float64), 1)
+        second -= torch.diag(torch.ones(num - 1, dtype=torch.float64), -1)
+        return torch.linalg.inv((num + 1) * second).to(points)
+
+    @staticmethod
+    def _apply_inverse(pairs, inverse_hessian: Tensor, gradient: Tensor) -> Tensor:
+        weights = []
+        for moved, change, rho in reversed(pairs):
+            weights.append(rho * _inner(moved, gradient))
+            gradient = gradient - weights[-1] * change
+        out = inverse_hessian @ gradient
+        if pairs:
+            moved, change, rho = pairs[-1]
+            out = out / (rho * _inner(change, inverse_hessian @ change))
+        for (moved, change, rho), weight in zip(pairs, reversed(weights), strict=True):
+            out = out + (weight - rho * _inner(change, out)) * moved
+        return out
+
+
+class Adam(Solver):
+    """Adam with a cosine from `lr` to `final_lr` over all evaluations.
+
+    The papers' recipe, with `max_evals=500`.
+
+    Args:
+        lr: First learning rate, in the units of the points.
+        final_lr: Last learning rate.
+    """
+
+    patience = None
+
+    def __init__(self, lr: float = 1e-3, final_lr: float = 1e-4):
+        if not lr >= final_lr > 0:
+            raise ValueError(f"`lr` >= `final_lr` > 0 must hold, but got {lr} and {final_lr}.")
+        self.lr, self.final_lr = lr, final_lr
+
+    def iterate(self, objective, points, scale, max_evals):
+        """Yield `(points, energy)` after every step."""
+        points = points.clone()
+        optimizer = torch.optim.Adam([points], lr=self.lr)
+        for step in range(max_evals):
+            energy, points.grad = objective(points.clone())
+            yield points.clone(), energy
+            cosine = 0.5 + 0.5 * math.cos(math.pi * step / max(1, max_evals - 1))
+            optimizer.param_groups[0]["lr"] = self.final_lr + (self.lr - self.final_lr) * cosine
+            optimizer.step()
+
+
+def geodesic(
+    metric: Metric | Sequence[Metric],
+    x0: Tensor,
+    x1: Tensor,
+    *,
+    num_points: int = 17,
+    num_quadrature: int = 3,
+    init: str | Tensor | Callable[[Tensor, Tensor, int], Tensor] = "slerp",
+    solver: Solver | None = None,
+    rtol: float = 1e-3,
+    max_evals: int = 200,
+    callback: Callable[[Iterate], None] | None = None,
+) -> Geodesic:
+    """Find a path of least energy between two points.
+
+    The unknowns are the points between the ends. The energy optimised sums over `num_quadrature`
+    sub-chords of every straight segment: an energy of the points alone can be lowered by leaping
+    between them. The solve is local, it ends in the valley of its start, and deterministic.
+
+    Args:
+        metric: A metric, or several, coarse to fine: each is solved from the path before it, with
+            an equal share of the evaluations that are left.
+        x0: First point, `shape`. Solved in float64 if it is, else in float32.
+        x1: Last point, `shape`.
+        num_points: Points of the path, at least 2.
+        num_quadrature: Sub-chords per segment, at least 1.
+        init: Where to start: "slerp", "lerp", a path `(num_points, *shape)` whose ends are `x0` and
+            `x1`, or a callable `(x0, x1, num_points) -> path`.
+        solver: `PathLBFGS()` where None.
+        rtol: Converged when three iterations in a row lower the energy by less than this share of
+            it, or when it is within this share of the lower bound.
+        max_evals: Evaluations of energy and gradient at most, over all metrics.
+        callback: Called with an `Iterate` after every iteration.
+
+    Returns:
+        The `Geodesic`; not converging is a status, not an error.
+
+    Raises:
+        ValueError: If the points differ in shape or are not finite, or an argument is out of range.
+    """
+    metrics = [metric] if isinstance(metric, Metric) else list(metric)
+    _check(metrics, x0, x1, num_points, num_quadrature, rtol, max_evals)
+    solver = PathLBFGS() if solver is None else solver
+    dtype = torch.float64 if x0.dtype == torch.float64 else torch.float32
+    x0, x1 = x0.detach().to(dtype), x1.detach().to(dtype)
+    path = _initial_path(init, x0, x1, num_points)
+    num_evals, history, status = 0, (), "converged"
+    for i, stage in enumerate(metrics):
+        budget = (max_evals - num_evals) // (len(metrics) - i)
+        solve = _Solve(stage, path, num_quadrature, budget, num_evals, callback)
+        status = solve.run(solver, rtol)
+        path, history = solve.best_path, tuple(solve.history)
+        num_evals += solve.num_evals
+        if status == "nonfinite":
+            break
+    with torch.no_grad():
+        fine = refine(path, 2 * num_quadrature)
+        lengths = segment_lengths(fine, stage).cpu().double()
+        energy = float(0.5 * len(lengths) * lengths.square().sum())
+        bound = float(stage.lower_bound(x0, x1)) if isinstance(stage, PullbackMetric) else 0.0
+    arc = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    return Geodesic(path, energy, history, bound, num_evals, status, fine, arc)
+
+
+class _Stop(Exception):
+    """Raised by an objective that must not be evaluated again; its text is the status."""
+
+
+class _Solve:
+    """One metric's solve: counts evaluations, remembers the best path, decides when to stop."""
+
+    def __init__(self, metric, path, num_quadrature, max_evals, evals_before, callback):
+        self.metric, self.best_path, self.num_quadrature = metric, path, num_quadrature
+        self.x0, self.x1, self.shape = path[:1], path[-1:], path.shape[1:]
+        self.max_evals, self.evals_before, self.callback = max_evals, evals_before, callback
+        self.num_evals, self.best_energy, self.history = 0, math.inf, []
+
+    def run(self, solver: Solver, rtol: float) -> str:
+        """Iterate to the end; returns the status."""
+        start = self.best_path[1:-1].flatten(1)
+        if len(start) == 0:
+            return "converged"
+        with torch.no_grad():
+            pulled_back = isinstance(self.metric, PullbackMetric)
+            bound = float(self.metric.lower_bound(self.x0[0], self.x1[0])) if pulled_back else 0.0
+        try:
+            scale = self._scale(self.best_path)
+            calm = 0
+            for points, energy in solver.iterate(self.objective, start, scale, self.max_evals):
+                fell = self.history[-1] - energy if self.history else math.inf
+                self.history.append(energy)
+                if self.callback is not None:
+                    num_evals = self.evals_before + self.num_evals
+                    self.callback(Iterate(self._whole(points), energy, num_evals))
+                calm = calm + 1 if fell <= rtol * abs(energy) else 0
+                if solver.patience is None:
+                    continue
+                if calm >= solver.patience or energy - bound <= rtol * energy:
+                    return "converged"
+        except _Stop as stop:
+            return str(stop)
+        return "converged" if solver.patience is not None else "max_evals"
+
+    def objective(self, points: Tensor) -> tuple[float, Tensor]:
+        """Energy and gradient `(K - 2, d)` of the points between the ends."""
+        if self.num_evals >= self.max_evals:
+            raise _Stop("max_evals")
+        self.num_evals += 1
+        points = points.detach().requires_grad_()
+        with torch.enable_grad():
+            total = self.metric.energy(refine(self._whole(points), self.num_quadrature)).sum()
+            (gradient,) = torch.autograd.grad(total, points)
+        energy = float(total.detach())
+        if not (math.isfinite(energy) and gradient.isfinite().all()):
+            raise _Stop("nonfinite")
+        if energy < self.best_energy:
+            self.best_energy, self.best_path = energy, self._whole(points.detach())
+        return energy, gradient
+
+    def _whole(self, points: Tensor) -> Tensor:
+        return torch.cat([self.x0, points.view(-1, *self.shape), self.x1])
+
+    @torch.no_grad()
+    def _scale(self, path: Tensor) -> float:
+        flat = 0.5 * (len(path) - 1) * (path[1:] - path[:-1]).square().sum()
+        return float(
+            self.metric.energy(refine(path, self.num_quadrature)).sum() / flat.clamp(min=1e-30)
+        )
+
+
+def _check(metrics, x0, x1, num_points, num_quadrature, rtol, max_evals) -> None:
+    if not metrics or not all(isinstance(m, Metric) for m in metrics):
+        raise ValueError(f"`metric` must be a Metric or a sequence of them, but got {metrics}.")
+    if x0.shape != x1.shape or x0.ndim == 0:
+        raise ValueError(
+            "`x0` and `x1` must be points of one shape, "
+            f"but got {tuple(x0.shape)} and {tuple(x1.shape)}."
+        )
+    for name, point in (("x0", x0), ("x1", x1)):
+        if not (point.is_floating_point() and point.isfinite().all()):
+            raise ValueError(f"`{name}` must be a floating-point tensor of finite values.")
+    for name, value, least in (
+        ("num_points", num_points, 2),
+        ("num_quadrature", num_quadrature, 1),
+        ("max_evals", max_evals, 1),
+    ):
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}, but got {value}.")
+    if not rtol >= 0:
+        raise ValueError(f"`rtol` must not be negative, but got {rtol}.")
+
+
+def _initial_path(init, x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
+    if isinstance(init, str):
+        if init not in ("slerp", "lerp"):
+            raise ValueError(
+                f"`init` must be 'slerp', 'lerp', a path or a callable, but got {init!r}."
+            )
+        init = slerp if init == "slerp" else lerp
+    path = (init if isinstance(init, Tensor) else init(x0, x1, num_points)).detach().to(x0)
+    if path.shape != (num_points, *x0.shape):
+        raise ValueError(f"`init` must be {(num_points, *x0.shape)}, but got {tuple(path.shape)}.")
+    if not path.isfinite().all():
+        raise ValueError("`init` must be finite.")
+    return torch.cat([x0[None], path[1:-1], x1[None]])
+
+
+def _inner(a: Tensor, b: Tensor) -> float:
+    return float((a * b).sum(1).cpu().double().sum())  # not every device has float64
+
+
+def _evaluate_along(objective, points, direction, size: float) -> tuple[float, Tensor, float]:
+    energy, gradient = objective(points + size * direction)
+    return energy, gradient, _inner(gradient, direction)
+
+
+def _strong_wolfe(
+    along: Callable[[float], tuple[float, Tensor, float]],
+    energy0: float,
+    slope0: float,
+    first: float,
+) -> tuple[float, float, Tensor] | None:
+    """A step along a direction of descent that satisfies the strong Wolfe conditions.
+
+    Returns step, energy and gradient there, those of the lowest step tried if none satisfies them,
+    or None if no step lowered the energy.
+    """
+    rounding = 4 * torch.finfo(torch.float32).eps * abs(energy0)
+    low = (0.0, energy0, None, slope0)
+    high = None
+    size = first
+    for _ in range(12):
+        energy, gradient, slope = along(size)
+        here = (size, energy, gradient, slope)
+        enough = energy <= energy0 + 1e-4 * size * slope0 + rounding
+        if enough and abs(slope) <= 0.9 * abs(slope0):
+            low = here
+            break
+        if not enough or (energy >= low[1] and (low[0] > 0 or high is not None)):
+            high = here
+        else:
+            if slope * (high[0] - low[0] if high is not None else 1) >= 0:
+                high = low
+            low = here
+        size = 3 * size if high is None else _cubic_minimum(low, high)
+        if high is not None and abs(high[0] - low[0]) <= 1e-9 * max(1.0, abs(low[0])):
+            break
+    size, energy, gradient, _ = low
+    return None if gradient is None else (size, energy, gradient)
+
+
+def _cubic_minimum(low, high) -> float:
+    """The minimum of the cubic through two points with slopes, kept off the ends of the bracket."""
+    (a, fa, _, da), (b, fb, _, db) = low, high
+    d1 = da + db - 3 * (fa - fb) / (a - b)
+    square = d1 * d1 - da * db
+    guess = 0.5 * (a + b)
+    if square >= 0:
+        d2 = math.copysign(math.sqrt(square), b - a)
+        if db - da + 2 * d2 != 0:
+            guess = b - (b - a) * (db + d2 - d1) / (db - da + 2 * d2)
+    margin = 0.1 * abs(b - a)
+    return min(max(guess, min(a, b) + margin), max(a, b) - margin)

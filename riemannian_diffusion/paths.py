@@ -1,0 +1,130 @@
+"""Paths: tensors `(K, *shape)` of K points, read as straight between neighbours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from riemannian_diffusion.metrics import Metric
+
+
+def lerp(x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
+    """The straight path from `x0` to `x1`, `(num_points, *shape)`; its ends equal them bit for bit.
+
+    Raises:
+        ValueError: If the shapes differ or `num_points` is less than 2.
+    """
+    _check_ends(x0, x1, num_points)
+    u = _fractions(num_points, x0)
+    return _with_ends(x0 + u * (x1 - x0), x0, x1)
+
+
+def slerp(x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
+    """The spherical path from `x0` to `x1`, `(num_points, *shape)`, with ends bit for bit.
+
+    One angle is taken for the whole tensor; directions turn at constant speed and norms change
+    linearly. Where the two directions agree, or one of the points is 0, it is the straight path.
+
+    Raises:
+        ValueError: If the shapes differ, `num_points` is less than 2, or the directions are
+            opposite (no arc between them is the shortest).
+    """
+    _check_ends(x0, x1, num_points)
+    wide0, wide1 = x0.cpu().double(), x1.cpu().double()  # not every device has float64
+    norm0, norm1 = wide0.norm(), wide1.norm()
+    if norm0 == 0 or norm1 == 0:
+        return lerp(x0, x1, num_points)
+    unit0, unit1 = wide0 / norm0, wide1 / norm1
+    angle = 2 * torch.atan2((unit1 - unit0).norm(), (unit1 + unit0).norm())  # exact at 0 and pi
+    if angle < 1e-7:
+        return lerp(x0, x1, num_points)
+    if angle > torch.pi - 1e-6:
+        raise ValueError(
+            "slerp: `x0` and `x1` point in opposite directions, so no arc between them is the "
+            "shortest. Start from lerp, or move one of them."
+        )
+    u = _fractions(num_points, wide0)
+    path = (torch.sin((1 - u) * angle) * unit0 + torch.sin(u * angle) * unit1) / torch.sin(angle)
+    return _with_ends((path * torch.lerp(norm0, norm1, u)).to(x0), x0, x1)
+
+
+def refine(path: Tensor, factor: int) -> Tensor:
+    """Put `factor - 1` points evenly into every straight segment.
+
+    `(K, *shape) -> ((K - 1) factor + 1, *shape)`. Differentiable; the given points stay.
+    """
+    if factor == 1:
+        return path
+    u = torch.arange(factor, dtype=path.dtype, device=path.device) / factor
+    u = u.view(1, -1, *[1] * (path.ndim - 1))
+    start, step = path[:-1, None], (path[1:] - path[:-1])[:, None]
+    return torch.cat([(start + u * step).flatten(0, 1), path[-1:]])
+
+
+def length(path: Tensor, metric: Metric | None = None) -> Tensor:
+    """The length of a path, a scalar, in the metric or else in flat space."""
+    return segment_lengths(path, metric).sum()
+
+
+def speed(path: Tensor, metric: Metric | None = None) -> Tensor:
+    """The speed on each segment, `(K - 1,)`, in unit time: their mean is the length."""
+    return segment_lengths(path, metric) * (len(path) - 1)
+
+
+def segment_lengths(path: Tensor, metric: Metric | None = None) -> Tensor:
+    """The length of each segment, `(K, *shape) -> (K - 1,)`, in the metric or in flat space."""
+    if metric is None:
+        return (path[1:] - path[:-1]).flatten(1).norm(dim=1)
+    return (2 * metric.energy(path) / (len(path) - 1)).clamp(min=0).sqrt()
+
+
+def resample(path: Tensor, num_points: int, *, metric: Metric | None = None) -> Tensor:
+    """Points at equal lengths along a path, `(K, *shape) -> (num_points, *shape)`, ends kept.
+
+    The path's segments stay straight and are run through at constant speed each; lengths are the
+    metric's, or flat.
+
+    Raises:
+        ValueError: If the path has fewer than 2 points or `num_points` is less than 2.
+    """
+    if len(path) < 2 or num_points < 2:
+        raise ValueError(
+            f"A path needs at least 2 points, but got {len(path)} and `num_points`={num_points}."
+        )
+    arc = torch.cat([path.new_zeros(1), segment_lengths(path, metric).cumsum(0)])
+    return points_at(path, arc, torch.linspace(0, 1, num_points, dtype=torch.float64))
+
+
+def points_at(path: Tensor, arc: Tensor, u: Tensor) -> Tensor:
+    """Points `(U, *shape)` at fractions `u` of the length; `arc` `(K,)` is the length so far."""
+    arc, u = arc.cpu().double(), u.cpu().double()
+    target = u * arc[-1]
+    index = (torch.searchsorted(arc, target, right=True) - 1).clamp(0, len(path) - 2)
+    span = arc[index + 1] - arc[index]
+    weight = (target - arc[index]) / span.clamp(min=1e-300)
+    shape = (-1, *[1] * (path.ndim - 1))
+    index, weight = index.to(path.device), weight.clamp(0, 1).to(path).view(shape)
+    points = torch.lerp(path[index], path[index + 1], weight)
+    first, last = (u <= 0).to(path.device).view(shape), (u >= 1).to(path.device).view(shape)
+    return torch.where(first, path[0], torch.where(last, path[-1], points))
+
+
+def _check_ends(x0: Tensor, x1: Tensor, num_points: int) -> None:
+    if x0.shape != x1.shape:
+        raise ValueError(
+            f"`x0` and `x1` must have one shape, but got {tuple(x0.shape)} and {tuple(x1.shape)}."
+        )
+    if num_points < 2:
+        raise ValueError(f"`num_points` must be at least 2, but got {num_points}.")
+
+
+def _fractions(num_points: int, like: Tensor) -> Tensor:
+    u = torch.linspace(0, 1, num_points, dtype=like.dtype, device=like.device)
+    return u.view(-1, *[1] * like.ndim)
+
+
+def _with_ends(path: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
+    return torch.cat([x0[None], path[1:-1], x1[None]])

@@ -8,7 +8,7 @@ that of the level it arrives at: an implicit equation, solved by fixed-point ite
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 from torch import Tensor
 
@@ -94,14 +94,18 @@ def invert_steps(
 
 def sample_steps(
     model: Levels, x: Tensor, timesteps: Iterable[int], *, final_abar: float = 1.0
-) -> Iterator[Tensor]:
-    """The steps of `sample`, one level after the other."""
+) -> Generator[Tensor, Tensor | None, None]:
+    """The steps of `sample`, one level after the other.
+
+    A caller may `send` back other points to go on from.
+    """
     levels = _checked(timesteps)[::-1]
     for i, timestep in enumerate(levels):
         level = model(timestep)
         target = model(levels[i + 1]).alpha ** 2 if i + 1 < len(levels) else final_abar
         x = ddim_step(x, -level.sigma * level(x), level.alpha**2, target)
-        yield x
+        sent = yield x
+        x = x if sent is None else sent
 
 
 def _checked(timesteps: Iterable[int]) -> list[int]:

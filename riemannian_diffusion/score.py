@@ -243,6 +243,11 @@ class DiffusionScore(ScoreModel):
                 f"`max_batch_size` must be at least 1 or None, but got {max_batch_size}."
             )
         abar = float(scheduler.alphas_cumprod[timestep])
+        if not 0 < abar < 1:
+            raise ValueError(
+                f"`timestep` {timestep} has alphas_cumprod {abar}: a level needs both signal and "
+                "noise."
+            )
         self.alpha, self.sigma = abar**0.5, (1 - abar) ** 0.5
         self.model, self.timestep, self.prediction_type = model, timestep, prediction
         self.encoder_hidden_states = encoder_hidden_states
@@ -263,7 +268,7 @@ class DiffusionScore(ScoreModel):
 
         Memory is linear in the number of tokens.
         """
-        with _forward_mode_attention(self.model):
+        with _frozen(self.model), _forward_mode_attention(self.model):
             tangents = v.split(self.max_batch_size or len(v))
             pairs = zip(self._chunks(x), tangents, strict=True)
             return torch.cat([torch.func.jvp(f, (points,), (t,))[1] for (f, points), t in pairs])
@@ -272,7 +277,8 @@ class DiffusionScore(ScoreModel):
         """`J(x)^T w` in reverse mode."""
         cotangents = w.split(self.max_batch_size or len(w))
         pairs = zip(self._chunks(x), cotangents, strict=True)
-        return torch.cat([torch.func.vjp(f, points)[1](c)[0] for (f, points), c in pairs])
+        with _frozen(self.model):
+            return torch.cat([torch.func.vjp(f, points)[1](c)[0] for (f, points), c in pairs])
 
     def _chunks(self, x: Tensor) -> list[tuple[Callable[[Tensor], Tensor], Tensor]]:
         size = self.max_batch_size or len(x)
@@ -406,7 +412,10 @@ def _prompts_along(prompts: Tensor | None, num: int, size: int, name: str) -> li
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter requires a gradient inside; afterwards each is as it was."""
+    """No parameter requires a gradient inside; afterwards each is as it was.
+
+    Entered before torch.func's transforms: inside them no flag can be changed.
+    """
     changed = [p for p in model.parameters() if p.requires_grad]
     try:
         for parameter in changed:
@@ -465,6 +474,8 @@ class _BlockwiseAttention(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **(kwargs or {}))
+        if func is F.group_norm:  # its forward derivative fails where the memory is channels-last
+            args = (args[0].contiguous(), *args[1:])
         return func(*args, **(kwargs or {}))
 
     def _attend(
@@ -502,5 +513,8 @@ class _BlockwiseAttention(TorchFunctionMode):
                 if mask.dtype == torch.bool:
                     mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
                 scores = scores + mask
-            blocks.append(scores.softmax(-1) @ value)
+            weights = scores.softmax(-1)
+            if attn_mask is not None:  # a query without any key attends to nothing, as in torch
+                weights = weights.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
+            blocks.append(weights @ value)
         return torch.cat(blocks, -2)

@@ -1,0 +1,81 @@
+"""Contact sheets of three held-out pairs: one row per method, nine of the frames of each morph.
+
+    python examples/contact_sheet.py --output examples
+
+Writes `contact_sheet_1.png` to `contact_sheet_3.png`. The pairs are renders that the shipped model
+was not trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+
+from riemannian_diffusion import demo
+from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+
+# Two kinds, two rows of factors: azimuth, hue, size, x, y.
+PAIRS = (
+    (("torus", "torus"), ((0.3, 0.02, 0.62, -0.30, 0.10), (1.5, 0.14, 0.66, 0.25, -0.15))),
+    (("cube", "cube"), ((0.2, 0.60, 0.60, -0.25, -0.20), (0.9, 0.70, 0.72, 0.20, 0.20))),
+    (("cylinder", "cone"), ((2.0, 0.33, 0.70, 0.10, 0.00), (2.4, 0.50, 0.70, -0.10, 0.05))),
+)
+METHODS = {
+    "tangent-normal": {"metric": "tangent_normal"},
+    "score Jacobian": {"metric": "score_jacobian"},
+    "Stein": {"metric": "stein"},
+    "slerp": {"metric": "slerp"},
+    "lerp": {"metric": "lerp"},
+}
+LABEL = 92  # pixels of the column of names
+
+
+def sheet(rows: dict[str, list[Image.Image]], num_columns: int) -> Image.Image:
+    """Rows of frames with their names on the left."""
+    width, height = next(iter(rows.values()))[0].size
+    canvas = Image.new("RGB", (LABEL + num_columns * width, len(rows) * height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for y, (name, frames) in enumerate(rows.items()):
+        draw.text((4, y * height + height // 2 - 6), name, fill="black")
+        for x in range(num_columns):
+            frame = frames[round(x * (len(frames) - 1) / (num_columns - 1))]
+            canvas.paste(frame, (LABEL + x * width, y * height))
+    return canvas
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Make the sheets."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("."), help="directory of the sheets")
+    parser.add_argument("--model", help="default: the shipped one")
+    parser.add_argument("--frames", type=int, default=17)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--max-evals", type=int, default=200)
+    parser.add_argument("--pairs", type=int, default=len(PAIRS), help="how many of the pairs")
+    args = parser.parse_args(argv)
+    pipe = GeodesicInterpolationPipeline.from_pretrained(args.model or demo.model_path())
+    pipe.set_progress_bar_config(disable=True)
+    for number, (kinds, factors) in enumerate(PAIRS[: args.pairs], start=1):
+        images = demo.render(kinds, torch.tensor(factors))
+        prompts = [demo.caption(k, f[1]) for k, f in zip(kinds, factors, strict=True)]
+        rows = {}
+        for name, method in METHODS.items():
+            out = pipe(
+                images,
+                prompts,
+                num_frames=args.frames,
+                num_inference_steps=args.steps,
+                max_evals=args.max_evals,
+                **method,
+            )
+            rows[name] = out.frames
+            found = out.geodesics[0]
+            print(number, name, "" if found is None else f"{found.energy:.4g} {found.status}")
+        sheet(rows, min(9, args.frames)).save(args.output / f"contact_sheet_{number}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""The command `riemannian-diffusion`: images in, a morph out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+METRIC_NAMES = ("tangent_normal", "score_jacobian", "stein", "euclidean", "slerp", "lerp")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """Report a bad command line in one line, exit status 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name; those of the process where None.
+
+    Returns:
+        Exit status: 0, or 2 for bad input, which is reported in one line.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        _interpolate(args)
+    except (ValueError, OSError) as error:
+        line = " ".join(str(error).split())
+        print(f"riemannian-diffusion: error: {line}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="riemannian-diffusion", description=__doc__)
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"riemannian-diffusion {version('riemannian-diffusion')}",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    morph = commands.add_parser(
+        "interpolate",
+        help="morph images into each other",
+        description="Morph two or more images into each other along a geodesic of a diffusion "
+        "model. Without images, the two that ship with the package.",
+    )
+    add = morph.add_argument
+    add("images", nargs="*", type=Path, help="two or more images of one size")
+    add("-o", "--output", type=Path, required=True, help=".gif, .mp4, .png (a grid) or a directory")
+    add("--model", help="a Stable Diffusion 1.x or 2.x directory or repository (default: shipped)")
+    add("--prompt", action="append", help="what the images show: once, or once per image")
+    add("--negative-prompt", default="", help="what they do not show, for --guidance above 1")
+    add("--metric", choices=METRIC_NAMES, default="tangent_normal")
+    add("--space", choices=("noise", "clean"), default="noise", help="where the path runs")
+    add("--frames", type=int, default=17, help="from each image to the next (default: 17)")
+    add("--steps", type=int, default=50, help="DDIM steps of the whole schedule (default: 50)")
+    add("--strength", type=float, default=0.6, help="noise level, in (0, 1] (default: 0.6)")
+    add("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")
+    add("--max-evals", type=int, default=200, help="evaluations per gap at most (default: 200)")
+    add("--max-batch-size", type=int, default=8, help="less needs less memory (default: 8)")
+    add("--size", type=_size, help="crop and scale the images to this size first: 512 or 768x512")
+    add("--paste-endpoints", action="store_true", help="put the images in as first and last frames")
+    add("--fps", type=float, default=12.0, help="frames per second of .gif and .mp4 (default: 12)")
+    add("--seed", type=int, default=0, help="of the noise of --space clean (default: 0)")
+    add("--device", help="cuda, mps or cpu (default: the first there is)")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    add("--force", action="store_true", help="overwrite the output")
+    return parser
+
+
+def _interpolate(args: argparse.Namespace) -> None:
+    if args.output.suffix.lower() not in ("", ".gif", ".mp4", ".png"):
+        raise ValueError(
+            f"--output must end in .gif, .mp4, .png or nothing, but got {args.output}."
+        )
+    if not args.fps > 0:
+        raise ValueError(f"--fps must be positive, but got {args.fps}.")
+    if len(args.images) == 1:
+        raise ValueError(f"a morph needs two or more images, but got {args.images[0]} alone.")
+    report_path = args.output.with_suffix(".json")
+    for path in (args.output, report_path):
+        if path.exists() and not args.force:
+            raise ValueError(f"{path} exists: choose another --output, or overwrite with --force.")
+    if args.output.exists() and args.output.is_dir() != (args.output.suffix == ""):
+        raise ValueError(f"{args.output} exists and is of another kind.")
+    if not args.output.parent.is_dir():
+        raise ValueError(f"the folder {args.output.parent} of --output does not exist.")
+
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    import torch
+
+    from riemannian_diffusion import demo
+    from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+
+    paths = args.images or [Path(path) for path in demo.endpoint_paths()]
+    images = [_open(path, args.size) for path in paths]
+    device = args.device or _first_device()
+    model = args.model or demo.model_path()
+    pipe = GeodesicInterpolationPipeline.from_pretrained(
+        model, torch_dtype=getattr(torch, args.dtype), use_safetensors=True
+    )
+    try:
+        pipe.to(device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {device} cannot be used: {error}") from error
+    start = time.perf_counter()
+    output = pipe(
+        images,
+        args.prompt or "",
+        negative_prompt=args.negative_prompt,
+        num_frames=args.frames,
+        metric=args.metric,
+        space=args.space,
+        strength=args.strength,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance,
+        max_evals=args.max_evals,
+        max_batch_size=args.max_batch_size,
+        paste_endpoints=args.paste_endpoints,
+        generator=torch.Generator().manual_seed(args.seed),
+    )
+    report = {
+        "geodesics": [None if g is None else _describe(g) for g in output.geodesics],
+        "reconstruction_error": output.reconstruction_error,
+        "num_frames": len(output.frames),
+        "seconds": round(time.perf_counter() - start, 2),
+        "arguments": {k: _plain(v) for k, v in vars(args).items()} | {"images": [*map(str, paths)]},
+        "model": str(args.model or "shipped"),
+        "device": str(device),
+        "versions": {
+            "python": platform.python_version(),
+            **{
+                p: version(p)
+                for p in ("riemannian-diffusion", "torch", "diffusers", "transformers")
+            },
+        },
+    }
+    _write_frames(output.frames, args.output, args.fps)
+    _atomically(report_path, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
+    print(
+        f"{args.output}: {len(output.frames)} frames in {report['seconds']:.1f} s, "
+        f"report {report_path}"
+    )
+    for found in report["geodesics"]:
+        if found is not None:
+            print("  energy {finer_energy:.4g}, {num_evals} evaluations: {message}".format(**found))
+
+
+def _describe(found) -> dict:
+    return {
+        "energy": found.energy_history[-1] if found.energy_history else found.energy,
+        "finer_energy": found.energy,
+        "lower_bound": found.lower_bound,
+        "length": found.length,
+        "num_evals": found.num_evals,
+        "status": found.status,
+        "message": found.message,
+    }
+
+
+def _plain(value):
+    return value if isinstance(value, (int, float, str, list, tuple, type(None))) else str(value)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    try:
+        size = int(width), int(height or width)
+    except ValueError:
+        size = (0, 0)
+    if min(size) < 1:
+        raise argparse.ArgumentTypeError(f"must be like 512 or 768x512, but got {text!r}")
+    return size
+
+
+def _open(path: Path, size: tuple[int, int] | None):
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image).convert("RGB")
+    return image if size is None else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+
+
+def _first_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _write_frames(frames: list, output: Path, fps: float) -> None:
+    """Write frames as a GIF, a video, a grid or a directory, under a temporary name first."""
+    suffix = output.suffix.lower()
+    if suffix == "":
+        _write_directory(frames, output)
+    elif suffix == ".gif":
+        options = {"append_images": frames[1:], "duration": round(1000 / fps), "loop": 0}
+        _atomically(output, lambda path: frames[0].save(path, save_all=True, **options))
+    elif suffix == ".mp4":
+        _atomically(output, lambda path: _write_video(frames, path, fps))
+    else:
+        _atomically(output, _grid(frames).save)
+
+
+def _atomically(path: Path, write) -> None:
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_directory(frames: list, output: Path) -> None:
+    temporary = output.with_name(f".{os.getpid()}-{output.name}")
+    try:
+        temporary.mkdir()
+        for i, frame in enumerate(frames):
+            frame.save(temporary / f"frame_{i:04d}.png")
+        if output.exists():  # only with --force: replace the frames, leave what else is there
+            for old in output.glob("frame_[0-9][0-9][0-9][0-9].png"):
+                old.unlink()
+            for new in temporary.iterdir():
+                new.replace(output / new.name)
+        else:
+            temporary.replace(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_video(frames: list, path: Path, fps: float) -> None:
+    import imageio_ffmpeg
+    import numpy as np
+
+    width, height = frames[0].size
+    writer = imageio_ffmpeg.write_frames(
+        path, (width, height), fps=fps, quality=9, macro_block_size=2, ffmpeg_log_level="error"
+    )
+    writer.send(None)
+    for frame in frames:
+        writer.send(np.ascontiguousarray(np.asarray(frame)))
+    writer.close()
+
+
+def _grid(frames: list):
+    """All frames in rows, as near to a square as they come, on white."""
+    from PIL import Image
+
+    width, height = frames[0].size
+    columns = min(len(frames), max(1, round((len(frames) * height / width) ** 0.5)))
+    rows = -(-len(frames) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    for i, frame in enumerate(frames):
+        sheet.paste(frame, (i % columns * width, i // columns * height))
+    return sheet

@@ -1,0 +1,438 @@
+"""Morphs between images along geodesics of a Stable Diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from riemannian_diffusion.ddim import invert_steps, sample_steps
+from riemannian_diffusion.geodesics import Iterate, Solver, geodesic
+from riemannian_diffusion.metrics import (
+    EuclideanMetric,
+    Metric,
+    ScoreJacobianMetric,
+    SteinScoreMetric,
+    TangentNormalMetric,
+)
+from riemannian_diffusion.paths import lerp, slerp
+from riemannian_diffusion.score import DiffusionScore, ScoreModel, SharedNoiseScore
+
+MetricFactory = Callable[[ScoreModel], Metric]
+Image = PIL.Image.Image | np.ndarray | Tensor
+
+METRICS: dict[str, MetricFactory] = {
+    "tangent_normal": TangentNormalMetric,
+    "score_jacobian": ScoreJacobianMetric,
+    "stein": SteinScoreMetric,
+    "euclidean": lambda score: EuclideanMetric(),
+}
+CURVES = {"slerp": slerp, "lerp": lerp}  # no geodesics of a metric, for comparison
+
+
+@dataclass
+class GeodesicInterpolationOutput(BaseOutput):
+    """What `GeodesicInterpolationPipeline` returns; lists of it for a batch of morphs.
+
+    Attributes:
+        frames: The frames, first to last: PIL images, an array `(F, H, W, 3)` or a tensor
+            `(F, 3, H, W)` in [0, 1], or clean latents `(F, C, h, w)`.
+        geodesics: One `riemannian_diffusion.Geodesic` per gap between keyframes, or None where
+            none was asked for.
+        latents: The path `(F, C, h, w)`, float32, in the space it was solved in: noisy latents, or
+            clean ones.
+        reconstruction_error: Mean squared error of each keyframe's frame before pasting, of images
+            in [0, 1] (of latents for `output_type="latent"`).
+        nsfw_content_detected: One flag per frame, or None without a safety checker.
+    """
+
+    frames: Any
+    geodesics: Any
+    latents: Any
+    reconstruction_error: Any
+    nsfw_content_detected: Any
+
+
+class GeodesicInterpolationPipeline(StableDiffusionPipeline):
+    """Morph images into each other along geodesics of Stable Diffusion's data manifold.
+
+    Loads from any Stable Diffusion 1.x or 2.x repository or directory with `from_pretrained`, and
+    takes over the components of a loaded pipeline with `from_pipe`.
+    """
+
+    _callback_tensor_inputs = ["latents"]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Sequence[Image] | Sequence[Sequence[Image]],
+        prompt: str | Sequence[str] | Sequence[Sequence[str]] = "",
+        *,
+        negative_prompt: str = "",
+        num_frames: int = 17,
+        metric: str | MetricFactory = "tangent_normal",
+        space: str = "noise",
+        strength: float = 0.6,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        score_mode: str | None = None,
+        init: str | Callable[[Tensor, Tensor, int], Tensor] = "slerp",
+        solver: Solver | None = None,
+        num_quadrature: int = 3,
+        rtol: float = 1e-3,
+        max_evals: int = 200,
+        fixed_point_iterations: int = 5,
+        max_batch_size: int | None = 8,
+        paste_endpoints: bool = False,
+        generator: torch.Generator | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> GeodesicInterpolationOutput | tuple:
+        """Morph between keyframes.
+
+        Args:
+            image: Two or more keyframes, or a list of such lists for several morphs: PIL images,
+                arrays `(H, W, 3)` (uint8, or floats in [0, 1]), or tensors `(3, H, W)` in [0, 1].
+            prompt: One prompt, or one per keyframe; along the path their embeddings are
+                interpolated. For a list of morphs: one of these for all, or a list of them.
+            negative_prompt: Used by guidance and by `score_mode="difference"`.
+            num_frames: Frames from each keyframe to the next, both included, at least 2; M
+                keyframes give `(M - 1) (num_frames - 1) + 1` frames.
+            metric: "tangent_normal", "score_jacobian", "stein", "euclidean"; or a factory
+                `ScoreModel -> Metric`; or "slerp" or "lerp", which solve nothing.
+            space: "noise": the keyframes are inverted to noise and the path runs there
+                (arXiv 2510.05509). "clean": the path runs between the clean latents, read under one
+                shared noise (arXiv 2505.11128); its ends are exact and nothing is inverted.
+            strength: Noise level of the metric, as a share of the steps, in (0, 1].
+            num_inference_steps: DDIM steps of the whole schedule.
+            guidance_scale: Classifier-free guidance above 1, in inversion, metric and sampling
+                alike.
+            score_mode: The metric's score: "conditional", "guided" or "difference" (see
+                `DiffusionScore`); None takes the one that sampling uses.
+            init: Where a solve starts, as in `geodesic`.
+            solver: As in `geodesic`.
+            num_quadrature: As in `geodesic`.
+            rtol: As in `geodesic`.
+            max_evals: As in `geodesic`, for each gap.
+            fixed_point_iterations: As in `invert`.
+            max_batch_size: Largest batch the networks are given; None for no limit.
+            paste_endpoints: Put the keyframes themselves in place of their reconstructions.
+            generator: Source of the shared noise of `space="clean"`.
+            output_type: "pil", "np", "pt" or "latent".
+            return_dict: Return a `GeodesicInterpolationOutput`, else a tuple of its entries.
+            callback_on_step_end: Called as `callback(pipe, step, timestep, {"latents": ...})` after
+                every sampling step; it may return changed latents, or set `pipe._interrupt`.
+            callback_on_step_end_tensor_inputs: ["latents"] or [].
+
+        Returns:
+            The frames, the geodesics and the reconstruction errors.
+
+        Raises:
+            ValueError: If an argument is out of range, the images' sizes differ or do not divide by
+                the autoencoder's factor, counts of images and prompts disagree, an image has
+                non-finite values, or the scheduler cannot be converted to DDIM.
+        """
+        # 1. Check inputs; one morph is a batch of one
+        single, morphs, prompts = _split(image, prompt)
+        self.check_inputs(
+            num_frames=num_frames,
+            metric=metric,
+            space=space,
+            strength=strength,
+            num_inference_steps=num_inference_steps,
+            score_mode=score_mode,
+            max_batch_size=max_batch_size,
+            output_type=output_type,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        morphs = [self._keyframes(images) for images in morphs]
+        self._guidance_scale, self._interrupt = guidance_scale, False
+        mode = "guided" if guidance_scale > 1 else "conditional"
+        path_mode = score_mode or mode
+
+        # 2. Levels of noise: the last `strength` of the schedule, noisiest first
+        scheduler = _ddim_scheduler(self.scheduler)
+        scheduler.set_timesteps(num_inference_steps)
+        timesteps = scheduler.timesteps[-int(num_inference_steps * strength) :].tolist()
+        final_abar = float(scheduler.final_alpha_cumprod)
+
+        results = []
+        for keyframes, texts in zip(morphs, prompts, strict=True):
+            # 3. Encode prompts and keyframes
+            guided = {mode, path_mode} != {"conditional"}
+            positive, negative = self._encode_prompts(texts, negative_prompt, guided)
+            pixels = keyframes.to(self._execution_device)  # (P, 3, H, W) in [0, 1]
+            clean = self._encode_images(pixels, max_batch_size)  # (P, C, h, w)
+            score_at = partial(
+                DiffusionScore,
+                self.unet,
+                scheduler,
+                negative_hidden_states=negative,
+                guidance_scale=guidance_scale,
+                max_batch_size=max_batch_size,
+            )
+            levels = cache(partial(score_at, encoder_hidden_states=positive, mode=mode))
+
+            # 4. Carry the keyframes to the space of the path
+            ends, noise = clean, None
+            if space == "clean":
+                noise = randn_tensor(clean.shape[1:], generator, clean.device, clean.dtype)
+            else:
+                steps = invert_steps(
+                    levels,
+                    clean,
+                    timesteps,
+                    final_abar=final_abar,
+                    fixed_point_iterations=fixed_point_iterations,
+                )
+                *_, ends = self._with_bar(steps, "Inverting", len(timesteps))
+
+            # 5. Find a path through every gap
+            path, geodesics = [ends[:1]], []
+            for gap in range(len(ends) - 1):
+                x0, x1 = ends[gap], ends[gap + 1]
+                if metric in CURVES:
+                    piece, found = CURVES[metric](x0, x1, num_frames), None
+                else:
+                    here = positive if len(positive) == 1 else positive[gap : gap + 2]
+                    score = score_at(timesteps[0], encoder_hidden_states=here, mode=path_mode)
+                    score = score if noise is None else SharedNoiseScore(score, noise)
+                    with self.progress_bar(total=max_evals) as bar:
+                        bar.set_description("Solving")
+                        found = geodesic(
+                            METRICS.get(metric, metric)(score),
+                            x0,
+                            x1,
+                            num_points=num_frames,
+                            num_quadrature=num_quadrature,
+                            init=init,
+                            solver=solver,
+                            rtol=rtol,
+                            max_evals=max_evals,
+                            callback=partial(_show_progress, bar),
+                        )
+                    piece = found.path
+                path.append(piece[1:])
+                geodesics.append(found)
+            path = torch.cat(path)  # (F, C, h, w)
+
+            # 6. Carry the path back to clean latents
+            latents = path
+            if space == "noise":
+                steps = sample_steps(levels, path, timesteps, final_abar=final_abar)
+                latents = None  # what is sent first starts the steps
+                for i, t in enumerate(self._with_bar(timesteps, "Sampling", len(timesteps))):
+                    latents = steps.send(latents)
+                    if callback_on_step_end is not None:
+                        tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
+                        changed = callback_on_step_end(self, i, t, tensors) or {}
+                        latents = changed.get("latents", latents)
+                    if self.interrupt:
+                        break
+
+            # 7. Decode, measure the keyframes' reconstruction, paste
+            keys = slice(None, None, num_frames - 1)
+            flags = None
+            if output_type == "latent":
+                frames, errors = latents, (latents[keys] - clean).square().flatten(1).mean(1)
+            else:
+                frames, flags = self._decode(latents, max_batch_size)
+                errors = (frames[keys] - pixels).square().flatten(1).mean(1)
+                if paste_endpoints:
+                    frames[keys] = pixels
+                frames = self.image_processor.postprocess(
+                    frames, output_type, do_denormalize=[False] * len(frames)
+                )
+            results.append((frames, geodesics, path, errors.tolist(), flags))
+
+        self.maybe_free_model_hooks()
+        entries = results[0] if single else tuple(map(list, zip(*results, strict=True)))
+        return GeodesicInterpolationOutput(*entries) if return_dict else entries
+
+    def check_inputs(
+        self,
+        *,
+        num_frames,
+        metric,
+        space,
+        strength,
+        num_inference_steps,
+        score_mode,
+        max_batch_size,
+        output_type,
+        callback_on_step_end_tensor_inputs,
+    ) -> None:
+        """Check the arguments of a call that are not images or prompts."""
+        names = [*METRICS, *CURVES]
+        if not callable(metric) and metric not in names:
+            raise ValueError(
+                f"`metric` must be one of {', '.join(names)} or a callable `ScoreModel -> Metric`, "
+                f"but got {metric!r}."
+            )
+        for name, value, allowed in (
+            ("space", space, ("noise", "clean")),
+            ("score_mode", score_mode, (None, "conditional", "guided", "difference")),
+            ("output_type", output_type, ("pil", "np", "pt", "latent")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, but got {value!r}.")
+        for name, value, least in (
+            ("num_frames", num_frames, 2),
+            ("num_inference_steps", num_inference_steps, 1),
+            ("max_batch_size", max_batch_size, 1),
+        ):
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f"`{name}` must be at least {least}, but got {value}.")
+        if not 0 < strength <= 1:
+            raise ValueError(f"`strength` must be in (0, 1], but got {strength}.")
+        if int(num_inference_steps * strength) < 1:
+            raise ValueError(
+                f"`strength` {strength} of `num_inference_steps` {num_inference_steps} leaves no "
+                "step: raise one of them."
+            )
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                "`callback_on_step_end_tensor_inputs` must be among "
+                f"{self._callback_tensor_inputs}, but got {sorted(unknown)}."
+            )
+
+    def _keyframes(self, images: Sequence[Image]) -> Tensor:
+        """Keyframes `(P, 3, H, W)` in [0, 1], checked."""
+        pixels = [_to_pixels(image, i) for i, image in enumerate(images)]
+        if len(pixels) < 2:
+            raise ValueError(f"A morph needs at least 2 images, but got {len(pixels)}.")
+        sizes = [tuple(p.shape[-2:]) for p in pixels]
+        if len(set(sizes)) > 1:
+            raise ValueError(
+                f"All images of a morph must have one size, but got (height, width) {sizes}: "
+                "resize or crop them first."
+            )
+        factor = self.vae_scale_factor
+        if sizes[0][0] % factor or sizes[0][1] % factor:
+            raise ValueError(
+                f"Height and width must be multiples of {factor}, but got {sizes[0]}: resize or "
+                "crop the images first."
+            )
+        return torch.stack(pixels)
+
+    def _encode_prompts(
+        self, texts: Sequence[str], negative_prompt: str, guided: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeddings of one prompt for all keyframes or one for each, and of the negative one."""
+        positive, negative = self.encode_prompt(
+            list(texts),
+            self._execution_device,
+            1,
+            guided,
+            [negative_prompt] * len(texts) if guided else None,
+        )
+        return positive, negative[:1] if guided else None
+
+    def _encode_images(self, pixels: Tensor, max_batch_size: int | None) -> Tensor:
+        """The modes of the latents' posteriors, scaled, float32."""
+        images = (2 * pixels - 1).to(self.vae.dtype).split(max_batch_size or len(pixels))
+        modes = [self.vae.encode(batch).latent_dist.mode() for batch in images]
+        return torch.cat(modes).float() * self.vae.config.scaling_factor
+
+    def _decode(
+        self, latents: Tensor, max_batch_size: int | None
+    ) -> tuple[Tensor, list[bool] | None]:
+        """Frames `(F, 3, H, W)` in [0, 1], float32, and the safety checker's flags."""
+        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        batches = scaled.split(max_batch_size or len(scaled))
+        frames = torch.cat([self.vae.decode(batch, return_dict=False)[0] for batch in batches])
+        frames, flags = self.run_safety_checker(frames, frames.device, self.unet.dtype)
+        return (frames.float() / 2 + 0.5).clamp(0, 1), flags
+
+    def _with_bar(self, iterable: Iterable, description: str, total: int) -> Iterator:
+        with self.progress_bar(total=total) as bar:
+            bar.set_description(description)
+            for item in iterable:
+                yield item
+                bar.update()
+
+
+def _show_progress(bar, iterate: Iterate) -> None:
+    bar.set_postfix(energy=f"{iterate.energy:.4g}", refresh=False)
+    bar.update(iterate.num_evals - bar.n)
+
+
+def _split(image, prompt) -> tuple[bool, list[list[Image]], list[list[str]]]:
+    """Whether one morph is asked for; the keyframes and the prompts (one or one each) of each."""
+    if isinstance(image, (str, bytes, PIL.Image.Image)) or not hasattr(image, "__len__"):
+        raise ValueError(f"`image` must be two or more images, but got {type(image).__name__}.")
+    single = not (len(image) > 0 and all(isinstance(i, (list, tuple)) for i in image))
+    morphs = [list(image)] if single else [list(i) for i in image]
+    if isinstance(prompt, str):
+        prompts = [[prompt]] * len(morphs)
+    elif single or all(isinstance(p, str) for p in prompt) and len(prompt) != len(morphs):
+        prompts = [list(prompt)] * len(morphs)
+    else:
+        prompts = [[p] if isinstance(p, str) else list(p) for p in prompt]
+    if len(prompts) != len(morphs):
+        raise ValueError(f"`prompt` is for {len(prompts)} morphs, but `image` has {len(morphs)}.")
+    for images, texts in zip(morphs, prompts, strict=True):
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"`prompt` must consist of strings, but got {texts!r}.")
+        if len(texts) not in (1, len(images)):
+            raise ValueError(
+                f"`prompt` must be one prompt or one per image, but got {len(texts)} prompts for "
+                f"{len(images)} images."
+            )
+    return single, morphs, prompts
+
+
+def _to_pixels(image: Image, index: int) -> Tensor:
+    """One keyframe as `(3, H, W)`, float32 in [0, 1]."""
+    if isinstance(image, PIL.Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.ascontiguousarray(image))
+        image = image.permute(2, 0, 1) if image.ndim == 3 else image
+    elif isinstance(image, Tensor):
+        image = image[0] if image.ndim == 4 and len(image) == 1 else image
+    else:
+        raise ValueError(
+            f"Image {index} must be a PIL image, an array or a tensor, but got "
+            f"{type(image).__name__}."
+        )
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(
+            f"Image {index} must be (H, W, 3) as an array or (3, H, W) as a tensor, but its "
+            f"channels-first shape is {tuple(image.shape)}."
+        )
+    image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    if not image.isfinite().all():
+        raise ValueError(f"Image {index} has NaN or infinite values.")
+    if image.min() < 0 or image.max() > 1:
+        raise ValueError(
+            f"Image {index} must have values in [0, 1] (or be uint8), but they span "
+            f"[{image.min():.3g}, {image.max():.3g}]."
+        )
+    return image
+
+
+def _ddim_scheduler(scheduler) -> DDIMScheduler:
+    """The DDIM scheduler of the same schedule."""
+    config = scheduler.config
+    convertible = hasattr(scheduler, "alphas_cumprod") and hasattr(config, "beta_schedule")
+    prediction = getattr(config, "prediction_type", "epsilon")
+    if not convertible or prediction not in ("epsilon", "v_prediction", "sample"):
+        raise ValueError(
+            f"The pipeline's scheduler {type(scheduler).__name__} (prediction_type={prediction!r}) "
+            "cannot be converted to DDIMScheduler: it needs a variance-preserving schedule of "
+            "betas with epsilon, velocity or sample prediction."
+        )
+    return DDIMScheduler.from_config(config)

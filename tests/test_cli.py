@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import imageio_ffmpeg
+import numpy as np
+import PIL.Image
+import pytest
+
+from riemannian_diffusion.cli import main
+
+FAST = ["--frames", "4", "--steps", "8", "--strength", "0.5", "--max-evals", "3", "--device", "cpu"]
+
+
+@pytest.fixture
+def inputs(tiny_pipe, keyframes, tmp_path):
+    """A saved tiny model and two image files."""
+    tiny_pipe.save_pretrained(tmp_path / "model")
+    for i, frame in enumerate(keyframes[:2]):
+        pixels = (frame * 255).byte().permute(1, 2, 0).numpy()
+        PIL.Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    return [str(tmp_path / "0.png"), str(tmp_path / "1.png"), "--model", str(tmp_path / "model")]
+
+
+@pytest.fixture
+def run(inputs, tmp_path):
+    def run(output, *more):
+        return main(["interpolate", *inputs, "-o", str(tmp_path / output), *FAST, *more])
+
+    return run
+
+
+def test_gif_and_report(run, tmp_path):
+    assert run("morph.gif", "--prompt", "a", "--prompt", "b") == 0
+    with PIL.Image.open(tmp_path / "morph.gif") as gif:
+        assert gif.n_frames == 4 and gif.size == (16, 16)
+    report = json.loads((tmp_path / "morph.json").read_text())
+    (found,) = report["geodesics"]
+    assert {"energy", "finer_energy", "lower_bound", "length", "num_evals", "status"} <= set(found)
+    assert found["lower_bound"] <= found["finer_energy"] * 1.0001 and found["num_evals"] == 3
+    assert len(report["reconstruction_error"]) == 2 and report["num_frames"] == 4
+    assert report["arguments"]["prompt"] == ["a", "b"] and report["arguments"]["frames"] == 4
+    assert set(report["versions"]) >= {"python", "riemannian-diffusion", "torch", "diffusers"}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_video_has_every_frame(run, tmp_path):
+    assert run("morph.mp4", "--metric", "slerp") == 0
+    frames, _ = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "morph.mp4"))
+    assert frames == 4
+
+
+def test_grid(run, tmp_path):
+    assert run("morph.png", "--metric", "lerp", "--space", "clean") == 0
+    assert PIL.Image.open(tmp_path / "morph.png").size == (32, 32)
+
+
+def test_directory_is_replaced_frame_by_frame(run, tmp_path):
+    assert run("frames", "--metric", "slerp") == 0
+    names = [f"frame_{i:04d}.png" for i in range(4)]
+    assert sorted(p.name for p in (tmp_path / "frames").iterdir()) == names
+    assert (tmp_path / "frames.json").exists()
+    (tmp_path / "frames" / "notes.txt").write_text("mine")
+    assert run("frames", "--metric", "slerp", "--force", "--frames", "3") == 0
+    expected = sorted([*names[:3], "notes.txt"])
+    assert sorted(p.name for p in (tmp_path / "frames").iterdir()) == expected
+
+
+def test_same_seed_same_bytes(run, tmp_path):
+    for name in ("a.png", "b.png"):
+        assert run(name, "--space", "clean", "--seed", "3") == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_existing_outputs_are_kept(run, tmp_path, capsys):
+    (tmp_path / "morph.gif").write_text("mine")
+    assert run("morph.gif") == 2
+    assert "exists: choose another --output, or overwrite with --force" in capsys.readouterr().err
+    assert (tmp_path / "morph.gif").read_text() == "mine"
+    assert run("morph.gif", "--force", "--metric", "slerp") == 0
+
+
+def test_size_crops_and_scales(run, inputs, tmp_path):
+    PIL.Image.fromarray(np.zeros((30, 50, 3), np.uint8)).save(inputs[1])
+    assert run("morph.png", "--metric", "slerp") == 2
+    assert run("morph.png", "--metric", "slerp", "--size", "16") == 0
+
+
+BAD = [
+    (["-o", "x.bmp"], "--output must end in .gif, .mp4, .png or nothing"),
+    (["-o", "no/such/x.gif"], "the folder no/such of --output does not exist"),
+    (["only.png", "-o", "x.gif"], "two or more images, but got only.png alone"),
+    (["a.png", "b.png", "-o", "x.gif"], "No such file or directory: 'a.png'"),
+    (["broken.png", "broken.png", "-o", "x.gif"], "cannot identify image file"),
+    (["-o", "x.gif", "--fps", "0"], "--fps must be positive, but got 0.0"),
+    (["-o", "x.gif", "--frames", "many"], "argument --frames: invalid int value: 'many'"),
+    (["-o", "x.gif", "--metric", "flat"], "argument --metric: invalid choice: 'flat'"),
+    (["-o", "x.gif", "--size", "0x4"], "must be like 512 or 768x512, but got '0x4'"),
+    (["ok.png", "ok.png", "-o", "x.gif", "--model", "no-such-model"], "no-such-model"),
+    (["ok.png", "ok.png", "--strength", "2", "-o", "x.gif"], "`strength` must be in (0, 1]"),
+    (["ok.png", "ok.png", "--device", "moon", "-o", "x.gif"], "--device moon cannot be used"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(b[0]) for b in BAD])
+def test_bad_input_is_one_line_and_status_2(
+    inputs, arguments, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "broken.png").write_text("no image")
+    PIL.Image.new("RGB", (16, 16)).save(tmp_path / "ok.png")
+    if "ok.png" in arguments and "--model" not in arguments:
+        arguments = [*arguments, "--model", "model"]
+    before = sorted(p.name for p in tmp_path.iterdir())
+    try:
+        status = main(["interpolate", *arguments])
+    except SystemExit as stop:
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message in error.strip().splitlines()[-1] and len(error.strip().splitlines()) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_module_is_the_command():
+    command = [sys.executable, "-m", "riemannian_diffusion", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("riemannian-diffusion 0.")

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
+
+from riemannian_diffusion import TangentNormalMetric, slerp
+from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+
+FAST = {"num_frames": 4, "num_inference_steps": 8, "max_evals": 3, "strength": 0.5}
+
+
+def test_frames_in_every_output_type(tiny_pipe, keyframes):
+    out = {
+        t: tiny_pipe(keyframes[:2], output_type=t, **FAST) for t in ("pil", "np", "pt", "latent")
+    }
+    assert [f.size for f in out["pil"].frames] == [(16, 16)] * 4
+    assert out["np"].frames.shape == (4, 16, 16, 3)
+    assert out["pt"].frames.shape == (4, 3, 16, 16)
+    assert out["latent"].frames.shape == out["latent"].latents.shape == (4, 4, 8, 8)
+    assert 0 <= out["pt"].frames.min() and out["pt"].frames.max() <= 1
+    np.testing.assert_allclose(out["np"].frames, out["pt"].frames.permute(0, 2, 3, 1), atol=1e-6)
+    np.testing.assert_allclose(
+        np.stack([np.asarray(f) for f in out["pil"].frames]), out["np"].frames * 255, atol=0.51
+    )
+    assert len(out["pt"].geodesics) == 1 and len(out["pt"].reconstruction_error) == 2
+
+
+def test_kinds_of_images_mean_the_same(tiny_pipe, keyframes):
+    pixels = (keyframes[:2] * 255).round().byte()
+    arrays = [p.permute(1, 2, 0).numpy() for p in pixels]
+    kinds = [
+        pixels,
+        list(pixels),
+        arrays,
+        [a.astype(np.float32) / 255 for a in arrays],
+        [PIL.Image.fromarray(a) for a in arrays],
+        [p[None].float() / 255 for p in pixels],
+    ]
+    frames = [tiny_pipe(k, output_type="pt", **FAST).frames for k in kinds]
+    for other in frames[1:]:
+        torch.testing.assert_close(other, frames[0], atol=1e-5, rtol=0)
+
+
+def test_tuple_has_the_entries_of_the_output(tiny_pipe, keyframes):
+    named = tiny_pipe(keyframes[:2], output_type="pt", **FAST)
+    entries = tiny_pipe(keyframes[:2], output_type="pt", return_dict=False, **FAST)
+    assert len(entries) == 5
+    assert torch.equal(entries[0], named.frames) and torch.equal(entries[2], named.latents)
+    assert entries[3] == named.reconstruction_error and entries[4] is None
+
+
+def test_batch_equals_single_morphs(tiny_pipe, keyframes):
+    pairs = [[keyframes[0], keyframes[1]], [keyframes[1], keyframes[2], keyframes[0]]]
+    texts = ["a", ["b", "c", "d"]]
+    batch = tiny_pipe(pairs, texts, output_type="pt", **FAST)
+    for i, (pair, text) in enumerate(zip(pairs, texts, strict=True)):
+        single = tiny_pipe(pair, text, output_type="pt", **FAST)
+        torch.testing.assert_close(batch.frames[i], single.frames, atol=1e-4, rtol=0)
+        assert batch.reconstruction_error[i] == pytest.approx(single.reconstruction_error)
+    assert [len(g) for g in batch.geodesics] == [1, 2]
+
+
+def test_keyframes_are_frames(tiny_pipe, keyframes):
+    out = tiny_pipe(
+        keyframes, ["a", "b", "c"], output_type="latent", fixed_point_iterations=8, **FAST
+    )
+    assert len(out.frames) == 7
+    clean = tiny_pipe.vae.encode(2 * keyframes - 1).latent_dist.mode()
+    clean = clean * tiny_pipe.vae.config.scaling_factor
+    torch.testing.assert_close(out.frames[::3], clean, atol=1e-3, rtol=0)
+    expected = (out.frames[::3] - clean).square().flatten(1).mean(1)
+    assert out.reconstruction_error == pytest.approx(expected.tolist(), rel=1e-3)
+    pasted = tiny_pipe(keyframes, output_type="pt", paste_endpoints=True, **FAST)
+    raw = tiny_pipe(keyframes, output_type="pt", **FAST)
+    assert torch.equal(pasted.frames[::3], keyframes)
+    assert torch.equal(pasted.frames[1], raw.frames[1])
+    assert pasted.reconstruction_error == raw.reconstruction_error
+    expected = (raw.frames[::3] - keyframes).square().flatten(1).mean(1)
+    assert raw.reconstruction_error == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_fixed_point_iterations_reconstruct(tiny_pipe, keyframes):
+    errors = []
+    for iterations in (0, 1, 3, 6):
+        out = tiny_pipe(
+            keyframes[:2],
+            metric="slerp",
+            output_type="latent",
+            fixed_point_iterations=iterations,
+            num_frames=2,
+            num_inference_steps=10,
+        )
+        errors.append(max(out.reconstruction_error))
+    assert errors[1] < errors[0] / 10 and errors[2] < errors[1] / 10 and errors[3] < 1e-10
+
+
+def test_guidance_reconstructs_too(tiny_pipe, keyframes):
+    options = {"guidance_scale": 3.0, "negative_prompt": "c", "fixed_point_iterations": 8}
+    out = tiny_pipe(keyframes[:2], ["a", "b"], output_type="latent", **options, **FAST)
+    assert max(out.reconstruction_error) < 1e-8
+    plain = tiny_pipe(keyframes[:2], ["a", "b"], output_type="latent", **FAST)
+    assert not torch.allclose(out.latents[0], plain.latents[0], atol=1e-4)
+
+
+def test_clean_space_has_exact_ends_and_one_noise(tiny_pipe, keyframes):
+    def run(seed):
+        generator = torch.Generator().manual_seed(seed)
+        options = {"space": "clean", "output_type": "latent", "generator": generator}
+        return tiny_pipe(keyframes[:2], **options, **FAST)
+
+    first, again, other = run(0), run(0), run(1)
+    clean = tiny_pipe.vae.encode(2 * keyframes[:2] - 1).latent_dist.mode()
+    clean = clean * tiny_pipe.vae.config.scaling_factor
+    torch.testing.assert_close(first.latents[[0, -1]], clean, atol=1e-6, rtol=0)
+    assert torch.equal(first.latents, again.latents)
+    assert not torch.equal(first.latents, other.latents)
+
+
+def test_curves_are_no_geodesics(tiny_pipe, keyframes):
+    out = tiny_pipe(keyframes[:2], metric="slerp", output_type="latent", **FAST)
+    assert out.geodesics == [None]
+    assert torch.equal(out.latents, slerp(out.latents[0], out.latents[-1], 4))
+
+
+def test_metric_factory_sees_the_score_of_the_level(tiny_pipe, keyframes):
+    seen = []
+
+    def metric(score):
+        seen.append(score)
+        return TangentNormalMetric(score, normal_weight=7.0)
+
+    options = dict(FAST, num_inference_steps=50, strength=0.6)
+    out = tiny_pipe(keyframes[:2], ["a", "b"], metric=metric, score_mode="difference", **options)
+    (score,) = seen
+    assert score.timestep == 581 and score.mode == "difference"
+    assert score.encoder_hidden_states.shape[0] == 2 and score.negative_hidden_states.shape[0] == 1
+    assert out.geodesics[0].num_evals == 3
+
+
+def test_named_metrics_run(tiny_pipe, keyframes):
+    for metric in ("tangent_normal", "score_jacobian", "stein", "euclidean", "lerp"):
+        out = tiny_pipe(keyframes[:2], metric=metric, output_type="pt", **FAST)
+        assert out.frames.isfinite().all()
+
+
+def test_callback_changes_latents_and_interrupts(tiny_pipe, keyframes):
+    seen = []
+
+    def count(pipe, step, timestep, tensors):
+        seen.append((step, timestep, tensors["latents"].shape))
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == 3 else {}
+
+    out = tiny_pipe(keyframes[:2], output_type="latent", callback_on_step_end=count, **FAST)
+    assert [s[0] for s in seen] == [0, 1, 2, 3]
+    assert [s[1] for s in seen] == sorted((s[1] for s in seen), reverse=True)
+    assert not out.frames.any()
+
+    def stop(pipe, step, timestep, tensors):
+        seen.append(step)
+        pipe._interrupt = step == 1
+
+    seen.clear()
+    tiny_pipe(keyframes[:2], callback_on_step_end=stop, **FAST)
+    assert seen == [0, 1]
+
+
+def test_save_load_and_from_pipe(tiny_pipe, keyframes, tmp_path):
+    expected = tiny_pipe(keyframes[:2], output_type="pt", **FAST).frames
+    tiny_pipe.save_pretrained(tmp_path)
+    loaded = GeodesicInterpolationPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(
+        loaded(keyframes[:2], output_type="pt", **FAST).frames, expected, atol=1e-5, rtol=0
+    )
+    plain = StableDiffusionPipeline.from_pipe(loaded)
+    back = GeodesicInterpolationPipeline.from_pipe(plain)
+    back.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(
+        back(keyframes[:2], output_type="pt", **FAST).frames, expected, atol=1e-5, rtol=0
+    )
+
+
+def test_other_schedulers_are_converted_and_kept(tiny_pipe, keyframes):
+    expected = tiny_pipe(keyframes[:2], output_type="pt", **FAST).frames
+    pndm = PNDMScheduler.from_config(tiny_pipe.scheduler.config)
+    tiny_pipe.scheduler = pndm
+    torch.testing.assert_close(
+        tiny_pipe(keyframes[:2], output_type="pt", **FAST).frames, expected, atol=1e-5, rtol=0
+    )
+    assert tiny_pipe.scheduler is pndm
+
+
+def test_model_is_left_as_found(tiny_pipe, keyframes):
+    processors = dict(tiny_pipe.unet.attn_processors)
+    tiny_pipe(keyframes[:2], **FAST)
+    assert all(tiny_pipe.unet.attn_processors[k] is v for k, v in processors.items())
+    for parameter in tiny_pipe.unet.parameters():
+        assert parameter.requires_grad and parameter.grad is None
+
+
+def test_chunks_change_nothing(tiny_pipe, keyframes):
+    runs = [
+        tiny_pipe(keyframes[:2], ["a", "b"], output_type="pt", max_batch_size=size, **FAST).frames
+        for size in (1, 3, None)
+    ]
+    for other in runs[1:]:
+        torch.testing.assert_close(other, runs[0], atol=1e-4, rtol=0)
+
+
+BAD = [
+    ({"image": 0}, r"at least 2 images, but got 1"),
+    ({"image": "single"}, r"`image` must be two or more images, but got Image"),
+    ({"image": "sizes"}, r"one size, but got \(height, width\) \[\(16, 16\), \(12, 16\)\]"),
+    ({"image": "factor"}, r"multiples of 2, but got \(15, 15\)"),
+    ({"image": "nan"}, r"Image 1 has NaN or infinite values"),
+    ({"image": "range"}, r"values in \[0, 1\] .* they span \[-1, 1\]"),
+    ({"image": "grey"}, r"channels-first shape is \(1, 16, 16\)"),
+    ({"image": "text"}, r"Image 0 must be a PIL image, an array or a tensor, but got str"),
+    ({"prompt": ["a", "b", "c"]}, r"got 3 prompts for 2 images"),
+    ({"prompt": [1, 2]}, r"`prompt` must consist of strings"),
+    ({"num_frames": 1}, r"`num_frames` must be at least 2, but got 1"),
+    ({"num_inference_steps": 0}, r"`num_inference_steps` must be at least 1, but got 0"),
+    ({"strength": 0.0}, r"`strength` must be in \(0, 1\], but got 0.0"),
+    ({"strength": 1.1}, r"`strength` must be in \(0, 1\], but got 1.1"),
+    ({"strength": 0.05}, r"leaves no step"),
+    ({"metric": "geodesic"}, r"`metric` must be one of tangent_normal, .*, but got 'geodesic'"),
+    ({"space": "latent"}, r"`space` must be one of .*, but got 'latent'"),
+    ({"score_mode": "cfg"}, r"`score_mode` must be one of .*, but got 'cfg'"),
+    ({"output_type": "gif"}, r"`output_type` must be one of .*, but got 'gif'"),
+    ({"max_batch_size": 0}, r"`max_batch_size` must be at least 1, but got 0"),
+    ({"max_evals": 0}, r"`max_evals` must be at least 1, but got 0"),
+    (
+        {"callback_on_step_end_tensor_inputs": ["noise"]},
+        r"must be among \['latents'\], but got \['noise'\]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[str(b[0]) for b in BAD])
+def test_errors(tiny_pipe, keyframes, arguments, message):
+    a, b = keyframes[:2]
+    images = {
+        0: [a],
+        "single": PIL.Image.new("RGB", (16, 16)),
+        "sizes": [a, b[:, :12]],
+        "factor": [a[:, :15, :15], b[:, :15, :15]],
+        "nan": [a, b * torch.nan],
+        "range": [2 * a.clamp(0, 1) / a.max() - 1, b],
+        "grey": [a[:1], b[:1]],
+        "text": ["a.png", "b.png"],
+    }
+    arguments = {**FAST, **arguments}
+    arguments["image"] = images.get(arguments.get("image"), [a, b])
+    with pytest.raises(ValueError, match=message):
+        tiny_pipe(**arguments)
+
+
+def test_schedulers_that_cannot_be_converted(tiny_pipe, keyframes):
+    tiny_pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler .* cannot be converted"):
+        tiny_pipe(keyframes[:2], **FAST)
+    tiny_pipe.scheduler = DDIMScheduler(beta_schedule="scaled_linear", prediction_type="bad")
+    with pytest.raises(ValueError, match="prediction_type='bad'"):
+        tiny_pipe(keyframes[:2], **FAST)

@@ -397,9 +397,9 @@ def _split(image, prompt) -> tuple[bool, list[list[Image]], list[list[str]]]:
 def _to_pixels(image: Image, index: int) -> Tensor:
     """One keyframe as `(3, H, W)`, float32 in [0, 1]."""
     if isinstance(image, PIL.Image.Image):
-        image = np.asarray(image.convert("RGB"))
+        image = np.array(image.convert("RGB"))
     if isinstance(image, np.ndarray):
-        image = torch.from_numpy(np.ascontiguousarray(image))
+        image = torch.from_numpy(image.copy())
         image = image.permute(2, 0, 1) if image.ndim == 3 else image
     elif isinstance(image, Tensor):
         image = image[0] if image.ndim == 4 and len(image) == 1 else image

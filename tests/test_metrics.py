@@ -1,0 +1,340 @@
+"""Every metric against the dense matrix that its definition gives, in float64."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from riemannian_diffusion import (
+    EuclideanMetric,
+    GaussianMixtureScore,
+    Metric,
+    PullbackMetric,
+    ScoreJacobianMetric,
+    SharedNoiseScore,
+    SteinScoreMetric,
+    TangentNormalMetric,
+)
+
+D = 5
+SIGMA, STD, ALPHA = 0.7, 0.3, 0.8
+
+
+def randn(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+MEANS, WEIGHTS, NOISES = randn(7, D, seed=1), randn(7, seed=2).abs(), randn(2, D, seed=3)
+
+
+def log_density(z):
+    """Of one point at the level, up to a constant."""
+    variance = SIGMA**2 + (ALPHA * STD) ** 2
+    logits = WEIGHTS.log() - (z - ALPHA * MEANS).square().sum(1) / (2 * variance)
+    return logits.logsumexp(0)
+
+
+def reference(x, noises=None):
+    """Score and its Jacobian at every noise, and sigma: [(s (K, d), J (K, d, d))], float."""
+    factor, sigma = (1.0, SIGMA) if noises is None else (ALPHA, SIGMA / ALPHA)
+    levels = [x] if noises is None else [ALPHA * x + SIGMA * noise for noise in noises]
+    out = []
+    for level in levels:
+        s = torch.func.vmap(torch.func.grad(log_density))(level)
+        j = torch.func.vmap(torch.func.hessian(log_density))(level)
+        out.append((factor * s, factor**2 * j))
+    return out, sigma
+
+
+def stein(s, j, sigma, lam, normalize=False):
+    unit = sigma**2 / D if normalize else 1.0
+    return torch.eye(D, dtype=s.dtype) + lam * unit * s[:, :, None] * s[:, None]
+
+
+def jacobian(s, j, sigma, ridge=0.0):
+    return sigma**4 * j.mT @ j + ridge * torch.eye(D, dtype=s.dtype)
+
+
+def tangent_normal(s, j, sigma, normal, tangent):
+    residual = -(sigma**2) * j
+    denoised = torch.eye(D, dtype=s.dtype) - residual
+    return normal * residual.mT @ residual + tangent * denoised.mT @ denoised
+
+
+@dataclass
+class Case:
+    metric: type
+    options: dict[str, Any]
+    dense: Any  # (s, J, sigma) -> (K, d, d)
+    noises: Any = None
+
+    def make(self, shape=(D,)) -> Metric:
+        if self.metric is EuclideanMetric:
+            return EuclideanMetric()
+        score = GaussianMixtureScore(
+            MEANS.view(-1, *shape), SIGMA, std=STD, weights=WEIGHTS, alpha=ALPHA
+        )
+        if self.noises is not None:
+            score = SharedNoiseScore(score, self.noises.view(-1, *shape))
+        return self.metric(score, **self.options)
+
+    def matrix(self, x) -> torch.Tensor:
+        parts, sigma = reference(x, self.noises)
+        return torch.stack([self.dense(s, j, sigma) for s, j in parts]).mean(0)
+
+
+CASES = {
+    "euclidean": Case(
+        EuclideanMetric, {}, lambda s, j, sigma: torch.eye(D, dtype=s.dtype).expand_as(j)
+    ),
+    "stein": Case(SteinScoreMetric, {}, lambda *a: stein(*a, lam=1000.0)),
+    "stein, full gradient": Case(
+        SteinScoreMetric, {"lam": 3.0, "detach_score": False}, lambda *a: stein(*a, lam=3.0)
+    ),
+    "stein, normalised": Case(
+        SteinScoreMetric,
+        {"lam": 30.0, "normalize": True},
+        lambda *a: stein(*a, lam=30.0, normalize=True),
+    ),
+    "stein, normalised, full gradient": Case(
+        SteinScoreMetric,
+        {"lam": 30.0, "normalize": True, "detach_score": False},
+        lambda *a: stein(*a, lam=30.0, normalize=True),
+    ),
+    "jacobian": Case(ScoreJacobianMetric, {}, jacobian),
+    "jacobian, ridge": Case(
+        ScoreJacobianMetric, {"ridge": 0.2}, lambda *a: jacobian(*a, ridge=0.2)
+    ),
+    "tangent normal": Case(
+        TangentNormalMetric, {}, lambda *a: tangent_normal(*a, normal=100.0, tangent=1.0)
+    ),
+    "tangent normal, weights": Case(
+        TangentNormalMetric,
+        {"normal_weight": 0.5, "tangent_weight": 4.0},
+        lambda *a: tangent_normal(*a, normal=0.5, tangent=4.0),
+    ),
+    "tangent normal, no tangent": Case(
+        TangentNormalMetric,
+        {"tangent_weight": 0.0},
+        lambda *a: tangent_normal(*a, normal=100.0, tangent=0.0),
+    ),
+}
+CASES |= {
+    f"{name}, two noises": Case(case.metric, case.options, case.dense, NOISES)
+    for name, case in CASES.items()
+    if case.metric is not EuclideanMetric
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+pullbacks = {name: case for name, case in CASES.items() if case.metric is not SteinScoreMetric}
+every_pullback = pytest.mark.parametrize("case", pullbacks.values(), ids=pullbacks.keys())
+steins = {name: case for name, case in CASES.items() if case.metric is SteinScoreMetric}
+every_stein = pytest.mark.parametrize("case", steins.values(), ids=steins.keys())
+
+
+def bilinear(u, matrix, v):
+    return torch.einsum("ki,kij,kj->k", u, matrix, v)
+
+
+X, U, V = randn(6, D, seed=4), randn(6, D, seed=5), randn(6, D, seed=6)
+
+
+@every_case
+def test_inner_is_the_dense_formula(case):
+    metric, expected = case.make(), case.matrix(X)
+    assert_close(metric.as_matrix(X), expected, rtol=1e-10, atol=1e-10)
+    assert_close(metric.inner(X, U, V), bilinear(U, expected, V), rtol=1e-10, atol=1e-10)
+    inner = bilinear(U, metric.as_matrix(X), V)
+    assert_close(metric.inner(X, U, V), inner, rtol=1e-10, atol=1e-10)
+
+
+@every_case
+def test_symmetric_and_positive_semidefinite(case):
+    metric = case.make()
+    matrix = metric.as_matrix(X)
+    assert_close(matrix, matrix.mT, rtol=1e-12, atol=1e-12)
+    assert_close(metric.inner(X, U, V), metric.inner(X, V, U), rtol=1e-12, atol=1e-12)
+    eigenvalues = torch.linalg.eigvalsh(matrix)
+    assert (eigenvalues[:, 0] >= -1e-12 * eigenvalues[:, -1]).all()
+
+
+@every_case
+def test_norm(case):
+    expected = bilinear(U, case.matrix(X), U).sqrt()
+    assert_close(case.make().norm(X, U), expected, rtol=1e-10, atol=1e-10)
+    assert_close(case.make().norm(X, -3 * U), 3 * expected, rtol=1e-10, atol=1e-10)
+
+
+@every_case
+def test_points_of_any_shape(case):
+    flat, wide = case.make(), case.make((1, D, 1))
+    x, u, v = (a.view(6, 1, D, 1) for a in (X, U, V))
+    assert_close(wide.inner(x, u, v), flat.inner(X, U, V), rtol=1e-10, atol=1e-10)
+    assert_close(wide.as_matrix(x), flat.as_matrix(X), rtol=1e-10, atol=1e-10)
+    assert_close(wide.energy(x), flat.energy(X), rtol=1e-10, atol=1e-10)
+    if case.metric is SteinScoreMetric:
+        assert_close(wide.inverse(x, v).view(6, D), flat.inverse(X, V), rtol=1e-10, atol=1e-10)
+
+
+@every_pullback
+def test_inner_is_that_of_the_embedding(case):
+    """The closed-form push-forwards against autograd through `embed`."""
+    metric = case.make()
+    matrices = torch.stack(
+        [
+            torch.autograd.functional.jacobian(lambda p: metric.embed(p[None]).flatten(), point)
+            for point in X
+        ]
+    )
+    assert_close(matrices.mT @ matrices, metric.as_matrix(X), rtol=1e-10, atol=1e-10)
+    assert_close(
+        metric.embed_jvp(X, U).flatten(1),
+        (matrices @ U[..., None]).squeeze(-1),
+        rtol=1e-10,
+        atol=1e-10,
+    )
+
+
+@every_stein
+def test_inverse(case):
+    metric, matrix = case.make(), case.matrix(X)
+    expected = torch.linalg.solve(matrix, V)
+    assert_close(metric.inverse(X, V), expected, rtol=1e-8, atol=1e-9)
+    product = (matrix @ V[..., None]).squeeze(-1)
+    assert_close(metric.inverse(X, product), V, rtol=1e-8, atol=1e-8)
+
+
+# ----------------------------------------------------------------------------------------- energy
+
+
+def curve(t):
+    """A smooth curve that is neither straight nor of constant speed, and its velocity."""
+    rates = torch.arange(1, D + 1, dtype=torch.float64) * 0.6
+    t = t[:, None]
+    return (rates * t).sin() + 0.5 * t**2, rates * (rates * t).cos() + t
+
+
+@pytest.fixture(scope="module")
+def exact_energies():
+    """The energy of the curve for every case: the dense metric, Gauss-Legendre quadrature."""
+    nodes, weights = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss(60))
+    x, velocity = curve((nodes + 1) / 2)
+    return {
+        name: float((0.25 * weights * bilinear(velocity, case.matrix(x), velocity)).sum())
+        for name, case in CASES.items()
+    }
+
+
+@pytest.mark.parametrize("rule", ["energy", "midpoints"])
+@pytest.mark.parametrize("name", CASES)
+def test_energy_converges_to_that_of_the_curve(name, rule, exact_energies):
+    """Chords of the embedding and products at midpoints have one limit, both at second order."""
+    metric, errors = CASES[name].make(), []
+    for num_segments in (128, 256, 512):
+        path, _ = curve(torch.linspace(0, 1, num_segments + 1, dtype=torch.float64))
+        energies = metric.energy(path) if rule == "energy" else Metric.energy(metric, path)
+        assert energies.shape == (num_segments,)
+        errors.append(float(energies.sum()) / exact_energies[name] - 1)
+    assert abs(errors[-1]) < 3e-4
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.05)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.02)
+
+
+@every_case
+def test_energy_backwards_is_the_same(case):
+    metric = case.make()
+    assert_close(metric.energy(X.flip(0)), metric.energy(X).flip(0), rtol=1e-12, atol=1e-12)
+
+
+@every_case
+def test_squared_length_is_at_most_twice_the_energy(case):
+    metric = case.make()
+    for path in (X, curve(torch.linspace(0, 1, 9, dtype=torch.float64))[0]):
+        segments = (2 * metric.energy(path) / (len(path) - 1)).sqrt()
+        assert_close(metric.length(path), segments.sum(), rtol=1e-12, atol=0)
+        assert metric.length(path) ** 2 <= 2 * metric.energy(path).sum() * (1 + 1e-12)
+    line = torch.linspace(0, 1, 7, dtype=torch.float64)[:, None] * U[0]
+    if case.metric is EuclideanMetric:  # constant speed: equal
+        assert_close(metric.length(line) ** 2, 2 * metric.energy(line).sum())
+
+
+@every_pullback
+@pytest.mark.parametrize("num_points", [2, 3, 20])
+def test_lower_bound(case, num_points):
+    metric = case.make()
+    assert isinstance(metric, PullbackMetric)
+    for seed in range(10):
+        path = randn(num_points, D, seed=20 + seed)
+        bound = metric.lower_bound(path[0], path[-1])
+        ends = metric.embed(path)[[0, -1]]
+        assert_close(bound, 0.5 * (ends[1] - ends[0]).square().sum(), rtol=1e-12, atol=0)
+        energy = metric.energy(path).sum()
+        assert bound <= energy * (1 + 1e-12)
+        assert num_points > 2 or energy == bound
+
+
+detached = [name for name, case in steins.items() if case.options.get("detach_score", True)]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in detached])
+def test_gradient_of_the_energy(name):
+    """Against finite differences; a detached score has another gradient on purpose."""
+    metric = CASES[name].make()
+    path = X[:4].clone().requires_grad_()
+    assert torch.autograd.gradcheck(metric.energy, path, atol=1e-5, rtol=1e-5)
+    assert torch.autograd.gradcheck(lambda p: Metric.energy(metric, p), path, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", detached)
+def test_a_detached_score_is_a_constant_field(name):
+    """The published gradient: G(midpoint) as if it did not move with the points."""
+    case = CASES[name]
+    metric = case.make()
+    path = X.clone().requires_grad_()
+    (actual,) = torch.autograd.grad(metric.energy(path).sum(), path)
+    step, middle = X[1:] - X[:-1], (X[1:] + X[:-1]) / 2
+    pull = 5 * (case.matrix(middle) @ step[..., None]).squeeze(-1)  # (K - 1) G dx
+    expected = torch.zeros_like(X)
+    expected[1:] += pull
+    expected[:-1] -= pull
+    assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    full = SteinScoreMetric(metric.score, **{**case.options, "detach_score": False})
+    assert_close(full.energy(X), metric.energy(X), rtol=0, atol=0)
+    (gradient,) = torch.autograd.grad(full.energy(path).sum(), path)
+    assert (gradient - expected).norm() > 0.1 * expected.norm()
+
+
+def test_stein_weight_zero_is_flat():
+    metric = SteinScoreMetric(GaussianMixtureScore(MEANS, SIGMA), lam=0.0)
+    assert_close(metric.as_matrix(X), torch.eye(D, dtype=X.dtype).expand(6, D, D))
+    assert_close(metric.energy(X), EuclideanMetric().energy(X))
+
+
+def test_normalised_score_has_unit_size_at_noise():
+    """For pure noise |sigma s|^2 / d is 1 on average."""
+    sigma = 3.0
+    score = GaussianMixtureScore(torch.zeros(1, 1000, dtype=torch.float64), sigma)
+    x = sigma * randn(20, 1000)
+    metric = SteinScoreMetric(score, lam=8.0, normalize=True)
+    s = torch.nn.functional.normalize(score(x), dim=1)
+    assert float(metric.inner(x, s, s).mean()) == pytest.approx(9.0, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "metric, options, message",
+    [
+        (SteinScoreMetric, {"lam": -1.0}, "`lam` must not be negative, but got -1.0"),
+        (SteinScoreMetric, {"lam": float("nan")}, "`lam` must not be negative, but got nan"),
+        (ScoreJacobianMetric, {"ridge": -0.1}, "`ridge` must not be negative, but got -0.1"),
+        (ScoreJacobianMetric, {"ridge": float("nan")}, "`ridge` must not be negative"),
+        (TangentNormalMetric, {"normal_weight": -2}, "`normal_weight` must not be .* got -2"),
+        (TangentNormalMetric, {"tangent_weight": -1}, "`tangent_weight` must not be .* got -1"),
+        (TangentNormalMetric, {"tangent_weight": float("nan")}, "`tangent_weight` must not be"),
+    ],
+)
+def test_bad_weights(metric, options, message):
+    with pytest.raises(ValueError, match=message):
+        metric(GaussianMixtureScore(MEANS, SIGMA), **options)

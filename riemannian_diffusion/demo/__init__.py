@@ -1,1 +1,60 @@
 """A small Stable Diffusion that ships with the package, its renderer and its images."""
+
+from pathlib import Path
+
+from riemannian_diffusion.demo.renderer import (
+    FACTOR_RANGES,
+    FACTORS,
+    HUES,
+    KINDS,
+    caption,
+    hue_name,
+    random_factors,
+    render,
+)
+
+__all__ = [
+    "FACTORS",
+    "FACTOR_RANGES",
+    "HUES",
+    "KINDS",
+    "caption",
+    "endpoint_paths",
+    "hue_name",
+    "model_path",
+    "random_factors",
+    "render",
+]
+
+_FOLDER = Path(__file__).parent
+
+
+def model_path() -> str:
+    """The directory of the shipped Stable Diffusion, which `from_pretrained` takes.
+
+    It draws 64 x 64 px scenes of `render` from captions such as "a red cube" (see `caption`).
+
+    Raises:
+        FileNotFoundError: If this installation lacks the model.
+    """
+    return _shipped("model/model_index.json", "The shipped model").removesuffix("/model_index.json")
+
+
+def endpoint_paths() -> tuple[str, str]:
+    """Two 64 x 64 px PNG files: the images that the command morphs where it is given none.
+
+    Raises:
+        FileNotFoundError: If this installation lacks them.
+    """
+    first, second = (_shipped(f"endpoint_{i}.png", "A shipped image") for i in range(2))
+    return first, second
+
+
+def _shipped(name: str, what: str) -> str:
+    path = _FOLDER / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{what} is missing from this installation: there is no {path}. Install the package "
+            "again, or make a model with examples/train_demo_model.py and pass its directory."
+        )
+    return path.as_posix()

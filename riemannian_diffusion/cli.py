@@ -96,24 +96,23 @@ def _interpolate(args: argparse.Namespace) -> None:
     if not args.output.parent.is_dir():
         raise ValueError(f"the folder {args.output.parent} of --output does not exist.")
 
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    import diffusers
     import torch
+    import transformers
 
     from riemannian_diffusion import demo
     from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
+    transformers.utils.logging.set_verbosity_error()
+    for library in (diffusers, transformers):  # bars are for the steps of the morph alone
+        library.utils.logging.disable_progress_bar()
     paths = args.images or [Path(path) for path in demo.endpoint_paths()]
     images = [_open(path, args.size) for path in paths]
     device = args.device or _first_device()
     model = args.model or demo.model_path()
-    pipe = GeodesicInterpolationPipeline.from_pretrained(
-        model, torch_dtype=getattr(torch, args.dtype), use_safetensors=True
-    )
+    pipe = GeodesicInterpolationPipeline.from_pretrained(model, use_safetensors=True)
     try:
-        pipe.to(device)
+        pipe.to(device, getattr(torch, args.dtype))
     except RuntimeError as error:
         raise ValueError(f"--device {device} cannot be used: {error}") from error
     start = time.perf_counter()

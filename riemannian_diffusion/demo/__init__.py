@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from riemannian_diffusion.demo.nearest import NearestRender, nearest_render
 from riemannian_diffusion.demo.renderer import (
     FACTOR_RANGES,
     FACTORS,
@@ -18,10 +19,12 @@ __all__ = [
     "FACTOR_RANGES",
     "HUES",
     "KINDS",
+    "NearestRender",
     "caption",
     "endpoint_paths",
     "hue_name",
     "model_path",
+    "nearest_render",
     "random_factors",
     "render",
 ]

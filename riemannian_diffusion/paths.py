@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from riemannian_diffusion.metrics import Metric
+
+class HasEnergy(Protocol):
+    """What gives every segment of a path an energy: a `Metric`."""
+
+    def energy(self, path: Tensor) -> Tensor:
+        """The energy of each segment, `(K, *shape) -> (K - 1,)`."""
 
 
 def lerp(x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
@@ -64,24 +68,24 @@ def refine(path: Tensor, factor: int) -> Tensor:
     return torch.cat([(start + u * step).flatten(0, 1), path[-1:]])
 
 
-def length(path: Tensor, metric: Metric | None = None) -> Tensor:
+def length(path: Tensor, metric: HasEnergy | None = None) -> Tensor:
     """The length of a path, a scalar, in the metric or else in flat space."""
     return segment_lengths(path, metric).sum()
 
 
-def speed(path: Tensor, metric: Metric | None = None) -> Tensor:
+def speed(path: Tensor, metric: HasEnergy | None = None) -> Tensor:
     """The speed on each segment, `(K - 1,)`, in unit time: their mean is the length."""
     return segment_lengths(path, metric) * (len(path) - 1)
 
 
-def segment_lengths(path: Tensor, metric: Metric | None = None) -> Tensor:
+def segment_lengths(path: Tensor, metric: HasEnergy | None = None) -> Tensor:
     """The length of each segment, `(K, *shape) -> (K - 1,)`, in the metric or in flat space."""
     if metric is None:
         return (path[1:] - path[:-1]).flatten(1).norm(dim=1)
     return (2 * metric.energy(path) / (len(path) - 1)).clamp(min=0).sqrt()
 
 
-def resample(path: Tensor, num_points: int, *, metric: Metric | None = None) -> Tensor:
+def resample(path: Tensor, num_points: int, *, metric: HasEnergy | None = None) -> Tensor:
     """Points at equal lengths along a path, `(K, *shape) -> (num_points, *shape)`, ends kept.
 
     The path's segments stay straight and are run through at constant speed each; lengths are the

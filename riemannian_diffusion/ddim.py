@@ -28,7 +28,12 @@ def ddim_step(x: Tensor, eps: Tensor, abar_from: float, abar_to: float) -> Tenso
 
     Returns:
         `(K, *shape)` at the level `abar_to`.
+
+    Raises:
+        ValueError: If a level lies outside (0, 1].
     """
+    if not (0 < abar_from <= 1 and 0 < abar_to <= 1):
+        raise ValueError(f"Levels must be in (0, 1], but got {abar_from} and {abar_to}.")
     clean = (x - (1 - abar_from) ** 0.5 * eps) / abar_from**0.5
     return abar_to**0.5 * clean + (1 - abar_to) ** 0.5 * eps
 

@@ -46,7 +46,8 @@ class Geodesic:
     num_evals: int
     status: str
     _fine_path: Tensor = field(repr=False)
-    _arc: Tensor = field(repr=False)  # metric length up to each point of the fine path
+    # metric length up to each point of the fine path; flat length where the energy is not finite
+    _arc: Tensor = field(repr=False)
 
     @property
     def message(self) -> str:
@@ -56,7 +57,7 @@ class Geodesic:
     @property
     def length(self) -> float:
         """Metric length of the path, on the finer sampling."""
-        return float(self._arc[-1])
+        return float(self._arc[-1]) if math.isfinite(self.energy) else math.nan
 
     def __call__(self, u: Tensor | Sequence[float] | float) -> Tensor:
         """Points at fractions of the metric length.
@@ -219,6 +220,7 @@ class Adam(Solver):
             optimizer.step()
 
 
+@torch.inference_mode(False)  # also inside a caller's inference mode the energy has a gradient
 def geodesic(
     metric: Metric | Sequence[Metric],
     x0: Tensor,
@@ -241,7 +243,7 @@ def geodesic(
     Args:
         metric: A metric, or several, coarse to fine: each is solved from the path before it, with
             an equal share of the evaluations that are left.
-        x0: First point, `shape`. Solved in float64 if it is, else in float32.
+        x0: First point, `shape`. Solved in float64 if it or `x1` is, else in float32.
         x1: Last point, `shape`.
         num_points: Points of the path, at least 2.
         num_quadrature: Sub-chords per segment, at least 1.
@@ -259,11 +261,11 @@ def geodesic(
     Raises:
         ValueError: If the points differ in shape or are not finite, or an argument is out of range.
     """
+    _check(metric, x0, x1, num_points, num_quadrature, rtol, max_evals)
     metrics = [metric] if isinstance(metric, Metric) else list(metric)
-    _check(metrics, x0, x1, num_points, num_quadrature, rtol, max_evals)
     solver = PathLBFGS() if solver is None else solver
-    dtype = torch.float64 if x0.dtype == torch.float64 else torch.float32
-    x0, x1 = x0.detach().to(dtype), x1.detach().to(dtype)
+    dtype = torch.float64 if torch.float64 in (x0.dtype, x1.dtype) else torch.float32
+    x0, x1 = x0.detach().to(dtype, copy=True), x1.detach().to(dtype, copy=True)
     path = _initial_path(init, x0, x1, num_points)
     num_evals, history, status = 0, (), "converged"
     for i, stage in enumerate(metrics):
@@ -279,6 +281,8 @@ def geodesic(
         lengths = segment_lengths(fine, stage).cpu().double()
         energy = float(0.5 * len(lengths) * lengths.square().sum())
         bound = float(stage.lower_bound(x0, x1)) if isinstance(stage, PullbackMetric) else 0.0
+    if not math.isfinite(energy):  # also where only the finer sampling meets such values
+        status, lengths = "nonfinite", segment_lengths(fine).cpu().double()
     arc = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     return Geodesic(path, energy, history, bound, num_evals, status, fine, arc)
 
@@ -349,9 +353,10 @@ class _Solve:
         )
 
 
-def _check(metrics, x0, x1, num_points, num_quadrature, rtol, max_evals) -> None:
-    if not metrics or not all(isinstance(m, Metric) for m in metrics):
-        raise ValueError(f"`metric` must be a Metric or a sequence of them, but got {metrics}.")
+def _check(metric, x0, x1, num_points, num_quadrature, rtol, max_evals) -> None:
+    stages = metric if isinstance(metric, Sequence) else [metric]
+    if not stages or not all(isinstance(stage, Metric) for stage in stages):
+        raise ValueError(f"`metric` must be a Metric or a sequence of them, but got {metric!r}.")
     if x0.shape != x1.shape or x0.ndim == 0:
         raise ValueError(
             "`x0` and `x1` must be points of one shape, "
@@ -373,11 +378,9 @@ def _check(metrics, x0, x1, num_points, num_quadrature, rtol, max_evals) -> None
 
 def _initial_path(init, x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
     if isinstance(init, str):
-        if init not in ("slerp", "lerp"):
-            raise ValueError(
-                f"`init` must be 'slerp', 'lerp', a path or a callable, but got {init!r}."
-            )
-        init = slerp if init == "slerp" else lerp
+        init = {"slerp": slerp, "lerp": lerp}.get(init, init)
+    if not (isinstance(init, Tensor) or callable(init)):
+        raise ValueError(f"`init` must be 'slerp', 'lerp', a path or a callable, but got {init!r}.")
     path = (init if isinstance(init, Tensor) else init(x0, x1, num_points)).detach().to(x0)
     if path.shape != (num_points, *x0.shape):
         raise ValueError(f"`init` must be {(num_points, *x0.shape)}, but got {tuple(path.shape)}.")

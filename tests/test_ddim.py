@@ -1,0 +1,339 @@
+"""DDIM against diffusers' schedulers, against its own inverse, and against a closed form."""
+
+import math
+
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler, UNet2DModel
+from torch.testing import assert_close
+
+from riemannian_diffusion import (
+    DiffusionScore,
+    GaussianMixtureScore,
+    ddim_step,
+    invert,
+    invert_steps,
+    sample,
+    sample_steps,
+)
+
+STABLE_DIFFUSION = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+}
+SCHEDULER = DDIMScheduler(**STABLE_DIFFUSION)
+TIMESTEPS = range(1, 600, 20)  # 0.6 of 50 steps
+
+
+def randn(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def mixture_levels(timestep):
+    """The exact model of five Gaussians among 2 x 2 images, at Stable Diffusion's levels."""
+    abar = float(SCHEDULER.alphas_cumprod[timestep])
+    return GaussianMixtureScore(randn(5, 1, 2, 2), (1 - abar) ** 0.5, std=0.3, alpha=abar**0.5)
+
+
+def unet_levels(prediction_type="epsilon"):
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    unet = unet.double().eval()
+    scheduler = DDIMScheduler(**STABLE_DIFFUSION, prediction_type=prediction_type)
+    return unet, scheduler, lambda timestep: DiffusionScore(unet, scheduler, timestep)
+
+
+# -------------------------------------------------------------------------------- diffusers' steps
+
+
+def noise_of(output, x, abar, prediction_type):
+    if prediction_type == "epsilon":
+        return output
+    return abar**0.5 * output + (1 - abar) ** 0.5 * x
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("timestep", [1, 21, 301, 581, 961])
+@pytest.mark.parametrize("set_alpha_to_one", [True, False])
+def test_a_step_is_that_of_the_ddim_scheduler(prediction_type, timestep, set_alpha_to_one):
+    scheduler = DDIMScheduler(
+        **STABLE_DIFFUSION,
+        prediction_type=prediction_type,
+        set_alpha_to_one=set_alpha_to_one,
+        steps_offset=1,
+    )
+    scheduler.set_timesteps(50)
+    assert timestep in scheduler.timesteps
+    x, output = randn(2, 3, 4, 4), randn(2, 3, 4, 4, seed=1)
+    expected = scheduler.step(output, timestep, x).prev_sample
+    abar = float(scheduler.alphas_cumprod[timestep])
+    final = float(scheduler.final_alpha_cumprod)
+    target = float(scheduler.alphas_cumprod[timestep - 20]) if timestep >= 20 else final
+    actual = ddim_step(x, noise_of(output, x, abar, prediction_type), abar, target)
+    assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("timestep", [1, 21, 301, 581, 961])
+@pytest.mark.parametrize("set_alpha_to_one", [True, False])
+def test_a_step_is_that_of_the_inverse_scheduler(prediction_type, timestep, set_alpha_to_one):
+    """diffusers names such a step by the level where it arrives."""
+    scheduler = DDIMInverseScheduler(
+        **STABLE_DIFFUSION,
+        prediction_type=prediction_type,
+        set_alpha_to_one=set_alpha_to_one,
+        steps_offset=1,
+    )
+    scheduler.set_timesteps(50)
+    assert timestep in scheduler.timesteps
+    x, output = randn(2, 3, 4, 4), randn(2, 3, 4, 4, seed=1)
+    expected = scheduler.step(output, timestep, x).prev_sample
+    initial = float(scheduler.initial_alpha_cumprod)
+    abar = float(scheduler.alphas_cumprod[timestep - 20]) if timestep >= 20 else initial
+    target = float(scheduler.alphas_cumprod[timestep])
+    actual = ddim_step(x, noise_of(output, x, abar, prediction_type), abar, target)
+    assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("set_alpha_to_one", [True, False])
+def test_sampling_is_diffusers_loop(prediction_type, set_alpha_to_one):
+    unet, _, levels = unet_levels(prediction_type)
+    scheduler = DDIMScheduler(
+        **STABLE_DIFFUSION,
+        prediction_type=prediction_type,
+        set_alpha_to_one=set_alpha_to_one,
+        steps_offset=1,
+    )
+    scheduler.set_timesteps(10)
+    timesteps = scheduler.timesteps[4:]
+    x = expected = randn(2, 2, 8, 8)
+    with torch.no_grad():
+        for timestep in timesteps:
+            output = unet(expected, timestep).sample
+            expected = scheduler.step(output, timestep, expected).prev_sample
+        final_abar = float(scheduler.final_alpha_cumprod)
+        actual = sample(levels, x, timesteps, final_abar=final_abar)
+    assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_and_its_inverse():
+    x, eps = randn(2, 3), randn(2, 3, seed=1)
+    there = ddim_step(x, eps, 0.9, 0.2)
+    assert_close(ddim_step(there, eps, 0.2, 0.9), x)
+    assert_close(ddim_step(ddim_step(x, eps, 0.9, 0.5), eps, 0.5, 0.2), there)
+    assert_close(ddim_step(x, eps, 0.4, 0.4), x)
+    assert_close(ddim_step(0.6 * x + 0.8 * eps, eps, 0.36, 1.0), x)
+
+
+# ------------------------------------------------------------------------------------- round trips
+
+
+def round_trip_errors(levels, x, timesteps, iterations, final_abar=1.0):
+    errors = []
+    with torch.no_grad():
+        for number in iterations:
+            noise = invert(
+                levels, x, timesteps, final_abar=final_abar, fixed_point_iterations=number
+            )
+            back = sample(levels, noise, timesteps, final_abar=final_abar)
+            errors.append(float((back - x).norm() / x.norm()))
+    return errors
+
+
+@pytest.mark.parametrize("final_abar", [1.0, 0.99915])
+def test_round_trips_in_an_exact_model(final_abar):
+    x = randn(5, 1, 2, 2) + 0.3 * randn(5, 1, 2, 2, seed=1)
+    errors = round_trip_errors(mixture_levels, x, TIMESTEPS, (0, 1, 2, 3, 60), final_abar)
+    assert 1e-3 < errors[0] < 0.5
+    for before, after in zip(errors, errors[1:4], strict=False):
+        assert after < 0.5 * before
+    assert errors[4] < 1e-11  # the implicit equation solved: the exact inverse
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_round_trips_in_a_network(prediction_type):
+    _, _, levels = unet_levels(prediction_type)
+    errors = round_trip_errors(levels, randn(2, 2, 8, 8), TIMESTEPS[::3], (0, 1, 2, 3, 40))
+    for before, after in zip(errors, errors[1:4], strict=False):
+        assert after < 0.5 * before
+    assert errors[4] < 1e-11
+
+
+def test_samples_invert_to_the_noise_they_came_from():
+    noise = randn(4, 1, 2, 2, seed=3)
+    clean = sample(mixture_levels, noise, TIMESTEPS)
+    again = invert(mixture_levels, clean, TIMESTEPS, fixed_point_iterations=60)
+    assert_close(again, noise, rtol=0, atol=1e-9)
+
+
+# ------------------------------------------------------------------------------------- closed form
+
+
+def gaussian_levels(num, mean, std, last=3.0):
+    """Equal steps of `tau = sigma / alpha` up to `last`, for data from one Gaussian."""
+
+    def level(timestep):
+        tau = last * (timestep + 1) / num
+        alpha = 1 / math.hypot(1, tau)
+        return GaussianMixtureScore(mean[None], tau * alpha, std=std, alpha=alpha)
+
+    return level
+
+
+def test_sampling_a_gaussian_tends_to_the_closed_form():
+    """`z - mean` shrinks as `sqrt(std^2 + tau^2)`; the error falls as the steps do."""
+    mean, std, last = randn(2, 3), 0.5, 3.0
+    noise = randn(4, 2, 3, seed=1)
+    scale = math.hypot(1, last)  # 1 / alpha
+    expected = mean + (noise * scale - mean) * std / math.hypot(std, last)
+    errors, back = [], []
+    for num in (100, 200, 400):
+        levels = gaussian_levels(num, mean, std, last)
+        clean = sample(levels, noise, range(num))
+        errors.append(float((clean - expected).norm() / expected.norm()))
+        again = invert(levels, expected, range(num), fixed_point_iterations=1)
+        back.append(float((again - noise).norm() / noise.norm()))
+    for found in (errors, back):
+        assert found[2] < 0.01
+        assert found[0] / found[1] == pytest.approx(2, rel=0.15)
+        assert found[1] / found[2] == pytest.approx(2, rel=0.1)
+
+
+def test_a_single_step_is_the_denoiser():
+    noise = randn(4, 1, 2, 2)
+    level = mixture_levels(400)
+    assert_close(sample(mixture_levels, noise, [400]), level.denoise(noise) / level.alpha)
+
+
+def test_no_fixed_point_iterations_take_the_noise_where_the_step_leaves():
+    x = randn(4, 1, 2, 2)
+    expected, abar = x, 1.0
+    for timestep in TIMESTEPS:
+        level = mixture_levels(timestep)
+        eps = -level.sigma * level(expected)
+        expected, abar = ddim_step(expected, eps, abar, level.alpha**2), level.alpha**2
+    actual = invert(mixture_levels, x, TIMESTEPS, fixed_point_iterations=0)
+    assert_close(actual, expected)
+
+
+# -------------------------------------------------------------------------------------- generators
+
+
+def test_steps_of_an_inversion():
+    x = randn(2, 1, 2, 2)
+    before = x.clone()
+    steps = list(invert_steps(mixture_levels, x, TIMESTEPS))
+    assert len(steps) == len(TIMESTEPS)
+    assert torch.equal(steps[-1], invert(mixture_levels, x, TIMESTEPS))
+    for num in (1, 7):
+        assert torch.equal(steps[num - 1], invert(mixture_levels, x, TIMESTEPS[:num]))
+    assert torch.equal(x, before)
+
+
+def test_steps_of_sampling():
+    x = randn(2, 1, 2, 2)
+    before = x.clone()
+    steps = list(sample_steps(mixture_levels, x, TIMESTEPS))
+    assert len(steps) == len(TIMESTEPS)
+    assert torch.equal(steps[-1], sample(mixture_levels, x, TIMESTEPS))
+    rest = sample(mixture_levels, steps[9], TIMESTEPS[:-10])
+    assert_close(rest, steps[-1], rtol=1e-12, atol=1e-12)
+    assert torch.equal(x, before)
+
+
+def test_a_caller_may_send_other_points():
+    x, other = randn(2, 1, 2, 2), randn(2, 1, 2, 2, seed=1)
+    steps = sample_steps(mixture_levels, x, TIMESTEPS)
+    next(steps)
+    follows = [steps.send(other), *steps]
+    assert torch.equal(follows[-1], sample(mixture_levels, other, TIMESTEPS[:-1]))
+    assert len(follows) == len(TIMESTEPS) - 1
+
+
+def test_timesteps_in_any_order():
+    x, shuffled = randn(2, 1, 2, 2), [301, 21, 581, 101]
+    tensor = torch.tensor(shuffled)
+    for function in (invert, sample):
+        expected = function(mixture_levels, x, sorted(shuffled))
+        for timesteps in (shuffled, tensor, iter(shuffled), reversed(sorted(shuffled))):
+            assert torch.equal(function(mixture_levels, x, timesteps), expected)
+
+
+def test_levels_are_visited_in_order():
+    visited = []
+
+    def levels(timestep):
+        visited.append(timestep)
+        return mixture_levels(timestep)
+
+    x = randn(2, 1, 2, 2)
+    invert(levels, x, [401, 1, 201])
+    assert visited == [1, 201, 401]
+    visited.clear()
+    sample(levels, x, [401, 1, 201])
+    assert list(dict.fromkeys(visited)) == [401, 201, 1]
+
+
+@pytest.mark.parametrize("function", [invert, sample])
+def test_the_clean_level(function):
+    """A scheduler may call a level clean that holds a little noise."""
+    x = randn(2, 1, 2, 2)
+    usual = function(mixture_levels, x, TIMESTEPS)
+    other = function(mixture_levels, x, TIMESTEPS, final_abar=0.99)
+    assert not torch.allclose(usual, other, rtol=1e-4)
+    if function is sample:
+        *_, last, _ = sample_steps(mixture_levels, x, TIMESTEPS)
+        level = mixture_levels(1)
+        expected = ddim_step(last, -level.sigma * level(last), level.alpha**2, 0.99)
+        assert_close(other, expected)
+
+
+def test_the_loops_are_differentiable():
+    x = randn(2, 1, 2, 2).requires_grad_()
+    timesteps = [1, 201, 401]
+    assert torch.autograd.gradcheck(lambda p: sample(mixture_levels, p, timesteps), x)
+    assert torch.autograd.gradcheck(lambda p: invert(mixture_levels, p, timesteps), x)
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize("function", [invert, sample])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"timesteps": []}, r"`timesteps` must be one or more different levels, but got \[\]"),
+        ({"timesteps": [1, 5, 1]}, r"different levels, but got \[1, 1, 5\]"),
+        ({"final_abar": 0.0}, r"Levels must be in \(0, 1\], but got .*0\.0"),
+        ({"final_abar": 1.5}, r"Levels must be in \(0, 1\], but got .*1\.5"),
+    ],
+)
+def test_bad_arguments(function, options, message):
+    with pytest.raises(ValueError, match=message):
+        function(**{"model": mixture_levels, "x": randn(2, 1, 2, 2), "timesteps": [1]} | options)
+
+
+def test_bad_number_of_iterations():
+    with pytest.raises(ValueError, match="`fixed_point_iterations` must not be negative.*got -1"):
+        invert(mixture_levels, randn(2, 1, 2, 2), [1], fixed_point_iterations=-1)
+
+
+@pytest.mark.parametrize("levels", [(0.0, 0.5), (0.5, 0.0), (1.1, 0.5), (0.5, math.nan)])
+def test_bad_levels(levels):
+    x = randn(2, 3)
+    with pytest.raises(ValueError, match=r"Levels must be in \(0, 1\], but got"):
+        ddim_step(x, x, *levels)

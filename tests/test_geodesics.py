@@ -1,0 +1,680 @@
+"""Geodesics against closed forms, and what a solve promises its caller."""
+
+import math
+from functools import cache
+from itertools import pairwise
+
+import pytest
+import torch
+from problems import all_problems, circle
+from torch.testing import assert_close
+
+from riemannian_diffusion import (
+    Adam,
+    EuclideanMetric,
+    GaussianMixtureScore,
+    Iterate,
+    Metric,
+    PathLBFGS,
+    PullbackMetric,
+    ScoreJacobianMetric,
+    ScoreModel,
+    Solver,
+    SteinScoreMetric,
+    TangentNormalMetric,
+    geodesic,
+    length,
+    lerp,
+    refine,
+    slerp,
+    speed,
+)
+
+PROBLEMS = {problem.name: problem for problem in all_problems()}
+METRICS = {
+    "tangent normal": TangentNormalMetric,
+    "score Jacobian": ScoreJacobianMetric,
+    "Stein": SteinScoreMetric,
+}
+every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS.keys())
+every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
+
+
+def randn(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def vector(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def solve(metric, problem, **options):
+    return geodesic(metric, problem.x0, problem.x1, **{"init": "lerp"} | options)
+
+
+@cache
+def solved(metric, name):
+    """With every default, from the straight path."""
+    problem = PROBLEMS[name]
+    return geodesic(metric(problem.score), problem.x0, problem.x1, init="lerp")
+
+
+def iterates_of(metric, problem, **options) -> list[Iterate]:
+    iterates = []
+    solve(metric, problem, callback=iterates.append, **options)
+    return iterates
+
+
+class HalfPlane(Metric):
+    """The hyperbolic plane, points (x, y) with y > 0; NaN above a ceiling."""
+
+    def __init__(self, ceiling=math.inf):
+        self.ceiling = ceiling
+
+    def inner(self, x, u, v):
+        height = torch.where(x[:, 1] > self.ceiling, torch.nan, x[:, 1])
+        return (u * v).sum(1) / height.square()
+
+
+def hyperbolic_distance(x, y):
+    square = (x - y).square().sum(-1)
+    return torch.acosh(1 + square / (2 * x[..., 1] * y[..., 1]))
+
+
+LEFT, RIGHT = vector(-1.0, 1.0), vector(2.0, 0.8)
+
+
+# ---------------------------------------------------------------------------------- closed forms
+
+
+@pytest.mark.parametrize("std", [0.0, 0.8])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda score: EuclideanMetric(),
+        TangentNormalMetric,
+        ScoreJacobianMetric,
+        lambda score: ScoreJacobianMetric(score, ridge=0.1),
+    ],
+    ids=["euclidean", "tangent normal", "score Jacobian", "score Jacobian with ridge"],
+)
+def test_straight_for_a_gaussian(metric, std):
+    """The Jacobian of its score is constant: straight lines at constant speed."""
+    score = GaussianMixtureScore(randn(1, 2, 3), 0.5, std=std, alpha=0.9)
+    x0, x1 = randn(2, 3, seed=1), randn(2, 3, seed=2)
+    bent = lerp(x0, x1, 9) + torch.linspace(0, math.pi, 9).sin().view(-1, 1, 1) * randn(2, 3)
+    found = geodesic(metric(score), x0, x1, num_points=9, init=bent, rtol=1e-9)
+    assert_close(found.path, lerp(x0, x1, 9), rtol=0, atol=1e-4)
+    assert found.energy == pytest.approx(found.lower_bound, rel=1e-6)
+    assert found.status == "converged"
+
+
+@pytest.mark.parametrize("detach_score", [True, False])
+def test_the_stein_metric_of_a_gaussian_is_straight_through_its_mean(detach_score):
+    mean, direction = randn(5), randn(5, seed=1)
+    score = GaussianMixtureScore(mean[None], 0.7)
+    metric = SteinScoreMetric(score, lam=5.0, detach_score=detach_score)
+    x0, x1 = mean - direction, mean + 0.6 * direction
+    bent = lerp(x0, x1, 9) + 0.1 * torch.linspace(0, math.pi, 9).sin()[:, None] * randn(5, seed=2)
+    path = geodesic(metric, x0, x1, num_points=9, init=bent, rtol=1e-10).path
+    unit = direction / direction.norm()
+    along = (path - x0) @ unit
+    assert_close(path - x0, along[:, None] * unit, rtol=0, atol=2e-3)
+    assert (along[1:] > along[:-1]).all()
+
+
+def test_the_stein_metric_of_a_gaussian_follows_its_geodesic_equation_elsewhere():
+    """`x'' = -lam (x' H x') s / (1 + lam |s|^2)`: a paraboloid's geodesics, not straight."""
+    score, lam = GaussianMixtureScore(torch.zeros(1, 2, dtype=torch.float64), 1.0), 4.0
+    metric = SteinScoreMetric(score, lam=lam, detach_score=False)
+    found = geodesic(metric, vector(-1, 0.5), vector(1, 1), num_points=65, init="lerp", rtol=1e-12)
+    path, h = found.path, 1 / 64
+    velocity = (path[2:] - path[:-2]) / (2 * h)
+    acceleration = (path[2:] - 2 * path[1:-1] + path[:-2]) / h**2
+    s = -path[1:-1]
+    bend = lam * velocity.square().sum(1) / (1 + lam * s.square().sum(1))
+    expected = bend[:, None] * s
+    assert (acceleration - expected).norm() < 0.02 * expected.norm()
+
+
+def test_a_metric_that_is_no_pullback():
+    """Half-plane: arcs of circles about a point of the boundary."""
+    found = geodesic(HalfPlane(), LEFT, RIGHT, num_points=33, init="lerp", rtol=1e-8)
+    centre = (RIGHT.square().sum() - LEFT.square().sum()) / (2 * (RIGHT - LEFT)[0])
+    radius = (found.path - vector(centre, 0.0)).norm(dim=1)
+    assert_close(radius, radius[:1].expand(33), rtol=2e-3, atol=0)
+    distance = float(hyperbolic_distance(LEFT, RIGHT))
+    assert found.length == pytest.approx(distance, rel=2e-3)
+    assert found.energy == pytest.approx(distance**2 / 2, rel=2e-3)
+    assert found.lower_bound == 0.0
+
+
+@every_problem
+def test_tangent_normal_geodesics_lie_on_the_manifold(problem):
+    found = solved(TangentNormalMetric, problem.name)
+    assert found.status == "converged"
+    assert float(problem.distance(found.path).mean()) <= 0.01
+    assert float(length(found.path)) == pytest.approx(problem.length, rel=0.03)
+    pace = speed(found.path)
+    assert float(pace.std(correction=0) / pace.mean()) <= 0.2
+    assert found.energy == pytest.approx(found.energy_history[-1], rel=0.05)
+    straight = lerp(problem.x0, problem.x1, 17)
+    assert float(problem.distance(straight).mean()) > 0.1
+
+
+@every_problem
+def test_tangent_normal_geodesics_are_the_true_ones(problem):
+    """Not only near the manifold: each point is near its place on the geodesic."""
+    fractions = torch.linspace(0, 1, 17, dtype=torch.float64)
+    points = solved(TangentNormalMetric, problem.name)(fractions)
+    assert_close(points, problem.geodesic(fractions), rtol=0, atol=0.03)
+
+
+@every_problem
+@every_metric
+def test_the_lower_bound_holds(problem, metric):
+    found = solved(metric, problem.name)
+    bound = metric(problem.score).lower_bound(problem.x0, problem.x1) if found.lower_bound else 0.0
+    assert found.lower_bound == float(bound)
+    assert found.lower_bound <= found.energy_history[-1]
+    assert found.lower_bound <= found.energy
+    assert (found.lower_bound > 0) == issubclass(metric, PullbackMetric)
+
+
+@every_problem
+@every_metric
+def test_a_solve_lowers_the_energy(problem, metric):
+    found, bound = solved(metric, problem.name), metric(problem.score)
+    history = found.energy_history
+    # the line search takes differences below float32's rounding for equal
+    assert all(after <= before * (1 + 1e-6) for before, after in pairwise(history))
+    assert history[-1] < 0.1 * history[0]
+    for path, energy in (
+        (lerp(problem.x0, problem.x1, 17), history[0]),
+        (found.path, min(history)),
+    ):
+        assert float(bound.energy(refine(path, 3)).sum()) == pytest.approx(energy, rel=1e-9)
+    fine = refine(found.path, 6)
+    assert found.energy == pytest.approx(float(bound.energy(fine).sum()), rel=1e-9)
+    assert found.length == pytest.approx(float(bound.length(fine)), rel=1e-9)
+
+
+@every_problem
+@every_metric
+def test_evaluations_to_reach_what_adam_reaches_in_500(problem, metric):
+    metric, options = metric(problem.score), {"rtol": 0.0}
+    goal = min(
+        iterate.energy
+        for lr in (1e-3, 1e-2)  # the papers' rate, and one that suits these problems better
+        for iterate in iterates_of(
+            metric, problem, solver=Adam(lr, lr / 10), max_evals=500, **options
+        )
+    )
+    iterates = iterates_of(metric, problem, max_evals=50, **options)
+    assert min(iterate.energy for iterate in iterates) <= goal
+
+
+def test_evaluations_do_not_grow_with_the_number_of_points():
+    problem = PROBLEMS["circle in R^8"]
+    metric = TangentNormalMetric(problem.score)
+    for num_points in (9, 33, 129):
+        found = solve(metric, problem, num_points=num_points)
+        assert found.status == "converged"
+        assert found.num_evals <= 40
+        assert float(length(found.path)) == pytest.approx(problem.length, rel=0.03)
+
+
+def test_points_alone_can_leap_and_the_finer_energy_shows_it():
+    """Without sub-chords the energy of the points misses a leap across the circle."""
+    problem = PROBLEMS["circle in R^8"]
+    leaping = solve(ScoreJacobianMetric(problem.score), problem, num_quadrature=1, rtol=1e-6)
+    honest = solve(ScoreJacobianMetric(problem.score), problem)
+    assert leaping.energy > 2 * leaping.energy_history[-1]
+    assert honest.energy < 1.2 * honest.energy_history[-1]
+    assert honest.energy < leaping.energy
+
+
+# --------------------------------------------------------------------------- what a solve returns
+
+
+@every_metric
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_end_points_come_back_bit_for_bit(metric, dtype):
+    problem = circle(8)
+    x0, x1 = problem.x0.to(dtype), problem.x1.to(dtype)
+    found = geodesic(metric(problem.score), x0, x1, max_evals=6)
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    assert found.path.dtype == state
+    assert torch.equal(found.path[0], x0.to(state)) and torch.equal(found.path[-1], x1.to(state))
+    assert torch.equal(found(0.0), found.path[0]) and torch.equal(found(1), found.path[-1])
+    assert not found.path.requires_grad
+
+
+def test_end_points_of_two_dtypes_lose_no_digits():
+    x0, x1 = torch.zeros(3), randn(3)
+    for found in (geodesic(EuclideanMetric(), x0, x1), geodesic(EuclideanMetric(), x1, x0).path):
+        path = found if isinstance(found, torch.Tensor) else found.path.flip(0)
+        assert path.dtype == torch.float64
+        assert torch.equal(path[0], x1) and torch.equal(path[-1], x0.double())
+
+
+@every_metric
+def test_solves_are_deterministic(metric):
+    problem = PROBLEMS["circle in R^8"]
+    once, again = solve(metric(problem.score), problem), solve(metric(circle(8).score), problem)
+    assert torch.equal(once.path, again.path)
+    assert torch.equal(once([0.2, 0.7]), again([0.2, 0.7]))
+    assert once.energy_history == again.energy_history
+    assert (once.energy, once.num_evals, once.status) == (
+        again.energy,
+        again.num_evals,
+        again.status,
+    )
+
+
+@every_metric
+@pytest.mark.parametrize("solver", [PathLBFGS(), Adam(1e-2, 1e-3)], ids=["L-BFGS", "Adam"])
+def test_reversed_end_points_give_the_reversed_path(metric, solver):
+    problem = PROBLEMS["circle in R^2"]
+    metric, options = metric(problem.score), {"init": "lerp", "solver": solver, "max_evals": 60}
+    there = geodesic(metric, problem.x0, problem.x1, **options)
+    back = geodesic(metric, problem.x1, problem.x0, **options)
+    assert_close(back.path.flip(0), there.path, rtol=0, atol=1e-4)
+    assert back.energy == pytest.approx(there.energy, rel=1e-4)
+
+
+def test_points_of_any_shape():
+    problem = PROBLEMS["circle in R^8"]
+    flat = solve(TangentNormalMetric(problem.score), problem)
+    score = GaussianMixtureScore(problem.score.means.view(-1, 2, 1, 4), 0.1)
+    x0, x1 = problem.x0.view(2, 1, 4), problem.x1.view(2, 1, 4)
+    found = geodesic(TangentNormalMetric(score), x0, x1, init="lerp")
+    assert found.path.shape == (17, 2, 1, 4)
+    assert_close(found.path.flatten(1), flat.path, rtol=0, atol=1e-9)
+    assert found(0.3).shape == (2, 1, 4)
+    assert found([0.3]).shape == (1, 2, 1, 4)
+
+
+def test_calls_give_points_at_fractions_of_the_metric_length():
+    found = geodesic(HalfPlane(), LEFT, RIGHT, num_points=33, init="lerp", rtol=1e-8)
+    fractions = vector(0.0, 0.1, 0.25, 0.5, 0.77, 1.0)
+    points = found(fractions)
+    assert points.shape == (6, 2)
+    expected = fractions * hyperbolic_distance(LEFT, RIGHT)
+    assert_close(hyperbolic_distance(LEFT, points), expected, rtol=0, atol=2e-3)
+    assert torch.equal(points[0], LEFT) and torch.equal(points[-1], RIGHT)
+    assert torch.equal(found(0.25), points[2])
+    assert torch.equal(found([0.25, 0.5]), points[2:4])
+
+
+def test_calls_on_a_path_of_uneven_speed():
+    """Euclidean length, points crowded at the start by a solve that may not move them."""
+    u = vector(0.0, 0.01, 0.02, 0.5, 1.0)[:, None]
+    x0, x1 = randn(3), randn(3, seed=1)
+    crowded = geodesic(
+        EuclideanMetric(), x0, x1, num_points=5, init=x0 + u * (x1 - x0), max_evals=1
+    )
+    assert_close(crowded(vector(0.25, 0.6)), x0 + vector(0.25, 0.6)[:, None] * (x1 - x0))
+
+
+@pytest.mark.parametrize("u", [-0.01, 1.01, [0.5, 2.0], math.nan])
+def test_fractions_outside_the_path_are_refused(u):
+    found = geodesic(EuclideanMetric(), randn(3), randn(3, seed=1))
+    with pytest.raises(ValueError, match=r"`u` must lie in \[0, 1\], but got"):
+        found(u)
+
+
+@pytest.mark.parametrize("num_points", [2, 3])
+def test_short_paths(num_points):
+    found = geodesic(EuclideanMetric(), LEFT, RIGHT, num_points=num_points)
+    assert found.status == "converged"
+    assert found.path.shape == (num_points, 2)
+    assert found.energy == pytest.approx(0.5 * float((RIGHT - LEFT).square().sum()), rel=1e-2)
+
+
+@every_metric
+def test_equal_end_points(metric):
+    problem = PROBLEMS["circle in R^8"]
+    found = geodesic(metric(problem.score), problem.x0, problem.x0, num_points=5)
+    assert torch.equal(found.path, problem.x0.expand(5, 8))
+    assert (found.energy, found.length, found.status) == (0.0, 0.0, "converged")
+    assert torch.equal(found([0.0, 0.4, 1.0]), problem.x0.expand(3, 8))
+
+
+class Rounded(ScoreModel):
+    """A score that computes in bfloat16, as a network in that dtype does."""
+
+    def __init__(self, score):
+        self.score, self.alpha, self.sigma = score, score.alpha, score.sigma
+
+    def __call__(self, x):
+        return self.score(x).to(torch.bfloat16).to(x.dtype)
+
+
+def test_a_score_in_half_precision():
+    problem = PROBLEMS["circle in R^8"]
+    x0, x1 = problem.x0.float(), problem.x1.float()
+    found = geodesic(TangentNormalMetric(Rounded(problem.score)), x0, x1, init="lerp")
+    assert found.path.dtype == torch.float32
+    assert found.status in ("converged", "max_evals")
+    assert float(problem.distance(found.path).mean()) <= 0.02
+    assert float(length(found.path)) == pytest.approx(problem.length, rel=0.05)
+
+
+# -------------------------------------------------------------------------------- how a solve ends
+
+
+def test_converged_when_the_energy_no_longer_falls():
+    problem = PROBLEMS["circle in R^8"]
+    loose, tight = (
+        solve(TangentNormalMetric(problem.score), problem, rtol=rtol) for rtol in (1e-1, 1e-6)
+    )
+    assert loose.status == tight.status == "converged"
+    assert loose.num_evals < tight.num_evals
+    assert loose.energy > tight.energy
+    assert "no longer falls" in tight.message
+
+
+def test_converged_within_rtol_of_the_lower_bound():
+    iterates = []
+    found = geodesic(EuclideanMetric(), LEFT, RIGHT, init="lerp", callback=iterates.append)
+    assert found.status == "converged"
+    assert found.num_evals == len(iterates) == 1  # the start is known to be a minimum
+
+
+@pytest.mark.parametrize("max_evals", [1, 2, 5])
+@pytest.mark.parametrize("solver", [PathLBFGS(), PathLBFGS(precondition=False), Adam()])
+def test_evaluations_are_limited(max_evals, solver):
+    problem = PROBLEMS["circle in R^8"]
+    found = solve(TangentNormalMetric(problem.score), problem, max_evals=max_evals, solver=solver)
+    assert (found.status, found.num_evals) == ("max_evals", max_evals)
+    assert "raise it" in found.message
+    assert found.path.isfinite().all()
+    if max_evals == 1:
+        assert torch.equal(found.path, lerp(problem.x0, problem.x1, 17))
+
+
+class Failing(PullbackMetric):
+    """NaN for the solver from some evaluation on."""
+
+    def __init__(self, metric, num_good):
+        self.metric, self.num_good, self.num_calls = metric, num_good, 0
+
+    def embed(self, x):
+        self.num_calls += x.requires_grad
+        return self.metric.embed(x) * (torch.nan if self.num_calls > self.num_good else 1.0)
+
+
+@pytest.mark.parametrize("solver", [PathLBFGS(), Adam()], ids=["L-BFGS", "Adam"])
+@pytest.mark.parametrize("num_good", [1, 4, 7])
+def test_non_finite_values_stop_the_solve_at_the_best_path(num_good, solver):
+    problem = PROBLEMS["circle in R^8"]
+    metric = TangentNormalMetric(problem.score)
+
+    class FailsOnce(Failing):
+        def embed(self, x):
+            return super().embed(x) if x.requires_grad else self.metric.embed(x)
+
+    found = solve(FailsOnce(metric, num_good), problem, solver=solver)
+    assert (found.status, found.num_evals) == ("nonfinite", num_good + 1)
+    assert "best finite one" in found.message
+    expected = solve(metric, problem, solver=solver, max_evals=num_good)
+    if isinstance(solver, PathLBFGS):  # Adam's rates depend on the number of steps to come
+        assert torch.equal(found.path, expected.path)
+        assert found.energy == expected.energy
+    assert math.isfinite(found.energy)
+    assert found.energy <= float(metric.energy(refine(lerp(problem.x0, problem.x1, 17), 6)).sum())
+
+
+def test_a_model_that_fails_for_good_still_gives_finite_points():
+    problem = PROBLEMS["circle in R^8"]
+    metric = TangentNormalMetric(problem.score)
+    found = solve(Failing(metric, 4), problem)
+    assert found.status == "nonfinite"
+    assert torch.equal(found.path, solve(metric, problem, max_evals=4).path)
+    assert math.isnan(found.energy) and math.isnan(found.length)
+    points = found(torch.linspace(0, 1, 9))  # at fractions of the flat length
+    assert points.isfinite().all()
+    assert_close(speed(points), speed(points).mean().expand(8), rtol=0.1, atol=0)
+
+
+def test_a_model_that_never_works_gives_the_start():
+    problem = PROBLEMS["circle in R^8"]
+    found = solve(Failing(EuclideanMetric(), -1), problem)
+    assert found.status == "nonfinite"
+    assert torch.equal(found.path, lerp(problem.x0, problem.x1, 17))
+    assert found.energy_history == ()
+    assert found(0.5).isfinite().all()
+
+
+def test_a_region_without_finite_values():
+    """The arc climbs to a height of 1.8; the model ends at 1.2."""
+    found = geodesic(HalfPlane(ceiling=1.2), LEFT, RIGHT, num_points=17, init="lerp")
+    assert found.status == "nonfinite"
+    assert found.path.isfinite().all()
+    assert float(found.path[:, 1].max()) <= 1.2
+    assert found.energy_history
+    start = HalfPlane().energy(refine(lerp(LEFT, RIGHT, 17), 6)).sum()
+    assert found.energy <= float(start)
+
+
+def test_non_finite_values_between_the_points_are_a_status():
+    """The optimised points miss a slit that the finer sampling hits."""
+
+    class Slit(EuclideanMetric):
+        def embed(self, x):
+            inside = (x[:, :1] - 1 / 12).abs() < 0.01
+            return torch.where(inside, torch.nan, x)
+
+    found = geodesic(Slit(), vector(0, 0), vector(1, 0), num_points=3, init="lerp")
+    assert found.status == "nonfinite"
+    assert math.isnan(found.energy)
+    assert found([0.0, 0.3, 1.0]).isfinite().all()
+
+
+# ------------------------------------------------------------------------------ how a solve starts
+
+
+def starts(x0, x1, num_points, **options):
+    iterates = []
+    geodesic(
+        HalfPlane(), x0, x1, num_points=num_points, callback=iterates.append, max_evals=2, **options
+    )
+    return iterates[0].path
+
+
+def test_starts():
+    bent = slerp(LEFT, RIGHT, 7) * 1.2
+    held = torch.cat([LEFT[None], bent[1:-1], RIGHT[None]])
+    assert torch.equal(starts(LEFT, RIGHT, 7), slerp(LEFT, RIGHT, 7))
+    assert torch.equal(starts(LEFT, RIGHT, 7, init="slerp"), slerp(LEFT, RIGHT, 7))
+    assert torch.equal(starts(LEFT, RIGHT, 7, init="lerp"), lerp(LEFT, RIGHT, 7))
+    assert torch.equal(starts(LEFT, RIGHT, 7, init=bent), held)
+    assert_close(starts(LEFT, RIGHT, 7, init=bent.float()), held)
+    calls = []
+
+    def start(x0, x1, num_points):
+        calls.append((x0, x1, num_points))
+        return bent
+
+    assert torch.equal(starts(LEFT, RIGHT, 7, init=start), held)
+    ((x0, x1, num_points),) = calls
+    assert torch.equal(x0, LEFT) and torch.equal(x1, RIGHT) and num_points == 7
+
+
+def test_a_sequence_of_metrics_goes_on_from_the_path_before():
+    problem = PROBLEMS["circle in R^8"]
+    levels = [
+        TangentNormalMetric(GaussianMixtureScore(problem.score.means, sigma))
+        for sigma in (0.4, 0.2, 0.1)
+    ]
+    iterates = []
+    found = solve(levels, problem, max_evals=90, callback=iterates.append)
+    path, spent, paths = "lerp", 0, []
+    for i, metric in enumerate(levels):
+        stage = solve(metric, problem, init=path, max_evals=(90 - spent) // (3 - i))
+        path, spent = stage.path, spent + stage.num_evals
+        paths.append(path)
+    assert torch.equal(found.path, path)
+    assert found.num_evals == iterates[-1].num_evals == spent <= 90
+    assert found.energy_history == stage.energy_history
+    assert (found.energy, found.lower_bound) == (stage.energy, stage.lower_bound)
+    assert found.status == "converged"
+    counts = [iterate.num_evals for iterate in iterates]
+    assert counts == sorted(counts)
+    for path in paths[:-1]:
+        assert any(torch.equal(iterate.path, path) for iterate in iterates)
+
+
+def test_continuation_finds_what_one_level_misses():
+    """Ends almost opposite: across the circle's middle the fine level does not see the circle."""
+    problem = circle(8, angle=3.1)
+    fine = TangentNormalMetric(problem.score)
+    levels = [
+        *(TangentNormalMetric(GaussianMixtureScore(problem.score.means, s)) for s in (0.5, 0.3)),
+        fine,
+    ]
+    found = solve(levels, problem)
+    assert float(problem.distance(found.path).mean()) <= 0.01
+    assert found.energy <= solve(fine, problem).energy * 1.05
+
+
+def test_a_sequence_stops_at_the_first_non_finite_value():
+    problem = PROBLEMS["circle in R^8"]
+    coarse = TangentNormalMetric(GaussianMixtureScore(problem.score.means, 0.3))
+    fine = TangentNormalMetric(problem.score)
+    found = solve([coarse, Failing(fine, 0), fine], problem)
+    assert found.status == "nonfinite"
+    assert torch.equal(found.path, solve(coarse, problem, max_evals=66).path)
+
+
+# --------------------------------------------------------------------------- callbacks, arguments
+
+
+@pytest.mark.parametrize("solver", [PathLBFGS(), Adam(1e-2)], ids=["L-BFGS", "Adam"])
+def test_callbacks_see_every_iteration(solver):
+    problem, iterates = PROBLEMS["circle in R^8"], []
+    metric, options = TangentNormalMetric(problem.score), {"solver": solver, "max_evals": 30}
+    found = solve(metric, problem, callback=iterates.append, **options)
+    assert [iterate.energy for iterate in iterates] == list(found.energy_history)
+    assert torch.equal(iterates[0].path, lerp(problem.x0, problem.x1, 17))
+    counts = [iterate.num_evals for iterate in iterates]
+    assert counts == sorted(set(counts))
+    assert counts[0] == 1 and counts[-1] <= found.num_evals <= 30
+    for iterate in iterates:
+        assert iterate.path.shape == (17, 8)
+        assert torch.equal(iterate.path[0], problem.x0)
+        assert torch.equal(iterate.path[-1], problem.x1)
+        energy = float(metric.energy(refine(iterate.path, 3)).sum())
+        assert iterate.energy == pytest.approx(energy, rel=1e-9)
+    quiet = solve(metric, problem, **options)
+    assert torch.equal(found.path, quiet.path)
+
+
+def test_what_a_callback_does_to_its_path_changes_nothing():
+    problem = PROBLEMS["circle in R^8"]
+    metric = TangentNormalMetric(problem.score)
+    found = solve(metric, problem, callback=lambda iterate: iterate.path.zero_())
+    assert torch.equal(found.path, solve(metric, problem).path)
+
+
+def test_an_exception_from_a_callback_reaches_the_caller():
+    def callback(iterate):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        geodesic(HalfPlane(), LEFT, RIGHT, init="lerp", callback=callback)
+
+
+@pytest.mark.parametrize("solver", [PathLBFGS(), Adam(1e-2)], ids=["L-BFGS", "Adam"])
+def test_arguments_are_not_changed(solver):
+    problem = circle(8)
+    x0, x1 = problem.x0.clone().requires_grad_(), problem.x1.clone().requires_grad_()
+    init = lerp(problem.x0, problem.x1, 17).requires_grad_()
+    means = problem.score.means.clone()
+    metrics = [TangentNormalMetric(problem.score)]
+    found = geodesic(metrics, x0, x1, init=init, solver=solver, max_evals=9)
+    found.path.zero_()
+    assert len(metrics) == 1
+    assert torch.equal(x0, problem.x0) and torch.equal(x1, problem.x1)
+    assert torch.equal(init, lerp(problem.x0, problem.x1, 17))
+    assert torch.equal(problem.score.means, means)
+    assert x0.grad is None and init.grad is None
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_solves_inside_no_grad(mode):
+    problem = PROBLEMS["circle in R^8"]
+    metric = TangentNormalMetric(problem.score)
+    with mode():
+        found = solve(metric, problem, max_evals=9)
+    assert torch.equal(found.path, solve(metric, problem, max_evals=9).path)
+
+
+class Descent(Solver):
+    """Gradient descent: a solver from outside the package."""
+
+    patience = 2
+
+    def iterate(self, objective, points, scale, max_evals):
+        while True:
+            energy, gradient = objective(points)
+            yield points, energy
+            points = points - 0.05 / scale * gradient
+
+
+def test_a_solver_of_ones_own():
+    bent = lerp(LEFT, RIGHT, 3) + vector(0, 1, 0)[:, None]
+    found = geodesic(
+        EuclideanMetric(), LEFT, RIGHT, num_points=3, init=bent, solver=Descent(), rtol=1e-4
+    )
+    assert found.status == "converged"
+    assert_close(found.path, lerp(LEFT, RIGHT, 3), rtol=0, atol=0.03)
+
+
+METRIC = EuclideanMetric()
+INVALID = [
+    ({"metric": []}, r"`metric` must be a Metric or a sequence of them, but got \[\]"),
+    ({"metric": "stein"}, "`metric` must be a Metric .*but got 'stein'"),
+    ({"metric": None}, "`metric` must be a Metric .*but got None"),
+    ({"metric": [METRIC, 3]}, "`metric` must be a Metric or a sequence of them"),
+    ({"x1": torch.zeros(3)}, r"points of one shape, but got \(2,\) and \(3,\)"),
+    ({"x0": torch.tensor(0.0), "x1": torch.tensor(1.0)}, r"points of one shape, but got \(\)"),
+    ({"x0": vector(math.nan, 0)}, "`x0` must be a floating-point tensor of finite values"),
+    ({"x1": vector(math.inf, 0)}, "`x1` must be a floating-point tensor of finite values"),
+    ({"x1": torch.ones(2, dtype=torch.long)}, "`x1` must be a floating-point tensor"),
+    ({"num_points": 1}, "`num_points` must be at least 2, but got 1"),
+    ({"num_quadrature": 0}, "`num_quadrature` must be at least 1, but got 0"),
+    ({"max_evals": 0}, "`max_evals` must be at least 1, but got 0"),
+    ({"rtol": -1e-3}, "`rtol` must not be negative, but got -0.001"),
+    ({"rtol": math.nan}, "`rtol` must not be negative, but got nan"),
+    ({"init": "arc"}, "`init` must be 'slerp', 'lerp', a path or a callable, but got 'arc'"),
+    ({"init": None}, "`init` must be 'slerp', 'lerp', a path or a callable, but got None"),
+    ({"init": torch.zeros(4, 2)}, r"`init` must be \(17, 2\), but got \(4, 2\)"),
+    ({"init": lambda x0, x1, k: lerp(x0, x1, 5)}, r"`init` must be \(17, 2\), but got \(5, 2\)"),
+    ({"init": torch.full((17, 2), math.nan)}, "`init` must be finite"),
+    ({"x1": -LEFT}, "opposite directions"),
+]
+
+
+@pytest.mark.parametrize("options, message", INVALID)
+def test_bad_arguments(options, message):
+    arguments = {"metric": METRIC, "x0": LEFT, "x1": RIGHT} | options
+    with pytest.raises(ValueError, match=message):
+        geodesic(**arguments)
+
+
+@pytest.mark.parametrize(
+    "solver, options, message",
+    [
+        (PathLBFGS, {"history_size": 0}, "`history_size` must be at least 1, but got 0"),
+        (Adam, {"lr": 0.0}, "`lr` >= `final_lr` > 0 must hold, but got 0.0 and 0.0001"),
+        (Adam, {"lr": 1e-4, "final_lr": 1e-3}, "`lr` >= `final_lr` > 0 must hold"),
+        (Adam, {"final_lr": 0.0}, "`lr` >= `final_lr` > 0 must hold"),
+        (Adam, {"lr": math.nan}, "`lr` >= `final_lr` > 0 must hold, but got nan"),
+    ],
+)
+def test_bad_hyperparameters(solver, options, message):
+    with pytest.raises(ValueError, match=message):
+        solver(**options)

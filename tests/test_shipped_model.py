@@ -1,0 +1,110 @@
+"""The shipped Stable Diffusion as a score: products with its Jacobian, solves in its latents."""
+
+import pytest
+import torch
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor,
+    AttnProcessor2_0,
+    SlicedAttnProcessor,
+)
+from PIL import Image
+
+from riemannian_diffusion import (
+    Adam,
+    DiffusionScore,
+    PathLBFGS,
+    TangentNormalMetric,
+    demo,
+    geodesic,
+)
+from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+
+TIMESTEP = 581  # 0.6 of 50 steps
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    try:
+        path = demo.model_path()
+    except FileNotFoundError:
+        pytest.skip("the shipped model is not trained yet")
+    pipe = GeodesicInterpolationPipeline.from_pretrained(path)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def ends(pipe):
+    """The shipped images' latents at the level, `(2, 4, 16, 16)`."""
+    images = [Image.open(path).convert("RGB") for path in demo.endpoint_paths()]
+    return pipe(images, metric="slerp", num_frames=2, output_type="latent").latents
+
+
+def score_of(pipe, prompt="") -> DiffusionScore:
+    hidden, _ = pipe.encode_prompt(prompt, "cpu", 1, False)
+    return DiffusionScore(pipe.unet, pipe.scheduler, TIMESTEP, encoder_hidden_states=hidden)
+
+
+def processors(unet) -> list:
+    return [module.processor for module in unet.modules() if isinstance(module, Attention)]
+
+
+def leave(unet):
+    """As it was loaded: torch's fused attention."""
+
+
+DEFAULTS = {
+    "as loaded": (leave, AttnProcessor2_0),
+    "set_default_attn_processor": (lambda unet: unet.set_default_attn_processor(), AttnProcessor),
+    "set_attention_slice": (lambda unet: unet.set_attention_slice("max"), SlicedAttnProcessor),
+}
+
+
+@pytest.mark.parametrize("choose, kind", DEFAULTS.values(), ids=DEFAULTS.keys())
+@pytest.mark.parametrize("prompt", ["", "a red cube"])
+def test_jvp_against_central_differences(pipe, ends, prompt, choose, kind):
+    unet, usual = pipe.unet, pipe.unet.attn_processors
+    score = score_of(pipe, prompt)
+    try:
+        unet.double()
+        choose(unet)
+        before = processors(unet)
+        assert before and all(type(processor) is kind for processor in before)
+        x = ends.double()
+        v = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+        product = score.jvp(x, v)
+        with torch.no_grad():
+            h = 1e-3  # fourth order
+            near = (score(x + h * v) - score(x - h * v)) / (2 * h)
+            far = (score(x + 2 * h * v) - score(x - 2 * h * v)) / (4 * h)
+        expected = (4 * near - far) / 3
+        assert (product - expected).norm() <= 1e-6 * expected.norm()
+        w = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+        transposed = (score.vjp(x, w) * v).sum()
+        assert float(transposed) == pytest.approx(float((w * product).sum()), rel=1e-9, abs=1e-9)
+        after = processors(unet)
+        assert all(one is other for one, other in zip(after, before, strict=True))
+    finally:
+        unet.set_attn_processor(dict(usual))
+        unet.float()
+
+
+def test_the_end_points_of_a_solve(pipe, ends):
+    metric = TangentNormalMetric(score_of(pipe))
+    found = geodesic(metric, *ends, num_points=5, max_evals=4)
+    assert torch.equal(found.path[0], ends[0]) and torch.equal(found.path[-1], ends[1])
+    assert found.lower_bound <= found.energy
+    assert found.energy_history[-1] < found.energy_history[0]
+
+
+@pytest.mark.slow
+def test_evaluations_to_reach_what_adam_reaches_in_500(pipe, ends):
+    metric = TangentNormalMetric(score_of(pipe))
+
+    def lowest(solver, max_evals):
+        found = geodesic(metric, *ends, num_points=9, solver=solver, rtol=0.0, max_evals=max_evals)
+        return min(found.energy_history)
+
+    goal = min(lowest(Adam(lr, lr / 10), 500) for lr in (1e-3, 1e-2))
+    assert lowest(PathLBFGS(), 50) <= goal

@@ -73,8 +73,11 @@ class HalfPlane(Metric):
         self.ceiling = ceiling
 
     def inner(self, x, u, v):
-        height = torch.where(x[:, 1] > self.ceiling, torch.nan, x[:, 1])
-        return (u * v).sum(1) / height.square()
+        return (u * v).sum(1) / x[:, 1].square()
+
+    def energy(self, path):
+        height = torch.maximum(path[1:, 1], path[:-1, 1])
+        return torch.where(height > self.ceiling, torch.nan, super().energy(path))
 
 
 def hyperbolic_distance(x, y):
@@ -114,7 +117,8 @@ def test_straight_for_a_gaussian(metric, std):
 def test_the_stein_metric_of_a_gaussian_is_straight_through_its_mean(detach_score):
     mean, direction = randn(5), randn(5, seed=1)
     score = GaussianMixtureScore(mean[None], 0.7)
-    metric = SteinScoreMetric(score, lam=5.0, detach_score=detach_score)
+    # with a larger weight the way around the mean becomes shorter
+    metric = SteinScoreMetric(score, lam=0.05, detach_score=detach_score)
     x0, x1 = mean - direction, mean + 0.6 * direction
     bent = lerp(x0, x1, 9) + 0.1 * torch.linspace(0, math.pi, 9).sin()[:, None] * randn(5, seed=2)
     path = geodesic(metric, x0, x1, num_points=9, init=bent, rtol=1e-10).path
@@ -337,9 +341,10 @@ def test_short_paths(num_points):
 def test_equal_end_points(metric):
     problem = PROBLEMS["circle in R^8"]
     found = geodesic(metric(problem.score), problem.x0, problem.x0, num_points=5)
-    assert torch.equal(found.path, problem.x0.expand(5, 8))
-    assert (found.energy, found.length, found.status) == (0.0, 0.0, "converged")
-    assert torch.equal(found([0.0, 0.4, 1.0]), problem.x0.expand(3, 8))
+    assert found.status == "converged"
+    assert_close(found.path, problem.x0.expand(5, 8), rtol=0, atol=1e-9)
+    assert_close(found([0.0, 0.4, 1.0]), problem.x0.expand(3, 8), rtol=0, atol=1e-9)
+    assert found.energy < 1e-15  # rows of one product of matrices may round differently
 
 
 class Rounded(ScoreModel):
@@ -449,14 +454,15 @@ def test_a_model_that_never_works_gives_the_start():
 
 
 def test_a_region_without_finite_values():
-    """The arc climbs to a height of 1.8; the model ends at 1.2."""
-    found = geodesic(HalfPlane(ceiling=1.2), LEFT, RIGHT, num_points=17, init="lerp")
+    """The arc climbs to a height of 1.75; the model ends at 1.2."""
+    metric, small_steps = HalfPlane(ceiling=1.2), Adam(0.02, 0.02)
+    found = geodesic(metric, LEFT, RIGHT, num_points=17, init="lerp", solver=small_steps)
     assert found.status == "nonfinite"
+    assert found.num_evals > 5
     assert found.path.isfinite().all()
     assert float(found.path[:, 1].max()) <= 1.2
-    assert found.energy_history
     start = HalfPlane().energy(refine(lerp(LEFT, RIGHT, 17), 6)).sum()
-    assert found.energy <= float(start)
+    assert found.energy < 0.95 * float(start)
 
 
 def test_non_finite_values_between_the_points_are_a_status():

@@ -29,6 +29,7 @@ from riemannian_diffusion import (
     slerp,
     speed,
 )
+from riemannian_diffusion.geodesics import _strong_wolfe
 
 PROBLEMS = {problem.name: problem for problem in all_problems()}
 METRICS = {
@@ -217,6 +218,53 @@ def test_evaluations_to_reach_what_adam_reaches_in_500(problem, metric):
     )
     iterates = iterates_of(metric, problem, max_evals=50, **options)
     assert min(iterate.energy for iterate in iterates) <= goal
+
+
+def test_the_path_returned_is_the_best_one_seen():
+    """Steps that are too large throw the last path far off."""
+    problem = PROBLEMS["circle in R^8"]
+    metric = TangentNormalMetric(problem.score)
+    found = solve(metric, problem, solver=Adam(0.5, 0.5), max_evals=12)
+    history = found.energy_history
+    assert history[-1] > 2 * min(history)
+    energy = float(metric.energy(refine(found.path, 3)).sum())
+    assert energy == pytest.approx(min(history), rel=1e-9)
+
+
+@pytest.mark.parametrize("first", [1e-3, 0.1, 1.0, 30.0])
+def test_line_searches_end_at_strong_wolfe_conditions(first):
+    def along(size):
+        energy = math.cosh(size - 2) + 0.3 * math.sin(3 * size)
+        slope = math.sinh(size - 2) + 0.9 * math.cos(3 * size)
+        return energy, torch.tensor(slope), slope
+
+    energy0, _, slope0 = along(0.0)
+    size, energy, gradient = _strong_wolfe(along, energy0, slope0, first)
+    assert along(size)[0] == energy and float(gradient) == pytest.approx(along(size)[2], rel=1e-6)
+    assert energy <= energy0 + 1e-4 * size * slope0
+    assert abs(along(size)[2]) <= 0.9 * abs(slope0)
+
+
+def test_the_inverse_hessian_is_the_bfgs_formula():
+    """Against the dense update, Nocedal and Wright (6.17), from the scaled initial matrix."""
+    num, dim = 3, 2
+    root = randn(num, num, seed=9)
+    initial = root @ root.T + torch.eye(num)
+    pairs = []
+    for i in range(3):
+        moved = randn(num, dim, seed=i)
+        change = moved + 0.2 * randn(num, dim, seed=10 + i)
+        pairs.append((moved, change, 1 / float((moved * change).sum())))
+    dense = torch.kron(initial.contiguous(), torch.eye(dim, dtype=torch.float64))
+    moved, change, rho = pairs[-1]
+    dense = dense / (rho * change.flatten() @ dense @ change.flatten())
+    identity = torch.eye(num * dim, dtype=torch.float64)
+    for moved, change, rho in pairs:
+        left = identity - rho * torch.outer(moved.flatten(), change.flatten())
+        dense = left @ dense @ left.T + rho * torch.outer(moved.flatten(), moved.flatten())
+    gradient = randn(num, dim, seed=20)
+    actual = PathLBFGS._apply_inverse(pairs, initial, gradient)
+    assert_close(actual.flatten(), dense @ gradient.flatten())
 
 
 def test_evaluations_do_not_grow_with_the_number_of_points():

@@ -255,3 +255,11 @@ def test_points_at_fractions_of_the_length():
     lengths = torch.tensor([0.0, 3.0, 4.0], dtype=torch.float64)  # not the flat ones
     points = points_at(path, lengths, torch.tensor([0.0, 0.375, 0.75, 0.875, 1.0]))
     assert_close(points, torch.tensor([[0.0], [0.5], [1.0], [3.0], [5.0]], dtype=torch.float64))
+
+
+def test_points_at_the_ends_of_a_length_that_stands_still():
+    """A metric may give different points no distance; the ends are still the path's."""
+    path = torch.tensor([[0.0], [1.0], [5.0], [7.0]], dtype=torch.float64)
+    lengths = torch.tensor([0.0, 0.0, 4.0, 4.0], dtype=torch.float64)
+    points = points_at(path, lengths, torch.tensor([0.0, 0.5, 1.0]))
+    assert_close(points, torch.tensor([[0.0], [3.0], [7.0]], dtype=torch.float64))

@@ -103,8 +103,8 @@ def _interpolate(args: argparse.Namespace) -> None:
     from riemannian_diffusion import demo
     from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
-    transformers.utils.logging.set_verbosity_error()
-    for library in (diffusers, transformers):  # bars are for the steps of the morph alone
+    for library in (diffusers, transformers):  # stderr is for errors and the morph's own bars
+        library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
     paths = args.images or [Path(path) for path in demo.endpoint_paths()]
     images = [_open(path, args.size) for path in paths]

@@ -29,7 +29,7 @@ from riemannian_diffusion import (
     slerp,
     speed,
 )
-from riemannian_diffusion.geodesics import _strong_wolfe
+from riemannian_diffusion.geodesics.solvers import _strong_wolfe
 
 PROBLEMS = {problem.name: problem for problem in all_problems()}
 METRICS = {

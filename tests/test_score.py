@@ -26,7 +26,7 @@ from riemannian_diffusion import (
     SteinScoreMetric,
     TangentNormalMetric,
 )
-from riemannian_diffusion.score import _BlockwiseAttention
+from riemannian_diffusion.score.attention import BlockwiseAttention
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -506,7 +506,7 @@ def test_small_blocks_of_attention_change_no_product(unet, monkeypatch, max_scor
     model, options = unet
     score = DiffusionScore(model, SCHEDULER, 300, **options)
     expected = score.jvp(images(2, 1), images(2, 2))
-    monkeypatch.setattr(_BlockwiseAttention, "max_scores", max_scores)
+    monkeypatch.setattr(BlockwiseAttention, "max_scores", max_scores)
     actual = score.jvp(images(2, 1), images(2, 2))
     assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
@@ -535,12 +535,12 @@ ATTENTION = {
 @pytest.mark.parametrize("max_scores", [1, 150, 2**23])
 @pytest.mark.parametrize("options", ATTENTION.values(), ids=ATTENTION.keys())
 def test_blockwise_attention_is_torch_attention(options, max_scores, monkeypatch):
-    monkeypatch.setattr(_BlockwiseAttention, "max_scores", max_scores)
+    monkeypatch.setattr(BlockwiseAttention, "max_scores", max_scores)
     heads = 2 if options.get("enable_gqa") else 4
     query, key = randn(2, 4, 7, 5, seed=1), randn(2, heads, 9, 5, seed=2)
     value = randn(2, heads, 9, 3, seed=3)
     expected = F.scaled_dot_product_attention(query, key, value, **options)
-    with _BlockwiseAttention():
+    with BlockwiseAttention():
         actual = F.scaled_dot_product_attention(query, key, value, **options)
     assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
@@ -548,7 +548,7 @@ def test_blockwise_attention_is_torch_attention(options, max_scores, monkeypatch
 @pytest.mark.parametrize("options", ATTENTION.values(), ids=ATTENTION.keys())
 def test_blockwise_attention_has_the_derivative_of_torch_attention(options, monkeypatch):
     """Forward mode through blocks against reverse mode through torch's kernel."""
-    monkeypatch.setattr(_BlockwiseAttention, "max_scores", 150)
+    monkeypatch.setattr(BlockwiseAttention, "max_scores", 150)
     heads = 2 if options.get("enable_gqa") else 4
     inputs = randn(2, 4, 7, 5, seed=1), randn(2, heads, 9, 5, seed=2), randn(2, heads, 9, 3, seed=3)
     tangents = [randn(*a.shape, seed=4 + i) for i, a in enumerate(inputs)]
@@ -559,15 +559,15 @@ def test_blockwise_attention_has_the_derivative_of_torch_attention(options, monk
 
     _, pull = torch.func.vjp(attend, *inputs)
     expected = sum((a * b).sum() for a, b in zip(pull(cotangent), tangents, strict=True))
-    with _BlockwiseAttention():
+    with BlockwiseAttention():
         _, pushed = torch.func.jvp(attend, inputs, tuple(tangents))
     assert_close((pushed * cotangent).sum(), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_blockwise_attention_holds_one_block_of_scores(monkeypatch):
-    monkeypatch.setattr(_BlockwiseAttention, "max_scores", 2**10)
+    monkeypatch.setattr(BlockwiseAttention, "max_scores", 2**10)
     query = randn(1, 1, 256, 2)
-    with _BlockwiseAttention(), LargestTensor() as largest:
+    with BlockwiseAttention(), LargestTensor() as largest:
         F.scaled_dot_product_attention(query, query, query)
     assert largest.size == 2**10
 
@@ -575,7 +575,7 @@ def test_blockwise_attention_holds_one_block_of_scores(monkeypatch):
 def test_blockwise_attention_refuses_dropout():
     query = randn(1, 1, 4, 4)
     with pytest.raises(ValueError, match=r"dropout is 0.5: call `model.eval\(\)`"):
-        with _BlockwiseAttention():
+        with BlockwiseAttention():
             F.scaled_dot_product_attention(query, query, query, dropout_p=0.5)
 
 

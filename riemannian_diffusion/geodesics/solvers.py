@@ -1,0 +1,202 @@
+"""Solvers: ways to lower the energy of a path."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+
+class Solver(ABC):
+    """A way to lower the energy of a path; the problem comes in the call.
+
+    Attributes:
+        patience: The solve has converged after this many iterations that each lowered the energy by
+            less than `rtol` of it; None for solvers that use up their evaluations.
+    """
+
+    patience: int | None
+
+    @abstractmethod
+    def iterate(
+        self,
+        objective: Callable[[Tensor], tuple[float, Tensor]],
+        points: Tensor,
+        scale: float,
+        max_evals: int,
+    ) -> Iterator[tuple[Tensor, float]]:
+        """Yield `(points, energy)` after every iteration, first of all for the given points.
+
+        Args:
+            objective: Points `(K - 2, d)` between the ends -> energy and its gradient.
+            points: Where to start.
+            scale: Energy of the first path over its flat energy: the metric's typical size.
+            max_evals: Evaluations of the objective there will be at most.
+        """
+
+
+class PathLBFGS(Solver):
+    """Limited-memory BFGS in the Sobolev geometry of paths.
+
+    The second differences along the path are the energy's Hessian in flat space; their inverse is
+    the initial inverse Hessian here, as if the unknowns were multiplied by the root of that matrix.
+    Long waves of the path then converge as fast as short ones. Steps satisfy the strong Wolfe
+    conditions (Nocedal and Wright, chapters 3 and 7).
+
+    Args:
+        history_size: Pairs of steps and gradient changes kept.
+        precondition: False gives plain L-BFGS.
+    """
+
+    patience = 3
+
+    def __init__(self, history_size: int = 10, precondition: bool = True):
+        if history_size < 1:
+            raise ValueError(f"`history_size` must be at least 1, but got {history_size}.")
+        self.history_size, self.precondition = history_size, precondition
+
+    def iterate(self, objective, points, scale, max_evals):
+        """Yield `(points, energy)` after every iteration."""
+        inverse_hessian = self._inverse_hessian(points)
+        if self.precondition and scale > 0:
+            inverse_hessian = inverse_hessian / scale
+        pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        energy, gradient = objective(points)
+        yield points, energy
+        while True:
+            direction = -self._apply_inverse(pairs, inverse_hessian, gradient)
+            slope = _inner(direction, gradient)
+            if slope >= 0 and pairs:  # rounding has spoiled the history
+                pairs.clear()
+                continue
+            first = 1.0
+            if not pairs and not self.precondition:
+                first = min(1.0, 1 / float(gradient.abs().sum().clamp(min=1e-30)))
+            along = partial(_evaluate_along, objective, points, direction)
+            step = _strong_wolfe(along, energy, slope, first) if slope < 0 else None
+            if step is None:
+                if not pairs:
+                    return  # the preconditioned gradient does not go down: a minimum up to rounding
+                pairs.clear()
+                continue
+            size, energy, new_gradient = step
+            change, moved = new_gradient - gradient, size * direction
+            points, gradient = points + moved, new_gradient
+            curvature = _inner(moved, change)
+            if curvature > 0:
+                pairs = [*pairs[-self.history_size + 1 :], (moved, change, 1 / curvature)]
+            yield points, energy
+
+    def _inverse_hessian(self, points: Tensor) -> Tensor:
+        num = len(points)
+        if not self.precondition:
+            return torch.eye(num, dtype=points.dtype, device=points.device)
+        second = 2 * torch.eye(num, dtype=torch.float64)
+        second -= torch.diag(torch.ones(num - 1, dtype=torch.float64), 1)
+        second -= torch.diag(torch.ones(num - 1, dtype=torch.float64), -1)
+        return torch.linalg.inv((num + 1) * second).to(points)
+
+    @staticmethod
+    def _apply_inverse(pairs, inverse_hessian: Tensor, gradient: Tensor) -> Tensor:
+        weights = []
+        for moved, change, rho in reversed(pairs):
+            weights.append(rho * _inner(moved, gradient))
+            gradient = gradient - weights[-1] * change
+        out = inverse_hessian @ gradient
+        if pairs:
+            moved, change, rho = pairs[-1]
+            out = out / (rho * _inner(change, inverse_hessian @ change))
+        for (moved, change, rho), weight in zip(pairs, reversed(weights), strict=True):
+            out = out + (weight - rho * _inner(change, out)) * moved
+        return out
+
+
+class Adam(Solver):
+    """Adam with a cosine from `lr` to `final_lr` over all evaluations.
+
+    The papers' recipe, with `max_evals=500`.
+
+    Args:
+        lr: First learning rate, in the units of the points.
+        final_lr: Last learning rate.
+    """
+
+    patience = None
+
+    def __init__(self, lr: float = 1e-3, final_lr: float = 1e-4):
+        if not lr >= final_lr > 0:
+            raise ValueError(f"`lr` >= `final_lr` > 0 must hold, but got {lr} and {final_lr}.")
+        self.lr, self.final_lr = lr, final_lr
+
+    def iterate(self, objective, points, scale, max_evals):
+        """Yield `(points, energy)` after every step."""
+        points = points.clone()
+        optimizer = torch.optim.Adam([points], lr=self.lr)
+        for step in range(max_evals):
+            energy, points.grad = objective(points.clone())
+            yield points.clone(), energy
+            cosine = 0.5 + 0.5 * math.cos(math.pi * step / max(1, max_evals - 1))
+            optimizer.param_groups[0]["lr"] = self.final_lr + (self.lr - self.final_lr) * cosine
+            optimizer.step()
+
+
+def _inner(a: Tensor, b: Tensor) -> float:
+    return float((a * b).sum(1).cpu().double().sum())  # not every device has float64
+
+
+def _evaluate_along(objective, points, direction, size: float) -> tuple[float, Tensor, float]:
+    energy, gradient = objective(points + size * direction)
+    return energy, gradient, _inner(gradient, direction)
+
+
+def _strong_wolfe(
+    along: Callable[[float], tuple[float, Tensor, float]],
+    energy0: float,
+    slope0: float,
+    first: float,
+) -> tuple[float, float, Tensor] | None:
+    """A step along a direction of descent that satisfies the strong Wolfe conditions.
+
+    Returns step, energy and gradient there, those of the lowest step tried if none satisfies them,
+    or None if no step lowered the energy.
+    """
+    rounding = 4 * torch.finfo(torch.float32).eps * abs(energy0)
+    low = (0.0, energy0, None, slope0)
+    high = None
+    size = first
+    for _ in range(12):
+        energy, gradient, slope = along(size)
+        here = (size, energy, gradient, slope)
+        enough = energy <= energy0 + 1e-4 * size * slope0 + rounding
+        if enough and abs(slope) <= 0.9 * abs(slope0):
+            low = here
+            break
+        if not enough or (energy >= low[1] and (low[0] > 0 or high is not None)):
+            high = here
+        else:
+            if slope * (high[0] - low[0] if high is not None else 1) >= 0:
+                high = low
+            low = here
+        size = 3 * size if high is None else _cubic_minimum(low, high)
+        if high is not None and abs(high[0] - low[0]) <= 1e-9 * max(1.0, abs(low[0])):
+            break
+    size, energy, gradient, _ = low
+    return None if gradient is None else (size, energy, gradient)
+
+
+def _cubic_minimum(low, high) -> float:
+    """The minimum of the cubic through two points with slopes, kept off the ends of the bracket."""
+    (a, fa, _, da), (b, fb, _, db) = low, high
+    d1 = da + db - 3 * (fa - fb) / (a - b)
+    square = d1 * d1 - da * db
+    guess = 0.5 * (a + b)
+    if square >= 0:
+        d2 = math.copysign(math.sqrt(square), b - a)
+        if db - da + 2 * d2 != 0:
+            guess = b - (b - a) * (db + d2 - d1) / (db - da + 2 * d2)
+    margin = 0.1 * abs(b - a)
+    return min(max(guess, min(a, b) + margin), max(a, b) - margin)

@@ -1,0 +1,114 @@
+"""Attention with a forward-mode derivative, for the time of one product with the Jacobian."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import (
+    AttnAddedKVProcessor,
+    AttnAddedKVProcessor2_0,
+    AttnProcessor,
+    AttnProcessor2_0,
+    SlicedAttnAddedKVProcessor,
+    SlicedAttnProcessor,
+    XFormersAttnAddedKVProcessor,
+    XFormersAttnProcessor,
+)
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+# Processors that bypass torch's scaled_dot_product_attention, and those that do the same with it.
+_PROCESSOR_WITH_SDPA = {
+    AttnProcessor: AttnProcessor2_0,
+    SlicedAttnProcessor: AttnProcessor2_0,
+    XFormersAttnProcessor: AttnProcessor2_0,
+    AttnAddedKVProcessor: AttnAddedKVProcessor2_0,
+    SlicedAttnAddedKVProcessor: AttnAddedKVProcessor2_0,
+    XFormersAttnAddedKVProcessor: AttnAddedKVProcessor2_0,
+}
+
+
+@contextmanager
+def forward_mode_attention(model: nn.Module) -> Iterator[None]:
+    """Attention inside has a forward-mode derivative.
+
+    Fused attention kernels have none, so torch's entry point to them is intercepted for this
+    thread; processors that bypass it are exchanged for their equals that do not. Afterwards, also
+    after an exception, the model is as it was.
+    """
+    exchanged = []
+    try:
+        for module in model.modules():
+            processor = getattr(module, "processor", None)
+            if type(processor) in _PROCESSOR_WITH_SDPA:
+                exchanged.append((module, "processor", processor))
+                module.processor = _PROCESSOR_WITH_SDPA[type(processor)]()
+            elif getattr(processor, "_attention_backend", None) is not None:
+                exchanged.append((processor, "_attention_backend", processor._attention_backend))
+                processor._attention_backend = "native"
+        with BlockwiseAttention():
+            yield
+    finally:
+        for owner, name, value in exchanged:
+            setattr(owner, name, value)
+
+
+class BlockwiseAttention(TorchFunctionMode):
+    """Replaces `scaled_dot_product_attention` by its formula over blocks of queries.
+
+    Every primitive operation has a forward-mode derivative, and without a reverse pass over it
+    memory is linear in the number of tokens.
+    """
+
+    max_scores = 2**23  # entries of the (batch, heads, queries, keys) table held at once
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            return self._attend(*args, **(kwargs or {}))
+        if func is F.group_norm:  # its forward derivative fails where the memory is channels-last
+            args = (args[0].contiguous(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+    def _attend(
+        self,
+        query,
+        key,
+        value,
+        attn_mask=None,
+        dropout_p=0.0,
+        is_causal=False,
+        scale=None,
+        enable_gqa=False,
+    ) -> Tensor:
+        if dropout_p:
+            raise ValueError(
+                f"Attention dropout is {dropout_p}: call `model.eval()` before taking derivatives."
+            )
+        if enable_gqa:
+            repeats = query.shape[-3] // key.shape[-3]
+            key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
+        num_queries, num_keys = query.shape[-2], key.shape[-2]
+        if is_causal:
+            attn_mask = torch.ones(
+                num_queries, num_keys, dtype=torch.bool, device=query.device
+            ).tril()
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        per_query = max(1, query.shape[:-2].numel() * num_keys)
+        size = max(1, self.max_scores // per_query)
+        blocks = []
+        for start in range(0, num_queries, size):
+            block = slice(start, start + size)
+            scores = (query[..., block, :] * scale) @ key.transpose(-1, -2)
+            if attn_mask is not None:
+                mask = attn_mask if attn_mask.shape[-2] == 1 else attn_mask[..., block, :]
+                if mask.dtype == torch.bool:
+                    mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
+                scores = scores + mask
+            weights = scores.softmax(-1)
+            if attn_mask is not None:  # a query without any key attends to nothing, as in torch
+                weights = weights.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
+            blocks.append(weights @ value)
+        return torch.cat(blocks, -2)

@@ -1,0 +1,209 @@
+"""The score of any diffusers denoiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from riemannian_diffusion.score.attention import forward_mode_attention
+from riemannian_diffusion.score.model import ScoreModel
+
+
+class DiffusionScore(ScoreModel):
+    """The score of a diffusers denoiser at one timestep, `score = -eps / sigma`.
+
+    Any model called like `UNet2DModel` (`model(x, t)`) or `UNet2DConditionModel` (`model(x, t,
+    encoder_hidden_states)`) and any scheduler with `alphas_cumprod` and epsilon, velocity or sample
+    prediction. The network runs in its own dtype; points, scores and products keep the caller's.
+    Parameters receive no gradient.
+
+    Args:
+        model: The denoiser.
+        scheduler: Gives `alpha`, `sigma` and the prediction type; it is not stepped.
+        timestep: The level, an index into `scheduler.alphas_cumprod`.
+        encoder_hidden_states: `(1, L, C)` prompt embedding for every point, or `(P, L, C)`, a path
+            of prompts: the K points of a call then lie at fractions `i / (K - 1)` of it,
+            interpolated linearly between its knots.
+        negative_hidden_states: The same for the negative prompt, needed by modes "guided" and
+            "difference".
+        guidance_scale: Weight `g` of mode "guided".
+        mode: "conditional" takes `eps = eps_cond`; "guided" takes `eps_neg + g (eps_cond -
+            eps_neg)` (classifier-free guidance); "difference" takes `eps_cond - eps_neg`.
+        max_batch_size: Largest batch given to the network. Longer calls run in chunks, and their
+            reverse pass recomputes one chunk at a time, so memory does not grow with the number of
+            points.
+
+    Raises:
+        ValueError: If the scheduler has no `alphas_cumprod` or an unknown prediction type, the
+            timestep is outside it, or prompts and mode disagree.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scheduler,
+        timestep: int,
+        *,
+        encoder_hidden_states: Tensor | None = None,
+        negative_hidden_states: Tensor | None = None,
+        guidance_scale: float = 1.0,
+        mode: str = "conditional",
+        max_batch_size: int | None = None,
+    ):
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise ValueError(
+                "`scheduler` must have `alphas_cumprod` (a variance-preserving schedule such as "
+                f"DDIMScheduler's), but got {type(scheduler).__name__}."
+            )
+        prediction = getattr(scheduler.config, "prediction_type", "epsilon")
+        if prediction not in _NOISE_FROM:
+            raise ValueError(
+                f"The scheduler's `prediction_type` must be one of {list(_NOISE_FROM)}, "
+                f"but got {prediction!r}."
+            )
+        timestep, num = int(timestep), len(scheduler.alphas_cumprod)
+        if not 0 <= timestep < num:
+            raise ValueError(f"`timestep` must be in [0, {num - 1}], but got {timestep}.")
+        if mode not in ("conditional", "guided", "difference"):
+            raise ValueError(
+                f"`mode` must be 'conditional', 'guided' or 'difference', but got {mode!r}."
+            )
+        if mode != "conditional" and (
+            encoder_hidden_states is None or negative_hidden_states is None
+        ):
+            raise ValueError(
+                f"mode={mode!r} needs both `encoder_hidden_states` and `negative_hidden_states`."
+            )
+        if max_batch_size is not None and max_batch_size < 1:
+            raise ValueError(
+                f"`max_batch_size` must be at least 1 or None, but got {max_batch_size}."
+            )
+        abar = float(scheduler.alphas_cumprod[timestep])
+        if not 0 < abar < 1:
+            raise ValueError(
+                f"`timestep` {timestep} has alphas_cumprod {abar}: a level needs both signal and "
+                "noise."
+            )
+        self.alpha, self.sigma = abar**0.5, (1 - abar) ** 0.5
+        self.model, self.timestep, self.prediction_type = model, timestep, prediction
+        self.encoder_hidden_states = encoder_hidden_states
+        self.negative_hidden_states = negative_hidden_states
+        self.guidance_scale, self.mode = guidance_scale, mode
+        self.max_batch_size = max_batch_size
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The score at each point, `(K, *shape) -> (K, *shape)`."""
+        chunks = self._chunks(x)
+        if len(chunks) == 1 or not (torch.is_grad_enabled() and x.requires_grad):
+            return torch.cat([function(points) for function, points in chunks])
+        parts = [checkpoint(f, p, use_reentrant=False, preserve_rng_state=False) for f, p in chunks]
+        return torch.cat(parts)
+
+    def jvp(self, x: Tensor, v: Tensor) -> Tensor:
+        """`J(x) v` in forward mode, whatever attention the model runs with.
+
+        Memory is linear in the number of tokens.
+        """
+        with _frozen(self.model), forward_mode_attention(self.model):
+            tangents = v.split(self.max_batch_size or len(v))
+            pairs = zip(self._chunks(x), tangents, strict=True)
+            return torch.cat([torch.func.jvp(f, (points,), (t,))[1] for (f, points), t in pairs])
+
+    def vjp(self, x: Tensor, w: Tensor) -> Tensor:
+        """`J(x)^T w` in reverse mode."""
+        cotangents = w.split(self.max_batch_size or len(w))
+        pairs = zip(self._chunks(x), cotangents, strict=True)
+        with _frozen(self.model):
+            return torch.cat([torch.func.vjp(f, points)[1](c)[0] for (f, points), c in pairs])
+
+    def _chunks(self, x: Tensor) -> list[tuple[Callable[[Tensor], Tensor], Tensor]]:
+        size = self.max_batch_size or len(x)
+        points = x.split(size)
+        conditional = _prompts_along(
+            self.encoder_hidden_states, len(x), size, "encoder_hidden_states"
+        )
+        negative = [None] * len(points)
+        if self.mode != "conditional":
+            negative = _prompts_along(
+                self.negative_hidden_states, len(x), size, "negative_hidden_states"
+            )
+
+        def bind(cond: Tensor | None, neg: Tensor | None) -> Callable[[Tensor], Tensor]:
+            return lambda part: self._score(part, cond, neg)
+
+        return [(bind(c, n), p) for c, n, p in zip(conditional, negative, points, strict=True)]
+
+    def _score(self, x: Tensor, conditional: Tensor | None, negative: Tensor | None) -> Tensor:
+        with _frozen(self.model):
+            noise = self._noise(x, conditional)
+            if self.mode != "conditional":
+                unconditional = self._noise(x, negative)
+                noise = noise - unconditional
+                if self.mode == "guided":
+                    noise = unconditional + self.guidance_scale * noise
+        return -noise / self.sigma
+
+    def _noise(self, x: Tensor, hidden: Tensor | None) -> Tensor:
+        parameter = next(self.model.parameters())
+        timestep = torch.tensor(self.timestep, device=x.device)
+        prompt = {}
+        if hidden is not None:
+            prompt["encoder_hidden_states"] = hidden.to(device=x.device, dtype=parameter.dtype)
+        output = self.model(x.to(parameter.dtype), timestep, **prompt, return_dict=False)[0]
+        if output.shape != x.shape:
+            raise ValueError(
+                f"The model turned {tuple(x.shape)} into {tuple(output.shape)}: a score needs "
+                "equal shapes (models that also predict a variance, or are given a mask, are not "
+                "supported)."
+            )
+        return _NOISE_FROM[self.prediction_type](output.to(x.dtype), x, self.alpha, self.sigma)
+
+
+_NOISE_FROM: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
+    "epsilon": lambda output, x, alpha, sigma: output,
+    "v_prediction": lambda output, x, alpha, sigma: alpha * output + sigma * x,
+    "sample": lambda output, x, alpha, sigma: (x - alpha * output) / sigma,
+}
+
+
+def _prompts_along(prompts: Tensor | None, num: int, size: int, name: str) -> list[Tensor | None]:
+    """Prompt embeddings at `num` equal fractions of a path of prompts, in chunks of `size`."""
+    if prompts is None:
+        return [None] * math.ceil(num / size)
+    if prompts.ndim != 3:
+        raise ValueError(
+            f"`{name}` must be (1, L, C) or (P, L, C), but got {tuple(prompts.shape)}."
+        )
+    if len(prompts) == 1:
+        prompts = prompts.expand(num, -1, -1)
+    elif len(prompts) != num:
+        if num == 1:
+            raise ValueError(
+                f"`{name}` is a path of {len(prompts)} prompts: one point alone has no place on it."
+            )
+        place = torch.linspace(0, len(prompts) - 1, num, dtype=torch.float64)
+        left = place.long().clamp(max=len(prompts) - 2)
+        weight = (place - left).to(prompts)[:, None, None]
+        prompts = torch.lerp(prompts[left], prompts[left + 1], weight)
+    return list(prompts.split(size))
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter requires a gradient inside; afterwards each is as it was.
+
+    Entered before torch.func's transforms: inside them no flag can be changed.
+    """
+    changed = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in changed:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in changed:
+            parameter.requires_grad_(True)

@@ -1,0 +1,114 @@
+"""The exact score of a mixture of Gaussians, or of a data set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.score.model import ScoreModel
+
+
+class GaussianMixtureScore(ScoreModel):
+    """The exact score of `x = alpha x_0 + sigma eps`, `x_0` from a mixture of isotropic Gaussians.
+
+    The mixture may be a set of points (`std = 0`): the empirical distribution of a data set, whose
+    diffusion model is then known exactly. Logits are taken from inner products with centred means,
+    so no `(K, M, *shape)` tensor is formed and points far from every mean get finite scores.
+
+    Args:
+        means: `(M, *shape)`, the means of the clean data's components.
+        sigma: Standard deviation of the noise, non-negative; `sigma` and `alpha * std` must not
+            both be 0.
+        std: Standard deviation of every component of the clean data.
+        weights: `(M,)` non-negative, normalised here; equal where None.
+        alpha: Factor of the clean data.
+    """
+
+    max_logits = 2**24  # entries of the (points, means) table held at once
+
+    def __init__(
+        self,
+        means: Tensor,
+        sigma: float,
+        *,
+        std: float = 0.0,
+        weights: Tensor | None = None,
+        alpha: float = 1.0,
+    ):
+        if means.ndim < 2 or not means.is_floating_point() or len(means) == 0:
+            raise ValueError(
+                "`means` must be a floating-point tensor (M, *shape), "
+                f"but got {tuple(means.shape)}, {means.dtype}."
+            )
+        if sigma < 0 or std < 0 or alpha <= 0 or sigma + alpha * std == 0:
+            raise ValueError(
+                "`sigma` and `std` must not be negative nor both 0, and `alpha` must be positive, "
+                f"but got sigma={sigma}, std={std}, alpha={alpha}."
+            )
+        if weights is not None and (
+            weights.shape != means.shape[:1] or (weights < 0).any() or weights.sum() <= 0
+        ):
+            raise ValueError(
+                f"`weights` must be ({len(means)},), non-negative and not all 0, but got {weights}."
+            )
+        self.means, self.sigma, self.std, self.alpha = means, float(sigma), float(std), float(alpha)
+        if weights is None:
+            weights = means.new_ones(len(means))
+        self.log_weights = (weights / weights.sum()).to(means).log()
+        self.variance = self.sigma**2 + (self.alpha * self.std) ** 2
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The score at each point, `(K, *shape) -> (K, *shape)`."""
+        return self._in_chunks(self._score, x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The log-density at each point, `(K, *shape) -> (K,)`."""
+        return self._in_chunks(self._log_prob, x)
+
+    def jvp(self, x: Tensor, v: Tensor) -> Tensor:
+        """`J(x) v` in closed form, from the posterior covariance of the means."""
+        return self._in_chunks(self._jvp, x, v)
+
+    def vjp(self, x: Tensor, w: Tensor) -> Tensor:
+        """`J(x)^T w`: the Jacobian of an exact score is symmetric."""
+        return self.jvp(x, w)
+
+    def _in_chunks(self, function: Callable[..., Tensor], x: Tensor, *more: Tensor) -> Tensor:
+        if x.shape[1:] != self.means.shape[1:]:
+            raise ValueError(
+                f"`x` must be (K, {str(tuple(self.means.shape[1:]))[1:]}, but got {tuple(x.shape)}."
+            )
+        size = max(1, self.max_logits // len(self.means))
+        inputs = [a.split(size) for a in (x, *more)]
+        return torch.cat([function(*chunk) for chunk in zip(*inputs, strict=True)])
+
+    def _centred(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Points and scaled means about the means' centre; log posterior up to a constant."""
+        dtype = torch.promote_types(x.dtype, self.means.dtype)
+        means = self.means.to(dtype).flatten(1) * self.alpha  # (M, d)
+        centre = means.mean(0)
+        means, points = means - centre, x.to(dtype).flatten(1) - centre  # (K, d)
+        logits = (points @ means.T - 0.5 * means.square().sum(1)) / self.variance
+        return points, means, logits + self.log_weights.to(dtype)  # (K, d), (M, d), (K, M)
+
+    def _score(self, x: Tensor) -> Tensor:
+        points, means, logits = self._centred(x)
+        return ((logits.softmax(1) @ means - points) / self.variance).view_as(x).to(x.dtype)
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        points, means, logits = self._centred(x)
+        constant = 0.5 * points.shape[1] * math.log(2 * math.pi * self.variance)
+        log_prob = logits.logsumexp(1) - 0.5 * points.square().sum(1) / self.variance - constant
+        return log_prob.to(x.dtype)
+
+    def _jvp(self, x: Tensor, v: Tensor) -> Tensor:
+        points, means, logits = self._centred(x)
+        tangents = v.to(points).flatten(1)
+        posterior = logits.softmax(1)  # (K, M)
+        along = tangents @ means.T  # (K, M)
+        along = along - (posterior * along).sum(1, keepdim=True)
+        out = (posterior * along) @ means / self.variance**2 - tangents / self.variance
+        return out.view_as(x).to(x.dtype)

@@ -134,9 +134,11 @@ def test_no_pixel_jumps(kind):
         assert small < 0.2 * large, name
 
 
-def derivative_error(kind, name):
-    """Forward mode against central differences, relative in the norm of the images."""
-    _, factors = scenes(3, dtype=torch.float64)
+@pytest.mark.parametrize("name", FACTORS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_mode_against_central_differences(kind, name):
+    """Relative, in the norm of the image; of half the scenes, as single pixels may see a jump."""
+    _, factors = scenes(4, dtype=torch.float64)
     tangent = torch.zeros_like(factors)
     tangent[:, FACTORS.index(name)] = 1.0
 
@@ -146,16 +148,21 @@ def derivative_error(kind, name):
     _, forward = torch.func.jvp(image, (factors,), (tangent,))
     h = 1e-4
     central = (image(factors + h * tangent) - image(factors - h * tangent)) / (2 * h)
-    return ((forward - central).norm() / central.norm()).item()
+    error = (forward - central).flatten(1).norm(dim=1) / central.flatten(1).norm(dim=1)
+    assert error.median() < 0.02, error
 
 
-@pytest.mark.parametrize("name", FACTORS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_forward_mode_against_central_differences(kind, name):
-    assert derivative_error(kind, name) < DERIVATIVE_TOLERANCE.get((kind, name), 0.02)
+def test_float32_gradients_agree_with_float64(kind):
+    _, factors = scenes(2)
 
+    def gradient(dtype):
+        leaf = factors.to(dtype).requires_grad_()
+        (value,) = torch.autograd.grad(render(kind, leaf, resolution=16).square().sum(), leaf)
+        return value.double()
 
-DERIVATIVE_TOLERANCE: dict[tuple[str, str], float] = {}
+    exact = gradient(torch.float64)
+    assert (gradient(torch.float32) - exact).norm() < 0.1 * exact.norm()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,15 +5,16 @@ are smooth in all of them, so the set of images of one kind is a smooth five-dim
 and autograd through `render` gives its tangent vectors.
 
 Every ray is resolved by two numbers of the solid's signed distance function `d`: the closest
-approach `min_t d(ray(t))`, which a sigmoid turns into coverage (by the envelope theorem its
-derivative needs none of `t`), and the first root, which one differentiable Newton step makes a
-function of the factors.
+approach along the ray, which a sigmoid turns into coverage, and the first root, where the solid is
+shaded. Both are searched without a graph until they have converged; one differentiable Newton step
+then makes them functions of the factors.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -93,9 +94,19 @@ def _norm(p: Tensor) -> Tensor:
     return (p.square().sum(-1) + 1e-12).sqrt()
 
 
-def _box(half: Tensor, q: Tensor) -> Tensor:  # exact signed distance of a box, any number of axes
+def _smooth_least(*depths: Tensor) -> Tensor:
+    """The least of positive depths, without the crease where two are equal.
+
+    A p-norm with p = -4: where one depth vanishes it is that depth to first order.
+    """
+    depths = tuple(depth.clamp(min=1e-12) for depth in depths)
+    least = reduce(torch.minimum, depths)
+    return least * sum((least / depth).square().square() for depth in depths).sqrt().rsqrt()
+
+
+def _box(half: Tensor, q: Tensor) -> Tensor:  # exact outside, any number of axes
     d = q.abs() - half
-    return _norm(d.clamp(min=0)) + d.amax(-1).clamp(max=0)
+    return _norm(d.clamp(min=0)) - _smooth_least(*(-d).unbind(-1))
 
 
 def _sphere(p: Tensor) -> Tensor:
@@ -116,9 +127,9 @@ def _torus(p: Tensor) -> Tensor:  # upright: its axis is the x axis
     return _norm(q) - 0.29
 
 
-def _cone(p: Tensor) -> Tensor:  # exact distance of a cone of half height 0.84, rounded by 0.12
+def _cone(p: Tensor) -> Tensor:  # of half height 0.84, rounded by 0.12; exact outside
     radius, half = 0.74, 0.84
-    q = torch.stack([_norm(p[..., :2]), p[..., 2]], -1)
+    q = torch.stack([(p[..., :2].square().sum(-1) + 1e-3).sqrt(), p[..., 2]], -1)
     to_rim = q - q.new_tensor([radius, -half])
     slant = q.new_tensor([-radius, 2 * half])
     along = ((to_rim * slant).sum(-1) / (slant * slant).sum()).clamp(0, 1)
@@ -128,8 +139,8 @@ def _cone(p: Tensor) -> Tensor:  # exact distance of a cone of half height 0.84,
         to_rim[..., 0] * slant[1] - to_rim[..., 1] * slant[0]
     )  # > 0 outside the slanted side
     inside = (outside_side < 0) & (q[..., 1] > -half)
-    distance = torch.minimum(side, base)
-    return torch.where(inside, -distance, distance) - 0.12
+    depth = _smooth_least(side, base)
+    return torch.where(inside, -depth, torch.minimum(side, base)) - 0.12
 
 
 # A solid in units of its size, centred on the origin, and the height of its centre above the plane.
@@ -141,27 +152,47 @@ _SOLIDS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "cylinder": (_cylinder, 0.92),
 }
 _BOUND = 1.35  # every solid lies within this many sizes of its centre
+_SPRING = 0.3  # draws the closest approach to the middle of the ray, per unit of the plane
+_GRAZE = 0.008  # depth in units of the plane
+_LONGEST_MOVE = 4e-3  # of the Newton step to the closest approach
+_NUM_HALVINGS = 4
+
+
+class _Scene:
+    """One solid on the plane; `fixed` is the same with all derivatives cut, to search in.
+
+    The searches run in `fixed`, because `no_grad` alone does not stop forward mode.
+    """
+
+    def __init__(self, solid: tuple[Callable[[Tensor], Tensor], float], factors: Tensor):
+        self.solid, self.factors = solid, factors
+        azimuth, _, self.size, x, y = factors.T[..., None]  # (N, 1) each
+        self.centre = torch.stack([x, y, solid[1] * self.size], -1)  # (N, 1, 3)
+        self.bound = _BOUND * self.size
+        self.cos, self.sin = azimuth.cos(), azimuth.sin()
+
+    @property
+    def fixed(self) -> _Scene:
+        return _Scene(self.solid, self.factors.detach())
+
+    def distance(self, p: Tensor) -> Tensor:  # (N, P, 3) -> (N, P), in units of the plane
+        x, y, z = ((p - self.centre) / self.size[..., None]).unbind(-1)
+        q = torch.stack([self.cos * x + self.sin * y, self.cos * y - self.sin * x, z], -1)
+        return self.size * self.solid[0](q)
+
+    def middle(self, origin: Tensor, direction: Tensor) -> Tensor:
+        """Where rays pass the centre, not behind their origin: `(N, P)`."""
+        return ((self.centre - origin) * direction).sum(-1).clamp(min=0)
 
 
 def _render_kind(
     solid: tuple[Callable[[Tensor], Tensor], float], factors: Tensor, resolution: int
 ) -> Tensor:
-    unit_distance, height = solid
-    azimuth, hue, size, x, y = factors.T[..., None]  # (N, 1) each
-    centre = torch.stack([x, y, height * size], -1)  # (N, 1, 3)
-    cos, sin = azimuth.cos(), azimuth.sin()
-
-    def distance(p: Tensor) -> Tensor:  # (N, P, 3) -> (N, P), in units of the plane
-        q = (p - centre) / size[..., None]
-        q = torch.stack(
-            [cos * q[..., 0] + sin * q[..., 1], cos * q[..., 1] - sin * q[..., 0], q[..., 2]], -1
-        )
-        return size * unit_distance(q)
-
+    scene = _Scene(solid, factors)
+    azimuth, hue = factors.T[:2, :, None]  # (N, 1) each
     eye, direction = _camera_rays(resolution, factors)  # (3,), (1, P, 3)
     origin = eye.expand(len(factors), 1, 3)
-    bound = _BOUND * size
-    approach, nearest = _closest_approach(distance, origin, direction, centre, bound)  # (N, P)
+    approach, nearest = _closest_approach(scene, origin, direction)  # (N, P)
     pixel = 2 * _HALF_FIELD / resolution * _CAMERA_DISTANCE
     coverage = torch.sigmoid(-approach / (0.3 * pixel))
 
@@ -174,8 +205,8 @@ def _render_kind(
         -1,
     )  # (N, 1, 3)
 
-    point = _first_hit(distance, origin, direction, centre, bound, nearest)  # (N, P, 3)
-    normal = _normal(distance, point)
+    point = _first_hit(scene, origin, direction, approach, nearest)  # (N, P, 3)
+    normal = _normal(scene, point)
     lambert = 0.5 + 0.5 * (normal * light).sum(-1)  # half Lambert: smooth through the terminator
     sky = 0.5 + 0.5 * normal[..., 2]
     halfway = torch.nn.functional.normalize(light - direction, dim=-1)
@@ -186,9 +217,9 @@ def _render_kind(
     solid_colour = shade[..., None] * albedo[:, None] + 0.25 * gloss[..., None]  # (N, P, 3)
 
     on_plane = origin - direction * (origin[..., 2:] / direction[..., 2:])  # (N, P, 3)
-    blocked, _ = _closest_approach(distance, on_plane, light, centre, bound)
+    blocked, _ = _closest_approach(scene, on_plane, light)
     shadow = torch.sigmoid(-blocked / 0.05)
-    contact = (-6.0 * distance(on_plane).clamp(min=0)).exp()
+    contact = (-6.0 * scene.distance(on_plane).clamp(min=0)).exp()
     far = torch.sigmoid(0.5 * on_plane[..., 1])
     brightness = (0.90 - 0.14 * far) * (1 - 0.42 * shadow) * (1 - 0.25 * contact)
     plane_colour = brightness[..., None] * factors.new_tensor([1.0, 0.99, 0.97])
@@ -211,61 +242,95 @@ def _camera_rays(resolution: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return look_at - _CAMERA_DISTANCE * forward, direction.reshape(1, -1, 3)
 
 
-def _closest_approach(distance, origin, direction, centre, bound) -> tuple[Tensor, Tensor]:
-    """The least signed distance along each ray and where it is reached, both differentiable."""
+def _along(scene: _Scene, origin: Tensor, direction: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda t: scene.distance(origin + t[..., None] * direction)
 
-    def along(t: Tensor) -> Tensor:
-        return distance(origin + t[..., None] * direction)
 
-    def newton(t: Tensor, step: float) -> Tensor:  # towards the root of d/dt distance
-        before, here, after = along(t - step), along(t), along(t + step)
-        curvature = ((before - 2 * here + after) / step**2).detach()
-        slope = (after - before) / (2 * step)
-        move = torch.where(
-            curvature > 0.1, slope / curvature.clamp(min=0.1), torch.zeros_like(slope)
-        )
-        return t - move.clamp(-step, step)
+def _closest_approach(scene: _Scene, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """The least signed distance along each ray and where it is reached, both differentiable.
 
+    Along a face seen edge on, the distance is flat and its minimum leaps from end to end. A weak
+    spring `_SPRING / 2 (t - middle)^2` to the point nearest to the solid's centre prevents that.
+    """
+    h = 4e-3  # of difference quotients; wide, for the curvature itself has steps
     with torch.no_grad():
-        lowest = (((centre - origin) * direction).sum(-1) - bound).clamp(min=0)  # (N, P)
-        width = 2 * bound
-        for count in (12, 7):  # a grid, then a zoom around its best point
-            best, nearest = torch.full_like(lowest, torch.inf), lowest
+        fixed, start, way = scene.fixed, origin.detach(), direction.detach()
+        along, middle = _along(fixed, start, way), fixed.middle(start, way)
+
+        def descent(t: Tensor) -> Tensor:  # minus the derivative of distance and spring
+            return (along(t - h) - along(t + h)) / (2 * h) - _SPRING * (t - middle)
+
+        low = (middle - fixed.bound).clamp(min=0)
+        width = 2 * fixed.bound
+        for count in (10, 4):  # a grid, then a zoom around its best point
+            best, nearest = torch.full_like(low, torch.inf), low
             for i in range(count):
-                t = lowest + (i / (count - 1)) * width
-                d = along(t)
+                t = low + (i / (count - 1)) * width
+                d = along(t) + _SPRING / 2 * (t - middle).square()
                 closer = d < best
                 best, nearest = torch.where(closer, d, best), torch.where(closer, t, nearest)
             step = width / (count - 1)
-            lowest, width = (nearest - step).clamp(min=0), 2 * step
-        for size in (0.04, 0.02, 0.01):
-            nearest = newton(nearest, size)
-    nearest = nearest.detach()
-    return along(nearest), newton(nearest, 0.01)
+            low, high = (nearest - step).clamp(min=0), nearest + step
+            width = high - low
+        above, below = descent(low), descent(high)
+        high, low = torch.where(above < 0, low, high), torch.where(below > 0, high, low)
+        nearest = _root(descent, low, high, above, below)
+        here = along(nearest)
+
+    along, middle = _along(scene, origin, direction), scene.middle(origin, direction)
+    before, after = along(nearest - h), along(nearest + h)
+    curvature = ((before + after).detach() - 2 * here).clamp(min=0) / h**2
+    slope = (after - before) / (2 * h) + _SPRING * (nearest - middle)
+    nearest = nearest - (slope / (curvature + _SPRING)).clamp(-_LONGEST_MOVE, _LONGEST_MOVE)
+    return along(nearest), nearest
 
 
-def _first_hit(distance, origin, direction, centre, bound, nearest) -> Tensor:
-    """The first point of the solid on each ray; where it misses, that of closest approach."""
+def _root(function, low, high, above, below) -> Tensor:
+    """A root between `low` and `high`, where the function is `above` and `below` zero.
+
+    Halving in turn with false positions: the slope is nearly a step where the solid is nearly flat.
+    """
+    for i in range(_NUM_HALVINGS * 2):
+        share = above / (above - below).clamp(min=1e-12) if i % 2 else 0.5
+        t = low + share * (high - low)
+        here = function(t)
+        left = here > 0  # of the root
+        low, high = torch.where(left, t, low), torch.where(left, high, t)
+        above, below = torch.where(left, here, above), torch.where(left, below, here)
+    return t
+
+
+def _first_hit(
+    scene: _Scene, origin: Tensor, direction: Tensor, approach: Tensor, nearest: Tensor
+) -> Tensor:
+    """The first point of the solid on each ray; where it misses, that of closest approach.
+
+    At a grazing ray the root moves infinitely fast, as the square root of the depth. Where the ray
+    goes no deeper than about `_GRAZE`, the point is therefore drawn to that of closest approach.
+    """
+    h = 1e-3 if origin.dtype == torch.float32 else 1e-4  # of difference quotients
     with torch.no_grad():
-        t = torch.minimum(((centre - origin) * direction).sum(-1) - bound, nearest)
-        for _ in range(16):
-            t = torch.minimum(t + distance(origin + t[..., None] * direction).clamp(min=0), nearest)
-        start, step = origin + t[..., None] * direction, 1e-3
-        slope = (distance(start + step * direction) - distance(start - step * direction)) / (
-            2 * step
-        )
-        hits = (t < nearest) & (
-            slope < -0.05
-        )  # at a grazing ray the root has no bounded derivative
-    start, slope = start.detach(), slope.detach()
-    on_surface = start - (distance(start) / slope.clamp(max=-0.05))[..., None] * direction
-    return torch.where(
-        hits.detach()[..., None], on_surface, origin + nearest[..., None] * direction
-    )
+        fixed, start, way = scene.fixed, origin.detach(), direction.detach()
+        along, end, end_value = _along(fixed, start, way), nearest.detach(), approach.detach()
+        low = torch.minimum(fixed.middle(start, way) - fixed.bound, end)
+        for _ in range(10):
+            low = torch.minimum(low + along(low).clamp(min=0), end)
+        above = along(low)
+        soon = torch.minimum(low + 4 * above.clamp(min=0) + 0.02, end)
+        below = along(soon)
+        first = below < 0  # else the root lies further on, or there is none
+        high, below = torch.where(first, soon, end), torch.where(first, below, end_value)
+        hits = (below < 0) & (low < high)
+        t = _root(along, low, high, above.clamp(min=1e-9), below)
+        rise = along(t + h) - along(t - h)
+        steepness = (rise / (2 * h)).clamp(max=-1e-3)
+    root = t - _along(scene, origin, direction)(t) / steepness
+    share = torch.where(hits, (-approach / _GRAZE).tanh(), 0.0)
+    return origin + torch.lerp(nearest, root, share)[..., None] * direction
 
 
-def _normal(distance, point) -> Tensor:
+def _normal(scene: _Scene, point: Tensor) -> Tensor:
     step = 2e-3 if point.dtype == torch.float32 else 1e-5
     corners = point.new_tensor([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]])
-    normal = sum(corner * distance(point + step * corner)[..., None] for corner in corners)
+    normal = sum(corner * scene.distance(point + step * corner)[..., None] for corner in corners)
     return torch.nn.functional.normalize(normal, dim=-1)

@@ -14,7 +14,9 @@ from collections import Counter
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from machine import describe
+from transformers.utils import logging as transformers_logging
 
 from riemannian_diffusion import demo
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
@@ -87,6 +89,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     args = parser.parse_args(argv)
 
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
     print(describe())
     torch.set_grad_enabled(False)
     pipe = GeodesicInterpolationPipeline.from_pretrained(args.model or demo.model_path())

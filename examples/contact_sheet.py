@@ -19,7 +19,7 @@ from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
 # Two kinds, two rows of factors: azimuth, hue, size, x, y.
 PAIRS = (
-    (("torus", "torus"), ((0.3, 0.02, 0.62, -0.30, 0.10), (1.5, 0.14, 0.66, 0.25, -0.15))),
+    (("torus", "torus"), ((0.3, 0.02, 0.68, -0.12, 0.00), (1.3, 0.14, 0.72, 0.12, -0.10))),
     (("cube", "cube"), ((0.2, 0.60, 0.60, -0.25, -0.20), (0.9, 0.70, 0.72, 0.20, 0.20))),
     (("cylinder", "cone"), ((2.0, 0.33, 0.70, 0.10, 0.00), (2.4, 0.50, 0.70, -0.10, 0.05))),
 )

@@ -23,8 +23,6 @@ from riemannian_diffusion.demo import (
 )
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
-MODEL = Path(demo.__file__).parent / "model"
-shipped = pytest.mark.skipif(not MODEL.is_dir(), reason="the shipped model is not there yet")
 HELD_OUT_SEED = 101  # the model's own images were drawn from seed 0
 
 
@@ -302,7 +300,6 @@ def pipe():
     return pipe
 
 
-@shipped
 def test_shipped_files():
     folder = Path(demo.model_path())
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -313,7 +310,6 @@ def test_shipped_files():
         assert word in card, word
 
 
-@shipped
 def test_shipped_endpoints_are_renders_of_different_scenes():
     images = []
     for path in demo.endpoint_paths():
@@ -325,7 +321,6 @@ def test_shipped_endpoints_are_renders_of_different_scenes():
     assert (images[0] - images[1]).square().mean() > 1e-3
 
 
-@shipped
 def test_each_word_of_a_caption_is_one_token(pipe):
     for kind in KINDS:
         for i in range(len(HUES)):
@@ -335,7 +330,6 @@ def test_each_word_of_a_caption_is_one_token(pipe):
     assert len(pipe.tokenizer("a purple cube").input_ids) > 5  # any other text is spelled out
 
 
-@shipped
 @torch.no_grad()
 def test_shipped_autoencoder_on_held_out_scenes(pipe):
     images = render(*scenes(5))
@@ -343,7 +337,6 @@ def test_shipped_autoencoder_on_held_out_scenes(pipe):
     assert (psnr((decoded / 2 + 0.5).clamp(0, 1), images) >= 30).all()
 
 
-@shipped
 def test_shipped_model_draws_what_the_caption_says(pipe):
     from diffusers import StableDiffusionPipeline
 

@@ -25,11 +25,7 @@ TIMESTEP = 581  # 0.6 of 50 steps
 
 @pytest.fixture(scope="module")
 def pipe():
-    try:
-        path = demo.model_path()
-    except FileNotFoundError:
-        pytest.skip("the shipped model is not trained yet")
-    pipe = GeodesicInterpolationPipeline.from_pretrained(path)
+    pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

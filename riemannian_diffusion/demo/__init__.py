@@ -40,7 +40,7 @@ def model_path() -> str:
     Raises:
         FileNotFoundError: If this installation lacks the model.
     """
-    return _shipped("model/model_index.json", "The shipped model").removesuffix("/model_index.json")
+    return str(Path(_shipped("model/model_index.json", "The shipped model")).parent)
 
 
 def endpoint_paths() -> tuple[str, str]:

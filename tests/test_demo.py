@@ -321,13 +321,13 @@ def test_shipped_endpoints_are_renders_of_different_scenes():
     assert (images[0] - images[1]).square().mean() > 1e-3
 
 
-def test_each_word_of_a_caption_is_one_token(pipe):
+def test_captions_are_few_tokens_and_read_back(pipe):
     for kind in KINDS:
         for i in range(len(HUES)):
             ids = pipe.tokenizer(caption(kind, i / 6)).input_ids
-            assert len(ids) == 3 + 2  # and the start and the end
+            assert len(ids) <= 6 + 2  # and the start and the end; "green" is four, others are one
             assert pipe.tokenizer.decode(ids[1:-1]).strip() == caption(kind, i / 6)
-    assert len(pipe.tokenizer("a purple cube").input_ids) > 5  # any other text is spelled out
+    assert len(pipe.tokenizer("a purple cube").input_ids) > 8  # any other text is spelled out
 
 
 @torch.no_grad()

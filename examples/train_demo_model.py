@@ -30,7 +30,7 @@ EMPTY_PROMPT_SHARE, NO_HUE_SHARE = 0.12, 0.05
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer: the words of the captions are short in it, any other text is spelled out."""
+    """A CLIP tokenizer: captions take few tokens, any other text is spelled out."""
     letters = sorted(ByteLevel.alphabet())
     tokens, merges = letters + [letter + "</w>" for letter in letters], []
     for word in ("a", *HUES, *KINDS):

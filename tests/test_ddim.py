@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler, UNet2DModel
+from diffusers import DDIMInverseScheduler, DDIMScheduler
+from networks import tiny_unet
 from torch.testing import assert_close
 
 from riemannian_diffusion import (
@@ -39,19 +40,7 @@ def mixture_levels(timestep):
 
 
 def unet_levels(prediction_type="epsilon"):
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=2,
-        out_channels=2,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-    unet = unet.double().eval()
+    unet = tiny_unet()
     scheduler = DDIMScheduler(**STABLE_DIFFUSION, prediction_type=prediction_type)
     return unet, scheduler, lambda timestep: DiffusionScore(unet, scheduler, timestep)
 
@@ -65,11 +54,13 @@ def noise_of(output, x, abar, prediction_type):
     return abar**0.5 * output + (1 - abar) ** 0.5 * x
 
 
+@pytest.mark.parametrize("inverse", [False, True], ids=["sampling", "inversion"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("timestep", [1, 21, 301, 581, 961])
 @pytest.mark.parametrize("set_alpha_to_one", [True, False])
-def test_a_step_is_that_of_the_ddim_scheduler(prediction_type, timestep, set_alpha_to_one):
-    scheduler = DDIMScheduler(
+def test_a_step_is_that_of_the_scheduler(inverse, prediction_type, timestep, set_alpha_to_one):
+    """diffusers names a step of an inversion by the level where it arrives."""
+    scheduler = (DDIMInverseScheduler if inverse else DDIMScheduler)(
         **STABLE_DIFFUSION,
         prediction_type=prediction_type,
         set_alpha_to_one=set_alpha_to_one,
@@ -79,32 +70,11 @@ def test_a_step_is_that_of_the_ddim_scheduler(prediction_type, timestep, set_alp
     assert timestep in scheduler.timesteps
     x, output = randn(2, 3, 4, 4), randn(2, 3, 4, 4, seed=1)
     expected = scheduler.step(output, timestep, x).prev_sample
-    abar = float(scheduler.alphas_cumprod[timestep])
-    final = float(scheduler.final_alpha_cumprod)
-    target = float(scheduler.alphas_cumprod[timestep - 20]) if timestep >= 20 else final
-    actual = ddim_step(x, noise_of(output, x, abar, prediction_type), abar, target)
-    assert_close(actual, expected, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("timestep", [1, 21, 301, 581, 961])
-@pytest.mark.parametrize("set_alpha_to_one", [True, False])
-def test_a_step_is_that_of_the_inverse_scheduler(prediction_type, timestep, set_alpha_to_one):
-    """diffusers names such a step by the level where it arrives."""
-    scheduler = DDIMInverseScheduler(
-        **STABLE_DIFFUSION,
-        prediction_type=prediction_type,
-        set_alpha_to_one=set_alpha_to_one,
-        steps_offset=1,
-    )
-    scheduler.set_timesteps(50)
-    assert timestep in scheduler.timesteps
-    x, output = randn(2, 3, 4, 4), randn(2, 3, 4, 4, seed=1)
-    expected = scheduler.step(output, timestep, x).prev_sample
-    initial = float(scheduler.initial_alpha_cumprod)
-    abar = float(scheduler.alphas_cumprod[timestep - 20]) if timestep >= 20 else initial
-    target = float(scheduler.alphas_cumprod[timestep])
-    actual = ddim_step(x, noise_of(output, x, abar, prediction_type), abar, target)
+    clean = scheduler.initial_alpha_cumprod if inverse else scheduler.final_alpha_cumprod
+    cleaner = float(scheduler.alphas_cumprod[timestep - 20]) if timestep >= 20 else float(clean)
+    noisier = float(scheduler.alphas_cumprod[timestep])
+    start, end = (cleaner, noisier) if inverse else (noisier, cleaner)
+    actual = ddim_step(x, noise_of(output, x, start, prediction_type), start, end)
     assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 

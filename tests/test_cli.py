@@ -109,7 +109,6 @@ def test_bad_input_is_one_line_and_status_2(
     inputs, arguments, message, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "broken.png").write_text("no image")
     PIL.Image.new("RGB", (16, 16)).save(tmp_path / "ok.png")
     if "ok.png" in arguments and "--model" not in arguments:

@@ -1,4 +1,4 @@
-"""Every example runs, at its smallest."""
+"""Every example runs, and what draws the README's pictures, at its smallest."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import PIL.Image
 import torch
 from diffusers import StableDiffusionPipeline
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+def load(folder, name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def test_train_demo_model(tmp_path, capsys):
-    example = load("train_demo_model")
+    example = load("examples", "train_demo_model")
     arguments = ["--work", str(tmp_path / "work"), "--images", "15", "--device", "cpu"]
     first = [*arguments, "--output", str(tmp_path / "a"), "--vae-steps", "2", "--unet-steps", "2"]
     example.main(first)
@@ -42,9 +42,11 @@ def test_train_demo_model(tmp_path, capsys):
         assert torch.equal(value, pipe.vae.state_dict()[name])
 
 
-def test_contact_sheet(tmp_path):
+def test_contact_sheet(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     arguments = ["--frames", "3", "--steps", "5", "--max-evals", "2", "--pairs", "1"]
-    load("contact_sheet").main(["--output", str(tmp_path), *arguments])
+    load("benchmarks", "contact_sheet").main(["--output", str(tmp_path), *arguments])
     with PIL.Image.open(tmp_path / "contact_sheet_1.png") as sheet:
         assert sheet.size == (92 + 3 * 64, 5 * 64)
     assert len(list(tmp_path.iterdir())) == 1
+    assert capsys.readouterr().out.count("pair 1, ") == 5

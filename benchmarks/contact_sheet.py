@@ -1,9 +1,9 @@
 """Contact sheets of three held-out pairs: one row per method, nine of the frames of each morph.
 
-    python examples/contact_sheet.py --output examples
+    python benchmarks/contact_sheet.py --output examples
 
-Writes `contact_sheet_1.png` to `contact_sheet_3.png`. The pairs are renders that the shipped model
-was not trained on.
+Writes `contact_sheet_1.png` to `contact_sheet_3.png` and prints, for each method, the largest step
+between neighbouring frames. The pairs are renders that the shipped model was not trained on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
+from machine import describe
 from PIL import Image, ImageDraw
 
 from riemannian_diffusion import demo
@@ -46,6 +48,12 @@ def sheet(rows: dict[str, list[Image.Image]], num_columns: int) -> Image.Image:
     return canvas
 
 
+def largest_step(frames: list[Image.Image]) -> float:
+    """The greatest root mean square difference of neighbouring frames, of values in [0, 1]."""
+    values = np.stack([np.asarray(frame) for frame in frames]) / 255  # (K, H, W, 3)
+    return float(np.sqrt(np.square(np.diff(values, axis=0)).mean((1, 2, 3))).max())
+
+
 def main(argv: list[str] | None = None) -> None:
     """Make the sheets."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -56,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max-evals", type=int, default=200)
     parser.add_argument("--pairs", type=int, default=len(PAIRS), help="how many of the pairs")
     args = parser.parse_args(argv)
+    print(describe())
     pipe = GeodesicInterpolationPipeline.from_pretrained(args.model or demo.model_path())
     pipe.set_progress_bar_config(disable=True)
     for number, (kinds, factors) in enumerate(PAIRS[: args.pairs], start=1):
@@ -73,7 +82,8 @@ def main(argv: list[str] | None = None) -> None:
             )
             rows[name] = out.frames
             found = out.geodesics[0]
-            print(number, name, "" if found is None else f"{found.energy:.4g} {found.status}")
+            solved = "" if found is None else f", energy {found.energy:.4g}, {found.status}"
+            print(f"pair {number}, {name}: largest step {largest_step(out.frames):.3f}{solved}")
         sheet(rows, min(9, args.frames)).save(args.output / f"contact_sheet_{number}.png")
 
 

@@ -3,7 +3,7 @@
     python benchmarks/train_rotated_mnist.py --data MNIST_ROOT --work my_checkpoints
 
 Its data are ten digits, the first of each kind, at every angle: ten closed curves known exactly, so
-that geodesics of the learned score can be held against true rotations. An image of 32 x 32 pixels is
+geodesics of the learned score can be held against true rotations. An image of 32 x 32 px is
 `(4, 16, 16)` to the model, each block of 2 x 2 pixels as channels, which keeps all distances.
 An interrupted training goes on from `--work`.
 """

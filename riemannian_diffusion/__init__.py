@@ -1,6 +1,13 @@
 """Geodesics on the data manifold that a diffusion model has learned."""
 
-from riemannian_diffusion.ddim import ddim_step, invert, invert_steps, sample, sample_steps
+from riemannian_diffusion.ddim import (
+    ddim_step,
+    invert,
+    invert_steps,
+    sample,
+    sample_steps,
+    sdedit,
+)
 from riemannian_diffusion.geodesics import Adam, Geodesic, Iterate, PathLBFGS, Solver, geodesic
 from riemannian_diffusion.metrics import (
     EuclideanMetric,
@@ -11,6 +18,7 @@ from riemannian_diffusion.metrics import (
     TangentNormalMetric,
 )
 from riemannian_diffusion.paths import length, lerp, refine, resample, slerp, speed
+from riemannian_diffusion.roadmaps import Roadmap, roadmap
 from riemannian_diffusion.score import (
     DiffusionScore,
     GaussianMixtureScore,
@@ -30,6 +38,7 @@ __all__ = [
     "Metric",
     "PathLBFGS",
     "PullbackMetric",
+    "Roadmap",
     "ScoreJacobianMetric",
     "ScoreModel",
     "SharedNoiseScore",
@@ -44,8 +53,10 @@ __all__ = [
     "lerp",
     "refine",
     "resample",
+    "roadmap",
     "sample",
     "sample_steps",
+    "sdedit",
     "slerp",
     "speed",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 
+import torch
 from torch import Tensor
 
 from riemannian_diffusion.score import ScoreModel
@@ -71,6 +72,33 @@ def sample(
 ) -> Tensor:
     """Carry noisy points back to clean ones; arguments as for `invert`."""
     return deque(sample_steps(model, x, timesteps, final_abar=final_abar), maxlen=1).pop()
+
+
+def sdedit(
+    model: Levels,
+    x: Tensor,
+    timesteps: Iterable[int],
+    *,
+    final_abar: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Add noise to clean points and sample back: SDEdit (Meng et al., arXiv 2108.01073).
+
+    Args:
+        model: Timestep -> score model at that level; any callable.
+        x: Clean points `(K, *shape)`.
+        timesteps: The noisy levels to visit, in any order; noise is added for the noisiest.
+        final_abar: As for `invert`.
+        generator: Source of the noise.
+
+    Returns:
+        Samples of the model near the given points `(K, *shape)`, the farther the noisier the level.
+    """
+    levels = _checked(timesteps)
+    level = model(levels[-1])
+    device = x.device if generator is None else generator.device
+    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
+    return sample(model, level.alpha * x + level.sigma * noise, levels, final_abar=final_abar)
 
 
 def invert_steps(

@@ -16,6 +16,7 @@ from riemannian_diffusion import (
     invert_steps,
     sample,
     sample_steps,
+    sdedit,
 )
 
 STABLE_DIFFUSION = {
@@ -181,6 +182,20 @@ def test_sampling_a_gaussian_tends_to_the_closed_form():
         assert found[2] < 0.01
         assert found[0] / found[1] == pytest.approx(2, rel=0.15)
         assert found[1] / found[2] == pytest.approx(2, rel=0.1)
+
+
+def test_noise_and_back_draws_from_the_posterior():
+    """From one Gaussian, what is noised to `tau` comes back with `std`, nearer the mean."""
+    mean, std, last = randn(2, 3), 0.5, 3.0
+    levels, generator = gaussian_levels(200, mean, std, last), torch.Generator().manual_seed(0)
+    x = mean + randn(1, 2, 3, seed=1).expand(4000, -1, -1)
+    drawn = sdedit(levels, x, range(200), generator=generator)
+    shrink = std / math.hypot(std, last)
+    assert_close(drawn.mean(0), mean + shrink * (x[0] - mean), rtol=0, atol=0.04)
+    assert_close(drawn.std(0), torch.full((2, 3), shrink * last).double(), rtol=0.05, atol=0)
+    again = sdedit(levels, x, range(199, -1, -1), generator=generator.manual_seed(0))
+    assert torch.equal(drawn, again)
+    assert not torch.equal(drawn, sdedit(levels, x, range(200), generator=generator))
 
 
 def test_a_single_step_is_the_denoiser():

@@ -1,0 +1,177 @@
+"""Roadmaps: where to start a geodesic, found in a graph of the model's own samples.
+
+A solve descends into the valley it starts in, and from a straight start that is often one that
+leaves the manifold. A roadmap explores first: it draws samples around the two points, links each
+to its nearest, and looks for the way whose hops are short, so that none needs to leave the
+manifold. Sampling roadmaps are those of motion planning (Kavraki et al. 1996). Where to draw next
+follows RRT's preference for what is sparsely covered (LaValle 1998), among points no farther from
+either end than half the best way's cost, as the better ways are (informed search, Gammell et al.
+2014). Powers of lengths as costs make Fermat distances (Hwang, Damelin, Hero 2016).
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.paths import lerp, resample
+
+Draw = Callable[[Tensor], Tensor]
+Graph = list[dict[int, float]]  # of each node, its neighbours and what the way there costs
+
+
+@dataclass(frozen=True)
+class Roadmap:
+    """What `roadmap` found; as `init` of a `geodesic` between the same points, it is the start.
+
+    Attributes:
+        path: The points on the cheapest way, `(N, *shape)`, from `x0` to `x1`.
+        samples: All samples drawn, `(M, *shape)`.
+        longest_hop: The longest step of the path, as a share of the distance of `x0` and `x1`: 1
+            where nothing better than the straight line was found.
+    """
+
+    path: Tensor
+    samples: Tensor
+    longest_hop: float
+
+    def __call__(self, x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
+        """Points at equal lengths along the path, `(num_points, *shape)`.
+
+        Raises:
+            ValueError: If the roadmap is one between other points.
+        """
+        if not (torch.equal(self.path[0], x0) and torch.equal(self.path[-1], x1)):
+            raise ValueError(
+                "This roadmap leads between other points than `x0` and `x1`: make one for them."
+            )
+        return resample(self.path, num_points)
+
+
+def roadmap(
+    draws: Sequence[Draw],
+    x0: Tensor,
+    x1: Tensor,
+    *,
+    max_samples: int = 4096,
+    batch_size: int = 96,
+    max_hop: float = 0.25,
+    num_neighbors: int = 8,
+    power: float = 3.0,
+    generator: torch.Generator | None = None,
+) -> Roadmap:
+    """Find a way from `x0` to `x1` along samples of a model.
+
+    Args:
+        draws: One or more ways to draw samples near given points, `(B, *shape) -> (B, *shape)`,
+            such as `sdedit` to several noise levels; every batch is shared out among them. Strong
+            noise finds far parts of the manifold, weak noise fills gaps.
+        x0: A point `(*shape)` on the manifold.
+        x1: Another.
+        max_samples: Stop when so many have been drawn.
+        batch_size: Samples per batch.
+        max_hop: Stop when no step of the path is longer than this share of the distance of `x0` and
+            `x1`.
+        num_neighbors: Nearest points that each sample is linked to.
+        power: A step of length l costs `l ** power`; above 1, many short steps are cheaper than a
+            long one.
+        generator: Chooses, on the CPU, the points to draw around.
+
+    Returns:
+        A `Roadmap`.
+
+    Raises:
+        ValueError: If the points' shapes differ or are equal points, there is nothing to draw with,
+            a draw returns another shape or values that are not finite, or a number is out of range.
+    """
+    _check(draws, x0, x1, max_samples, batch_size, max_hop, num_neighbors, power)
+    points = torch.stack([x0, x1])
+    chord = float((x1 - x0).norm())
+    graph: Graph = [{1: chord**power}, {0: chord**power}]
+    centres = lerp(x0, x1, 4).repeat_interleave(-(-batch_size // 4), 0)[:batch_size]
+    while True:
+        samples = _draw(draws, centres[: 2 + max_samples - len(points)])
+        points = torch.cat([points, samples])
+        _link(graph, points, num_neighbors, power)
+        from0, before = _cheapest(graph, 0)
+        way = [1]
+        while way[-1] != 0:
+            way.append(before[way[-1]])
+        way.reverse()
+        costs = [graph[i][j] for i, j in zip(way, way[1:], strict=False)]
+        hop = max(costs) ** (1 / power) / chord
+        if hop <= max_hop or len(points) - 2 >= max_samples:
+            return Roadmap(points[way], points[2:], hop)
+        # draw on around what is near either end, the more often the sparser the points there
+        from1, _ = _cheapest(graph, 1)
+        near = [i for i, c in enumerate(map(min, from0, from1)) if c <= from0[1] / 2]
+        sparse = [sorted(graph[i].values())[:4][-1] ** (1 / power) for i in near]
+        weights = torch.tensor(sparse, dtype=torch.float64) + 1e-9 * chord
+        chosen = torch.multinomial(weights, batch_size, replacement=True, generator=generator)
+        centres = points[[near[i] for i in chosen.tolist()]]
+
+
+def _draw(draws: Sequence[Draw], centres: Tensor) -> Tensor:
+    # strided, so that every way of drawing serves all kinds of centres
+    samples = [draw(centres[i :: len(draws)]) for i, draw in enumerate(draws)]
+    samples = torch.cat([s for s in samples if len(s)])
+    if samples.shape != centres.shape or not samples.isfinite().all():
+        raise ValueError(
+            f"`draws` must give finite points of the shape they are given, {tuple(centres.shape)} "
+            f"in all, but gave {tuple(samples.shape)}, finite: {bool(samples.isfinite().all())}."
+        )
+    return samples.to(centres)
+
+
+def _link(graph: Graph, points: Tensor, num_neighbors: int, power: float) -> None:
+    """Take the points that are not in the graph yet into it."""
+    first = len(graph)
+    flat = points.flatten(1)
+    distances = torch.cdist(flat[first:], flat, compute_mode="donot_use_mm_for_euclid_dist")
+    distances[:, first:].fill_diagonal_(math.inf)
+    lengths, nearest = distances.topk(min(num_neighbors, len(points) - 1), largest=False)
+    graph.extend({} for _ in range(first, len(points)))
+    for i, (row, others) in enumerate(zip(lengths.tolist(), nearest.tolist(), strict=True), first):
+        for length, j in zip(row, others, strict=True):
+            graph[i][j] = graph[j][i] = length**power
+
+
+def _cheapest(graph: Graph, start: int) -> tuple[list[float], list[int]]:
+    """Dijkstra's costs from a node to all, and on each way the node before."""
+    costs, before = [math.inf] * len(graph), [-1] * len(graph)
+    costs[start] = 0.0
+    queue = [(0.0, start)]
+    while queue:
+        cost, i = heapq.heappop(queue)
+        if cost > costs[i]:
+            continue
+        for j, step in graph[i].items():
+            if cost + step < costs[j]:
+                costs[j], before[j] = cost + step, i
+                heapq.heappush(queue, (costs[j], j))
+    return costs, before
+
+
+def _check(draws, x0, x1, max_samples, batch_size, max_hop, num_neighbors, power) -> None:
+    if not draws:
+        raise ValueError("`draws` must hold at least one way to draw samples, but is empty.")
+    if x0.shape != x1.shape or torch.equal(x0, x1):
+        raise ValueError(
+            "`x0` and `x1` must be different points of one shape, but their shapes are "
+            f"{tuple(x0.shape)} and {tuple(x1.shape)}."
+        )
+    for name, value in (
+        ("max_samples", max_samples),
+        ("batch_size", batch_size),
+        ("num_neighbors", num_neighbors),
+        ("power", power),
+    ):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, but got {value}.")
+    if not 0 < max_hop <= 1:
+        raise ValueError(f"`max_hop` must be in (0, 1], but got {max_hop}.")

@@ -1,0 +1,165 @@
+"""Roadmaps: the cheapest way against brute force, and valleys that a straight start misses."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from problems import circle
+from torch.testing import assert_close
+
+from riemannian_diffusion import (
+    GaussianMixtureScore,
+    TangentNormalMetric,
+    geodesic,
+    length,
+    lerp,
+    resample,
+    roadmap,
+    sdedit,
+)
+
+
+def spiral(turns):  # (K,) -> (K, 2): neighbouring turns stand 1 apart
+    angle = 2 * math.pi * turns
+    return (1 + turns)[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
+
+
+SPIRAL = spiral(torch.linspace(0, 2, 1500, dtype=torch.float64))
+
+
+def spiral_levels(timestep):
+    """Twenty levels, `tau = sigma / alpha` rising evenly to 2."""
+    alpha = 1 / math.hypot(1, timestep / 10)
+    return GaussianMixtureScore(SPIRAL, timestep / 10 * alpha, alpha=alpha)
+
+
+def spiral_draws(seed=0, tops=(3, 6, 12)):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        partial(sdedit, spiral_levels, timesteps=range(1, top + 1), generator=generator)
+        for top in tops
+    ]
+
+
+def to_spiral(x):
+    return torch.cdist(x, SPIRAL).min(1)
+
+
+def test_a_roadmap_goes_around_where_the_straight_line_leaps():
+    x0, x1 = spiral(torch.tensor([0.5, 1.5], dtype=torch.float64))  # 1 apart, a whole turn on
+    generator = torch.Generator().manual_seed(0)
+    found = roadmap(spiral_draws(), x0, x1, batch_size=32, generator=generator)
+    assert torch.equal(found.path[0], x0) and torch.equal(found.path[-1], x1)
+    hops = found.path.diff(dim=0).norm(dim=1)
+    assert float(hops.max() / (x1 - x0).norm()) == pytest.approx(found.longest_hop)
+    assert found.longest_hop <= 0.25
+    start = found(x0, x1, 65)
+    distance, index = to_spiral(start)
+    assert distance.max() < 0.1
+    assert (index.diff() > 0).all() and (index.diff() < 50).all()  # a 65th of 750
+
+    metric = TangentNormalMetric(GaussianMixtureScore(SPIRAL, 0.1))
+    around = geodesic(metric, x0, x1, num_points=65, init=found)
+    straight = geodesic(metric, x0, x1, num_points=65, init="lerp")
+    assert around.status == "converged"
+    assert to_spiral(around.path)[0].max() < 0.03
+    assert to_spiral(straight.path)[0].max() > 0.2
+    assert length(around.path) > 6 * length(straight.path)
+
+
+def test_the_way_is_the_cheapest():
+    """One batch, all points linked to all: Fermat distances by Floyd and Warshall's recursion."""
+    generator = torch.Generator().manual_seed(0)
+    cloud = torch.rand(30, 3, generator=generator, dtype=torch.float64)
+    x0, x1 = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    options = {"max_samples": 30, "batch_size": 30, "num_neighbors": 40, "max_hop": 1e-6}
+    found = roadmap([lambda centres: cloud], x0, x1, power=2.5, **options)
+    assert torch.equal(found.samples, cloud)
+    points = torch.cat([x0[None], x1[None], cloud])
+    costs = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") ** 2.5
+    best = costs.clone()
+    for k in range(len(points)):
+        best = torch.minimum(best, best[:, k, None] + best[k])
+    assert_close((found.path.diff(dim=0).norm(dim=1) ** 2.5).sum(), best[0, 1])
+    assert len(found.path) > 3
+
+
+def test_an_open_plain_is_crossed_at_once():
+    """On a manifold that holds the straight line, samples cut it into hops and it stops."""
+    x0, x1 = torch.zeros(2), torch.tensor([1.0, 0.0])
+    asked = []
+
+    def draw(centres):
+        asked.append(len(centres))
+        u = torch.linspace(0.05, 0.95, len(centres))
+        return torch.stack([u, 0 * u], 1)
+
+    found = roadmap([draw], x0, x1, batch_size=10)
+    assert asked == [10] and found.longest_hop < 0.11
+    assert_close(found(x0, x1, 5), lerp(x0, x1, 5), rtol=0, atol=1e-6)
+
+
+def test_nothing_to_be_found_leaves_the_straight_line():
+    x0, x1 = torch.zeros(2), torch.ones(2)
+    far = iter(range(1, 1000))
+    found = roadmap([lambda c: c + 1e3 * next(far)], x0, x1, max_samples=100, batch_size=30)
+    assert found.longest_hop == pytest.approx(1.0) and len(found.path) == 2
+    assert len(found.samples) == 100
+    assert_close(found(x0, x1, 9), lerp(x0, x1, 9))
+
+
+def test_determinism_and_untouched_arguments():
+    x0, x1 = circle(2).x0, circle(2).x1
+    before = x0.clone(), x1.clone()
+
+    def run(seed):
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.Generator().manual_seed(seed)
+        draws = [lambda c: c + 0.1 * torch.randn(c.shape, generator=noise, dtype=c.dtype)]
+        return roadmap(draws, x0, x1, max_samples=200, batch_size=20, generator=generator)
+
+    one, same, other = run(1), run(1), run(2)
+    assert torch.equal(one.samples, same.samples) and torch.equal(one.path, same.path)
+    assert not torch.equal(one.samples[:20], other.samples[:20])
+    assert torch.equal(x0, before[0]) and torch.equal(x1, before[1])
+
+
+def test_images_and_single_precision():
+    x0, x1 = torch.zeros(1, 4, 4), torch.ones(1, 4, 4)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(centres):
+        assert centres.shape[1:] == (1, 4, 4) and centres.dtype == torch.float32
+        return torch.rand(len(centres), 1, 1, 1, generator=generator).expand(centres.shape)
+
+    found = roadmap([draw, draw], x0, x1, batch_size=25, generator=generator)
+    assert_close(found(x0, x1, 6), lerp(x0, x1, 6), rtol=0, atol=1e-6)
+    assert_close(resample(found.path, 6), found(x0, x1, 6))
+
+
+def test_a_roadmap_knows_its_points():
+    x0, x1 = torch.zeros(2), torch.ones(2)
+    found = roadmap([lambda c: c], x0, x1, max_samples=4, batch_size=4)
+    with pytest.raises(ValueError, match="leads between other points"):
+        found(x1, x0, 5)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"draws": []}, "`draws` must hold at least one way"),
+        ({"x1": torch.zeros(2)}, "`x0` and `x1` must be different points of one shape"),
+        ({"x1": torch.zeros(3)}, r"shapes are \(2,\) and \(3,\)"),
+        ({"max_samples": 0}, "`max_samples` must be at least 1, but got 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, but got 0"),
+        ({"num_neighbors": 0}, "`num_neighbors` must be at least 1, but got 0"),
+        ({"power": 0.5}, "`power` must be at least 1, but got 0.5"),
+        ({"max_hop": 0.0}, r"`max_hop` must be in \(0, 1\], but got 0.0"),
+        ({"draws": [lambda c: c[:1]]}, "must give finite points of the shape they are given"),
+        ({"draws": [lambda c: c / 0]}, "finite: False"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        roadmap(**{"draws": [lambda c: c], "x0": torch.zeros(2), "x1": torch.ones(2)} | options)

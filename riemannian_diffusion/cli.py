@@ -1,4 +1,4 @@
-"""The command `riemannian-diffusion`: images in, a morph out."""
+"""The command `riemannian-diffusion`: images in, a morph out, and its measures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import platform
 import shutil
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 METRIC_NAMES = ("tangent_normal", "score_jacobian", "stein", "euclidean", "slerp", "lerp")
+PROTOCOL_NAMES = ("diffmorpher17", "saito11", "saito11_vgg", "saito_video3", "aid", "any")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
-        _interpolate(args)
+        {"interpolate": _interpolate, "evaluate": _evaluate}[args.command](args)
     except (ValueError, OSError) as error:
         line = " ".join(str(error).split())
         print(f"riemannian-diffusion: error: {line}", file=sys.stderr)
@@ -75,6 +76,25 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="cuda, mps or cpu (default: the first there is)")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     add("--force", action="store_true", help="overwrite the output")
+    measure = commands.add_parser(
+        "evaluate",
+        help="measure folders of frames by a named protocol",
+        description="Measure folders of frames by a named protocol: a table, and JSON with -o. DIR "
+        "holds one folder per sequence, its frames sorted by name, as the model made them (not "
+        "--paste-endpoints). A folder may hold the original images in inputs/0.png and "
+        "inputs/1.png, and true middle frames in truth/. What cannot be computed, for want of "
+        "those or of a network's weights, is listed with the reason.",
+    )
+    add = measure.add_argument
+    add("directory", type=Path, metavar="DIR", help="a folder with one folder per sequence")
+    add("--protocol", choices=PROTOCOL_NAMES, required=True)
+    add("-o", "--output", type=Path, help="write everything to this JSON file, too")
+    add("--strict", action="store_true", help="fail where a network or a library is missing")
+    add("--resamples", type=int, default=1000, help="behind each interval; 0: none (default: 1000)")
+    add("--max-batch-size", type=int, default=8, help="less needs less memory (default: 8)")
+    add("--seed", type=int, default=0, help="of random frames and intervals (default: 0)")
+    add("--device", help="cuda, mps or cpu (default: the first there is)")
+    add("--force", action="store_true", help="overwrite the output")
     return parser
 
 
@@ -88,13 +108,9 @@ def _interpolate(args: argparse.Namespace) -> None:
     if len(args.images) == 1:
         raise ValueError(f"a morph needs two or more images, but got {args.images[0]} alone.")
     report_path = args.output.with_suffix(".json")
-    for path in (args.output, report_path):
-        if path.exists() and not args.force:
-            raise ValueError(f"{path} exists: choose another --output, or overwrite with --force.")
+    _check_output(args, report_path)
     if args.output.exists() and args.output.is_dir() != (args.output.suffix == ""):
         raise ValueError(f"{args.output} exists and is of another kind.")
-    if not args.output.parent.is_dir():
-        raise ValueError(f"the folder {args.output.parent} of --output does not exist.")
 
     import diffusers
     import torch
@@ -139,13 +155,7 @@ def _interpolate(args: argparse.Namespace) -> None:
         "arguments": {k: _plain(v) for k, v in vars(args).items()} | {"images": [*map(str, paths)]},
         "model": str(args.model or "shipped"),
         "device": str(device),
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                p: version(p)
-                for p in ("riemannian-diffusion", "torch", "diffusers", "transformers")
-            },
-        },
+        "versions": _versions(("riemannian-diffusion", "torch", "diffusers", "transformers")),
     }
     _write_frames(output.frames, args.output, args.fps)
     _atomically(report_path, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
@@ -156,6 +166,75 @@ def _interpolate(args: argparse.Namespace) -> None:
     for found in report["geodesics"]:
         if found is not None:
             print("  energy {finer_energy:.4g}, {num_evals} evaluations: {message}".format(**found))
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    if args.output is not None:
+        if args.output.suffix.lower() != ".json":
+            raise ValueError(f"--output must end in .json, but got {args.output}.")
+        _check_output(args)
+        if args.output.is_dir():
+            raise ValueError(f"{args.output} exists and is of another kind.")
+
+    import warnings
+
+    import torch
+
+    from riemannian_diffusion.evaluation import PROTOCOLS, evaluate, find_sequences
+
+    found = find_sequences(args.directory)
+    protocol = PROTOCOLS[args.protocol]
+    for files in found:  # all of them before the first is measured
+        protocol.check(files.name, len(files.frames), files.resolution)
+    device = args.device or _first_device()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used: {error}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the table repeats them
+            result = evaluate(
+                (files.load() for files in found),
+                protocol,
+                device=device,
+                max_batch_size=args.max_batch_size,
+                num_resamples=args.resamples,
+                seed=args.seed,
+                skip_missing=not args.strict,
+            )
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    if args.output is not None:
+        names = ("riemannian-diffusion", "torch", "lpips", "torchmetrics", "torch-fidelity")
+        report = result.as_dict() | {
+            "arguments": {k: _plain(v) for k, v in vars(args).items()},
+            "device": str(device),
+            "versions": _versions(names),
+        }
+        text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+        _atomically(args.output, lambda path: path.write_text(text))
+    print(result.table())
+
+
+def _check_output(args: argparse.Namespace, *also: Path) -> None:
+    """Refuse to overwrite without --force, and to write where there is no folder."""
+    for path in (args.output, *also):
+        if path.exists() and not args.force:
+            raise ValueError(f"{path} exists: choose another --output, or overwrite with --force.")
+    if not args.output.parent.is_dir():
+        raise ValueError(f"the folder {args.output.parent} of --output does not exist.")
+
+
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Versions of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _describe(found) -> dict:

@@ -1,0 +1,70 @@
+"""Measures of morphs and of sets of morphs, and the protocols that say what a number is of."""
+
+from riemannian_diffusion.evaluation.backbones import (
+    ImageFeatures,
+    LPIPSDistance,
+    inception_features,
+    lpips_distance,
+)
+from riemannian_diffusion.evaluation.bootstrap import bootstrap_interval
+from riemannian_diffusion.evaluation.definitions import MEASURES, Measure
+from riemannian_diffusion.evaluation.distributions import (
+    Features,
+    frechet_distance,
+    kernel_distance,
+)
+from riemannian_diffusion.evaluation.evaluator import evaluate
+from riemannian_diffusion.evaluation.measures import (
+    Distance,
+    adjacent_distances,
+    consistency,
+    distances,
+    largest_step,
+    mse,
+    pdv_std,
+    pdv_variance,
+    ppl,
+    psnr,
+    smoothness,
+    ssim,
+)
+from riemannian_diffusion.evaluation.protocols import PROTOCOLS, Protocol
+from riemannian_diffusion.evaluation.results import Evaluation, Result
+from riemannian_diffusion.evaluation.sequences import (
+    FrameSequence,
+    SequenceFiles,
+    find_sequences,
+)
+
+__all__ = [
+    "MEASURES",
+    "PROTOCOLS",
+    "Distance",
+    "Evaluation",
+    "Features",
+    "FrameSequence",
+    "ImageFeatures",
+    "LPIPSDistance",
+    "Measure",
+    "Protocol",
+    "Result",
+    "SequenceFiles",
+    "adjacent_distances",
+    "bootstrap_interval",
+    "consistency",
+    "distances",
+    "evaluate",
+    "find_sequences",
+    "frechet_distance",
+    "inception_features",
+    "kernel_distance",
+    "largest_step",
+    "lpips_distance",
+    "mse",
+    "pdv_std",
+    "pdv_variance",
+    "ppl",
+    "psnr",
+    "smoothness",
+    "ssim",
+]

@@ -1,0 +1,151 @@
+"""The networks behind LPIPS, FID and KID: those of lpips and torchmetrics, or the caller's own."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from riemannian_diffusion.evaluation.measures import import_extra
+
+# The least side for which every layer of the network has an output, and the file of its trunk.
+LPIPS_NETWORKS = {
+    "alex": (31, "alexnet-owt-7be5be79.pth"),
+    "vgg": (16, "vgg16-397923af.pth"),
+    "squeeze": (17, "squeezenet1_1-b8a52dc0.pth"),
+}
+_TORCHVISION_URL = "https://download.pytorch.org/models/"
+_INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth"
+)
+
+
+@dataclass(frozen=True)
+class LPIPSDistance:
+    """LPIPS of images in [0, 1], `(N, 3, H, W) x2 -> (N,)`, lower is nearer; see `lpips_distance`.
+
+    Attributes:
+        name: Which network, for reports.
+        network: Takes images in [-1, 1].
+        min_side: Images must have at least this height and width.
+    """
+
+    name: str
+    network: nn.Module = field(repr=False)
+    min_side: int = 1
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """The distance of each image of `x` to that of `y`."""
+        if min(x.shape[-2:]) < self.min_side:
+            raise ValueError(
+                f"{self.name} needs images of at least {self.min_side} pixels a side, but got "
+                f"{x.shape[-2]} x {x.shape[-1]}."
+            )
+        like = _parameter(self.network)
+        return self.network(2 * x.to(like) - 1, 2 * y.to(like) - 1).flatten()
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Features of images in [0, 1], `(N, 3, H, W) -> (N, d)`; see `inception_features`.
+
+    Attributes:
+        name: Which network, for reports.
+        network: Takes uint8 images.
+    """
+
+    name: str
+    network: nn.Module = field(repr=False)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """The features of each image."""
+        return self.network((255 * x).round().byte().to(_parameter(self.network).device))
+
+
+def lpips_distance(network: str | nn.Module = "alex", *, device: str = "cpu") -> LPIPSDistance:
+    """The LPIPS of the lpips package, version 0.1, as a distance of images in [0, 1].
+
+    Args:
+        network: "alex", "vgg" or "squeeze", whose trunk torchvision downloads once; or a network of
+            your own that takes two batches in [-1, 1], such as a `lpips.LPIPS`: it is used as it
+            is, on its device and in its mode.
+        device: Where to run a network that is loaded here.
+
+    Raises:
+        ImportError: If lpips is missing.
+        OSError: If the trunk's file cannot be loaded or downloaded; the message names it.
+        ValueError: If the name is none of these.
+    """
+    if isinstance(network, nn.Module):
+        return LPIPSDistance(_passed_in(network), network)
+    if network not in LPIPS_NETWORKS:
+        raise ValueError(
+            f"`network` must be one of {', '.join(LPIPS_NETWORKS)} or a module, but got "
+            f"{network!r}."
+        )
+    lpips = import_extra("lpips")
+    min_side, file = LPIPS_NETWORKS[network]
+    name = f"LPIPS {network} 0.1"
+    loaded = _load(
+        lambda: lpips.LPIPS(net=network, version="0.1", verbose=False),
+        name,
+        _TORCHVISION_URL + file,
+    )
+    return LPIPSDistance(name, loaded.to(device), min_side)
+
+
+def inception_features(network: nn.Module | None = None, *, device: str = "cpu") -> ImageFeatures:
+    """The 2,048 features of the Inception-v3 behind FID, as torchmetrics has it.
+
+    Args:
+        network: Another network that takes uint8 images `(N, 3, H, W)` and returns `(N, d)`, used
+            as it is, on its device and in its mode.
+        device: Where to run the one that is loaded here.
+
+    Raises:
+        ImportError: If torchmetrics or torch-fidelity is missing.
+        OSError: If the weights' file cannot be loaded or downloaded; the message names it.
+    """
+    if network is not None:
+        return ImageFeatures(_passed_in(network), network)
+    fid = import_extra("torchmetrics.image.fid")
+    import_extra("torch_fidelity")
+    name = "Inception-v3 2048 (torchmetrics)"
+    loaded = _load(
+        lambda: fid.NoTrainInceptionV3("inception-v3-compat", ["2048"]), name, _INCEPTION_URL
+    )
+    return ImageFeatures(name, loaded.to(device))
+
+
+def _parameter(network: nn.Module) -> Tensor:
+    """A tensor with the device and the dtype of a network's parameters; float32 on CPU if none."""
+    return next(network.parameters(), torch.empty(0))
+
+
+def _passed_in(network: nn.Module) -> str:
+    return f"{type(network).__name__} (passed in)"
+
+
+def _load(build: Callable[[], nn.Module], name: str, url: str) -> nn.Module:
+    try:
+        # the announcement of a download is no result: off the standard output
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+            return build()
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(
+            f"{name} needs the file {url.rpartition('/')[2]}, which could not be loaded "
+            f"({reason}): download {url} into {folder}, or pass a network of your own."
+        ) from error

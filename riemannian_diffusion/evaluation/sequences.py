@@ -1,0 +1,135 @@
+"""Frame sequences in memory, and folders of them on disk."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch import Tensor
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_ORIENTATION_TAG, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: height and width change places
+
+
+@dataclass(frozen=True, eq=False)
+class FrameSequence:
+    """The frames of one morph, and what they are compared with.
+
+    Attributes:
+        name: Its name in errors and reports.
+        frames: `(F, 3, H, W)`, first to last, as the model made them: floats in [0, 1], or uint8.
+        inputs: The two original images `(2, 3, H, W)`, or None.
+        truth: The true middle frames `(F - 2, 3, H, W)`, or None.
+    """
+
+    name: str
+    frames: Tensor
+    inputs: Tensor | None = None
+    truth: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SequenceFiles:
+    """The files of one sequence; `load` reads them.
+
+    Attributes:
+        name: Name of its folder.
+        frames: Image files in the order of their names, numbers by value.
+        inputs: The two original images, or none.
+        truth: The true middle frames, or none.
+        resolution: Height and width of every image.
+    """
+
+    name: str
+    frames: tuple[Path, ...]
+    inputs: tuple[Path, ...]
+    truth: tuple[Path, ...]
+    resolution: tuple[int, int]
+
+    def load(self) -> FrameSequence:
+        """Read the images, uint8.
+
+        Raises:
+            OSError: If an image cannot be read.
+        """
+        inputs, truth = (_read(paths) if paths else None for paths in (self.inputs, self.truth))
+        return FrameSequence(self.name, _read(self.frames), inputs, truth)
+
+
+def find_sequences(directory: Path | str) -> list[SequenceFiles]:
+    """The sequences in a folder, by name; only the headers of the images are read.
+
+    Every sub-folder is a sequence: its images are the frames, first to last by name (`frame_2.png`
+    before `frame_10.png`). It may hold a folder `inputs` with the two original images, `0.png` and
+    `1.png`, and a folder `truth` with the true middle frames. Other files are passed over, and so
+    is everything whose name begins with a dot.
+
+    Raises:
+        OSError: If the directory does not exist or an image cannot be read.
+        ValueError: If there are no sub-folders, one of them holds no images, the images of one
+            differ in size, or `inputs` does not hold two.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise NotADirectoryError(f"{directory} is not a folder.")
+    folders = [path for path in _sorted(directory) if path.is_dir()]
+    if {folder.name for folder in folders} <= {"inputs", "truth"}:
+        advice = ""
+        if _images(directory):
+            advice = ": it holds images itself; pass the folder above it, or move them into one"
+        raise ValueError(f"{directory} holds no folder of frames{advice}.")
+    return [_find_sequence(folder) for folder in folders]
+
+
+def _find_sequence(folder: Path) -> SequenceFiles:
+    frames = _images(folder)
+    if not frames:
+        raise ValueError(f"{folder} holds no frames: images ending in {', '.join(IMAGE_SUFFIXES)}.")
+    inputs, truth = (
+        _images(folder / name) if (folder / name).is_dir() else () for name in ("inputs", "truth")
+    )
+    if (folder / "inputs").is_dir() and len(inputs) != 2:
+        raise ValueError(f"{folder / 'inputs'} must hold two images, but holds {len(inputs)}.")
+    size = _size(frames[0])
+    for path in (*frames, *inputs, *truth):
+        if _size(path) != size:
+            raise ValueError(
+                "All images of a sequence must have one size, but (height, width) of "
+                f"{frames[0]} are {size} and of {path} {_size(path)}: resize the originals as the "
+                "morph did."
+            )
+    return SequenceFiles(folder.name, frames, inputs, truth, size)
+
+
+def _sorted(folder: Path) -> list[Path]:
+    """What is in a folder and not hidden, numbers in names by value."""
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return sorted(visible, key=lambda path: (_natural(path.name), path.name))
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    pieces = re.split(r"(\d+)", name)  # text and digits by turns
+    return [(1, int(p), "") if i % 2 else (0, 0, p) for i, p in enumerate(pieces)]
+
+
+def _images(folder: Path) -> tuple[Path, ...]:
+    return tuple(p for p in _sorted(folder) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with PIL.Image.open(path) as image:
+        turned = image.getexif().get(_ORIENTATION_TAG) in _TURNED
+        return image.size if turned else image.size[::-1]
+
+
+def _read(paths: tuple[Path, ...]) -> Tensor:
+    images = []
+    for path in paths:
+        with PIL.Image.open(path) as image:
+            images.append(np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB")))
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # (N, 3, H, W)

@@ -58,6 +58,7 @@ from riemannian_diffusion import (
     sdedit,
     slerp,
 )
+from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion
 from riemannian_diffusion.evaluation import frechet_distance, largest_step, psnr, ssim
 
 NUM_FRAMES = 25
@@ -123,6 +124,19 @@ def curve(function) -> Callable[[Case], Tensor]:
     return in_noise_space(lambda case, x0, x1: function(x0, x1, NUM_FRAMES))
 
 
+def density(case: Case, x0: Tensor, x1: Tensor) -> Tensor:
+    """A probability-density geodesic; without prompts its direction is half the noise removed."""
+    timestep = max(case.timesteps)
+    options = {"generator": case.generator}
+    return density_geodesic(case.levels, timestep, x0, x1, NUM_FRAMES, **options)
+
+
+def noisy_blend(case: Case, x0: Tensor, x1: Tensor) -> Tensor:
+    """NoiseDiffusion's."""
+    alpha = case.levels(max(case.timesteps)).alpha
+    return noise_diffusion(x0, x1, NUM_FRAMES, clean0=case.x0, clean1=case.x1, alpha=alpha)
+
+
 def solved(metric) -> Callable[[Case], Tensor]:
     """A metric's geodesic in noise space from slerp, as in arXiv 2510.05509."""
 
@@ -179,6 +193,9 @@ def continuation(case: Case) -> Tensor:
 METHODS: dict[str, Callable[[Case], Tensor]] = {
     "lerp": curve(lerp),
     "slerp": curve(slerp),
+    "nao": curve(nao),
+    "noise_diffusion": in_noise_space(noisy_blend),
+    "density": in_noise_space(density),
     "stein": stein,
     "score_jacobian": solved(ScoreJacobianMetric),
     "tangent_normal": solved(TangentNormalMetric),

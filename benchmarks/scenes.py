@@ -45,6 +45,9 @@ PAIRS = (
 METHODS = {
     "lerp": {"metric": "lerp"},
     "slerp": {"metric": "slerp"},
+    "nao": {"metric": "nao"},
+    "noise_diffusion": {"metric": "noise_diffusion"},
+    "density": {"metric": "density", "negative_prompt": "a blend of two images"},
     "stein": {"metric": "stein"},
     "score_jacobian": {"metric": "score_jacobian"},
     "tangent_normal": {"metric": "tangent_normal"},

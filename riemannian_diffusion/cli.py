@@ -12,7 +12,10 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-METRIC_NAMES = ("tangent_normal", "score_jacobian", "stein", "euclidean", "slerp", "lerp")
+METRIC_NAMES = (
+    *("tangent_normal", "score_jacobian", "stein", "euclidean"),
+    *("slerp", "lerp", "nao", "noise_diffusion", "density"),
+)
 PROTOCOL_NAMES = ("diffmorpher17", "saito11", "saito11_vgg", "saito_video3", "aid", "any")
 
 

@@ -9,7 +9,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from riemannian_diffusion.cli import main
+from riemannian_diffusion.cli import METRIC_NAMES, PROTOCOL_NAMES, main
+from riemannian_diffusion.evaluation import PROTOCOLS
+from riemannian_diffusion.pipelines.curves import CURVES
+from riemannian_diffusion.pipelines.geodesic_interpolation import METRICS
 
 FAST = ["--frames", "4", "--steps", "8", "--strength", "0.5", "--max-evals", "3", "--device", "cpu"]
 
@@ -22,6 +25,10 @@ def inputs(tiny_pipe, keyframes, tmp_path):
         pixels = (frame * 255).byte().permute(1, 2, 0).numpy()
         PIL.Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     return [str(tmp_path / "0.png"), str(tmp_path / "1.png"), "--model", str(tmp_path / "model")]
+
+
+def test_names_are_the_library_s():
+    assert METRIC_NAMES == (*METRICS, *CURVES) and PROTOCOL_NAMES == tuple(PROTOCOLS)
 
 
 @pytest.fixture

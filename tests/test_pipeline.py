@@ -11,7 +11,8 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
-from riemannian_diffusion import TangentNormalMetric, slerp
+from riemannian_diffusion import DiffusionScore, TangentNormalMetric, slerp
+from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
 FAST = {"num_frames": 4, "num_inference_steps": 8, "max_evals": 3, "strength": 0.5}
@@ -130,6 +131,51 @@ def test_curves_are_no_geodesics(tiny_pipe, keyframes):
     assert torch.equal(out.latents, slerp(out.latents[0], out.latents[-1], 4))
 
 
+@pytest.mark.parametrize("name", ["nao", "noise_diffusion", "density"])
+def test_baselines_by_name(tiny_pipe, keyframes, name):
+    options = {"prompt": ["a", "b"], "negative_prompt": "c", "output_type": "latent"} | FAST
+    runs = {
+        metric: tiny_pipe(
+            keyframes[:2], metric=metric, generator=torch.Generator().manual_seed(0), **options
+        )
+        for metric in ("slerp", name)
+    }
+    assert runs[name].geodesics == [None]
+    x0, x1 = runs["slerp"].latents[[0, -1]]
+    clean0, clean1 = 4 * tiny_pipe.vae.encode(2 * keyframes[:2] - 1).latent_dist.mode()
+    level = DDIMScheduler.from_config(tiny_pipe.scheduler.config)
+    level.set_timesteps(8)
+    timestep = int(level.timesteps[4])
+    alpha = float(level.alphas_cumprod[timestep]) ** 0.5
+
+    def encode(texts):
+        return tiny_pipe.encode_prompt(texts, "cpu", 1, False)[0]
+
+    def score(timestep):
+        hidden = {
+            "encoder_hidden_states": encode(["a", "b"]),
+            "negative_hidden_states": encode(["c"]),
+        }
+        return DiffusionScore(tiny_pipe.unet, level, timestep, mode="difference", **hidden)
+
+    expected = {
+        "nao": lambda: nao(x0, x1, 4),
+        "noise_diffusion": lambda: noise_diffusion(
+            x0, x1, 4, clean0=clean0, clean1=clean1, alpha=alpha
+        ),
+        "density": lambda: density_geodesic(
+            score, timestep, x0, x1, 4, generator=torch.Generator().manual_seed(0)
+        ),
+    }[name]()
+    torch.testing.assert_close(runs[name].latents, expected, atol=1e-4, rtol=0)
+
+
+def test_noise_diffusion_keeps_what_it_makes_of_every_keyframe(tiny_pipe, keyframes):
+    """Its ends are no keyframes, and its first frame is no exception."""
+    out = tiny_pipe(keyframes, metric="noise_diffusion", output_type="latent", **FAST)
+    assert len(out.frames) == 7 and min(out.reconstruction_error) > 1e-4
+
+
 def test_metric_factory_sees_the_score_of_the_level(tiny_pipe, keyframes):
     seen = []
 
@@ -232,6 +278,8 @@ BAD = [
     ({"strength": 1.1}, r"`strength` must be in \(0, 1\], but got 1.1"),
     ({"strength": 0.05}, r"leaves no step"),
     ({"metric": "geodesic"}, r"`metric` must be one of tangent_normal, .*, but got 'geodesic'"),
+    ({"metric": "nao", "space": "clean"}, r"metric='nao' needs space='noise', but got 'clean'"),
+    ({"metric": "density", "prompt": "a", "negative_prompt": "a"}, r"but both are 'a'"),
     ({"space": "latent"}, r"`space` must be one of .*, but got 'latent'"),
     ({"score_mode": "cfg"}, r"`score_mode` must be one of .*, but got 'cfg'"),
     ({"output_type": "gif"}, r"`output_type` must be one of .*, but got 'gif'"),

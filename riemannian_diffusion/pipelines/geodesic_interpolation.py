@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import BaseOutput
@@ -24,11 +22,11 @@ from riemannian_diffusion.metrics import (
     SteinScoreMetric,
     TangentNormalMetric,
 )
-from riemannian_diffusion.paths import lerp, slerp
+from riemannian_diffusion.pipelines.curves import CURVES, NOISE_CURVES, Gap
+from riemannian_diffusion.pipelines.inputs import Image, split_morphs, to_pixels
 from riemannian_diffusion.score import DiffusionScore, ScoreModel, SharedNoiseScore
 
 MetricFactory = Callable[[ScoreModel], Metric]
-Image = PIL.Image.Image | np.ndarray | Tensor
 
 METRICS: dict[str, MetricFactory] = {
     "tangent_normal": TangentNormalMetric,
@@ -36,7 +34,6 @@ METRICS: dict[str, MetricFactory] = {
     "stein": SteinScoreMetric,
     "euclidean": lambda score: EuclideanMetric(),
 }
-CURVES = {"slerp": slerp, "lerp": lerp}  # no geodesics of a metric, for comparison
 
 
 @dataclass
@@ -110,7 +107,9 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             num_frames: Frames from each keyframe to the next, both included, at least 2; M
                 keyframes give `(M - 1) (num_frames - 1) + 1` frames.
             metric: "tangent_normal", "score_jacobian", "stein", "euclidean"; or a factory
-                `ScoreModel -> Metric`; or "slerp" or "lerp", which solve nothing.
+                `ScoreModel -> Metric`; or a curve that is no metric's geodesic: "slerp", "lerp"
+                and, for `space="noise"`, "nao", "noise_diffusion" and "density" of
+                `riemannian_diffusion.baselines`. Frames of "noise_diffusion" miss the keyframes.
             space: "noise": the keyframes are inverted to noise and the path runs there
                 (arXiv 2510.05509). "clean": the path runs between the clean latents, read under one
                 shared noise (arXiv 2505.11128); its ends are exact and nothing is inverted.
@@ -119,7 +118,8 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             guidance_scale: Classifier-free guidance above 1, in inversion, metric and sampling
                 alike.
             score_mode: The metric's score: "conditional", "guided" or "difference" (see
-                `DiffusionScore`); None takes the one that sampling uses.
+                `DiffusionScore`); None takes the one that sampling uses, but for "density" the
+                published "difference".
             init: Where a solve starts, as in `geodesic`.
             solver: As in `geodesic`.
             num_quadrature: As in `geodesic`.
@@ -128,7 +128,8 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             fixed_point_iterations: As in `invert`.
             max_batch_size: Largest batch the networks are given; None for no limit.
             paste_endpoints: Put the keyframes themselves in place of their reconstructions.
-            generator: Source of the shared noise of `space="clean"`.
+            generator: Source of the shared noise of `space="clean"`, and of the levels and noises
+                of "density".
             output_type: "pil", "np", "pt" or "latent".
             return_dict: Return a `GeodesicInterpolationOutput`, else a tuple of its entries.
             callback_on_step_end: Called as `callback(pipe, step, timestep, {"latents": ...})` after
@@ -141,10 +142,11 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         Raises:
             ValueError: If an argument is out of range, the images' sizes differ or do not divide by
                 the autoencoder's factor, counts of images and prompts disagree, an image has
-                non-finite values, or the scheduler cannot be converted to DDIM.
+                non-finite values, the scheduler cannot be converted to DDIM, or "density" is to
+                climb along the difference of equal prompts.
         """
         # 1. Check inputs; one morph is a batch of one
-        single, morphs, prompts = _split(image, prompt)
+        single, morphs, prompts = split_morphs(image, prompt)
         self.check_inputs(
             num_frames=num_frames,
             metric=metric,
@@ -159,7 +161,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         morphs = [self._keyframes(images) for images in morphs]
         self._guidance_scale, self._interrupt = guidance_scale, False
         mode = "guided" if guidance_scale > 1 else "conditional"
-        path_mode = score_mode or mode
+        path_mode = score_mode or ("difference" if metric == "density" else mode)
 
         # 2. Levels of noise: the last `strength` of the schedule, noisiest first
         scheduler = _ddim_scheduler(self.scheduler)
@@ -171,6 +173,16 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         for keyframes, texts in zip(morphs, prompts, strict=True):
             # 3. Encode prompts and keyframes
             guided = {mode, path_mode} != {"conditional"}
+            if (
+                metric == "density"
+                and path_mode == "difference"
+                and set(texts) == {negative_prompt}
+            ):
+                raise ValueError(
+                    "metric='density' climbs along the difference of `prompt` and "
+                    f"`negative_prompt`, but both are {negative_prompt!r}: give another one of "
+                    "either, or score_mode='conditional'."
+                )
             positive, negative = self._encode_prompts(texts, negative_prompt, guided)
             pixels = keyframes.to(self._execution_device)  # (P, 3, H, W) in [0, 1]
             clean = self._encode_images(pixels, max_batch_size)  # (P, C, h, w)
@@ -199,14 +211,26 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                 *_, ends = self._with_bar(steps, "Inverting", len(timesteps))
 
             # 5. Find a path through every gap
-            path, geodesics = [ends[:1]], []
+            path, geodesics = [], []
             for gap in range(len(ends) - 1):
                 x0, x1 = ends[gap], ends[gap + 1]
+                here = positive if len(positive) == 1 else positive[gap : gap + 2]
+                path_levels = partial(score_at, encoder_hidden_states=here, mode=path_mode)
                 if metric in CURVES:
-                    piece, found = CURVES[metric](x0, x1, num_frames), None
+                    around = Gap(
+                        x0=x0,
+                        x1=x1,
+                        clean0=clean[gap],
+                        clean1=clean[gap + 1],
+                        num_frames=num_frames,
+                        levels=path_levels,
+                        timestep=timesteps[0],
+                        num_timesteps=len(scheduler.alphas_cumprod),
+                        generator=generator,
+                    )
+                    piece, found = CURVES[metric](around), None
                 else:
-                    here = positive if len(positive) == 1 else positive[gap : gap + 2]
-                    score = score_at(timesteps[0], encoder_hidden_states=here, mode=path_mode)
+                    score = path_levels(timesteps[0])
                     score = score if noise is None else SharedNoiseScore(score, noise)
                     with self.progress_bar(total=max_evals) as bar:
                         bar.set_description("Solving")
@@ -223,7 +247,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                             callback=partial(_show_progress, bar),
                         )
                     piece = found.path
-                path.append(piece[1:])
+                path.append(piece[1:] if path else piece)
                 geodesics.append(found)
             path = torch.cat(path)  # (F, C, h, w)
 
@@ -280,6 +304,8 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                 f"`metric` must be one of {', '.join(names)} or a callable `ScoreModel -> Metric`, "
                 f"but got {metric!r}."
             )
+        if metric in NOISE_CURVES and space != "noise":
+            raise ValueError(f"metric={metric!r} needs space='noise', but got {space!r}.")
         for name, value, allowed in (
             ("space", space, ("noise", "clean")),
             ("score_mode", score_mode, (None, "conditional", "guided", "difference")),
@@ -310,7 +336,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
 
     def _keyframes(self, images: Sequence[Image]) -> Tensor:
         """Keyframes `(P, 3, H, W)` in [0, 1], checked."""
-        pixels = [_to_pixels(image, i) for i, image in enumerate(images)]
+        pixels = [to_pixels(image, i) for i, image in enumerate(images)]
         if len(pixels) < 2:
             raise ValueError(f"A morph needs at least 2 images, but got {len(pixels)}.")
         sizes = [tuple(p.shape[-2:]) for p in pixels]
@@ -367,61 +393,6 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
 def _show_progress(bar, iterate: Iterate) -> None:
     bar.set_postfix(energy=f"{iterate.energy:.4g}", refresh=False)
     bar.update(iterate.num_evals - bar.n)
-
-
-def _split(image, prompt) -> tuple[bool, list[list[Image]], list[list[str]]]:
-    """Whether one morph is asked for; the keyframes and the prompts (one or one each) of each."""
-    if isinstance(image, (str, bytes, PIL.Image.Image)) or not hasattr(image, "__len__"):
-        raise ValueError(f"`image` must be two or more images, but got {type(image).__name__}.")
-    single = not (len(image) > 0 and all(isinstance(i, (list, tuple)) for i in image))
-    morphs = [list(image)] if single else [list(i) for i in image]
-    if isinstance(prompt, str):
-        prompts = [[prompt]] * len(morphs)
-    elif single or all(isinstance(p, str) for p in prompt) and len(prompt) != len(morphs):
-        prompts = [list(prompt)] * len(morphs)
-    else:
-        prompts = [[p] if isinstance(p, str) else list(p) for p in prompt]
-    if len(prompts) != len(morphs):
-        raise ValueError(f"`prompt` is for {len(prompts)} morphs, but `image` has {len(morphs)}.")
-    for images, texts in zip(morphs, prompts, strict=True):
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"`prompt` must consist of strings, but got {texts!r}.")
-        if len(texts) not in (1, len(images)):
-            raise ValueError(
-                f"`prompt` must be one prompt or one per image, but got {len(texts)} prompts for "
-                f"{len(images)} images."
-            )
-    return single, morphs, prompts
-
-
-def _to_pixels(image: Image, index: int) -> Tensor:
-    """One keyframe as `(3, H, W)`, float32 in [0, 1]."""
-    if isinstance(image, PIL.Image.Image):
-        image = np.array(image.convert("RGB"))
-    if isinstance(image, np.ndarray):
-        image = torch.from_numpy(image.copy())
-        image = image.permute(2, 0, 1) if image.ndim == 3 else image
-    elif isinstance(image, Tensor):
-        image = image[0] if image.ndim == 4 and len(image) == 1 else image
-    else:
-        raise ValueError(
-            f"Image {index} must be a PIL image, an array or a tensor, but got "
-            f"{type(image).__name__}."
-        )
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(
-            f"Image {index} must be (H, W, 3) as an array or (3, H, W) as a tensor, but its "
-            f"channels-first shape is {tuple(image.shape)}."
-        )
-    image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
-    if not image.isfinite().all():
-        raise ValueError(f"Image {index} has NaN or infinite values.")
-    if image.min() < 0 or image.max() > 1:
-        raise ValueError(
-            f"Image {index} must have values in [0, 1] (or be uint8), but they span "
-            f"[{image.min():.3g}, {image.max():.3g}]."
-        )
-    return image
 
 
 def _ddim_scheduler(scheduler) -> DDIMScheduler:

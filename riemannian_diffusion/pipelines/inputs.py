@@ -1,0 +1,65 @@
+"""Images and prompts as callers write them."""
+
+from __future__ import annotations
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+Image = PIL.Image.Image | np.ndarray | Tensor
+
+
+def split_morphs(image, prompt) -> tuple[bool, list[list[Image]], list[list[str]]]:
+    """Whether one morph is asked for; the keyframes and the prompts (one or one each) of each."""
+    if isinstance(image, (str, bytes, PIL.Image.Image)) or not hasattr(image, "__len__"):
+        raise ValueError(f"`image` must be two or more images, but got {type(image).__name__}.")
+    single = not (len(image) > 0 and all(isinstance(i, (list, tuple)) for i in image))
+    morphs = [list(image)] if single else [list(i) for i in image]
+    if isinstance(prompt, str):
+        prompts = [[prompt]] * len(morphs)
+    elif single or all(isinstance(p, str) for p in prompt) and len(prompt) != len(morphs):
+        prompts = [list(prompt)] * len(morphs)
+    else:
+        prompts = [[p] if isinstance(p, str) else list(p) for p in prompt]
+    if len(prompts) != len(morphs):
+        raise ValueError(f"`prompt` is for {len(prompts)} morphs, but `image` has {len(morphs)}.")
+    for images, texts in zip(morphs, prompts, strict=True):
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"`prompt` must consist of strings, but got {texts!r}.")
+        if len(texts) not in (1, len(images)):
+            raise ValueError(
+                f"`prompt` must be one prompt or one per image, but got {len(texts)} prompts for "
+                f"{len(images)} images."
+            )
+    return single, morphs, prompts
+
+
+def to_pixels(image: Image, index: int) -> Tensor:
+    """One keyframe as `(3, H, W)`, float32 in [0, 1]."""
+    if isinstance(image, PIL.Image.Image):
+        image = np.array(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(image.copy())
+        image = image.permute(2, 0, 1) if image.ndim == 3 else image
+    elif isinstance(image, Tensor):
+        image = image[0] if image.ndim == 4 and len(image) == 1 else image
+    else:
+        raise ValueError(
+            f"Image {index} must be a PIL image, an array or a tensor, but got "
+            f"{type(image).__name__}."
+        )
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(
+            f"Image {index} must be (H, W, 3) as an array or (3, H, W) as a tensor, but its "
+            f"channels-first shape is {tuple(image.shape)}."
+        )
+    image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    if not image.isfinite().all():
+        raise ValueError(f"Image {index} has NaN or infinite values.")
+    if image.min() < 0 or image.max() > 1:
+        raise ValueError(
+            f"Image {index} must have values in [0, 1] (or be uint8), but they span "
+            f"[{image.min():.3g}, {image.max():.3g}]."
+        )
+    return image

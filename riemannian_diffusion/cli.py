@@ -126,8 +126,8 @@ def _interpolate(args: argparse.Namespace) -> None:
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
     paths = args.images or [Path(path) for path in demo.endpoint_paths()]
-    images = [_open(path, args.size) for path in paths]
-    device = args.device or _first_device()
+    images = [open_image(path, args.size) for path in paths]
+    device = args.device or first_device()
     model = args.model or demo.model_path()
     pipe = GeodesicInterpolationPipeline.from_pretrained(model, use_safetensors=True)
     try:
@@ -151,17 +151,19 @@ def _interpolate(args: argparse.Namespace) -> None:
         generator=torch.Generator().manual_seed(args.seed),
     )
     report = {
-        "geodesics": [None if g is None else _describe(g) for g in output.geodesics],
+        "geodesics": [None if g is None else describe_geodesic(g) for g in output.geodesics],
         "reconstruction_error": output.reconstruction_error,
         "num_frames": len(output.frames),
         "seconds": round(time.perf_counter() - start, 2),
         "arguments": {k: _plain(v) for k, v in vars(args).items()} | {"images": [*map(str, paths)]},
         "model": str(args.model or "shipped"),
         "device": str(device),
-        "versions": _versions(("riemannian-diffusion", "torch", "diffusers", "transformers")),
+        "versions": installed_versions(
+            ("riemannian-diffusion", "torch", "diffusers", "transformers")
+        ),
     }
     _write_frames(output.frames, args.output, args.fps)
-    _atomically(report_path, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
+    write_atomically(report_path, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
     print(
         f"{args.output}: {len(output.frames)} frames in {report['seconds']:.1f} s, "
         f"report {report_path}"
@@ -189,7 +191,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     protocol = PROTOCOLS[args.protocol]
     for files in found:  # all of them before the first is measured
         protocol.check(files.name, len(files.frames), files.resolution)
-    device = args.device or _first_device()
+    device = args.device or first_device()
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -213,10 +215,10 @@ def _evaluate(args: argparse.Namespace) -> None:
         report = result.as_dict() | {
             "arguments": {k: _plain(v) for k, v in vars(args).items()},
             "device": str(device),
-            "versions": _versions(names),
+            "versions": installed_versions(names),
         }
         text = json.dumps(report, indent=2, allow_nan=False) + "\n"
-        _atomically(args.output, lambda path: path.write_text(text))
+        write_atomically(args.output, lambda path: path.write_text(text))
     print(result.table())
 
 
@@ -229,7 +231,7 @@ def _check_output(args: argparse.Namespace, *also: Path) -> None:
         raise ValueError(f"the folder {args.output.parent} of --output does not exist.")
 
 
-def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+def installed_versions(packages: tuple[str, ...]) -> dict[str, str]:
     """Versions of Python and of those packages that are installed."""
     found = {"python": platform.python_version()}
     for package in packages:
@@ -240,7 +242,8 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _describe(found) -> dict:
+def describe_geodesic(found) -> dict:
+    """What a report says of a `Geodesic`."""
     return {
         "energy": found.energy_history[-1] if found.energy_history else found.energy,
         "finer_energy": found.energy,
@@ -267,7 +270,8 @@ def _size(text: str) -> tuple[int, int]:
     return size
 
 
-def _open(path: Path, size: tuple[int, int] | None):
+def open_image(path: Path, size: tuple[int, int] | None):
+    """An image file, upright, RGB; cropped and scaled to (width, height) where given."""
     from PIL import Image, ImageOps
 
     with Image.open(path) as image:
@@ -275,7 +279,8 @@ def _open(path: Path, size: tuple[int, int] | None):
     return image if size is None else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
 
 
-def _first_device() -> str:
+def first_device() -> str:
+    """The fastest kind of device that PyTorch has here."""
     import torch
 
     if torch.cuda.is_available():
@@ -290,14 +295,15 @@ def _write_frames(frames: list, output: Path, fps: float) -> None:
         _write_directory(frames, output)
     elif suffix == ".gif":
         options = {"append_images": frames[1:], "duration": round(1000 / fps), "loop": 0}
-        _atomically(output, lambda path: frames[0].save(path, save_all=True, **options))
+        write_atomically(output, lambda path: frames[0].save(path, save_all=True, **options))
     elif suffix == ".mp4":
-        _atomically(output, lambda path: _write_video(frames, path, fps))
+        write_atomically(output, lambda path: _write_video(frames, path, fps))
     else:
-        _atomically(output, _grid(frames).save)
+        write_atomically(output, _grid(frames).save)
 
 
-def _atomically(path: Path, write) -> None:
+def write_atomically(path: Path, write) -> None:
+    """Call `write` with a temporary path beside `path`, then move that to `path`."""
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         write(temporary)

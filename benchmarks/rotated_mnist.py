@@ -29,8 +29,7 @@ import argparse
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -38,171 +37,19 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DModel
 from digits import NUM_ANGLES, load_mnist, orbits, rotate
 from machine import describe
+from methods import METHODS, Case, Counting
 from PIL import Image
 from torch import Tensor, nn
 
-from riemannian_diffusion import (
-    DiffusionScore,
-    GaussianMixtureScore,
-    Roadmap,
-    ScoreJacobianMetric,
-    ScoreModel,
-    SharedNoiseScore,
-    SteinScoreMetric,
-    TangentNormalMetric,
-    geodesic,
-    invert,
-    lerp,
-    roadmap,
-    sample,
-    sdedit,
-    slerp,
-)
-from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion
+from riemannian_diffusion import DiffusionScore, GaussianMixtureScore, ScoreModel
 from riemannian_diffusion.evaluation import frechet_distance, largest_step, psnr, ssim
 
 NUM_FRAMES = 25
 POINTS_PER_EVALUATION = 3 * (NUM_FRAMES - 1) + 1
-STRENGTH, NUM_STEPS = 0.6, 50
 METRIC_TIMESTEP = 100  # of clean space: noise of a third of the data's range
-STEIN_TIMESTEP = 290  # here abar is 0.42, as at Stable Diffusion's t = 400
-NUM_NOISES = 4
 DRAW_TIMESTEPS = {  # 470, 530 and 590 are noise of 3, 4 and 6 for every pixel; a learned model's
     "exact": (470, 530, 590),  # samples scatter about the curve, and weak noise fills their gaps
     "learned": (300, 400, 470, 530),
-}
-DRAW_STEPS = 6
-
-
-class Counting(ScoreModel):
-    """A score model that counts the points it is asked for."""
-
-    def __init__(self, score: ScoreModel, counter: list[int]):
-        self.score, self.counter = score, counter
-        self.alpha, self.sigma = score.alpha, score.sigma
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The score, `(K, *shape) -> (K, *shape)`."""
-        self.counter[0] += len(x)
-        return self.score(x)
-
-
-@dataclass
-class Case:
-    """Two angles of a digit as the model sees it, `(4, 16, 16)`, and the model's levels."""
-
-    levels: Callable[[int], ScoreModel]
-    timesteps: list[int]
-    x0: Tensor
-    x1: Tensor
-    asked: list[int]
-    draw_timesteps: tuple[int, ...]
-    max_samples: int
-    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
-
-    def noises(self, num: int) -> Tensor:
-        """Shared noises `(num, 4, 16, 16)`."""
-        return torch.randn(num, *self.x0.shape, generator=self.generator)
-
-    def inverted(self) -> Tensor:
-        """Both ends in noise space, `(2, 4, 16, 16)`."""
-        ends = torch.stack([self.x0, self.x1])
-        return invert(self.levels, ends, self.timesteps, fixed_point_iterations=5)
-
-    def back(self, path: Tensor) -> Tensor:
-        """A path of noise space as frames."""
-        return sample(self.levels, path, self.timesteps)
-
-
-def in_noise_space(make_path: Callable[[Case, Tensor, Tensor], Tensor]) -> Callable[[Case], Tensor]:
-    """A method that draws its path between inverted ends."""
-    return lambda case: case.back(make_path(case, *case.inverted()))
-
-
-def curve(function) -> Callable[[Case], Tensor]:
-    """A curve between inverted ends that needs no model."""
-    return in_noise_space(lambda case, x0, x1: function(x0, x1, NUM_FRAMES))
-
-
-def density(case: Case, x0: Tensor, x1: Tensor) -> Tensor:
-    """A probability-density geodesic; without prompts its direction is half the noise removed."""
-    timestep = max(case.timesteps)
-    options = {"generator": case.generator}
-    return density_geodesic(case.levels, timestep, x0, x1, NUM_FRAMES, **options)
-
-
-def noisy_blend(case: Case, x0: Tensor, x1: Tensor) -> Tensor:
-    """NoiseDiffusion's."""
-    alpha = case.levels(max(case.timesteps)).alpha
-    return noise_diffusion(x0, x1, NUM_FRAMES, clean0=case.x0, clean1=case.x1, alpha=alpha)
-
-
-def solved(metric) -> Callable[[Case], Tensor]:
-    """A metric's geodesic in noise space from slerp, as in arXiv 2510.05509."""
-
-    def path(case: Case, x0: Tensor, x1: Tensor) -> Tensor:
-        score = case.levels(max(case.timesteps))
-        return geodesic(metric(score), x0, x1, num_points=NUM_FRAMES).path
-
-    return in_noise_space(path)
-
-
-def solve_clean(case: Case, init, timestep: int = METRIC_TIMESTEP) -> Tensor:
-    """A tangent-normal geodesic in clean space."""
-    score = SharedNoiseScore(case.levels(timestep), case.noises(NUM_NOISES))
-    metric = TangentNormalMetric(score)
-    return geodesic(metric, case.x0, case.x1, num_points=NUM_FRAMES, init=init).path
-
-
-def stein(case: Case) -> Tensor:
-    """As in arXiv 2505.11128: one shared noise, a geodesic from slerp, and a denoising pass."""
-    level, noise = case.levels(STEIN_TIMESTEP), case.noises(1)[0]
-    metric = SteinScoreMetric(SharedNoiseScore(level, noise))
-    path = geodesic(metric, case.x0, case.x1, num_points=NUM_FRAMES).path
-    timesteps = [t for t in case.timesteps if t <= STEIN_TIMESTEP]
-    frames = sample(case.levels, level.alpha * path + level.sigma * noise, timesteps)
-    return torch.cat([path[:1], frames[1:-1], path[-1:]])
-
-
-def way(case: Case) -> Roadmap:
-    """The roadmap between the ends of a case."""
-    draws = [
-        partial(
-            sdedit,
-            case.levels,
-            timesteps=[round(top * i / DRAW_STEPS) for i in range(1, DRAW_STEPS + 1)],
-            generator=case.generator,
-        )
-        for top in case.draw_timesteps
-    ]
-    with torch.no_grad():
-        return roadmap(
-            draws, case.x0, case.x1, max_samples=case.max_samples, generator=case.generator
-        )
-
-
-def continuation(case: Case) -> Tensor:
-    """From a straight line, the tangent-normal metric at ever weaker noise."""
-    noises = case.noises(NUM_NOISES)
-    tops = [round(t) for t in torch.linspace(600, METRIC_TIMESTEP, 11).tolist()]
-    metrics = [TangentNormalMetric(SharedNoiseScore(case.levels(t), noises)) for t in tops]
-    found = geodesic(metrics, case.x0, case.x1, num_points=NUM_FRAMES, init="lerp")
-    return found.path
-
-
-METHODS: dict[str, Callable[[Case], Tensor]] = {
-    "lerp": curve(lerp),
-    "slerp": curve(slerp),
-    "nao": curve(nao),
-    "noise_diffusion": in_noise_space(noisy_blend),
-    "density": in_noise_space(density),
-    "stein": stein,
-    "score_jacobian": solved(ScoreJacobianMetric),
-    "tangent_normal": solved(TangentNormalMetric),
-    "clean": lambda case: solve_clean(case, "lerp"),
-    "continuation": continuation,
-    "roadmap": lambda case: way(case)(case.x0, case.x1, NUM_FRAMES),
-    "roadmap+geodesic": lambda case: solve_clean(case, way(case)),
 }
 
 
@@ -314,9 +161,6 @@ def main(argv: list[str] | None = None) -> dict[tuple[int, str], dict[str, float
         levels = exact_levels(curves.to(device), asked)
     else:
         levels = learned_levels(args.model, asked, device)
-    scheduler = DDIMScheduler()
-    scheduler.set_timesteps(NUM_STEPS)
-    timesteps = scheduler.timesteps[-int(STRENGTH * NUM_STEPS) :].tolist()
     table, pictures = {}, []
     for degrees in args.degrees:
         print(f"\n{args.score} score, {degrees} degrees, starts {args.starts}, kinds {args.kinds}")
@@ -330,8 +174,14 @@ def main(argv: list[str] | None = None) -> dict[tuple[int, str], dict[str, float
                     ]
                     ends = F.pixel_unshuffle(turned, 2).to(device)
                     asked[0] = 0
-                    draws = DRAW_TIMESTEPS[args.score], args.max_samples
-                    case = Case(levels, timesteps, ends[0], ends[1], asked, *draws)
+                    case = Case(
+                        levels,
+                        *ends,
+                        num_frames=NUM_FRAMES,
+                        metric_timestep=METRIC_TIMESTEP,
+                        draw_timesteps=DRAW_TIMESTEPS[args.score],
+                        max_samples=args.max_samples,
+                    )
                     frames = F.pixel_shuffle(METHODS[name](case).detach(), 2).cpu()
                     if not frames.isfinite().all():
                         missed += 1

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
-from pathlib import Path
 
 import torch
 from machine import describe
+from problems import all_problems
 
 from riemannian_diffusion import (
     Adam,
@@ -26,9 +25,6 @@ from riemannian_diffusion import (
     TangentNormalMetric,
     geodesic,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from problems import all_problems  # noqa: E402
 
 
 def evals_to_reach(goal: float, iterates: list[Iterate]) -> float:

@@ -1,0 +1,214 @@
+"""Ways from one point of a manifold to another, each given a diffusion model at every level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from riemannian_diffusion import (
+    Adam,
+    Metric,
+    Roadmap,
+    ScoreJacobianMetric,
+    ScoreModel,
+    SharedNoiseScore,
+    SteinScoreMetric,
+    TangentNormalMetric,
+    geodesic,
+    invert,
+    lerp,
+    roadmap,
+    sample,
+    sdedit,
+    slerp,
+)
+from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion
+
+STRENGTH, NUM_STEPS = 0.6, 50  # of noise space, as in arXiv 2510.05509
+STEIN_TIMESTEP = 290  # here abar is 0.42, as at Stable Diffusion's t = 400 of arXiv 2505.11128
+DRAW_STEPS = 6
+
+
+class Counting(ScoreModel):
+    """A score model that counts the points it is asked for."""
+
+    def __init__(self, score: ScoreModel, counter: list[int]):
+        self.score, self.counter = score, counter
+        self.alpha, self.sigma = score.alpha, score.sigma
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The score, `(K, *shape) -> (K, *shape)`."""
+        self.counter[0] += len(x)
+        return self.score(x)
+
+
+@dataclass
+class Case:
+    """Two points on a manifold, a model's levels, and where to use them.
+
+    Attributes:
+        levels: Timestep of diffusers' usual schedule -> score model.
+        x0: `shape`, clean.
+        x1: Another.
+        num_frames: Points to draw.
+        metric_timestep: The level of a metric in clean space.
+        draw_timesteps: Levels to which a roadmap's samples are carried and back.
+        num_noises: Shared noises of a metric in clean space; with 0 points are read as they are.
+        max_samples: Of a roadmap.
+    """
+
+    levels: Callable[[int], ScoreModel]
+    x0: Tensor
+    x1: Tensor
+    num_frames: int
+    metric_timestep: int
+    draw_timesteps: tuple[int, ...]
+    num_noises: int = 4
+    max_samples: int = 4096
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+
+    @property
+    def timesteps(self) -> list[int]:
+        """The levels of noise space, noisiest first."""
+        scheduler = DDIMScheduler()
+        scheduler.set_timesteps(NUM_STEPS)
+        return scheduler.timesteps[-int(STRENGTH * NUM_STEPS) :].tolist()
+
+    def clean_score(self, timestep: int, num_noises: int | None = None) -> ScoreModel:
+        """The score of clean space under shared noises."""
+        num = self.num_noises if num_noises is None else num_noises
+        noise = torch.zeros_like(self.x0)
+        if num:
+            noise = torch.randn(num, *self.x0.shape, generator=self.generator).to(self.x0)
+        return SharedNoiseScore(self.levels(timestep), noise)
+
+
+Method = Callable[[Case], Tensor]
+
+
+def in_noise_space(make_path: Callable[[Case, Tensor, Tensor], Tensor]) -> Method:
+    """A method that draws its path between inverted ends; the path is sampled back."""
+
+    def frames(case: Case) -> Tensor:
+        ends = torch.stack([case.x0, case.x1])
+        ends = invert(case.levels, ends, case.timesteps, fixed_point_iterations=5)
+        return sample(case.levels, make_path(case, *ends), case.timesteps)
+
+    return frames
+
+
+def curve(function) -> Method:
+    """A curve between inverted ends that needs no model."""
+    return in_noise_space(lambda case, x0, x1: function(x0, x1, case.num_frames))
+
+
+def density(case: Case, x0: Tensor, x1: Tensor) -> Tensor:
+    """A probability-density geodesic; without prompts its direction is half the noise removed."""
+    timestep = max(case.timesteps)
+    options = {"generator": case.generator}
+    return density_geodesic(case.levels, timestep, x0, x1, case.num_frames, **options)
+
+
+def noisy_blend(case: Case, x0: Tensor, x1: Tensor) -> Tensor:
+    """NoiseDiffusion's."""
+    alpha = case.levels(max(case.timesteps)).alpha
+    return noise_diffusion(x0, x1, case.num_frames, clean0=case.x0, clean1=case.x1, alpha=alpha)
+
+
+def solved(metric: Callable[[ScoreModel], Metric]) -> Method:
+    """A metric's geodesic in noise space from slerp, as in arXiv 2510.05509."""
+
+    def path(case: Case, x0: Tensor, x1: Tensor) -> Tensor:
+        score = case.levels(max(case.timesteps))
+        return geodesic(metric(score), x0, x1, num_points=case.num_frames).path
+
+    return in_noise_space(path)
+
+
+def solve_clean(
+    case: Case, metric: Callable[[ScoreModel], Metric], init="lerp", *, solver=None, max_evals=200
+) -> Tensor:
+    """A metric's geodesic in clean space."""
+    found = geodesic(
+        metric(case.clean_score(case.metric_timestep)),
+        case.x0,
+        case.x1,
+        num_points=case.num_frames,
+        init=init,
+        solver=solver,
+        max_evals=max_evals,
+    )
+    return found.path
+
+
+def stein(case: Case) -> Tensor:
+    """As in arXiv 2505.11128: one shared noise, a geodesic from slerp, and a denoising pass."""
+    level, score = case.levels(STEIN_TIMESTEP), case.clean_score(STEIN_TIMESTEP, 1)
+    metric = SteinScoreMetric(score)
+    path = geodesic(metric, case.x0, case.x1, num_points=case.num_frames).path
+    timesteps = [t for t in case.timesteps if t <= STEIN_TIMESTEP]
+    frames = sample(case.levels, level.alpha * path + level.sigma * score.noise, timesteps)
+    return torch.cat([path[:1], frames[1:-1], path[-1:]])
+
+
+def way(case: Case) -> Roadmap:
+    """The roadmap between the ends of a case."""
+    draws = [
+        partial(
+            sdedit,
+            case.levels,
+            timesteps=[round(top * i / DRAW_STEPS) for i in range(1, DRAW_STEPS + 1)],
+            generator=case.generator,
+        )
+        for top in case.draw_timesteps
+    ]
+    with torch.no_grad():
+        return roadmap(
+            draws, case.x0, case.x1, max_samples=case.max_samples, generator=case.generator
+        )
+
+
+def continuation(case: Case) -> Tensor:
+    """From a straight line, the tangent-normal metric at ever weaker noise, from t = 600."""
+    tops = [round(t) for t in torch.linspace(600, case.metric_timestep, 11).tolist()]
+    state = case.generator.get_state()
+    metrics = []
+    for top in tops:  # one set of noises for all
+        case.generator.set_state(state)
+        metrics.append(TangentNormalMetric(case.clean_score(top)))
+    return geodesic(metrics, case.x0, case.x1, num_points=case.num_frames, init="lerp").path
+
+
+METHODS: dict[str, Method] = {
+    "lerp": curve(lerp),
+    "slerp": curve(slerp),
+    "nao": curve(nao),
+    "noise_diffusion": in_noise_space(noisy_blend),
+    "density": in_noise_space(density),
+    "stein": stein,
+    "score_jacobian": solved(ScoreJacobianMetric),
+    "tangent_normal": solved(TangentNormalMetric),
+    "clean": lambda case: solve_clean(case, TangentNormalMetric),
+    "continuation": continuation,
+    "roadmap": lambda case: way(case)(case.x0, case.x1, case.num_frames),
+    "roadmap+geodesic": lambda case: solve_clean(case, TangentNormalMetric, way(case)),
+}
+CLEAN_METHODS: dict[str, Method] = {  # straight starts in clean space, metric by metric
+    "straight": lambda case: lerp(case.x0, case.x1, case.num_frames),
+    "clean stein": lambda case: solve_clean(case, SteinScoreMetric),
+    "clean stein, full gradient": lambda case: solve_clean(
+        case, partial(SteinScoreMetric, detach_score=False)
+    ),
+    "clean score_jacobian": lambda case: solve_clean(case, ScoreJacobianMetric),
+    "clean score_jacobian, Adam": lambda case: solve_clean(
+        case, ScoreJacobianMetric, solver=Adam(), max_evals=500
+    ),
+    "clean tangent_normal, Adam": lambda case: solve_clean(
+        case, TangentNormalMetric, solver=Adam(), max_evals=500
+    ),
+}

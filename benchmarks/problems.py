@@ -1,0 +1,357 @@
+"""Manifolds whose geodesics are known, with the exact score of points spread over them.
+
+Blurring by sigma leaves a share `exp(-2 (pi sigma / gap)^2)` of the pattern of points that stand
+`gap` apart: less than 1e-8 of it here at sigma = 0.1, so the score is that of the manifold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion import GaussianMixtureScore, ScoreModel
+
+SIGMA = 0.1
+
+
+class HypersphereScore(ScoreModel):
+    """The exact score of a uniform unit k-sphere in a (k + 1)-dimensional subspace.
+
+    With y the part of x in the subspace, `kappa = alpha |y| / sigma^2` and `nu = (k - 1) / 2`, the
+    density is `exp(-(|x|^2 + alpha^2) / (2 sigma^2)) I_nu(kappa) kappa^-nu` up to a factor, and the
+    score `(alpha A y / |y| - x) / sigma^2` with `A = I_(nu + 1)(kappa) / I_nu(kappa)` (the mean of
+    a von Mises-Fisher distribution; Mardia and Jupp, 2000).
+
+    Args:
+        basis: `(n, k + 1)`, orthonormal columns.
+        centre: `(n,)`.
+        sigma: Standard deviation of the noise, positive.
+        alpha: Factor of the clean data.
+    """
+
+    def __init__(self, basis: Tensor, centre: Tensor, sigma: float, *, alpha: float = 1.0):
+        self.basis, self.centre, self.sigma, self.alpha = basis, centre, sigma, alpha
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The score at each point, `(K, n) -> (K, n)`."""
+        offset, norm, direction = self._parts(x)
+        mean = self.alpha * self._ratio(norm) * direction
+        return ((mean - offset) / self.sigma**2).to(x.dtype)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The log-density at each point, `(K, n) -> (K,)`; without a gradient."""
+        from scipy.special import gammaln, ive
+
+        offset, norm, _ = self._parts(x)
+        n, dim = self.basis.shape
+        order = dim / 2 - 1
+        kappa = (self.alpha * norm / self.sigma**2).squeeze(1).detach().numpy()
+        bessel = torch.from_numpy(ive(order, kappa)).log() + torch.from_numpy(kappa)
+        constant = order * math.log(2) + float(gammaln(dim / 2))
+        constant -= n / 2 * math.log(2 * math.pi * self.sigma**2)
+        exponent = (offset.detach().square().sum(1) + self.alpha**2) / (2 * self.sigma**2)
+        return constant - exponent + bessel - order * torch.from_numpy(kappa).log()
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        offset = x.double() - self.alpha * self.centre
+        inside = offset @ self.basis  # (K, k + 1)
+        norm = inside.square().sum(1, keepdim=True).clamp(min=1e-24).sqrt()
+        return offset, norm, inside / norm @ self.basis.T
+
+    def _ratio(self, norm: Tensor) -> Tensor:
+        """`I_(nu + 1) / I_nu` by its continued fraction, from Amos' bound for a high order."""
+        kappa, half = self.alpha * norm / self.sigma**2, self.basis.shape[1] / 2
+        top = half + 60
+        ratio = kappa / (top + 0.5 + ((top + 0.5) ** 2 + kappa.square()).sqrt())
+        for step in reversed(range(60)):
+            ratio = kappa / (2 * (half + step) + kappa * ratio)
+        return ratio
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Two points on a manifold in R^n, and the geodesic between them.
+
+    Attributes:
+        name: Its name in tables.
+        level: `(alpha, sigma)` -> the exact score of `alpha x_0 + sigma eps`.
+        points: Points of the manifold `(M, n)`.
+        geodesic: Fractions `(K,)` of its length -> points `(K, n)`.
+        length: Of the geodesic.
+        distance: Of points to the manifold, `(K, n) -> (K,)`.
+        weights: Of the points, where they are not equal.
+        plane: Two axes `(n, 2)` in which a picture shows it.
+    """
+
+    name: str
+    level: Callable[[float, float], ScoreModel]
+    points: Tensor
+    geodesic: Callable[[Tensor], Tensor]
+    length: float
+    distance: Callable[[Tensor], Tensor]
+    plane: Tensor
+    weights: Tensor | None = None
+
+    @cached_property
+    def score(self) -> ScoreModel:
+        """The score at sigma = 0.1 of the clean data."""
+        return self.level(1.0, SIGMA)
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        return self.geodesic(torch.tensor([0.0, 1.0]))
+
+    @property
+    def x0(self) -> Tensor:
+        """First point `(n,)`."""
+        return self._ends[0]
+
+    @property
+    def x1(self) -> Tensor:
+        """Last point `(n,)`."""
+        return self._ends[1]
+
+
+def _embedding(k: int, n: int) -> Tensor:  # an isometry R^k -> R^n
+    generator = torch.Generator().manual_seed(100 * k + n)
+    return torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0][:, :k]
+
+
+def _problem(
+    name, points, geodesic, n, length, distance, *, shift=0.0, axes=(0, 1), **more
+) -> Problem:
+    """A manifold given in R^k, taken to R^n and moved off the origin by `shift`."""
+    isometry = _embedding(points.shape[1], n)
+    centre = shift * isometry[:, 0]
+
+    def distance_in_rn(x: Tensor) -> Tensor:
+        inside = (x.double() - centre) @ isometry
+        outside = (x.double() - centre - inside @ isometry.T).norm(dim=1)
+        return torch.hypot(distance(inside), outside)
+
+    weights = more.get("weights")
+    embedded = points @ isometry.T + centre
+    level = more.get("level") or (
+        lambda alpha, sigma: GaussianMixtureScore(embedded, sigma, alpha=alpha, weights=weights)
+    )
+    return Problem(
+        name=name,
+        level=level,
+        points=embedded,
+        geodesic=lambda u: geodesic(u.double()[:, None]) @ isometry.T + centre,
+        length=length,
+        distance=distance_in_rn,
+        plane=isometry[:, list(axes)],
+        weights=weights,
+    )
+
+
+def _around(num: int) -> Tensor:  # (num, 1), angles
+    return torch.arange(num, dtype=torch.float64)[:, None] * (2 * math.pi / num)
+
+
+def _circle(t: Tensor) -> Tensor:  # (K, 1) -> (K, 2)
+    return torch.cat([t.cos(), t.sin()], 1)
+
+
+def _off_circle(p: Tensor) -> Tensor:
+    return (p.norm(dim=1) - 1).abs()
+
+
+def circle(n: int, *, angle: float = 2.2, num: int = 400, shift: float = 0.0) -> Problem:
+    """The unit circle in R^n."""
+    return _problem(
+        f"circle in R^{n}",
+        _circle(_around(num)),
+        lambda u: _circle(0.3 + angle * u),
+        n,
+        angle,
+        _off_circle,
+        shift=shift,
+    )
+
+
+def uneven_circle(n: int, *, angle: float = 2.2, num: int = 400, shift: float = 1.0) -> Problem:
+    """The unit circle in R^n, twenty times as densely populated at its middle as across."""
+    t = _around(num)
+    return _problem(
+        f"uneven circle in R^{n}",
+        _circle(t),
+        lambda u: _circle(1.2 + angle * u),
+        n,
+        angle,
+        _off_circle,
+        shift=shift,
+        weights=(1.5 * (t - 1.2).cos()).exp().squeeze(1),
+    )
+
+
+def sphere(n: int, *, angle: float = 2.2, num: int = 2400, shift: float = 0.0) -> Problem:
+    """The unit 2-sphere in R^n, covered by a Fibonacci spiral."""
+    i = torch.arange(num, dtype=torch.float64) + 0.5
+    z, longitude = 1 - 2 * i / num, math.pi * (1 + 5**0.5) * i
+    radius = (1 - z * z).sqrt()
+
+    def great_circle(u: Tensor) -> Tensor:
+        t = 0.4 + angle * u
+        return torch.cat([t.cos(), 0.6 * t.sin(), 0.8 * t.sin()], 1)
+
+    return _problem(
+        f"2-sphere in R^{n}",
+        torch.stack([radius * longitude.cos(), radius * longitude.sin(), z], 1),
+        great_circle,
+        n,
+        angle,
+        _off_circle,
+        shift=shift,
+    )
+
+
+def hypersphere(k: int, n: int, *, angle: float = 2.2, shift: float = 1.0) -> Problem:
+    """The unit k-sphere in R^n, with its score in closed form."""
+    basis = _embedding(k + 1, n)
+    generator = torch.Generator().manual_seed(k)
+    points = torch.randn(4000, k + 1, generator=generator, dtype=torch.float64)
+
+    def great_circle(u: Tensor) -> Tensor:
+        rest = torch.zeros(len(u), k - 1, dtype=torch.float64)
+        return torch.cat([_circle(0.3 + angle * u), rest], 1)
+
+    return _problem(
+        f"{k}-sphere in R^{n}",
+        points / points.norm(dim=1, keepdim=True),
+        great_circle,
+        n,
+        angle,
+        _off_circle,
+        shift=shift,
+        level=lambda alpha, sigma: HypersphereScore(basis, shift * basis[:, 0], sigma, alpha=alpha),
+    )
+
+
+def torus(
+    n: int, *, angles: tuple[float, float] = (1.7, 1.3), num: int = 64, shift: float = 0.0
+) -> Problem:
+    """The flat torus, two unit circles' product, in R^n: geodesics are straight in the angles."""
+
+    def at(a: Tensor) -> Tensor:  # (K, 2) -> (K, 4)
+        return torch.stack([a.cos(), a.sin()], 2).flatten(1)
+
+    t = _around(num)[:, 0]
+    start, turn = torch.tensor([[0.2, 0.5], angles], dtype=torch.float64)
+
+    def distance(p: Tensor) -> Tensor:
+        return torch.hypot(p[:, :2].norm(dim=1) - 1, p[:, 2:].norm(dim=1) - 1)
+
+    return _problem(
+        f"flat torus in R^{n}",
+        at(torch.cartesian_prod(t, t)),
+        lambda u: at(start + turn * u),
+        n,
+        math.hypot(*angles),
+        distance,
+        shift=shift,
+    )
+
+
+def _nearest(curve: Tensor) -> Callable[[Tensor], Tensor]:
+    """Distance to a curve that is given by dense points."""
+    return lambda p: torch.cdist(p, curve.to(p)).min(1).values
+
+
+def c_shape(*, num: int = 600) -> Problem:
+    """Three quarters of the unit circle in the plane: its tips are nearer through the gap."""
+
+    def at(u: Tensor) -> Tensor:
+        return _circle(math.pi * (0.25 + 1.5 * u))
+
+    dense = at(torch.linspace(0, 1, 20001, dtype=torch.float64)[:, None])
+    return _problem(
+        "C-shape",
+        at(torch.linspace(0, 1, num, dtype=torch.float64)[:, None]),
+        lambda u: at(0.05 + 0.9 * u),
+        2,
+        0.9 * 1.5 * math.pi,
+        _nearest(dense),
+    )
+
+
+def two_moons(*, num: int = 400) -> Problem:
+    """Two half circles that grip each other; along one, past the tip of the other."""
+    t = torch.linspace(0, math.pi, num, dtype=torch.float64)[:, None]
+    shift = torch.tensor([0.5, 0.25], dtype=torch.float64)
+
+    def moons(t: Tensor) -> tuple[Tensor, Tensor]:
+        upper = _circle(t)
+        return upper - shift, torch.tensor([1, 0.5], dtype=torch.float64) - upper - shift
+
+    dense = torch.linspace(0, math.pi, 10001, dtype=torch.float64)[:, None]
+    return _problem(
+        "two moons",
+        torch.cat(moons(t)),
+        lambda u: moons(math.pi * (0.9 - 0.8 * u))[0],
+        2,
+        0.8 * math.pi,
+        _nearest(torch.cat(moons(dense))),
+    )
+
+
+def swiss_roll(n: int) -> Problem:
+    """A rolled-up strip in R^n, `r = t / 10` over a turn and a half, width 1.
+
+    It is flat: geodesics are straight in its arc length and its width.
+    """
+    t = torch.linspace(1.5 * math.pi, 4.5 * math.pi, 40001, dtype=torch.float64)
+    root = (1 + t * t).sqrt()
+    arc = 0.05 * (t * root + torch.asinh(t))  # int of sqrt(r^2 + r'^2)
+    arc = arc - arc[0]
+
+    def at(coordinates: Tensor) -> Tensor:  # arc length and width (K, 2) -> (K, 3)
+        place = (coordinates[:, 0].contiguous() / arc[-1]).clamp(0, 1)
+        index = torch.searchsorted(arc, place * arc[-1]).clamp(1, len(arc) - 1)
+        share = (place * arc[-1] - arc[index - 1]) / (arc[index] - arc[index - 1])
+        angle = torch.lerp(t[index - 1], t[index], share)
+        around = [0.1 * angle * angle.cos(), 0.1 * angle * angle.sin()]
+        return torch.stack([*around, coordinates[:, 1] - 0.5], 1)
+
+    total = float(arc[-1])
+    start, end = torch.tensor([[0.2 * total, 0.2], [0.8 * total, 0.8]], dtype=torch.float64)
+    grid = torch.cartesian_prod(
+        torch.linspace(0, total, round(total / 0.05), dtype=torch.float64),
+        torch.linspace(0, 1, 21, dtype=torch.float64),
+    )
+    spiral = torch.stack([0.1 * t * t.cos(), 0.1 * t * t.sin()], 1)[::4]
+
+    def distance(p: Tensor) -> Tensor:
+        return torch.hypot(_nearest(spiral)(p[:, :2]), (p[:, 2].abs() - 0.5).clamp(min=0))
+
+    return _problem(
+        f"swiss roll in R^{n}",
+        at(grid),
+        lambda u: at(start + u * (end - start)),
+        n,
+        float((end - start).norm()),
+        distance,
+    )
+
+
+def all_problems() -> list[Problem]:
+    """The suite of smooth ones, centred on the origin."""
+    return [circle(2), circle(8), circle(32), sphere(10), torus(6)]
+
+
+def benchmark_problems() -> Iterator[Problem]:
+    """All manifolds of the benchmark; the round ones stand off the origin, lest slerp be exact."""
+    yield c_shape()
+    yield two_moons()
+    yield swiss_roll(20)
+    yield circle(32, shift=1.0)
+    yield uneven_circle(8)
+    yield torus(6, shift=1.0)
+    for k in range(1, 11):
+        yield hypersphere(k, 100)

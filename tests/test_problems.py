@@ -1,0 +1,99 @@
+"""The benchmark's manifolds: their scores, distances and geodesics, each checked another way."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from problems import HypersphereScore, all_problems, benchmark_problems, hypersphere
+from scipy import integrate, special
+from torch.testing import assert_close
+
+from riemannian_diffusion import GaussianMixtureScore, length
+
+PROBLEMS = [*all_problems(), *benchmark_problems()]
+each = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
+
+
+@each
+def test_the_geodesic_is_one(problem):
+    """On the manifold, of the length that is stated, at constant speed."""
+    path = problem.geodesic(torch.linspace(0, 1, 2001))
+    assert float(problem.distance(path).max()) < 1e-3
+    assert float(length(path)) == pytest.approx(problem.length, rel=1e-5)
+    steps = (path[1:] - path[:-1]).norm(dim=1)
+    assert float(steps.std() / steps.mean()) < 1e-3
+    assert_close(path[[0, -1]], torch.stack([problem.x0, problem.x1]))
+
+
+@each
+def test_no_way_along_the_points_is_shorter(problem):
+    """Dijkstra through the points, hops of at most 0.3: never much shorter than the geodesic."""
+    from scipy.sparse.csgraph import dijkstra
+
+    if problem.name[0].isdigit() and int(problem.name.split("-")[0]) > 2:
+        pytest.skip("4,000 points are too sparse here; great circles are known")
+    points = torch.cat([problem.x0[None], problem.x1[None], problem.points])
+    apart = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    apart = torch.where(apart <= 0.3, apart, torch.zeros(()).double()).numpy()
+    shortest = float(dijkstra(apart, indices=[0])[0, 1])
+    assert 0.98 * problem.length < shortest < 1.06 * problem.length
+
+
+@each
+def test_the_score_is_that_of_the_points(problem):
+    """Near the manifold the score points back to it, from as far away as sigma.
+
+    Denoising a point on a k-sphere takes it inside, by about `k sigma^2 / 2`: its neighbours are.
+    """
+    path = problem.geodesic(torch.linspace(0.2, 0.8, 5))
+    assert float(problem.distance(problem.score.denoise(path)).max()) < 0.055
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(path.shape, generator=generator, dtype=torch.float64)
+    noisy = path + 0.1 * noise
+    back = problem.distance(problem.score.denoise(noisy))
+    if path.shape[1] > 2:
+        assert float(back.mean()) < 0.3 * float(problem.distance(noisy).mean())
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 10])
+@pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.1), (0.6, 0.8), (0.1, 0.995)])
+def test_hypersphere_score_against_scipy(k, alpha, sigma):
+    problem = hypersphere(k, 12)
+    score = problem.level(alpha, sigma)
+    generator = torch.Generator().manual_seed(1)
+    x = alpha * problem.points[:6] * torch.linspace(0.3, 1.5, 6)[:, None].double()
+    x = x + sigma * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    kappa = alpha * ((x - alpha * score.centre) @ score.basis).norm(dim=1) / sigma**2
+    order = (k - 1) / 2
+    ratio = special.ive(order + 1, kappa.numpy()) / special.ive(order, kappa.numpy())
+    assert_close(score._ratio(kappa[:, None] * sigma**2 / alpha)[:, 0], torch.from_numpy(ratio))
+
+    step = 1e-5
+    for axis in (0, 5):  # the score is the gradient of the log-density
+        shift = torch.zeros(12, dtype=torch.float64)
+        shift[axis] = step
+        slope = (score.log_prob(x + shift) - score.log_prob(x - shift)) / (2 * step)
+        assert_close(score(x)[:, axis], slope, rtol=1e-5, atol=1e-4)
+
+
+def test_hypersphere_is_the_limit_of_a_mixture():
+    problem = hypersphere(1, 5)
+    t = torch.arange(4000, dtype=torch.float64)[:, None] * (2 * math.pi / 4000)
+    score = problem.level(0.9, 0.3)
+    assert isinstance(score, HypersphereScore)
+    circle = torch.cat([t.cos(), t.sin()], 1) @ score.basis.T + score.centre
+    mixture = GaussianMixtureScore(circle, 0.3, alpha=0.9)
+    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v = torch.randn(7, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert_close(score(x), mixture(x), rtol=1e-8, atol=1e-8)
+    assert_close(score.log_prob(x), mixture.log_prob(x), rtol=1e-8, atol=1e-8)
+    assert_close(score.jvp(x, v), mixture.jvp(x, v), rtol=1e-7, atol=1e-7)
+
+
+def test_swiss_roll_arc_length():
+    problem = next(p for p in PROBLEMS if p.name.startswith("swiss"))
+    roll, _ = integrate.quad(lambda t: 0.1 * np.hypot(t, 1), 1.5 * np.pi, 4.5 * np.pi)
+    assert problem.length == pytest.approx(math.hypot(0.6 * roll, 0.6), rel=1e-9)

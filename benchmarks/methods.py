@@ -157,7 +157,7 @@ def stein(case: Case) -> Tensor:
 
 
 def way(case: Case) -> Roadmap:
-    """The roadmap between the ends of a case."""
+    """The roadmap between the ends of a case; the tangent-normal metric finds its leaps."""
     draws = [
         partial(
             sdedit,
@@ -167,10 +167,14 @@ def way(case: Case) -> Roadmap:
         )
         for top in case.draw_timesteps
     ]
-    with torch.no_grad():
-        return roadmap(
-            draws, case.x0, case.x1, max_samples=case.max_samples, generator=case.generator
-        )
+    return roadmap(
+        draws,
+        case.x0,
+        case.x1,
+        metric=TangentNormalMetric(case.clean_score(case.metric_timestep)),
+        max_samples=case.max_samples,
+        generator=case.generator,
+    )
 
 
 def continuation(case: Case) -> Tensor:

@@ -13,14 +13,19 @@ from __future__ import annotations
 
 import heapq
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.paths import lerp, resample
+from riemannian_diffusion.metrics import Metric
+from riemannian_diffusion.paths import lerp, resample, segment_lengths
 
+LEAP = 2.0  # a hop leaves the manifold that a metric stretches so much more than it usually does
+NUM_USUAL = 32  # hops that are measured to know what is usual
 Draw = Callable[[Tensor], Tensor]
 Graph = list[dict[int, float]]  # of each node, its neighbours and what the way there costs
 
@@ -53,11 +58,13 @@ class Roadmap:
         return resample(self.path, num_points)
 
 
+@torch.no_grad()
 def roadmap(
     draws: Sequence[Draw],
     x0: Tensor,
     x1: Tensor,
     *,
+    metric: Metric | None = None,
     max_samples: int = 4096,
     batch_size: int = 96,
     max_hop: float = 0.25,
@@ -73,6 +80,10 @@ def roadmap(
             noise finds far parts of the manifold, weak noise fills gaps.
         x0: A point `(*shape)` on the manifold.
         x1: Another.
+        metric: Finds steps that leave the manifold, and makes them longer: those whose length in
+            the metric exceeds the flat one more than twice as much as between a sample and its
+            nearest. A model's samples are not all on its manifold, and without a metric a few
+            between two parts of it are taken for a bridge. `TangentNormalMetric` is made for this.
         max_samples: Stop when so many have been drawn.
         batch_size: Samples per batch.
         max_hop: Stop when no step of the path is longer than this share of the distance of `x0` and
@@ -93,19 +104,30 @@ def roadmap(
     points = torch.stack([x0, x1])
     chord = float((x1 - x0).norm())
     graph: Graph = [{1: chord**power}, {0: chord**power}]
+    stretches: dict[tuple[int, int], float] = {}  # of hops measured, metric over flat length
     centres = lerp(x0, x1, 4).repeat_interleave(-(-batch_size // 4), 0)[:batch_size]
     while True:
         samples = _draw(draws, centres[: 2 + max_samples - len(points)])
         points = torch.cat([points, samples])
         _link(graph, points, num_neighbors, power)
-        from0, before = _cheapest(graph, 0)
-        way = [1]
-        while way[-1] != 0:
-            way.append(before[way[-1]])
-        way.reverse()
-        costs = [graph[i][j] for i, j in zip(way, way[1:], strict=False)]
-        hop = max(costs) ** (1 / power) / chord
-        if hop <= max_hop or len(points) - 2 >= max_samples:
+        while True:
+            from0, way = _cheapest_way(graph)
+            hop = max(graph[i][j] for i, j in pairwise(way)) ** (1 / power) / chord
+            enough = hop <= max_hop or len(points) - 2 >= max_samples
+            unknown = [h for h in pairwise(way) if h not in stretches] if metric and enough else []
+            if not unknown:
+                break
+            if not stretches:  # first of all, what is usual from a sample to its nearest
+                some = torch.randint(2, len(points), (NUM_USUAL,), generator=generator).tolist()
+                nearest = {i: min(graph[i], key=graph[i].get) for i in some}
+                stretches = _stretches(metric, points, list(nearest.items()))
+                usual = statistics.median(stretches.values())
+            stretches |= _stretches(metric, points, unknown)
+            for i, j in unknown:
+                if stretches[i, j] > LEAP * usual:
+                    cost = graph[i][j] * (stretches[i, j] / usual) ** power
+                    graph[i][j] = graph[j][i] = cost
+        if enough:
             return Roadmap(points[way], points[2:], hop)
         # draw on around what is near either end, the more often the sparser the points there
         from1, _ = _cheapest(graph, 1)
@@ -139,6 +161,29 @@ def _link(graph: Graph, points: Tensor, num_neighbors: int, power: float) -> Non
     for i, (row, others) in enumerate(zip(lengths.tolist(), nearest.tolist(), strict=True), first):
         for length, j in zip(row, others, strict=True):
             graph[i][j] = graph[j][i] = length**power
+
+
+def _stretches(
+    metric: Metric, points: Tensor, hops: list[tuple[int, int]]
+) -> dict[tuple[int, int], float]:
+    """The metric's length over the flat one of straight hops, in either direction."""
+    starts, ends = points[[i for i, _ in hops]], points[[j for _, j in hops]]  # (H, *shape)
+    strung = torch.stack([starts, (starts + ends) / 2, ends], 1).flatten(0, 1)  # hop after hop
+    lengths, flat = (
+        torch.cat([part, part[:1]]).view(-1, 3)[:, :2].sum(1)  # the third leads to the next hop
+        for part in (segment_lengths(strung, metric), segment_lengths(strung))
+    )
+    ratios = (lengths / flat.clamp(min=1e-30)).tolist()
+    return {way: r for (i, j), r in zip(hops, ratios, strict=True) for way in ((i, j), (j, i))}
+
+
+def _cheapest_way(graph: Graph) -> tuple[list[float], list[int]]:
+    """Costs from node 0 to all, and the nodes on the way from it to node 1."""
+    costs, before = _cheapest(graph, 0)
+    way = [1]
+    while way[-1] != 0:
+        way.append(before[way[-1]])
+    return costs, way[::-1]
 
 
 def _cheapest(graph: Graph, start: int) -> tuple[list[float], list[int]]:

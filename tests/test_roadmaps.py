@@ -9,6 +9,7 @@ from problems import circle
 from torch.testing import assert_close
 
 from riemannian_diffusion import (
+    EuclideanMetric,
     GaussianMixtureScore,
     TangentNormalMetric,
     geodesic,
@@ -66,6 +67,58 @@ def test_a_roadmap_goes_around_where_the_straight_line_leaps():
     assert to_spiral(around.path)[0].max() < 0.03
     assert to_spiral(straight.path)[0].max() > 0.2
     assert length(around.path) > 6 * length(straight.path)
+
+
+def test_a_metric_knows_a_bridge_from_a_way():
+    """Samples between two turns shorten the hops across; only the metric tells that they leap."""
+    x0, x1 = spiral(torch.tensor([0.5, 1.5], dtype=torch.float64))
+    bridge = lerp(x0, x1, 7)[1:-1]
+
+    def run(metric):
+        generator = torch.Generator().manual_seed(0)
+        once = [bridge]
+
+        def with_bridge(centres):  # then the centres themselves
+            return torch.cat([*(once.pop() for _ in once[:]), centres])[: len(centres)]
+
+        draws = [*spiral_draws(), with_bridge]
+        found = roadmap(draws, x0, x1, metric=metric, batch_size=32, generator=generator)
+        return found, float(to_spiral(found(x0, x1, 65))[0].max())
+
+    fooled, far = run(None)
+    assert far > 0.4 and len(fooled.path) <= 8 and fooled.longest_hop < 0.25
+    asked = []
+
+    class Asked(TangentNormalMetric):
+        def embed(self, x):
+            asked.append(len(x))
+            return super().embed(x)
+
+    found, far = run(Asked(GaussianMixtureScore(SPIRAL, 0.1)))
+    assert far < 0.1 and found.longest_hop < 0.25
+    assert float(length(found.path)) > 6
+    hops = found.path.diff(dim=0).norm(dim=1)  # on the manifold hops are as long as they are
+    assert float(hops.max() / (x1 - x0).norm()) == pytest.approx(found.longest_hop)
+    assert sum(asked) < 3 * len(found.samples)  # of 8 links of each, few are measured
+
+
+def test_leaps_are_longer_hops():
+    """Where there is no other way, the longest hop says that this one leaps."""
+    x0, x1 = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    line = torch.linspace(-1, 1, 9, dtype=torch.float64)[1:-1, None] * torch.tensor([1.0, 0.0])
+
+    class Walled(EuclideanMetric):
+        """Ten times as long between x = 0.45 and 0.75."""
+
+        def energy(self, path):
+            middles = (path[1:] + path[:-1])[:, 0] / 2
+            wall = (middles > 0.45) & (middles < 0.75)
+            return torch.where(wall, 100.0, 1.0) * super().energy(path)
+
+    options = {"batch_size": 7, "max_samples": 7, "num_neighbors": 2}
+    found = roadmap([lambda c: line], x0, x1, metric=Walled(), **options)
+    assert found.longest_hop == pytest.approx(10 / 8)
+    assert roadmap([lambda c: line], x0, x1, **options).longest_hop == pytest.approx(1 / 8)
 
 
 def test_the_way_is_the_cheapest():

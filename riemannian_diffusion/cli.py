@@ -16,6 +16,7 @@ METRIC_NAMES = (
     *("tangent_normal", "score_jacobian", "stein", "euclidean"),
     *("slerp", "lerp", "nao", "noise_diffusion", "density"),
 )
+INIT_NAMES = ("slerp", "lerp", "roadmap")
 PROTOCOL_NAMES = ("diffmorpher17", "saito11", "saito11_vgg", "saito_video3", "aid", "any")
 
 
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--negative-prompt", default="", help="what they do not show, for --guidance above 1")
     add("--metric", choices=METRIC_NAMES, default="tangent_normal")
     add("--space", choices=("noise", "clean"), default="noise", help="where the path runs")
+    add("--init", choices=INIT_NAMES, default="slerp", help="where the solve starts")
     add("--frames", type=int, default=17, help="from each image to the next (default: 17)")
     add("--steps", type=int, default=50, help="DDIM steps of the whole schedule (default: 50)")
     add("--strength", type=float, default=0.6, help="noise level, in (0, 1] (default: 0.6)")
@@ -75,7 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", type=_size, help="crop and scale the images to this size first: 512 or 768x512")
     add("--paste-endpoints", action="store_true", help="put the images in as first and last frames")
     add("--fps", type=float, default=12.0, help="frames per second of .gif and .mp4 (default: 12)")
-    add("--seed", type=int, default=0, help="of the noise of --space clean (default: 0)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="of what is random in --space clean, --init roadmap and --metric density (default: 0)",
+    )
     add("--device", help="cuda, mps or cpu (default: the first there is)")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     add("--force", action="store_true", help="overwrite the output")
@@ -142,6 +149,7 @@ def _interpolate(args: argparse.Namespace) -> None:
         num_frames=args.frames,
         metric=args.metric,
         space=args.space,
+        init=args.init,
         strength=args.strength,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance,

@@ -11,9 +11,10 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
-from riemannian_diffusion import DiffusionScore, TangentNormalMetric, slerp
+from riemannian_diffusion import DiffusionScore, TangentNormalMetric, invert, slerp
 from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+from riemannian_diffusion.pipelines.starts import clean_roadmap
 
 FAST = {"num_frames": 4, "num_inference_steps": 8, "max_evals": 3, "strength": 0.5}
 
@@ -176,6 +177,54 @@ def test_noise_diffusion_keeps_what_it_makes_of_every_keyframe(tiny_pipe, keyfra
     assert len(out.frames) == 7 and min(out.reconstruction_error) > 1e-4
 
 
+@pytest.mark.parametrize("space", ["clean", "noise"])
+def test_a_solve_may_start_on_a_roadmap(tiny_pipe, keyframes, space):
+    """With one evaluation the path is the start: the roadmap, inverted in noise space."""
+    options = FAST | {"max_evals": 1, "output_type": "latent", "space": space}
+
+    def run(**more):
+        generator = torch.Generator().manual_seed(3)
+        return tiny_pipe(keyframes[:2], ["a", "b"], generator=generator, **options, **more)
+
+    out = run(init="roadmap", max_samples=60)
+    again = run(init="roadmap", max_samples=60)
+    assert torch.equal(out.latents, again.latents)
+    assert torch.equal(out.latents[[0, -1]], run().latents[[0, -1]])
+
+    hidden = tiny_pipe.encode_prompt(["a", "b"], "cpu", 1, False)[0]
+    clean = 4 * tiny_pipe.vae.encode(2 * keyframes[:2] - 1).latent_dist.mode()
+    scheduler = DDIMScheduler.from_config(tiny_pipe.scheduler.config)
+    generator = torch.Generator().manual_seed(3)
+    if space == "clean":
+        torch.randn(clean.shape[1:], generator=generator)  # the shared noise comes first
+    final_abar = float(scheduler.final_alpha_cumprod)
+    with torch.no_grad():
+        found = clean_roadmap(
+            lambda t: DiffusionScore(
+                tiny_pipe.unet, scheduler, t, encoder_hidden_states=hidden.mean(0, keepdim=True)
+            ),
+            scheduler.alphas_cumprod,
+            *clean,
+            final_abar=final_abar,
+            max_samples=60,
+            generator=generator,
+        )
+        expected = found(*clean, 4)
+        if space == "noise":
+            scheduler.set_timesteps(8)
+            expected = invert(
+                lambda t: DiffusionScore(
+                    tiny_pipe.unet, scheduler, t, encoder_hidden_states=hidden
+                ),
+                expected,
+                scheduler.timesteps[-4:].tolist(),
+                final_abar=final_abar,
+                fixed_point_iterations=5,
+            )
+    assert len(found.samples) == 60
+    torch.testing.assert_close(out.latents[1:-1], expected[1:-1], atol=1e-3, rtol=0)
+
+
 def test_metric_factory_sees_the_score_of_the_level(tiny_pipe, keyframes):
     seen = []
 
@@ -284,6 +333,8 @@ BAD = [
     ({"score_mode": "cfg"}, r"`score_mode` must be one of .*, but got 'cfg'"),
     ({"output_type": "gif"}, r"`output_type` must be one of .*, but got 'gif'"),
     ({"max_batch_size": 0}, r"`max_batch_size` must be at least 1, but got 0"),
+    ({"max_samples": 0}, r"`max_samples` must be at least 1, but got 0"),
+    ({"init": "graph"}, r"`init` must be one of .*'roadmap'.*, but got 'graph'"),
     ({"max_evals": 0}, r"`max_evals` must be at least 1, but got 0"),
     (
         {"callback_on_step_end_tensor_inputs": ["noise"]},

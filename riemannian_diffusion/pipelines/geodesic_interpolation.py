@@ -13,7 +13,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from riemannian_diffusion.ddim import invert_steps, sample_steps
+from riemannian_diffusion.ddim import invert, invert_steps, sample_steps
 from riemannian_diffusion.geodesics import Iterate, Solver, geodesic
 from riemannian_diffusion.metrics import (
     EuclideanMetric,
@@ -24,6 +24,7 @@ from riemannian_diffusion.metrics import (
 )
 from riemannian_diffusion.pipelines.curves import CURVES, NOISE_CURVES, Gap
 from riemannian_diffusion.pipelines.inputs import Image, split_morphs, to_pixels
+from riemannian_diffusion.pipelines.starts import clean_roadmap
 from riemannian_diffusion.score import DiffusionScore, ScoreModel, SharedNoiseScore
 
 MetricFactory = Callable[[ScoreModel], Metric]
@@ -82,7 +83,8 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         score_mode: str | None = None,
-        init: str | Callable[[Tensor, Tensor, int], Tensor] = "slerp",
+        init: str | Tensor | Callable[[Tensor, Tensor, int], Tensor] = "slerp",
+        max_samples: int = 768,
         solver: Solver | None = None,
         num_quadrature: int = 3,
         rtol: float = 1e-3,
@@ -120,7 +122,10 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             score_mode: The metric's score: "conditional", "guided" or "difference" (see
                 `DiffusionScore`); None takes the one that sampling uses, but for "density" the
                 published "difference".
-            init: Where a solve starts, as in `geodesic`.
+            init: Where a solve starts: as in `geodesic`, or "roadmap", the way along samples of the
+                model between the clean latents (see `riemannian_diffusion.roadmap`), which in noise
+                space is inverted.
+            max_samples: Most samples of a roadmap, for each gap.
             solver: As in `geodesic`.
             num_quadrature: As in `geodesic`.
             rtol: As in `geodesic`.
@@ -129,7 +134,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             max_batch_size: Largest batch the networks are given; None for no limit.
             paste_endpoints: Put the keyframes themselves in place of their reconstructions.
             generator: Source of the shared noise of `space="clean"`, and of the levels and noises
-                of "density".
+                of "density" and of a roadmap.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: Return a `GeodesicInterpolationOutput`, else a tuple of its entries.
             callback_on_step_end: Called as `callback(pipe, step, timestep, {"latents": ...})` after
@@ -151,10 +156,12 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             num_frames=num_frames,
             metric=metric,
             space=space,
+            init=init,
             strength=strength,
             num_inference_steps=num_inference_steps,
             score_mode=score_mode,
             max_batch_size=max_batch_size,
+            max_samples=max_samples,
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
@@ -230,6 +237,26 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                     )
                     piece, found = CURVES[metric](around), None
                 else:
+                    start = init
+                    if isinstance(init, str) and init == "roadmap":
+                        middle = here.mean(0, keepdim=True)
+                        start = clean_roadmap(
+                            cache(partial(score_at, encoder_hidden_states=middle, mode=mode)),
+                            scheduler.alphas_cumprod,
+                            clean[gap],
+                            clean[gap + 1],
+                            final_abar=final_abar,
+                            max_samples=max_samples,
+                            generator=generator,
+                        )
+                        if space == "noise":
+                            start = invert(
+                                cache(partial(score_at, encoder_hidden_states=here, mode=mode)),
+                                start(clean[gap], clean[gap + 1], num_frames),
+                                timesteps,
+                                final_abar=final_abar,
+                                fixed_point_iterations=fixed_point_iterations,
+                            )
                     score = path_levels(timesteps[0])
                     score = score if noise is None else SharedNoiseScore(score, noise)
                     with self.progress_bar(total=max_evals) as bar:
@@ -240,7 +267,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                             x1,
                             num_points=num_frames,
                             num_quadrature=num_quadrature,
-                            init=init,
+                            init=start,
                             solver=solver,
                             rtol=rtol,
                             max_evals=max_evals,
@@ -290,10 +317,12 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         num_frames,
         metric,
         space,
+        init,
         strength,
         num_inference_steps,
         score_mode,
         max_batch_size,
+        max_samples,
         output_type,
         callback_on_step_end_tensor_inputs,
     ) -> None:
@@ -308,6 +337,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             raise ValueError(f"metric={metric!r} needs space='noise', but got {space!r}.")
         for name, value, allowed in (
             ("space", space, ("noise", "clean")),
+            ("init", init if isinstance(init, str) else "slerp", ("slerp", "lerp", "roadmap")),
             ("score_mode", score_mode, (None, "conditional", "guided", "difference")),
             ("output_type", output_type, ("pil", "np", "pt", "latent")),
         ):
@@ -317,6 +347,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             ("num_frames", num_frames, 2),
             ("num_inference_steps", num_inference_steps, 1),
             ("max_batch_size", max_batch_size, 1),
+            ("max_samples", max_samples, 1),
         ):
             if value is not None and (not isinstance(value, int) or value < least):
                 raise ValueError(f"`{name}` must be at least {least}, but got {value}.")

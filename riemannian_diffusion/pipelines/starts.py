@@ -1,0 +1,56 @@
+"""Where the solve between two keyframes starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.ddim import sdedit
+from riemannian_diffusion.metrics import TangentNormalMetric
+from riemannian_diffusion.roadmaps import Roadmap, roadmap
+from riemannian_diffusion.score import ScoreModel, SharedNoiseScore
+
+DRAW_NOISES = (0.8, 1.6, 2.8)  # that samples are carried to, in units of the clean latents
+METRIC_NOISE = 0.5  # at which the metric tells leaps
+DRAW_STEPS = 6
+
+
+def clean_roadmap(
+    levels: Callable[[int], ScoreModel],
+    alphas_cumprod: Tensor,
+    x0: Tensor,
+    x1: Tensor,
+    *,
+    final_abar: float,
+    max_samples: int,
+    generator: torch.Generator | None,
+) -> Roadmap:
+    """A roadmap between clean latents `shape`, of SDEdit samples to three noise levels."""
+    abar = alphas_cumprod.cpu().double()
+    noises = ((1 - abar) / abar).sqrt()
+
+    def timestep(noise: float) -> int:
+        return int((noises - noise).abs().argmin())
+
+    draws = []
+    for noise in DRAW_NOISES:
+        top = timestep(noise)
+        timesteps = sorted({max(1, round(top * i / DRAW_STEPS)) for i in range(1, DRAW_STEPS + 1)})
+        draws.append(
+            partial(
+                *(sdedit, levels),
+                timesteps=timesteps,
+                final_abar=final_abar,
+                generator=generator,
+            )
+        )
+    device = "cpu" if generator is None else generator.device
+    seed = int(torch.randint(2**31, (), generator=generator, device=device))
+    on_cpu = torch.Generator().manual_seed(seed)
+    shared = torch.randn(x0.shape, generator=on_cpu, dtype=x0.dtype).to(x0.device)
+    metric = TangentNormalMetric(SharedNoiseScore(levels(timestep(METRIC_NOISE)), shared))
+    options = {"max_samples": max_samples, "generator": on_cpu}
+    return roadmap(draws, x0, x1, metric=metric, **options)

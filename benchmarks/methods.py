@@ -31,7 +31,6 @@ from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusio
 
 STRENGTH, NUM_STEPS = 0.6, 50  # of noise space, as in arXiv 2510.05509
 STEIN_TIMESTEP = 290  # here abar is 0.42, as at Stable Diffusion's t = 400 of arXiv 2505.11128
-DRAW_STEPS = 6
 
 
 class Counting(ScoreModel):
@@ -59,6 +58,7 @@ class Case:
         metric_timestep: The level of a metric in clean space.
         draw_timesteps: Levels to which a roadmap's samples are carried and back.
         num_noises: Shared noises of a metric in clean space; with 0 points are read as they are.
+        draw_steps: Of sampling back from those levels.
         max_samples: Of a roadmap.
     """
 
@@ -69,6 +69,7 @@ class Case:
     metric_timestep: int
     draw_timesteps: tuple[int, ...]
     num_noises: int = 4
+    draw_steps: int = 6
     max_samples: int = 4096
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
@@ -162,7 +163,7 @@ def way(case: Case) -> Roadmap:
         partial(
             sdedit,
             case.levels,
-            timesteps=[round(top * i / DRAW_STEPS) for i in range(1, DRAW_STEPS + 1)],
+            timesteps=[round(top * i / case.draw_steps) for i in range(1, case.draw_steps + 1)],
             generator=case.generator,
         )
         for top in case.draw_timesteps

@@ -1,6 +1,6 @@
 """Morphs of rendered scenes, against the true geodesic of the images that the renderer can make.
 
-    python benchmarks/scenes.py [--pairs 8] [--methods slerp tangent_normal ...] [--lpips alex]
+    python benchmarks/scenes.py [--pairs 1 2 ...] [--methods slerp tangent_normal ...] [--lpips vgg]
 
 The renders of one kind of solid are a smooth manifold with five coordinates. Its geodesic under the
 pixels' flat metric is solved for in those coordinates; every method of the shipped model draws 17
@@ -52,6 +52,7 @@ METHODS = {
     "score_jacobian": {"metric": "score_jacobian"},
     "tangent_normal": {"metric": "tangent_normal"},
     "clean": {"metric": "tangent_normal", "space": "clean", "strength": 0.2},
+    "noise, then clean": {},  # the path of "tangent_normal" is where "clean" starts
 }
 
 
@@ -75,6 +76,20 @@ def true_geodesic(kind: str, first: Tensor, last: Tensor) -> tuple[Tensor, Tenso
     factors = found(torch.linspace(0, 1, NUM_FRAMES))
     with torch.no_grad():
         return factors, demo.render(kind, factors)
+
+
+def morph(pipe, images: Tensor, prompts: list[str], name: str) -> list:
+    """The outputs of a method's calls of the pipeline; the last has the frames."""
+
+    def run(output_type: str = "pt", **options):
+        generator = torch.Generator().manual_seed(0)
+        options |= {"num_frames": NUM_FRAMES, "output_type": output_type}
+        return pipe(images, prompts, generator=generator, **options)
+
+    if METHODS[name]:
+        return [run(**METHODS[name])]
+    first = run("latent", **METHODS["tangent_normal"])
+    return [first, run(init=first.frames, **METHODS["clean"])]
 
 
 def factor_error(found: Tensor, true: Tensor) -> Tensor:
@@ -106,7 +121,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", type=int, default=len(PAIRS), help="how many")
+    numbers = range(1, len(PAIRS) + 1)
+    parser.add_argument("--pairs", type=int, nargs="+", choices=numbers, default=list(numbers))
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
     parser.add_argument("--model", help="default: the shipped one")
     parser.add_argument(
@@ -121,40 +137,35 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     columns = ["truth", "jump", "render", "length", "middle", "evals", "s"]
     columns += ["LPIPS"] if distance else []
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in args.methods}
-    for number, (kind, *ends) in enumerate(PAIRS[: args.pairs], start=1):
+    for number in args.pairs:
+        kind, *ends = PAIRS[number - 1]
         factors, truth = true_geodesic(kind, *torch.tensor(ends))
         moving = [name for name, a, b in zip(FACTORS, *ends, strict=True) if a != b]
         print(f"\npair {number}, {kind}: {', '.join(moving)}", end="; ")
         print(f"the truth's own jump {float(largest_step(truth)):.4f}")
-        print(f"{'':16s}" + "".join(f"{name:>9s}" for name in columns))
+        print(f"{'':18s}" + "".join(f"{name:>9s}" for name in columns))
         prompts = [demo.caption(kind, end[FACTORS.index("hue")]) for end in ends]
         for name in args.methods:
             start = time.perf_counter()
-            output = pipe(
-                truth[[0, -1]],
-                prompts,
-                num_frames=NUM_FRAMES,
-                output_type="pt",
-                generator=torch.Generator().manual_seed(0),
-                **METHODS[name],
-            )
+            outputs = morph(pipe, truth[[0, -1]], prompts, name)
             seconds = time.perf_counter() - start
-            frames = output.frames.cpu()
+            frames = outputs[-1].frames.cpu()
             row = measure(frames, kind, factors, truth)
-            row["evals"] = sum(g.num_evals for g in output.geodesics if g is not None)
+            found = [g for output in outputs for g in output.geodesics if g is not None]
+            row["evals"] = sum(g.num_evals for g in found)
             row["s"] = seconds
             if distance:
                 row["LPIPS"] = float(distances(frames, truth, distance).mean())
             rows[name].append(row)
-            print(f"{name:16s}" + "".join(f"{row[c]:9.4g}" for c in columns), flush=True)
+            print(f"{name:18s}" + "".join(f"{row[c]:9.4g}" for c in columns), flush=True)
     means = {
         name: {c: torch.tensor([row[c] for row in of]).double().nanmean().item() for c in columns}
         for name, of in rows.items()
     }
-    print(f"\nmeans over {args.pairs} pairs (middle: where the kind was right)")
-    print(f"{'':16s}" + "".join(f"{name:>9s}" for name in columns))
+    print(f"\nmeans over pairs {args.pairs} (middle: where the kind was right)")
+    print(f"{'':18s}" + "".join(f"{name:>9s}" for name in columns))
     for name, row in means.items():
-        print(f"{name:16s}" + "".join(f"{row[c]:9.4g}" for c in columns))
+        print(f"{name:18s}" + "".join(f"{row[c]:9.4g}" for c in columns))
     return means
 
 

@@ -140,12 +140,10 @@ def measure(problem: Problem, path: Tensor) -> dict[str, float]:
 
 def draw(problem: Problem, paths: dict[str, Tensor], file: Path) -> None:
     """A picture of the manifold's points, the true geodesic and the paths."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(5, 5), layout="constrained")
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
     cloud = (problem.points @ problem.plane)[:: max(1, len(problem.points) // 1500)]
     truth = problem.geodesic(torch.linspace(0, 1, 200)) @ problem.plane
     axes.plot(*cloud.T, ".", color="0.8", markersize=2)
@@ -156,7 +154,6 @@ def draw(problem: Problem, paths: dict[str, Tensor], file: Path) -> None:
     axes.set_title(problem.name)
     axes.legend(fontsize=7, loc="upper right")
     figure.savefig(file, dpi=80)
-    pyplot.close(figure)
 
 
 def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict[str, float]]:
@@ -171,7 +168,7 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict[str, float
         "--methods", nargs="+", choices=ALL_METHODS, metavar="NAME", default=list(ALL_METHODS)
     )
     parser.add_argument("--num-points", type=int, default=25)
-    parser.add_argument("--train-steps", type=int, default=3000, help="of --score learned")
+    parser.add_argument("--train-steps", type=int, default=10000, help="of --score learned")
     parser.add_argument("--max-samples", type=int, default=2048, help="of a roadmap")
     parser.add_argument("--figures", type=Path, help="a folder for one PNG per manifold")
     args = parser.parse_args(argv)
@@ -186,7 +183,7 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict[str, float
         chord = float((problem.x1 - problem.x0).norm())
         print(f"\n{problem.name}, {args.score} score, geodesic {problem.length:.3f}", end="")
         print(f", chord {chord:.3f}, sigma {SIGMA}, {args.num_points} points")
-        print(f"{'':28s}" + "".join(f"{name:>9s}" for name in COLUMNS))
+        print(f"{'':28s}" + "".join(f"{name:>10s}" for name in COLUMNS))
         paths = {}
         for name in args.methods:
             asked[0] = 0
@@ -197,16 +194,17 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict[str, float
                 num_frames=args.num_points,
                 metric_timestep=timestep_of(SIGMA),
                 draw_timesteps=tuple(timestep_of(noise) for noise in DRAW_NOISES),
-                num_noises=0 if num_steps is None else 4,
+                num_noises=0,
+                draw_steps=12,
                 max_samples=args.max_samples,
             )
             path = ALL_METHODS[name](case).detach()
             row = measure(problem, path) | {"evals": asked[0] / per_evaluation}
             table[problem.name, name] = row
-            print(f"{name:28s}" + "".join(f"{row[c]:9.4g}" for c in COLUMNS), flush=True)
+            print(f"{name:28s}" + "".join(f"{row[c]:10.3g}" for c in COLUMNS), flush=True)
             if name in SHOWN:
                 paths[name] = path
-        if args.figures:
+        if args.figures is not None:
             args.figures.mkdir(parents=True, exist_ok=True)
             draw(problem, paths, args.figures / f"{problem.name.replace(' ', '_')}.png")
     return table

@@ -81,8 +81,8 @@ def roadmap(
         x0: A point `(*shape)` on the manifold.
         x1: Another.
         metric: Finds steps that leave the manifold, and makes them longer: those whose length in
-            the metric exceeds the flat one more than twice as much as between a sample and its
-            nearest. A model's samples are not all on its manifold, and without a metric a few
+            the metric exceeds the flat one more than twice as much as is usual for samples that far
+            apart. A model's samples are not all on its manifold, and without a metric a few
             between two parts of it are taken for a bridge. `TangentNormalMetric` is made for this.
         max_samples: Stop when so many have been drawn.
         batch_size: Samples per batch.
@@ -117,11 +117,8 @@ def roadmap(
             unknown = [h for h in pairwise(way) if h not in stretches] if metric and enough else []
             if not unknown:
                 break
-            if not stretches:  # first of all, what is usual from a sample to its nearest
-                some = torch.randint(2, len(points), (NUM_USUAL,), generator=generator).tolist()
-                nearest = {i: min(graph[i], key=graph[i].get) for i in some}
-                stretches = _stretches(metric, points, list(nearest.items()))
-                usual = statistics.median(stretches.values())
+            if not stretches:
+                usual = _usual_stretch(metric, points, unknown, generator)
             stretches |= _stretches(metric, points, unknown)
             for i, j in unknown:
                 if stretches[i, j] > LEAP * usual:
@@ -175,6 +172,21 @@ def _stretches(
     )
     ratios = (lengths / flat.clamp(min=1e-30)).tolist()
     return {way: r for (i, j), r in zip(hops, ratios, strict=True) for way in ((i, j), (j, i))}
+
+
+def _usual_stretch(metric, points: Tensor, hops, generator) -> float:
+    """The median stretch between samples as far apart as a way's hops are, by length, on average.
+
+    Between very close samples the scatter about the manifold is most of a hop.
+    """
+    flat = points.flatten(1)
+    lengths = torch.stack([(flat[i] - flat[j]).norm() for i, j in hops])
+    size = lengths.square().sum() / lengths.sum()
+    some = torch.randint(2, len(points), (NUM_USUAL,), generator=generator).unique()
+    apart = torch.cdist(flat[some], flat, compute_mode="donot_use_mm_for_euclid_dist")
+    others = (apart - size).abs().argmin(1).tolist()
+    pairs = [(i, j) for i, j in zip(some.tolist(), others, strict=True) if i != j]
+    return statistics.median(_stretches(metric, points, pairs).values())
 
 
 def _cheapest_way(graph: Graph) -> tuple[list[float], list[int]]:

@@ -1,0 +1,54 @@
+"""The headlines of the benchmarks, as inequalities at reduced size."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+pytestmark = pytest.mark.slow
+WAYS = ["--methods", "straight", "slerp", "stein", "score_jacobian", "clean", "roadmap+geodesic"]
+
+
+@pytest.fixture
+def load(monkeypatch):
+    from pathlib import Path
+
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    return importlib.import_module
+
+
+def test_where_a_straight_start_leaps_only_a_roadmap_finds_the_way(load):
+    names = ["C-shape", "swiss roll in R^20"]
+    table = load("synthetic").main(["--problems", *names, *WAYS])
+    for name in names:
+        rms = {method: table[name, method]["rms"] for method in WAYS[1:]}
+        found = table[name, "roadmap+geodesic"]
+        assert all(rms[method] > 10 * rms["roadmap+geodesic"] for method in WAYS[1:-1])
+        assert found["worst"] < 0.01 and found["jump"] < 1.2 and found["evals"] < 300
+        assert table[name, "slerp"]["jump"] > 2 * found["jump"]
+
+
+def test_on_smooth_manifolds_the_metric_is_enough(load):
+    names = ["circle in R^32", "uneven circle in R^8", "flat torus in R^6", "3-sphere in R^100"]
+    table = load("synthetic").main(["--problems", *names, *WAYS])
+    for name in names:
+        clean, slerp = table[name, "clean"], table[name, "slerp"]
+        assert clean["rms"] < 0.3 * slerp["rms"] and clean["jump"] < slerp["jump"]
+        assert clean["worst"] < 0.01 and abs(clean["len"] - 1) < 0.01
+        assert table[name, "straight"]["rms"] > 20 * clean["rms"]
+
+
+def test_a_learned_score_finds_the_way_too(load, tmp_path):
+    pytest.importorskip("matplotlib")
+    options = ["--score", "learned", "--problems", "C-shape", *WAYS, "--figures", str(tmp_path)]
+    table = load("synthetic").main(options)
+    found = table["C-shape", "roadmap+geodesic"]
+    assert found["rms"] < 0.1 * table["C-shape", "slerp"]["rms"] and found["worst"] < 0.1
+    assert (tmp_path / "C-shape.png").stat().st_size > 5000
+
+
+def test_scenes(load):
+    means = load("scenes").main(["--pairs", "6", "--methods", "slerp", "tangent_normal"])
+    slerp, default = means["slerp"], means["tangent_normal"]
+    assert default["jump"] < 0.5 * slerp["jump"] and default["truth"] < 0.7 * slerp["truth"]

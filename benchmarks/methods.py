@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -132,11 +132,22 @@ def solved(metric: Callable[[ScoreModel], Metric]) -> Method:
 
 
 def solve_clean(
-    case: Case, metric: Callable[[ScoreModel], Metric], init="lerp", *, solver=None, max_evals=200
+    case: Case,
+    metric: Callable[[ScoreModel], Metric],
+    init="lerp",
+    *,
+    timesteps: Sequence[int] | None = None,
+    solver=None,
+    max_evals=200,
 ) -> Tensor:
-    """A metric's geodesic in clean space."""
+    """A metric's geodesic in clean space, at the case's level or at several in turn."""
+    state = case.generator.get_state()
+    metrics = []
+    for timestep in timesteps or [case.metric_timestep]:
+        case.generator.set_state(state)  # one set of noises for all
+        metrics.append(metric(case.clean_score(timestep)))
     found = geodesic(
-        metric(case.clean_score(case.metric_timestep)),
+        metrics,
         case.x0,
         case.x1,
         num_points=case.num_frames,
@@ -145,6 +156,24 @@ def solve_clean(
         max_evals=max_evals,
     )
     return found.path
+
+
+def half_as_noisy(timestep: int) -> int:
+    """The level with half of a level's noise, in units of the clean data."""
+    abar = DDIMScheduler().alphas_cumprod
+    noises = ((1 - abar) / abar).sqrt()
+    return int((noises - noises[timestep] / 2).abs().argmin())
+
+
+def both_starts(case: Case, timesteps: Sequence[int] | None = None) -> Tensor:
+    """The tangent-normal geodesic of least energy from a straight start and from the roadmap."""
+    starts = ["lerp", way(case)]
+    return solve_clean(case, TangentNormalMetric, starts, timesteps=timesteps, max_evals=400)
+
+
+def finer(case: Case) -> Tensor:
+    """The same at the case's level, then at half its noise."""
+    return both_starts(case, [case.metric_timestep, half_as_noisy(case.metric_timestep)])
 
 
 def stein(case: Case) -> Tensor:
@@ -181,12 +210,7 @@ def way(case: Case) -> Roadmap:
 def continuation(case: Case) -> Tensor:
     """From a straight line, the tangent-normal metric at ever weaker noise, from t = 600."""
     tops = [round(t) for t in torch.linspace(600, case.metric_timestep, 11).tolist()]
-    state = case.generator.get_state()
-    metrics = []
-    for top in tops:  # one set of noises for all
-        case.generator.set_state(state)
-        metrics.append(TangentNormalMetric(case.clean_score(top)))
-    return geodesic(metrics, case.x0, case.x1, num_points=case.num_frames, init="lerp").path
+    return solve_clean(case, TangentNormalMetric, timesteps=tops)
 
 
 METHODS: dict[str, Method] = {
@@ -201,9 +225,9 @@ METHODS: dict[str, Method] = {
     "clean": lambda case: solve_clean(case, TangentNormalMetric),
     "continuation": continuation,
     "roadmap": lambda case: way(case)(case.x0, case.x1, case.num_frames),
-    "roadmap+geodesic": lambda case: solve_clean(case, TangentNormalMetric, way(case)),
+    "both starts": both_starts,
 }
-CLEAN_METHODS: dict[str, Method] = {  # straight starts in clean space, metric by metric
+CLEAN_METHODS: dict[str, Method] = {  # in clean space: straight starts, metric by metric
     "straight": lambda case: lerp(case.x0, case.x1, case.num_frames),
     "clean stein": lambda case: solve_clean(case, SteinScoreMetric),
     "clean stein, full gradient": lambda case: solve_clean(
@@ -216,4 +240,5 @@ CLEAN_METHODS: dict[str, Method] = {  # straight starts in clean space, metric b
     "clean tangent_normal, Adam": lambda case: solve_clean(
         case, TangentNormalMetric, solver=Adam(), max_evals=500
     ),
+    "both starts, then finer": finer,
 }

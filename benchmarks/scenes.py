@@ -52,7 +52,8 @@ METHODS = {
     "score_jacobian": {"metric": "score_jacobian"},
     "tangent_normal": {"metric": "tangent_normal"},
     "clean": {"metric": "tangent_normal", "space": "clean", "strength": 0.2},
-    "noise, then clean": {},  # the path of "tangent_normal" is where "clean" starts
+    "noise, then clean": {"init": []},  # the path of "tangent_normal" is where "clean" starts
+    "three starts": {"init": ["lerp", "roadmap"]},  # that, and two more
 }
 
 
@@ -86,10 +87,12 @@ def morph(pipe, images: Tensor, prompts: list[str], name: str) -> list:
         options |= {"num_frames": NUM_FRAMES, "output_type": output_type}
         return pipe(images, prompts, generator=generator, **options)
 
-    if METHODS[name]:
-        return [run(**METHODS[name])]
+    options = METHODS[name]
+    if "metric" in options:
+        return [run(**options)]
     first = run("latent", **METHODS["tangent_normal"])
-    return [first, run(init=first.frames, **METHODS["clean"])]
+    options = METHODS["clean"] | {"init": [first.frames, *options["init"]], "max_evals": 300}
+    return [first, run(**options)]
 
 
 def factor_error(found: Tensor, true: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Geodesics of manifolds known in closed form: every method against the truth.
 
     python benchmarks/synthetic.py [--score learned] [--problems C-shape torus ...]
-        [--methods straight roadmap+geodesic ...] [--num-points 25] [--figures FOLDER]
+        [--methods straight "both starts" ...] [--num-points 25] [--figures FOLDER]
 
 The data are C-shape, two moons, a swiss roll, circles evenly and unevenly populated, a flat torus
 and k-spheres of k = 1 to 10 in R^100. Their score is exact, or that of a small network trained here
@@ -45,7 +45,7 @@ from riemannian_diffusion import (
 
 DRAW_NOISES = (0.3, 0.5, 0.8)  # of a roadmap's samples, in units of the clean data
 ALL_METHODS = CLEAN_METHODS | METHODS
-SHOWN = ("slerp", "score_jacobian", "clean", "roadmap+geodesic")
+SHOWN = ("slerp", "score_jacobian", "clean", "both starts, then finer")
 COLUMNS = ("dist", "worst", "rms", "jump", "len", "std", "cv", "dlogp", "energy", "evals")
 
 

@@ -67,7 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--negative-prompt", default="", help="what they do not show, for --guidance above 1")
     add("--metric", choices=METRIC_NAMES, default="tangent_normal")
     add("--space", choices=("noise", "clean"), default="noise", help="where the path runs")
-    add("--init", choices=INIT_NAMES, default="slerp", help="where the solve starts")
+    add(
+        "--init",
+        action="append",
+        choices=INIT_NAMES,
+        help="where the solve starts (default: slerp); given more than once, each is solved from "
+        "and the path of least energy is kept",
+    )
     add("--frames", type=int, default=17, help="from each image to the next (default: 17)")
     add("--steps", type=int, default=50, help="DDIM steps of the whole schedule (default: 50)")
     add("--strength", type=float, default=0.6, help="noise level, in (0, 1] (default: 0.6)")
@@ -149,7 +155,7 @@ def _interpolate(args: argparse.Namespace) -> None:
         num_frames=args.frames,
         metric=args.metric,
         space=args.space,
-        init=args.init,
+        init=args.init or "slerp",
         strength=args.strength,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance,

@@ -557,6 +557,41 @@ def test_starts():
     assert torch.equal(x0, LEFT) and torch.equal(x1, RIGHT) and num_points == 7
 
 
+def test_of_several_starts_the_one_of_least_energy_is_kept():
+    """The long way around a circle is a valley of its own."""
+    problem = circle(8, angle=2.5)
+    metric = TangentNormalMetric(problem.score)
+    x0, x1 = problem.geodesic(torch.tensor([0.0, 1.0]))
+    angles = torch.linspace(0, 2.5 - 2 * math.pi, 17, dtype=x0.dtype)
+    plane = torch.stack([x0, (x1 - math.cos(2.5) * x0) / math.sin(2.5)])
+    long = torch.stack([angles.cos(), angles.sin()], 1) @ plane
+    around, across = (solve(metric, problem, init=start, max_evals=45) for start in (long, "lerp"))
+    assert across.energy < 0.5 * around.energy
+    for order in ([long, "lerp"], ("lerp", long)):
+        iterates = []
+        found = solve(metric, problem, init=order, max_evals=90, callback=iterates.append)
+        assert torch.equal(found.path, across.path)
+        assert found.energy_history == across.energy_history
+        counts = [iterate.num_evals for iterate in iterates]
+        assert found.num_evals == around.num_evals + across.num_evals
+        assert counts == sorted(counts) and counts[-1] == found.num_evals
+    assert torch.equal(
+        solve(metric, problem, init=[long]).path, solve(metric, problem, init=long).path
+    )
+
+
+def test_a_start_without_finite_energy_loses():
+    class Wall(EuclideanMetric):
+        def energy(self, path):
+            above = path[1:, 1] > 0.5
+            return super().energy(path) + torch.where(above, math.nan, 0.0)
+
+    high = lerp(LEFT, RIGHT, 5) + vector(0, 1) * torch.tensor([0, 1, 1, 1, 0.0])[:, None]
+    for order in ([high, "lerp"], ["lerp", high]):
+        found = geodesic(Wall(), vector(-1, 0), vector(1, 0), num_points=5, init=order)
+        assert found.status == "converged" and found.energy == pytest.approx(2.0)
+
+
 def test_a_sequence_of_metrics_goes_on_from_the_path_before():
     problem = PROBLEMS["circle in R^8"]
     levels = [
@@ -704,6 +739,8 @@ INVALID = [
     ({"rtol": -1e-3}, "`rtol` must not be negative, but got -0.001"),
     ({"rtol": math.nan}, "`rtol` must not be negative, but got nan"),
     ({"init": "arc"}, "`init` must be 'slerp', 'lerp', a path or a callable, but got 'arc'"),
+    ({"init": []}, "`init` must name at least one start, but got an empty list"),
+    ({"init": ["lerp", "arc"]}, "`init` must be 'slerp', .* a callable, but got 'arc'"),
     ({"init": None}, "`init` must be 'slerp', 'lerp', a path or a callable, but got None"),
     ({"init": torch.zeros(4, 2)}, r"`init` must be \(17, 2\), but got \(4, 2\)"),
     ({"init": lambda x0, x1, k: lerp(x0, x1, 5)}, r"`init` must be \(17, 2\), but got \(5, 2\)"),

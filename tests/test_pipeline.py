@@ -184,7 +184,7 @@ def test_a_solve_may_start_on_a_roadmap(tiny_pipe, keyframes, space):
 
     def run(**more):
         generator = torch.Generator().manual_seed(3)
-        return tiny_pipe(keyframes[:2], ["a", "b"], generator=generator, **options, **more)
+        return tiny_pipe(keyframes[:2], ["a", "b"], generator=generator, **options | more)
 
     out = run(init="roadmap", max_samples=60)
     again = run(init="roadmap", max_samples=60)
@@ -221,6 +221,9 @@ def test_a_solve_may_start_on_a_roadmap(tiny_pipe, keyframes, space):
                 final_abar=final_abar,
                 fixed_point_iterations=5,
             )
+    both = run(init=["slerp", "roadmap"], max_samples=60, max_evals=2)
+    energies = [run(init="slerp").geodesics[0].energy, out.geodesics[0].energy]
+    assert both.geodesics[0].energy == min(energies)
     assert len(found.samples) == 60
     torch.testing.assert_close(out.latents[1:-1], expected[1:-1], atol=1e-3, rtol=0)
 
@@ -334,6 +337,7 @@ BAD = [
     ({"output_type": "gif"}, r"`output_type` must be one of .*, but got 'gif'"),
     ({"max_batch_size": 0}, r"`max_batch_size` must be at least 1, but got 0"),
     ({"max_samples": 0}, r"`max_samples` must be at least 1, but got 0"),
+    ({"init": ["slerp", "graph"]}, r"`init` must be one of .*'roadmap'.*, but got 'graph'"),
     ({"init": "graph"}, r"`init` must be one of .*'roadmap'.*, but got 'graph'"),
     ({"max_evals": 0}, r"`max_evals` must be at least 1, but got 0"),
     (

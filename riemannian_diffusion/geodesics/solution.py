@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ _MESSAGES = {
 }
 
 
+Start = str | Tensor | Callable[[Tensor, Tensor, int], Tensor]
+
+
 @dataclass(frozen=True)
 class Geodesic:
     """A path of least energy found between two points, and how it was found.
@@ -31,10 +35,10 @@ class Geodesic:
         energy: Energy of the path, on a sampling twice as fine as the one optimised. Points can be
             placed so that an optimised energy misses what lies between them; this one shows it.
         energy_history: The optimised energy at the start and after every iteration (for a sequence
-            of metrics: of the last one).
+            of metrics: of the last one; for several starts: from the best).
         lower_bound: No path between these points has less energy in a pullback metric; 0 for other
             metrics.
-        num_evals: Evaluations of energy and gradient spent, over all metrics of a sequence.
+        num_evals: Evaluations of energy and gradient spent, over all starts and metrics.
         status: "converged", "max_evals" or "nonfinite"; `message` says what to do.
     """
 
@@ -94,7 +98,7 @@ def geodesic(
     *,
     num_points: int = 17,
     num_quadrature: int = 3,
-    init: str | Tensor | Callable[[Tensor, Tensor, int], Tensor] = "slerp",
+    init: Start | Sequence[Start] = "slerp",
     solver: Solver | None = None,
     rtol: float = 1e-3,
     max_evals: int = 200,
@@ -114,11 +118,13 @@ def geodesic(
         num_points: Points of the path, at least 2.
         num_quadrature: Sub-chords per segment, at least 1.
         init: Where to start: "slerp", "lerp", a path `(num_points, *shape)` whose ends are `x0` and
-            `x1`, or a callable `(x0, x1, num_points) -> path`.
+            `x1`, or a callable `(x0, x1, num_points) -> path`. Or a list of these: each start is
+            solved from, with an equal share of the evaluations that are left, and the path of least
+            `Geodesic.energy` is returned.
         solver: `PathLBFGS()` where None.
         rtol: Converged when three iterations in a row lower the energy by less than this share of
             it, or when it is within this share of the lower bound.
-        max_evals: Evaluations of energy and gradient at most, over all metrics.
+        max_evals: Evaluations of energy and gradient at most, over all starts and metrics.
         callback: Called with an `Iterate` after every iteration.
 
     Returns:
@@ -132,21 +138,37 @@ def geodesic(
     solver = PathLBFGS() if solver is None else solver
     dtype = torch.float64 if torch.float64 in (x0.dtype, x1.dtype) else torch.float32
     x0, x1 = x0.detach().to(dtype, copy=True), x1.detach().to(dtype, copy=True)
-    path = _initial_path(init, x0, x1, num_points)
+    inits = init if isinstance(init, (list, tuple)) else [init]
+    if not inits:
+        raise ValueError("`init` must name at least one start, but got an empty list.")
+    starts = [_initial_path(one, x0, x1, num_points) for one in inits]
+    found, num_evals = [], 0
+    for i, start in enumerate(starts):
+        budget = (max_evals - num_evals) // (len(starts) - i)
+        solve = partial(_Solve, num_quadrature=num_quadrature, callback=callback)
+        found.append(_descend(metrics, start, solve, solver, rtol, budget, num_evals))
+        num_evals += found[-1].num_evals
+    best = min(found, key=lambda one: one.energy if math.isfinite(one.energy) else math.inf)
+    return replace(best, num_evals=num_evals)
+
+
+def _descend(metrics, path: Tensor, new_solve, solver, rtol, max_evals, evals_before) -> Geodesic:
+    """The geodesic of the last metric, from a path by way of the metrics before it."""
     num_evals, history, status = 0, (), "converged"
     for i, stage in enumerate(metrics):
         budget = (max_evals - num_evals) // (len(metrics) - i)
-        solve = _Solve(stage, path, num_quadrature, budget, num_evals, callback)
+        solve = new_solve(stage, path, max_evals=budget, evals_before=evals_before + num_evals)
         status = solve.run(solver, rtol)
         path, history = solve.best_path, tuple(solve.history)
         num_evals += solve.num_evals
         if status == "nonfinite":
             break
     with torch.no_grad():
-        fine = refine(path, 2 * num_quadrature)
+        fine = refine(path, 2 * solve.num_quadrature)
         lengths = segment_lengths(fine, stage).cpu().double()
         energy = float(0.5 * len(lengths) * lengths.square().sum())
-        bound = float(stage.lower_bound(x0, x1)) if isinstance(stage, PullbackMetric) else 0.0
+        pulled_back = isinstance(stage, PullbackMetric)
+        bound = float(stage.lower_bound(path[0], path[-1])) if pulled_back else 0.0
     if not math.isfinite(energy):  # also where only the finer sampling meets such values
         status, lengths = "nonfinite", segment_lengths(fine).cpu().double()
     arc = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
@@ -160,7 +182,7 @@ class _Stop(Exception):
 class _Solve:
     """One metric's solve: counts evaluations, remembers the best path, decides when to stop."""
 
-    def __init__(self, metric, path, num_quadrature, max_evals, evals_before, callback):
+    def __init__(self, metric, path, *, num_quadrature, max_evals, evals_before, callback):
         self.metric, self.best_path, self.num_quadrature = metric, path, num_quadrature
         self.x0, self.x1, self.shape = path[:1], path[-1:], path.shape[1:]
         self.max_evals, self.evals_before, self.callback = max_evals, evals_before, callback

@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from riemannian_diffusion.ddim import invert, invert_steps, sample_steps
-from riemannian_diffusion.geodesics import Iterate, Solver, geodesic
+from riemannian_diffusion.geodesics import Iterate, Solver, Start, geodesic
 from riemannian_diffusion.metrics import (
     EuclideanMetric,
     Metric,
@@ -24,7 +24,7 @@ from riemannian_diffusion.metrics import (
 )
 from riemannian_diffusion.pipelines.curves import CURVES, NOISE_CURVES, Gap
 from riemannian_diffusion.pipelines.inputs import Image, split_morphs, to_pixels
-from riemannian_diffusion.pipelines.starts import clean_roadmap
+from riemannian_diffusion.pipelines.starts import carried_way, clean_roadmap, starts
 from riemannian_diffusion.score import DiffusionScore, ScoreModel, SharedNoiseScore
 
 MetricFactory = Callable[[ScoreModel], Metric]
@@ -83,7 +83,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         score_mode: str | None = None,
-        init: str | Tensor | Callable[[Tensor, Tensor, int], Tensor] = "slerp",
+        init: Start | Sequence[Start] = "slerp",
         max_samples: int = 768,
         solver: Solver | None = None,
         num_quadrature: int = 3,
@@ -124,7 +124,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                 published "difference".
             init: Where a solve starts: as in `geodesic`, or "roadmap", the way along samples of the
                 model between the clean latents (see `riemannian_diffusion.roadmap`), which in noise
-                space is inverted.
+                space is inverted. From a list of starts, the path of least energy is kept.
             max_samples: Most samples of a roadmap, for each gap.
             solver: As in `geodesic`.
             num_quadrature: As in `geodesic`.
@@ -237,26 +237,26 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                     )
                     piece, found = CURVES[metric](around), None
                 else:
-                    start = init
-                    if isinstance(init, str) and init == "roadmap":
-                        middle = here.mean(0, keepdim=True)
-                        start = clean_roadmap(
-                            cache(partial(score_at, encoder_hidden_states=middle, mode=mode)),
-                            scheduler.alphas_cumprod,
-                            clean[gap],
-                            clean[gap + 1],
+                    levels_at = partial(score_at, mode=mode)
+                    find_way = partial(
+                        clean_roadmap,
+                        cache(partial(levels_at, encoder_hidden_states=here.mean(0, keepdim=True))),
+                        scheduler.alphas_cumprod,
+                        *(clean[gap], clean[gap + 1]),
+                        final_abar=final_abar,
+                        max_samples=max_samples,
+                        generator=generator,
+                    )
+                    if space == "noise":
+                        carry = partial(
+                            invert,
+                            cache(partial(levels_at, encoder_hidden_states=here)),
+                            timesteps=timesteps,
                             final_abar=final_abar,
-                            max_samples=max_samples,
-                            generator=generator,
+                            fixed_point_iterations=fixed_point_iterations,
                         )
-                        if space == "noise":
-                            start = invert(
-                                cache(partial(score_at, encoder_hidden_states=here, mode=mode)),
-                                start(clean[gap], clean[gap + 1], num_frames),
-                                timesteps,
-                                final_abar=final_abar,
-                                fixed_point_iterations=fixed_point_iterations,
-                            )
+                        ends_there = (clean[gap], clean[gap + 1], num_frames)
+                        find_way = partial(carried_way, find_way, carry, *ends_there)
                     score = path_levels(timesteps[0])
                     score = score if noise is None else SharedNoiseScore(score, noise)
                     with self.progress_bar(total=max_evals) as bar:
@@ -267,7 +267,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                             x1,
                             num_points=num_frames,
                             num_quadrature=num_quadrature,
-                            init=start,
+                            init=starts(init, find_way),
                             solver=solver,
                             rtol=rtol,
                             max_evals=max_evals,
@@ -337,7 +337,11 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             raise ValueError(f"metric={metric!r} needs space='noise', but got {space!r}.")
         for name, value, allowed in (
             ("space", space, ("noise", "clean")),
-            ("init", init if isinstance(init, str) else "slerp", ("slerp", "lerp", "roadmap")),
+            *(
+                ("init", start, ("slerp", "lerp", "roadmap"))
+                for start in (init if isinstance(init, (list, tuple)) else [init])
+                if isinstance(start, str)
+            ),
             ("score_mode", score_mode, (None, "conditional", "guided", "difference")),
             ("output_type", output_type, ("pil", "np", "pt", "latent")),
         ):

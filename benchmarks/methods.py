@@ -19,8 +19,10 @@ from riemannian_diffusion import (
     SharedNoiseScore,
     SteinScoreMetric,
     TangentNormalMetric,
+    extrapolate,
     geodesic,
     invert,
+    length,
     lerp,
     roadmap,
     sample,
@@ -90,6 +92,7 @@ class Case:
 
 
 Method = Callable[[Case], Tensor]
+WayOn = Callable[[Case, Tensor, int], Tensor]
 
 
 def in_noise_space(make_path: Callable[[Case, Tensor, Tensor], Tensor]) -> Method:
@@ -213,6 +216,50 @@ def continuation(case: Case) -> Tensor:
     return solve_clean(case, TangentNormalMetric, timesteps=tops)
 
 
+def straight_on(x0: Tensor, x1: Tensor, u: Tensor) -> Tensor:
+    """The line through two points at fractions `(U,)`."""
+    return torch.lerp(x0, x1, u.view(-1, *[1] * x0.ndim).to(x0))
+
+
+def circle_on(x0: Tensor, x1: Tensor, u: Tensor) -> Tensor:
+    """The great circle of slerp at fractions `(U,)`, beyond its ends too."""
+    u = u.view(-1, *[1] * x0.ndim).to(x0)
+    norm0, norm1 = x0.norm(), x1.norm()
+    angle = torch.acos((x0 * x1).sum() / (norm0 * norm1))
+    arc = torch.sin((1 - u) * angle) * x0 / norm0 + torch.sin(u * angle) * x1 / norm1
+    return arc / torch.sin(angle) * torch.lerp(norm0, norm1, u)
+
+
+def noise_on(function) -> WayOn:
+    """A curve between inverted ends, beyond the second."""
+
+    def points(case: Case, path: Tensor, num_steps: int) -> Tensor:
+        u = 1 + torch.arange(num_steps + 1) / (len(path) - 1)
+        return in_noise_space(lambda _, x0, x1: function(x0, x1, u))(case)
+
+    return points
+
+
+def walk(case: Case, path: Tensor, num_steps: int) -> Tensor:
+    """The last direction kept, and every point denoised."""
+    steps = torch.arange(1, num_steps + 1).view(-1, *[1] * case.x0.ndim).to(path)
+    points = path[-1] + steps * (path[-1] - path[-2])
+    return torch.cat([path[-1:], case.clean_score(case.metric_timestep).denoise(points)])
+
+
+def geodesic_on(case: Case, path: Tensor, num_steps: int) -> Tensor:
+    """The geodesic of the data manifold."""
+    metric = TangentNormalMetric(case.clean_score(case.metric_timestep))
+    distance = num_steps * float(length(path)) / (len(path) - 1)
+    return extrapolate(metric, path, distance)[len(path) - 1 :]
+
+
+WAYS_ON: dict[str, WayOn] = {  # from the last point of a path: `(num_steps + 1, *shape)`
+    "lerp": noise_on(straight_on),
+    "slerp": noise_on(circle_on),
+    "walk": walk,
+    "extrapolate": geodesic_on,
+}
 METHODS: dict[str, Method] = {
     "lerp": curve(lerp),
     "slerp": curve(slerp),

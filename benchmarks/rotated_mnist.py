@@ -1,12 +1,13 @@
 """Turning a digit: geodesics between two angles of a real digit, against its true rotations.
 
     python benchmarks/rotated_mnist.py --data MNIST_ROOT [--score learned] [--degrees 30 60 90]
-        [--starts 0 110 230] [--kinds 0 1 2] [--methods slerp roadmap ...] [--sheet FILE]
+        [--starts 0 110 230] [--kinds 0 1 2] [--methods slerp roadmap ...] [--beyond 30]
+        [--sheet FILE]
 
 The data are ten digits at 720 angles each, ten closed curves in 1,024 dimensions. Their score is
 exact, or learned by the small model of `benchmarks/assets`. Each method draws 25 frames between a
 digit and the same digit turned; the truth is the rotation at equal fractions. A table per angle
-gives means over digits and starts:
+gives means over digits and starts, and a second one those of ways on beyond the last frame:
 
     on        share of paths with mean angle error <= 2 degrees and mean distance <= 5 %
     distance  of a frame to the digit's curve, over the mean norm of the digit above black
@@ -37,7 +38,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DModel
 from digits import NUM_ANGLES, load_mnist, orbits, rotate
 from machine import describe
-from methods import METHODS, Case, Counting
+from methods import METHODS, WAYS_ON, Case, Counting
 from PIL import Image
 from torch import Tensor, nn
 
@@ -124,6 +125,7 @@ def measure(frames: Tensor, curve: Tensor, start: int, degrees: int) -> tuple[di
     return values, truth
 
 
+BASIS = "both starts"  # whose path is gone on from
 COLUMNS = ("on", "distance", "angle", "rms", "jump", "PSNR", "SSIM", "FID", "evals", "missed")
 
 
@@ -146,6 +148,9 @@ def main(argv: list[str] | None = None) -> dict[tuple[int, str], dict[str, float
         "--model", type=Path, default=Path(__file__).parent / "assets/rotated_mnist"
     )
     parser.add_argument("--degrees", type=int, nargs="+", default=[30, 60, 90])
+    parser.add_argument(
+        "--beyond", type=int, default=30, help=f"degrees past the last frame of {BASIS!r}; 0: none"
+    )
     parser.add_argument("--starts", type=int, nargs="+", default=[0])
     parser.add_argument("--kinds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
@@ -162,42 +167,64 @@ def main(argv: list[str] | None = None) -> dict[tuple[int, str], dict[str, float
     else:
         levels = learned_levels(args.model, asked, device)
     table, pictures = {}, []
+
+    def row(name: str, degrees: int, draw: Callable[[Case, tuple], Tensor], *, beyond: int = 0):
+        """One line: `draw` gives the latent frames, of which the last `beyond` degrees count."""
+        rows, drawn, true, missed = [], [], [], 0
+        for kind in args.kinds:
+            for start in args.starts:
+                turned = curves[kind, [start * 2 % NUM_ANGLES, (start + degrees) * 2 % NUM_ANGLES]]
+                case = Case(
+                    levels,
+                    *F.pixel_unshuffle(turned, 2).to(device),
+                    num_frames=NUM_FRAMES,
+                    metric_timestep=METRIC_TIMESTEP,
+                    draw_timesteps=DRAW_TIMESTEPS[args.score],
+                    max_samples=args.max_samples,
+                )
+                asked[0] = 0
+                frames = F.pixel_shuffle(draw(case, (kind, start)).detach(), 2).cpu()
+                if not frames.isfinite().all():
+                    missed += 1
+                    continue
+                first = start + degrees if beyond else start
+                values, truth = measure(frames, curves[kind], first, beyond or degrees)
+                rows.append(values | {"evals": asked[0] / POINTS_PER_EVALUATION})
+                drawn.append(frames[1:-1]), true.append(truth)
+                if beyond or degrees != args.degrees[0]:
+                    continue
+                if not pictures:
+                    pictures.append(truth)
+                if len(rows) == 1:
+                    pictures.append(frames)
+        means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        sets = [features(torch.cat(frames)) for frames in (drawn, true)]
+        means |= {"FID": float(frechet_distance(*sets)), "missed": missed}
+        table[degrees, f"{name}, {beyond} beyond" if beyond else name] = means
+        print(f"{name:18s}" + "".join(f"{means[c]:9.3f}" for c in COLUMNS), flush=True)
+
     for degrees in args.degrees:
         print(f"\n{args.score} score, {degrees} degrees, starts {args.starts}, kinds {args.kinds}")
         print(f"{'':18s}" + "".join(f"{name:>9s}" for name in COLUMNS))
+        paths = {}
         for name in args.methods:
-            rows, drawn, true, missed = [], [], [], 0
-            for kind in args.kinds:
-                for start in args.starts:
-                    turned = curves[
-                        kind, [start * 2 % NUM_ANGLES, (start + degrees) * 2 % NUM_ANGLES]
-                    ]
-                    ends = F.pixel_unshuffle(turned, 2).to(device)
-                    asked[0] = 0
-                    case = Case(
-                        levels,
-                        *ends,
-                        num_frames=NUM_FRAMES,
-                        metric_timestep=METRIC_TIMESTEP,
-                        draw_timesteps=DRAW_TIMESTEPS[args.score],
-                        max_samples=args.max_samples,
-                    )
-                    frames = F.pixel_shuffle(METHODS[name](case).detach(), 2).cpu()
-                    if not frames.isfinite().all():
-                        missed += 1
-                        continue
-                    values, truth = measure(frames, curves[kind], start, degrees)
-                    rows.append(values | {"evals": asked[0] / POINTS_PER_EVALUATION})
-                    drawn.append(frames[1:-1]), true.append(truth)
-                    if not pictures:
-                        pictures.append(truth)
-                    if len(rows) == 1 and degrees == args.degrees[0]:
-                        pictures.append(frames)
-            means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-            sets = [features(torch.cat(frames)) for frames in (drawn, true)]
-            means |= {"FID": float(frechet_distance(*sets)), "missed": missed}
-            table[degrees, name] = means
-            print(f"{name:18s}" + "".join(f"{means[c]:9.3f}" for c in COLUMNS), flush=True)
+
+            def draw(case: Case, key, name=name, paths=paths) -> Tensor:
+                frames = METHODS[name](case)
+                if name == BASIS:
+                    paths[key] = frames
+                return frames
+
+            row(name, degrees, draw)
+        if args.beyond and BASIS in args.methods:
+            print(f"and {args.beyond} degrees beyond the last frame")
+            num_steps = round(args.beyond / degrees * (NUM_FRAMES - 1))
+            for name in WAYS_ON:
+
+                def go_on(case: Case, key, way=WAYS_ON[name], paths=paths, num=num_steps) -> Tensor:
+                    return way(case, paths[key], num)
+
+                row(name, degrees, go_on, beyond=args.beyond)
     if args.sheet:
         sheet(pictures).save(args.sheet)
     return table

@@ -8,6 +8,7 @@ from riemannian_diffusion.ddim import (
     sample_steps,
     sdedit,
 )
+from riemannian_diffusion.exponential import extrapolate
 from riemannian_diffusion.geodesics import Adam, Geodesic, Iterate, PathLBFGS, Solver, geodesic
 from riemannian_diffusion.metrics import (
     EuclideanMetric,
@@ -46,6 +47,7 @@ __all__ = [
     "SteinScoreMetric",
     "TangentNormalMetric",
     "ddim_step",
+    "extrapolate",
     "geodesic",
     "invert",
     "invert_steps",

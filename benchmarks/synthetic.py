@@ -139,20 +139,25 @@ def measure(problem: Problem, path: Tensor) -> dict[str, float]:
 
 
 def draw(problem: Problem, paths: dict[str, Tensor], file: Path) -> None:
-    """A picture of the manifold's points, the true geodesic and the paths."""
+    """A picture: the manifold's points with the paths, and each path's error along it."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    plane, errors = figure.subplots(1, 2, width_ratios=(1.2, 1))
     cloud = (problem.points @ problem.plane)[:: max(1, len(problem.points) // 1500)]
     truth = problem.geodesic(torch.linspace(0, 1, 200)) @ problem.plane
-    axes.plot(*cloud.T, ".", color="0.8", markersize=2)
-    axes.plot(*truth.T, color="black", linewidth=3, alpha=0.4, label="true geodesic")
+    plane.plot(*cloud.T, ".", color="0.8", markersize=2)
+    plane.plot(*truth.T, color="black", linewidth=4, alpha=0.3, label="true geodesic")
     for name, path in paths.items():
-        axes.plot(*(path @ problem.plane).T, ".-", linewidth=1, markersize=4, label=name)
-    axes.set_aspect("equal")
-    axes.set_title(problem.name)
-    axes.legend(fontsize=7, loc="upper right")
+        u = torch.linspace(0, 1, len(path))
+        plane.plot(*(path @ problem.plane).T, ".-", linewidth=1, markersize=4, label=name)
+        error = (path - problem.geodesic(u)).norm(dim=1)
+        errors.semilogy(u[1:-1], error[1:-1], ".-", linewidth=1, markersize=4)
+    plane.set_aspect("equal")
+    plane.set_title(problem.name)
+    errors.set_title("error to the truth at equal fractions")
+    errors.set_xlabel("fraction of the path")
+    figure.legend(loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(file, dpi=80)
 
 
@@ -206,7 +211,8 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict[str, float
                 paths[name] = path
         if args.figures is not None:
             args.figures.mkdir(parents=True, exist_ok=True)
-            draw(problem, paths, args.figures / f"{problem.name.replace(' ', '_')}.png")
+            file = problem.name.replace(" ", "_").replace("^", "") + ".png"
+            draw(problem, paths, args.figures / file)
     return table
 
 

@@ -42,6 +42,11 @@ class Metric(ABC):
         """The length of the path, a scalar."""
         return length(path, self)
 
+    def use_less_memory(self) -> bool:
+        """Called where memory has run out: True if the same call now needs less of it."""
+        score = getattr(self, "score", None)
+        return isinstance(score, ScoreModel) and score.use_less_memory()
+
     def as_matrix(self, x: Tensor) -> Tensor:
         """The dense metric `(K, d, d)` at each point: for tests and plots only."""
         flat = x.flatten(1)

@@ -26,6 +26,7 @@ from riemannian_diffusion import (
     SharedNoiseScore,
     SteinScoreMetric,
     TangentNormalMetric,
+    geodesic,
 )
 from riemannian_diffusion.score.attention import BlockwiseAttention
 
@@ -637,6 +638,55 @@ def test_size_of_batches_changes_nothing(mode):
         for actual, expected in zip(result, results[0], strict=True):
             assert_close(actual, expected, rtol=1e-9, atol=1e-10)
     assert_close(results[0][1], results[0][3], rtol=1e-9, atol=1e-10)
+
+
+class Narrow(ExactDenoiser):
+    """Memory runs out where more than `most` points come at once."""
+
+    most, sizes = 5, ()
+
+    def forward(self, x, timestep, return_dict=True):
+        self.sizes = (*self.sizes, len(x))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().forward(x, timestep, return_dict)
+
+
+@pytest.mark.parametrize("noises", [None, 2])
+def test_a_solve_that_runs_out_of_memory_goes_on_in_smaller_batches(noises):
+    means = randn(5, 3, seed=1)
+
+    def solve(most):
+        model = Narrow(SCHEDULER, means, 0.3)
+        model.most = most
+        score = DiffusionScore(model, SCHEDULER, 300)
+        read = score if noises is None else SharedNoiseScore(score, randn(noises, 3, seed=2))
+        found = geodesic(TangentNormalMetric(read), means[0], means[1], num_points=9, max_evals=4)
+        return found, score, model.sizes
+
+    wide, score, sizes = solve(1000)
+    assert score.max_batch_size is None and max(sizes) == 49
+    with pytest.warns(UserWarning, match="Out of memory with 25 points at once") as caught:
+        narrow, score, sizes = solve(5)
+    messages = [str(warning.message) for warning in caught]
+    assert [int(m.split("=")[1].split("`")[0]) for m in messages] == [12, 6, 3]
+    sizes = [size for size in sizes if size > 2]  # the lower bound takes the two ends
+    assert score.max_batch_size == 3 and sizes[:4] == [25, 12, 6, 3] and max(sizes[3:]) == 3
+    assert_close(narrow.path, wide.path, rtol=1e-9, atol=1e-9)
+    assert narrow.energy == pytest.approx(wide.energy, rel=1e-9)
+    with pytest.raises(torch.OutOfMemoryError):
+        solve(0)
+
+
+def test_several_tangents_at_one_point_by_vmap(unet):
+    """The network is evaluated at the point once, not once per tangent."""
+    model, options = unet
+    score = DiffusionScore(model, SCHEDULER, 300, **options)
+    x, tangents = images(1, 1), images(3, 2)
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    pushed = torch.func.vmap(lambda v: score.jvp(x, v[None])[0])(tangents)
+    assert_close(pushed, score.jvp(x.expand_as(tangents).contiguous(), tangents))
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
 
 
 @pytest.mark.parametrize("max_batch_size", [None, 1])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ _MESSAGES = {
 }
 
 
+T = TypeVar("T")
 Start = str | Tensor | Callable[[Tensor, Tensor, int], Tensor]
 
 
@@ -165,7 +167,7 @@ def _descend(metrics, path: Tensor, new_solve, solver, rtol, max_evals, evals_be
             break
     with torch.no_grad():
         fine = refine(path, 2 * solve.num_quadrature)
-        lengths = segment_lengths(fine, stage).cpu().double()
+        lengths = _within_memory(stage, lambda: segment_lengths(fine, stage)).cpu().double()
         energy = float(0.5 * len(lengths) * lengths.square().sum())
         pulled_back = isinstance(stage, PullbackMetric)
         bound = float(stage.lower_bound(path[0], path[-1])) if pulled_back else 0.0
@@ -219,16 +221,19 @@ class _Solve:
         if self.num_evals >= self.max_evals:
             raise _Stop("max_evals")
         self.num_evals += 1
-        points = points.detach().requires_grad_()
-        with torch.enable_grad():
-            total = self.metric.energy(refine(self._whole(points), self.num_quadrature)).sum()
-            (gradient,) = torch.autograd.grad(total, points)
-        energy = float(total.detach())
+        total, gradient = _within_memory(self.metric, lambda: self._gradient(points))
+        energy = float(total)
         if not (math.isfinite(energy) and gradient.isfinite().all()):
             raise _Stop("nonfinite")
         if energy < self.best_energy:
             self.best_energy, self.best_path = energy, self._whole(points.detach())
         return energy, gradient
+
+    @torch.enable_grad()
+    def _gradient(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        points = points.detach().requires_grad_()
+        total = self.metric.energy(refine(self._whole(points), self.num_quadrature)).sum()
+        return total.detach(), torch.autograd.grad(total, points)[0]
 
     def _whole(self, points: Tensor) -> Tensor:
         return torch.cat([self.x0, points.view(-1, *self.shape), self.x1])
@@ -236,9 +241,19 @@ class _Solve:
     @torch.no_grad()
     def _scale(self, path: Tensor) -> float:
         flat = 0.5 * (len(path) - 1) * (path[1:] - path[:-1]).square().sum()
-        return float(
-            self.metric.energy(refine(path, self.num_quadrature)).sum() / flat.clamp(min=1e-30)
-        )
+        fine = refine(path, self.num_quadrature)
+        energies = _within_memory(self.metric, lambda: self.metric.energy(fine))
+        return float(energies.sum() / flat.clamp(min=1e-30))
+
+
+def _within_memory(metric: Metric, function: Callable[[], T]) -> T:
+    """The function's value, called again in smaller batches while memory runs out."""
+    while True:
+        try:
+            return function()
+        except torch.OutOfMemoryError:
+            if not metric.use_less_memory():
+                raise
 
 
 def _check(metric, x0, x1, num_points, num_quadrature, rtol, max_evals) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -94,7 +95,7 @@ class DiffusionScore(ScoreModel):
         self.encoder_hidden_states = encoder_hidden_states
         self.negative_hidden_states = negative_hidden_states
         self.guidance_scale, self.mode = guidance_scale, mode
-        self.max_batch_size = max_batch_size
+        self.max_batch_size, self._last_batch = max_batch_size, 1
 
     def __call__(self, x: Tensor) -> Tensor:
         """The score at each point, `(K, *shape) -> (K, *shape)`."""
@@ -121,8 +122,22 @@ class DiffusionScore(ScoreModel):
         with _frozen(self.model):
             return torch.cat([torch.func.vjp(f, points)[1](c)[0] for (f, points), c in pairs])
 
+    def use_less_memory(self) -> bool:
+        """Halve the batches given to the network, with a warning; False where they are single."""
+        size = min(self.max_batch_size or self._last_batch, self._last_batch)
+        if size <= 1:
+            return False
+        self.max_batch_size = size // 2
+        warnings.warn(
+            f"Out of memory with {size} points at once: going on with `max_batch_size="
+            f"{self.max_batch_size}`. Give that to save the failed attempt.",
+            stacklevel=2,
+        )
+        return True
+
     def _chunks(self, x: Tensor) -> list[tuple[Callable[[Tensor], Tensor], Tensor]]:
         size = self.max_batch_size or len(x)
+        self._last_batch = min(size, len(x))
         points = x.split(size)
         conditional = _prompts_along(
             self.encoder_hidden_states, len(x), size, "encoder_hidden_states"
@@ -202,8 +217,8 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     changed = [p for p in model.parameters() if p.requires_grad]
     try:
         for parameter in changed:
-            parameter.requires_grad_(False)
+            parameter.requires_grad = False
         yield
     finally:
         for parameter in changed:
-            parameter.requires_grad_(True)
+            parameter.requires_grad = True

@@ -48,3 +48,7 @@ class ScoreModel(ABC):
     def stack_jvp(self, x: Tensor, v: Tensor) -> Tensor:
         """The derivative of `stack` along `v`, `(K, S, *shape)`."""
         return self.jvp(x, v)[:, None]
+
+    def use_less_memory(self) -> bool:
+        """Called where memory has run out: True if the same call now needs less of it."""
+        return False

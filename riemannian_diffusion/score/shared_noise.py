@@ -55,6 +55,10 @@ class SharedNoiseScore(ScoreModel):
             [self.score.jvp(point, v) for point in self._noisy(x)], 1
         )
 
+    def use_less_memory(self) -> bool:
+        """As the model underneath."""
+        return self.score.use_less_memory()
+
     def _noises(self, x: Tensor) -> Tensor:
         noise = self.noise if self.noise.ndim == x.ndim else self.noise[None]
         if noise.shape[1:] != x.shape[1:]:

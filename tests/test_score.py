@@ -640,6 +640,22 @@ def test_size_of_batches_changes_nothing(mode):
     assert_close(results[0][1], results[0][3], rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("max_batch_size", [None, 2])
+def test_a_model_that_checkpoints_itself(unet, max_batch_size):
+    """Its blocks are evaluated again in the reverse pass, whose parameters require gradients."""
+    model, options = unet
+    x, v = images(3, 1).requires_grad_(), images(3, 2)
+
+    def gradient():
+        score = DiffusionScore(model, SCHEDULER, 300, max_batch_size=max_batch_size, **options)
+        return torch.autograd.grad((score(x) * v).sum(), x)[0]
+
+    expected = gradient()
+    model.enable_gradient_checkpointing()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert_close(gradient(), expected, rtol=1e-10, atol=1e-12)
+
+
 class Narrow(ExactDenoiser):
     """Memory runs out where more than `most` points come at once."""
 

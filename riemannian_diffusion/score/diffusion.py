@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from riemannian_diffusion.score.attention import forward_mode_attention
 from riemannian_diffusion.score.model import ScoreModel
@@ -37,7 +37,7 @@ class DiffusionScore(ScoreModel):
             eps_neg)` (classifier-free guidance); "difference" takes `eps_cond - eps_neg`.
         max_batch_size: Largest batch given to the network. Longer calls run in chunks, and their
             reverse pass recomputes one chunk at a time, so memory does not grow with the number of
-            points.
+            points. A model's own `enable_gradient_checkpointing()` saves more, for more time.
 
     Raises:
         ValueError: If the scheduler has no `alphas_cumprod` or an unknown prediction type, the
@@ -100,9 +100,11 @@ class DiffusionScore(ScoreModel):
     def __call__(self, x: Tensor) -> Tensor:
         """The score at each point, `(K, *shape) -> (K, *shape)`."""
         chunks = self._chunks(x)
-        if len(chunks) == 1 or not (torch.is_grad_enabled() and x.requires_grad):
-            return torch.cat([function(points) for function, points in chunks])
-        parts = [checkpoint(f, p, use_reentrant=False, preserve_rng_state=False) for f, p in chunks]
+        differentiated = torch.is_grad_enabled() and x.requires_grad
+        if differentiated and (len(chunks) > 1 or _is_checkpointing(self.model)):
+            parts = [_Recomputed.apply(points, function, self.model) for function, points in chunks]
+        else:
+            parts = [function(points) for function, points in chunks]
         return torch.cat(parts)
 
     def jvp(self, x: Tensor, v: Tensor) -> Tensor:
@@ -206,6 +208,35 @@ def _prompts_along(prompts: Tensor | None, num: int, size: int, name: str) -> li
         weight = (place - left).to(prompts)[:, None, None]
         prompts = torch.lerp(prompts[left], prompts[left + 1], weight)
     return list(prompts.split(size))
+
+
+class _Recomputed(torch.autograd.Function):
+    """A function of points whose reverse pass evaluates it again.
+
+    Unlike `torch.utils.checkpoint` it keeps the parameters frozen for the whole reverse pass, in
+    which a network with checkpoints of its own evaluates its blocks once more.
+    """
+
+    @staticmethod
+    def forward(ctx, points: Tensor, function: Callable[[Tensor], Tensor], model: nn.Module):
+        ctx.save_for_backward(points)
+        ctx.function, ctx.model, ctx.kind = function, model, points.device.type
+        ctx.cast = torch.is_autocast_enabled(ctx.kind), torch.get_autocast_dtype(ctx.kind)
+        return function(points)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, cotangent: Tensor):
+        (points,), (enabled, dtype) = ctx.saved_tensors, ctx.cast
+        points = points.detach().requires_grad_()
+        with _frozen(ctx.model), torch.enable_grad():
+            with torch.autocast(ctx.kind, dtype, enabled):
+                value = ctx.function(points)
+            return torch.autograd.grad(value, points, cotangent)[0], None, None
+
+
+def _is_checkpointing(model: nn.Module) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 @contextmanager

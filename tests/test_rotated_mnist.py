@@ -78,3 +78,7 @@ def test_a_roadmap_finds_the_rotation(load):
         assert row["on"] == 1 and row["missed"] == 0
         assert row["rms"] <= slerp["rms"] / 2 and row["jump"] <= slerp["jump"] / 2
         assert row["evals"] <= 500
+    beyond = {name: table[60, f"{name}, 30 beyond"] for name in ("slerp", "walk", "extrapolate")}
+    on, walk = beyond["extrapolate"], beyond["walk"]
+    assert on["angle"] <= 2 and on["distance"] <= 0.05
+    assert on["rms"] <= min(walk["rms"], beyond["slerp"]["rms"]) / 2

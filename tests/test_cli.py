@@ -81,6 +81,17 @@ def test_same_seed_same_bytes(run, tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+def test_several_starts(run, tmp_path):
+    energies = []
+    for starts in (["slerp"], ["lerp"], ["slerp", "lerp"]):
+        more = [option for start in starts for option in ("--init", start)]
+        assert run("morph.png", *more, "--max-evals", str(3 * len(starts)), "--force") == 0
+        report = json.loads((tmp_path / "morph.json").read_text())
+        assert report["arguments"]["init"] == starts
+        energies.append(report["geodesics"][0]["finer_energy"])
+    assert energies[2] == min(energies)
+
+
 def test_existing_outputs_are_kept(run, tmp_path, capsys):
     (tmp_path / "morph.gif").write_text("mine")
     assert run("morph.gif") == 2

@@ -24,6 +24,7 @@ from riemannian_diffusion import (
     invert,
     length,
     lerp,
+    resample,
     roadmap,
     sample,
     sdedit,
@@ -32,6 +33,7 @@ from riemannian_diffusion import (
 from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion
 
 STRENGTH, NUM_STEPS = 0.6, 50  # of noise space, as in arXiv 2510.05509
+NUM_RELAXATIONS = 10
 STEIN_TIMESTEP = 290  # here abar is 0.42, as at Stable Diffusion's t = 400 of arXiv 2505.11128
 
 
@@ -210,6 +212,19 @@ def way(case: Case) -> Roadmap:
     )
 
 
+def relaxed(case: Case) -> Tensor:
+    """The roadmap's way, smoothed and denoised in turn: curve shortening on the manifold."""
+    score, path = (
+        case.clean_score(case.metric_timestep),
+        way(case)(case.x0, case.x1, case.num_frames),
+    )
+    for _ in range(NUM_RELAXATIONS):
+        smooth = path[1:-1] / 2 + path[:-2] / 4 + path[2:] / 4
+        path = torch.cat([path[:1], score.denoise(smooth), path[-1:]])
+        path = resample(path, case.num_frames)
+    return path
+
+
 def continuation(case: Case) -> Tensor:
     """From a straight line, the tangent-normal metric at ever weaker noise, from t = 600."""
     tops = [round(t) for t in torch.linspace(600, case.metric_timestep, 11).tolist()]
@@ -272,6 +287,7 @@ METHODS: dict[str, Method] = {
     "clean": lambda case: solve_clean(case, TangentNormalMetric),
     "continuation": continuation,
     "roadmap": lambda case: way(case)(case.x0, case.x1, case.num_frames),
+    "roadmap, relaxed": relaxed,
     "both starts": both_starts,
 }
 CLEAN_METHODS: dict[str, Method] = {  # in clean space: straight starts, metric by metric

@@ -52,8 +52,7 @@ METHODS = {
     "score_jacobian": {"metric": "score_jacobian"},
     "tangent_normal": {"metric": "tangent_normal"},
     "clean": {"metric": "tangent_normal", "space": "clean", "strength": 0.2},
-    "noise, then clean": {"init": []},  # the path of "tangent_normal" is where "clean" starts
-    "three starts": {"init": ["lerp", "roadmap"]},  # that, and two more
+    "noise, then clean": {},  # the path of "tangent_normal" is where "clean" starts
 }
 
 
@@ -87,12 +86,10 @@ def morph(pipe, images: Tensor, prompts: list[str], name: str) -> list:
         options |= {"num_frames": NUM_FRAMES, "output_type": output_type}
         return pipe(images, prompts, generator=generator, **options)
 
-    options = METHODS[name]
-    if "metric" in options:
-        return [run(**options)]
+    if METHODS[name]:
+        return [run(**METHODS[name])]
     first = run("latent", **METHODS["tangent_normal"])
-    options = METHODS["clean"] | {"init": [first.frames, *options["init"]], "max_evals": 300}
-    return [first, run(**options)]
+    return [first, run(init=first.frames, **METHODS["clean"])]
 
 
 def factor_error(found: Tensor, true: Tensor) -> Tensor:

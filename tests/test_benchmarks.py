@@ -52,3 +52,23 @@ def test_scenes(load):
     means = load("scenes").main(["--pairs", "6", "--methods", "slerp", "tangent_normal"])
     slerp, default = means["slerp"], means["tangent_normal"]
     assert default["jump"] < 0.5 * slerp["jump"] and default["truth"] < 0.7 * slerp["truth"]
+
+
+def test_precision(load):
+    table = load("precision").main(["--points", "5", "--dtypes", "float32", "bfloat16", "float16"])
+    wide, half, brain = (table[5, name] for name in ("float32", "float16", "bfloat16"))
+    assert wide["chords"] < 1e-4 and abs(wide["solved"]) < 1e-3
+    assert half["chords"] < 0.02 and half["across"] < 1 and abs(half["solved"]) < 5e-3
+    assert half["chords"] < 0.3 * brain["chords"]
+
+
+def test_memory_does_not_grow_with_the_points_one_at_a_time(load):
+    options = ["--points", "5", "17", "--max-batch-sizes", "0", "1", "--size", "32"]
+    cells = load("memory").main(options)
+    assert cells[False, 0, 17] > 2 * cells[False, 0, 5]
+    assert cells[False, 1, 17] < 1.5 * cells[False, 1, 5]
+
+
+def test_cost(load):
+    ratios = load("cost").main(["--repeats", "1", "--points", "3"])
+    assert len(ratios) == 6 and all(ratio > 0 for ratio in ratios.values())

@@ -2,7 +2,7 @@
 
     python benchmarks/rotated_mnist.py --data MNIST_ROOT [--score learned] [--degrees 30 60 90]
         [--starts 0 110 230] [--kinds 0 1 2] [--methods slerp roadmap ...] [--beyond 30]
-        [--sheet FILE]
+        [--basis "both starts"] [--sheet FILE]
 
 The data are ten digits at 720 angles each, ten closed curves in 1,024 dimensions. Their score is
 exact, or learned by the small model of `benchmarks/assets`. Each method draws 25 frames between a
@@ -125,7 +125,6 @@ def measure(frames: Tensor, curve: Tensor, start: int, degrees: int) -> tuple[di
     return values, truth
 
 
-BASIS = "both starts"  # whose path is gone on from
 COLUMNS = ("on", "distance", "angle", "rms", "jump", "PSNR", "SSIM", "FID", "evals", "missed")
 
 
@@ -149,8 +148,9 @@ def main(argv: list[str] | None = None) -> dict[tuple[int, str], dict[str, float
     )
     parser.add_argument("--degrees", type=int, nargs="+", default=[30, 60, 90])
     parser.add_argument(
-        "--beyond", type=int, default=30, help=f"degrees past the last frame of {BASIS!r}; 0: none"
+        "--beyond", type=int, default=30, help="degrees past the last frame of --basis; 0: none"
     )
+    parser.add_argument("--basis", choices=METHODS, default="both starts")
     parser.add_argument("--starts", type=int, nargs="+", default=[0])
     parser.add_argument("--kinds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
@@ -211,12 +211,12 @@ def main(argv: list[str] | None = None) -> dict[tuple[int, str], dict[str, float
 
             def draw(case: Case, key, name=name, paths=paths) -> Tensor:
                 frames = METHODS[name](case)
-                if name == BASIS:
+                if name == args.basis:
                     paths[key] = frames
                 return frames
 
             row(name, degrees, draw)
-        if args.beyond and BASIS in args.methods:
+        if args.beyond and args.basis in args.methods:
             print(f"and {args.beyond} degrees beyond the last frame")
             num_steps = round(args.beyond / degrees * (NUM_FRAMES - 1))
             for name in WAYS_ON:

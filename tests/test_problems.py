@@ -14,6 +14,8 @@ from torch.testing import assert_close
 from riemannian_diffusion import GaussianMixtureScore, length
 
 PROBLEMS = [*all_problems(), *benchmark_problems()]
+SPARSE = tuple(f"{k}-sphere" for k in range(3, 11))
+DENSE = [problem for problem in PROBLEMS if not problem.name.startswith(SPARSE)]
 each = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
 
 
@@ -28,13 +30,14 @@ def test_the_geodesic_is_one(problem):
     assert_close(path[[0, -1]], torch.stack([problem.x0, problem.x1]))
 
 
-@each
+@pytest.mark.parametrize("problem", DENSE, ids=lambda p: p.name)
 def test_no_way_along_the_points_is_shorter(problem):
-    """Dijkstra through the points, hops of at most 0.3: never much shorter than the geodesic."""
+    """Dijkstra through the points, hops of at most 0.3: never much shorter than the geodesic.
+
+    Not on spheres of more than 2 dimensions, where 4,000 points are too sparse.
+    """
     from scipy.sparse.csgraph import dijkstra
 
-    if problem.name[0].isdigit() and int(problem.name.split("-")[0]) > 2:
-        pytest.skip("4,000 points are too sparse here; great circles are known")
     points = torch.cat([problem.x0[None], problem.x1[None], problem.points])
     apart = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     apart = torch.where(apart <= 0.3, apart, torch.zeros(()).double()).numpy()

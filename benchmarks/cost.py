@@ -20,6 +20,7 @@ CPU the full architectures are given 2 points.
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
 
@@ -73,9 +74,8 @@ def rows_of(
     knots = torch.randn(num_points, *shape, generator=generator).to(device)
     path = refine(knots, num_quadrature)
     metric = TangentNormalMetric(score)
-    chunk = score.max_batch_size or max(1, len(path) // 8)
-    chunked = DiffusionScore.__new__(DiffusionScore)
-    chunked.__dict__ = score.__dict__ | {"max_batch_size": chunk}
+    chunked = copy.copy(score)
+    chunked.max_batch_size = chunk = score.max_batch_size or max(1, len(path) // 8)
     pieces = TangentNormalMetric(chunked)
 
     def by_products(x: Tensor) -> Tensor:

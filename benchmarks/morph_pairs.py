@@ -44,7 +44,7 @@ from riemannian_diffusion.cli import (
     write_atomically,
 )
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
-from riemannian_diffusion.pipelines.curves import NOISE_CURVES
+from riemannian_diffusion.pipelines.gaps import NOISE_CURVES
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 NO_PROMPTS = ["", ""]

@@ -9,7 +9,15 @@ from riemannian_diffusion.ddim import (
     sdedit,
 )
 from riemannian_diffusion.exponential import extrapolate
-from riemannian_diffusion.geodesics import Adam, Geodesic, Iterate, PathLBFGS, Solver, geodesic
+from riemannian_diffusion.geodesics import (
+    Adam,
+    Geodesic,
+    Iterate,
+    PathLBFGS,
+    Solver,
+    geodesic,
+    geodesics,
+)
 from riemannian_diffusion.metrics import (
     EuclideanMetric,
     Metric,
@@ -49,6 +57,7 @@ __all__ = [
     "ddim_step",
     "extrapolate",
     "geodesic",
+    "geodesics",
     "invert",
     "invert_steps",
     "length",

@@ -11,7 +11,7 @@ import pytest
 
 from riemannian_diffusion.cli import METRIC_NAMES, PROTOCOL_NAMES, main
 from riemannian_diffusion.evaluation import PROTOCOLS
-from riemannian_diffusion.pipelines.curves import CURVES
+from riemannian_diffusion.pipelines.gaps import CURVES
 from riemannian_diffusion.pipelines.geodesic_interpolation import METRICS
 
 FAST = ["--frames", "4", "--steps", "8", "--strength", "0.5", "--max-evals", "3", "--device", "cpu"]

@@ -681,13 +681,16 @@ def test_a_solve_that_runs_out_of_memory_goes_on_in_smaller_batches(noises):
         return found, score, model.sizes
 
     wide, score, sizes = solve(1000)
-    assert score.max_batch_size is None and max(sizes) == 49
-    with pytest.warns(UserWarning, match="Out of memory with 25 points at once") as caught:
+    assert score.max_batch_size is None and max(sizes) == 47 * (noises or 1)
+    first = 24 * (noises or 1)  # 9 points, 3 sub-chords
+    with pytest.warns(UserWarning, match=f"Out of memory with {first} points at once") as caught:
         narrow, score, sizes = solve(5)
     messages = [str(warning.message) for warning in caught]
-    assert [int(m.split("=")[1].split("`")[0]) for m in messages] == [12, 6, 3]
-    sizes = [size for size in sizes if size > 2]  # the lower bound takes the two ends
-    assert score.max_batch_size == 3 and sizes[:4] == [25, 12, 6, 3] and max(sizes[3:]) == 3
+    halved = [first // 2, first // 4, first // 8, first // 16][: 2 + (noises or 1)]
+    assert [int(m.split("=")[1].split("`")[0]) for m in messages] == halved
+    failed = [i for i, size in enumerate(sizes) if size > 5]
+    assert len(failed) == len(halved) and max(sizes) == 23 * (noises or 1)
+    assert score.max_batch_size == 3 and max(sizes[failed[-1] + 1 :]) == 3
     assert_close(narrow.path, wide.path, rtol=1e-9, atol=1e-9)
     assert narrow.energy == pytest.approx(wide.energy, rel=1e-9)
     with pytest.raises(torch.OutOfMemoryError):
@@ -789,7 +792,11 @@ def test_unknown_prediction_types_are_named():
     "hidden, num, message",
     [
         (prompts(3), 1, "path of 3 prompts: one point alone has no place on it"),
-        (prompts(1)[0], 2, r"`encoder_hidden_states` must be \(1, L, C\) or \(P, L, C\)"),
+        (
+            prompts(1)[0],
+            2,
+            r"`encoder_hidden_states` must be \(1, L, C\), \(P, L, C\) or \(B, P, L, C\)",
+        ),
     ],
 )
 def test_bad_prompts(hidden, num, message):
@@ -872,7 +879,7 @@ def test_metric_of_several_noises_is_the_mean_of_theirs(noisy_mixture, metric):
     assert_close(actual.energy(x), energy, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("noise", [torch.zeros(3), torch.zeros(2, 3), torch.zeros(1, 1, 4)])
+@pytest.mark.parametrize("noise", [torch.zeros(3), torch.zeros(2, 3), torch.zeros(1, 1, 3)])
 def test_shared_noise_of_another_shape(noise):
     mixture = GaussianMixtureScore(torch.zeros(2, 4), 1.0)
     with pytest.raises(ValueError, match=r"`noise` is \(.*does not fit points \(5, 4\)"):

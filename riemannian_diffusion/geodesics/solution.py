@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.geodesics.energies import Answer, Ask, Energies
 from riemannian_diffusion.geodesics.solvers import PathLBFGS, Solver
 from riemannian_diffusion.metrics import Metric, PullbackMetric
 from riemannian_diffusion.paths import lerp, points_at, refine, segment_lengths, slerp
@@ -21,8 +21,10 @@ _MESSAGES = {
     "coarser `rtol`.",
     "nonfinite": "The model returned a non-finite value; the path is the best finite one before "
     "it. Check the inputs, or run the network in a wider dtype.",
+    "rounding": "Neighbouring points differ by less than the network's dtype resolves; the path is "
+    "the start. Run the network in a wider dtype, or give the path fewer points.",
 }
-
+_LEAST_RESOLUTION = 4.0  # chords over the rounding of what they are differences of
 
 T = TypeVar("T")
 Start = str | Tensor | Callable[[Tensor, Tensor, int], Tensor]
@@ -41,7 +43,7 @@ class Geodesic:
         lower_bound: No path between these points has less energy in a pullback metric; 0 for other
             metrics.
         num_evals: Evaluations of energy and gradient spent, over all starts and metrics.
-        status: "converged", "max_evals" or "nonfinite"; `message` says what to do.
+        status: "converged", "max_evals", "nonfinite" or "rounding"; `message` says what to do.
     """
 
     path: Tensor
@@ -85,14 +87,17 @@ class Geodesic:
 
 @dataclass(frozen=True)
 class Iterate:
-    """One iteration of a solver, for callbacks: the whole path and its optimised energy."""
+    """One iteration of a solver, for callbacks: the whole path and its optimised energy.
+
+    `pair` is the pair's place in a call of `geodesics`.
+    """
 
     path: Tensor
     energy: float
     num_evals: int
+    pair: int = 0
 
 
-@torch.inference_mode(False)  # also inside a caller's inference mode the energy has a gradient
 def geodesic(
     metric: Metric | Sequence[Metric],
     x0: Tensor,
@@ -135,136 +140,214 @@ def geodesic(
     Raises:
         ValueError: If the points differ in shape or are not finite, or an argument is out of range.
     """
+    inits = init if isinstance(init, (list, tuple)) else [init]
+    options = (num_points, num_quadrature, inits, solver, rtol, max_evals, callback)
+    _check_ends(x0, x1)
+    return _solve(metric, x0[None], x1[None], *options)[0]
+
+
+def geodesics(
+    metric: Metric | Sequence[Metric],
+    x0: Tensor,
+    x1: Tensor,
+    *,
+    num_points: int = 17,
+    num_quadrature: int = 3,
+    init: Start | Sequence[Start] = "slerp",
+    solver: Solver | None = None,
+    rtol: float = 1e-3,
+    max_evals: int = 200,
+    callback: Callable[[Iterate], None] | None = None,
+) -> list[Geodesic]:
+    """Find paths of least energy for many pairs of points, side by side.
+
+    Each pair is solved as by `geodesic`, but one batch holds the points of all the paths that are
+    still being solved, so that a small model keeps a large device busy.
+
+    Args:
+        metric: As in `geodesic`, for all pairs; prompts and shared noises may differ between them
+            (see `DiffusionScore` and `SharedNoiseScore`).
+        x0: First points, `(P, *shape)`.
+        x1: Last points, `(P, *shape)`.
+        num_points: As in `geodesic`.
+        num_quadrature: As in `geodesic`.
+        init: As in `geodesic`, for every pair; but paths are `(P, num_points, *shape)`.
+        solver: As in `geodesic`.
+        rtol: As in `geodesic`.
+        max_evals: As in `geodesic`, for each pair.
+        callback: Called with an `Iterate`, which names its pair, after every iteration of each.
+
+    Returns:
+        A `Geodesic` per pair.
+
+    Raises:
+        ValueError: As in `geodesic`.
+    """
+    if x0.ndim < 2 or x0.shape != x1.shape or len(x0) == 0:
+        raise ValueError(
+            "`x0` and `x1` must be points (P, *shape) of one shape, "
+            f"but got {tuple(x0.shape)} and {tuple(x1.shape)}."
+        )
+    inits = init if isinstance(init, (list, tuple)) else [init]
+    for one in inits:
+        if isinstance(one, Tensor) and (one.ndim != x0.ndim + 1 or len(one) != len(x0)):
+            raise ValueError(
+                f"`init` must be {(len(x0), num_points, *x0.shape[1:])}, "
+                f"but got {tuple(one.shape)}."
+            )
+    options = (num_points, num_quadrature, inits, solver, rtol, max_evals, callback)
+    return _solve(metric, x0, x1, *options)
+
+
+@torch.inference_mode(False)  # also inside a caller's inference mode the energy has a gradient
+def _solve(metric, x0, x1, num_points, num_quadrature, inits, solver, rtol, max_evals, callback):
+    """Solve every pair, answering the questions of all that are not done in one go."""
     _check(metric, x0, x1, num_points, num_quadrature, rtol, max_evals)
     metrics = [metric] if isinstance(metric, Metric) else list(metric)
     solver = PathLBFGS() if solver is None else solver
-    dtype = torch.float64 if torch.float64 in (x0.dtype, x1.dtype) else torch.float32
-    x0, x1 = x0.detach().to(dtype, copy=True), x1.detach().to(dtype, copy=True)
-    inits = init if isinstance(init, (list, tuple)) else [init]
     if not inits:
         raise ValueError("`init` must name at least one start, but got an empty list.")
-    starts = [_initial_path(one, x0, x1, num_points) for one in inits]
+    dtype = torch.float64 if torch.float64 in (x0.dtype, x1.dtype) else torch.float32
+    x0, x1 = x0.detach().to(dtype, copy=True), x1.detach().to(dtype, copy=True)
+    solves = {}
+    for pair, ends in enumerate(zip(x0, x1, strict=True)):
+        mine = [i[pair] if isinstance(i, Tensor) and i.ndim > x0.ndim else i for i in inits]
+        starts = [_initial_path(one, *ends, num_points) for one in mine]
+        options = (metrics, pair, num_quadrature, solver, rtol, callback)
+        solves[pair] = _from_every_start(starts, max_evals, options)
+    found, answers, energies = {}, dict.fromkeys(solves), Energies()
+    while answers:
+        asks = {}
+        for pair, answer in answers.items():
+            try:
+                asks[pair] = solves[pair].send(answer)
+            except StopIteration as end:
+                found[pair] = end.value
+        answers = dict(zip(asks, energies(list(asks.values())), strict=True))
+    return [found[pair] for pair in solves]
+
+
+Asking = Generator[Ask, Answer, T]
+
+
+def _from_every_start(starts: list[Tensor], max_evals: int, options: tuple) -> Asking[Geodesic]:
+    """The geodesic of least energy, of those found from the starts."""
     found, num_evals = [], 0
     for i, start in enumerate(starts):
         budget = (max_evals - num_evals) // (len(starts) - i)
-        solve = partial(_Solve, num_quadrature=num_quadrature, callback=callback)
-        found.append(_descend(metrics, start, solve, solver, rtol, budget, num_evals))
+        found.append((yield from _descend(start, budget, num_evals, *options)))
         num_evals += found[-1].num_evals
     best = min(found, key=lambda one: one.energy if math.isfinite(one.energy) else math.inf)
     return replace(best, num_evals=num_evals)
 
 
-def _descend(metrics, path: Tensor, new_solve, solver, rtol, max_evals, evals_before) -> Geodesic:
+def _descend(
+    path, max_evals, evals_before, metrics, pair, num_quadrature, solver, rtol, callback
+) -> Asking[Geodesic]:
     """The geodesic of the last metric, from a path by way of the metrics before it."""
     num_evals, history, status = 0, (), "converged"
     for i, stage in enumerate(metrics):
         budget = (max_evals - num_evals) // (len(metrics) - i)
-        solve = new_solve(stage, path, max_evals=budget, evals_before=evals_before + num_evals)
-        status = solve.run(solver, rtol)
+        before = evals_before + num_evals
+        solve = _Solve(stage, path, pair, num_quadrature, budget, before, callback)
+        status = yield from solve.run(solver, rtol)
         path, history = solve.best_path, tuple(solve.history)
         num_evals += solve.num_evals
-        if status == "nonfinite":
+        if status in ("nonfinite", "rounding"):
             break
-    with torch.no_grad():
-        fine = refine(path, 2 * solve.num_quadrature)
-        lengths = _within_memory(stage, lambda: segment_lengths(fine, stage)).cpu().double()
-        energy = float(0.5 * len(lengths) * lengths.square().sum())
-        pulled_back = isinstance(stage, PullbackMetric)
-        bound = float(stage.lower_bound(path[0], path[-1])) if pulled_back else 0.0
+    fine = refine(path, 2 * num_quadrature)
+    energies = (yield Ask(stage, fine, pair)).energies.cpu().double().clamp(min=0)
+    lengths = (2 * energies / len(energies)).sqrt()
+    energy = float(energies.sum())
     if not math.isfinite(energy):  # also where only the finer sampling meets such values
         status, lengths = "nonfinite", segment_lengths(fine).cpu().double()
     arc = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    bound = yield from _lower_bound(stage, path, pair)
     return Geodesic(path, energy, history, bound, num_evals, status, fine, arc)
 
 
-class _Stop(Exception):
-    """Raised by an objective that must not be evaluated again; its text is the status."""
+def _lower_bound(metric: Metric, path: Tensor, pair: int) -> Asking[float]:
+    """Of the energy: that of the one chord between the embedded ends."""
+    if not isinstance(metric, PullbackMetric):
+        return 0.0
+    answer = yield Ask(metric, path[[0, -1]], pair)
+    return float(answer.energies)
 
 
 class _Solve:
     """One metric's solve: counts evaluations, remembers the best path, decides when to stop."""
 
-    def __init__(self, metric, path, *, num_quadrature, max_evals, evals_before, callback):
-        self.metric, self.best_path, self.num_quadrature = metric, path, num_quadrature
+    def __init__(self, metric, path, pair, num_quadrature, max_evals, evals_before, callback):
+        self.metric, self.best_path, self.pair = metric, path, pair
+        self.num_quadrature, self.callback = num_quadrature, callback
         self.x0, self.x1, self.shape = path[:1], path[-1:], path.shape[1:]
-        self.max_evals, self.evals_before, self.callback = max_evals, evals_before, callback
+        self.max_evals, self.evals_before = max_evals, evals_before
         self.num_evals, self.best_energy, self.history = 0, math.inf, []
 
-    def run(self, solver: Solver, rtol: float) -> str:
+    def run(self, solver: Solver, rtol: float) -> Asking[str]:
         """Iterate to the end; returns the status."""
-        start = self.best_path[1:-1].flatten(1)
-        if len(start) == 0:
+        path = self.best_path
+        if len(path) == 2:
             return "converged"
-        with torch.no_grad():
-            pulled_back = isinstance(self.metric, PullbackMetric)
-            bound = float(self.metric.lower_bound(self.x0[0], self.x1[0])) if pulled_back else 0.0
-        try:
-            scale = self._scale(self.best_path)
-            calm = 0
-            for points, energy in solver.iterate(self.objective, start, scale, self.max_evals):
-                fell = self.history[-1] - energy if self.history else math.inf
-                self.history.append(energy)
-                if self.callback is not None:
-                    num_evals = self.evals_before + self.num_evals
-                    self.callback(Iterate(self._whole(points), energy, num_evals))
-                calm = calm + 1 if fell <= rtol * abs(energy) else 0
-                if solver.patience is None:
-                    continue
-                if calm >= solver.patience or energy - bound <= rtol * energy:
-                    return "converged"
-        except _Stop as stop:
-            return str(stop)
-        return "converged" if solver.patience is not None else "max_evals"
+        bound = yield from _lower_bound(self.metric, path, self.pair)
+        flat = float(0.5 * (len(path) - 1) * (path[1:] - path[:-1]).square().sum())
+        steps = solver.iterate(path[1:-1].flatten(1), flat, self.max_evals)
+        told, calm = None, 0
+        while True:
+            try:
+                step = steps.send(told)
+            except StopIteration:
+                return "converged" if solver.patience is not None else "max_evals"
+            if isinstance(step, Tensor):
+                if self.num_evals >= self.max_evals:
+                    return "max_evals"
+                energy, gradient, resolution = yield from self._evaluate(step)
+                if not (math.isfinite(energy) and gradient.isfinite().all()):
+                    return "nonfinite"
+                if self.num_evals == 1 and resolution < _LEAST_RESOLUTION:
+                    return "rounding"
+                if energy < self.best_energy:
+                    self.best_energy, self.best_path = energy, self._whole(step.detach())
+                told = energy, gradient
+                continue
+            (points, energy), told = step, None
+            fell = self.history[-1] - energy if self.history else math.inf
+            self.history.append(energy)
+            if self.callback is not None:
+                num_evals = self.evals_before + self.num_evals
+                self.callback(Iterate(self._whole(points), energy, num_evals, self.pair))
+            calm = calm + 1 if fell <= rtol * abs(energy) else 0
+            if solver.patience is None:
+                continue
+            if calm >= solver.patience or energy - bound <= rtol * energy:
+                return "converged"
 
-    def objective(self, points: Tensor) -> tuple[float, Tensor]:
-        """Energy and gradient `(K - 2, d)` of the points between the ends."""
-        if self.num_evals >= self.max_evals:
-            raise _Stop("max_evals")
+    def _evaluate(self, points: Tensor) -> Asking[tuple[float, Tensor, float]]:
+        """Energy, gradient `(K - 2, d)` and resolution of the points between the ends."""
         self.num_evals += 1
-        total, gradient = _within_memory(self.metric, lambda: self._gradient(points))
-        energy = float(total)
-        if not (math.isfinite(energy) and gradient.isfinite().all()):
-            raise _Stop("nonfinite")
-        if energy < self.best_energy:
-            self.best_energy, self.best_path = energy, self._whole(points.detach())
-        return energy, gradient
-
-    @torch.enable_grad()
-    def _gradient(self, points: Tensor) -> tuple[Tensor, Tensor]:
         points = points.detach().requires_grad_()
-        total = self.metric.energy(refine(self._whole(points), self.num_quadrature)).sum()
-        return total.detach(), torch.autograd.grad(total, points)[0]
+        with torch.enable_grad():
+            fine = refine(self._whole(points), self.num_quadrature)
+        answer = yield Ask(self.metric, fine.detach(), self.pair, differentiate=True)
+        gradient = torch.autograd.grad(fine, points, answer.gradient)[0]
+        return float(answer.energies.sum()), gradient, answer.resolution
 
     def _whole(self, points: Tensor) -> Tensor:
         return torch.cat([self.x0, points.view(-1, *self.shape), self.x1])
 
-    @torch.no_grad()
-    def _scale(self, path: Tensor) -> float:
-        flat = 0.5 * (len(path) - 1) * (path[1:] - path[:-1]).square().sum()
-        fine = refine(path, self.num_quadrature)
-        energies = _within_memory(self.metric, lambda: self.metric.energy(fine))
-        return float(energies.sum() / flat.clamp(min=1e-30))
 
-
-def _within_memory(metric: Metric, function: Callable[[], T]) -> T:
-    """The function's value, called again in smaller batches while memory runs out."""
-    while True:
-        try:
-            return function()
-        except torch.OutOfMemoryError:
-            if not metric.use_less_memory():
-                raise
+def _check_ends(x0: Tensor, x1: Tensor) -> None:
+    if x0.shape != x1.shape or x0.ndim == 0:
+        raise ValueError(
+            "`x0` and `x1` must be points of one shape, "
+            f"but got {tuple(x0.shape)} and {tuple(x1.shape)}."
+        )
 
 
 def _check(metric, x0, x1, num_points, num_quadrature, rtol, max_evals) -> None:
     stages = metric if isinstance(metric, Sequence) else [metric]
     if not stages or not all(isinstance(stage, Metric) for stage in stages):
         raise ValueError(f"`metric` must be a Metric or a sequence of them, but got {metric!r}.")
-    if x0.shape != x1.shape or x0.ndim == 0:
-        raise ValueError(
-            "`x0` and `x1` must be points of one shape, "
-            f"but got {tuple(x0.shape)} and {tuple(x1.shape)}."
-        )
     for name, point in (("x0", x0), ("x1", x1)):
         if not (point.is_floating_point() and point.isfinite().all()):
             raise ValueError(f"`{name}` must be a floating-point tensor of finite values.")

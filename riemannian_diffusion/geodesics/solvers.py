@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Generator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
+Evaluating = Generator[Tensor, tuple[float, Tensor], T]
 
 
 class Solver(ABC):
@@ -23,19 +26,17 @@ class Solver(ABC):
 
     @abstractmethod
     def iterate(
-        self,
-        objective: Callable[[Tensor], tuple[float, Tensor]],
-        points: Tensor,
-        scale: float,
-        max_evals: int,
-    ) -> Iterator[tuple[Tensor, float]]:
-        """Yield `(points, energy)` after every iteration, first of all for the given points.
+        self, points: Tensor, flat_energy: float, max_evals: int
+    ) -> Generator[Tensor | tuple[Tensor, float], tuple[float, Tensor] | None, None]:
+        """Ask for evaluations, and tell of iterations, until the energy falls no more.
+
+        `energy, gradient = yield points` evaluates points `(K - 2, d)` between the ends; `yield
+        points, energy` ends an iteration, the first of them at the given points.
 
         Args:
-            objective: Points `(K - 2, d)` between the ends -> energy and its gradient.
             points: Where to start.
-            scale: Energy of the first path over its flat energy: the metric's typical size.
-            max_evals: Evaluations of the objective there will be at most.
+            flat_energy: Energy of the first path in flat space.
+            max_evals: Evaluations there will be at most.
         """
 
 
@@ -59,13 +60,14 @@ class PathLBFGS(Solver):
             raise ValueError(f"`history_size` must be at least 1, but got {history_size}.")
         self.history_size, self.precondition = history_size, precondition
 
-    def iterate(self, objective, points, scale, max_evals):
-        """Yield `(points, energy)` after every iteration."""
+    def iterate(self, points, flat_energy, max_evals):
+        """As `Solver.iterate`."""
+        pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        energy, gradient = yield points
         inverse_hessian = self._inverse_hessian(points)
+        scale = energy / max(flat_energy, 1e-30)  # the metric's typical size
         if self.precondition and scale > 0:
             inverse_hessian = inverse_hessian / scale
-        pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        energy, gradient = objective(points)
         yield points, energy
         while True:
             direction = -self._apply_inverse(pairs, inverse_hessian, gradient)
@@ -76,8 +78,9 @@ class PathLBFGS(Solver):
             first = 1.0
             if not pairs and not self.precondition:
                 first = min(1.0, 1 / float(gradient.abs().sum().clamp(min=1e-30)))
-            along = partial(_evaluate_along, objective, points, direction)
-            step = _strong_wolfe(along, energy, slope, first) if slope < 0 else None
+            step = None
+            if slope < 0:
+                step = yield from _strong_wolfe(points, direction, energy, slope, first)
             if step is None:
                 if not pairs:
                     return  # the preconditioned gradient does not go down: a minimum up to rounding
@@ -132,12 +135,12 @@ class Adam(Solver):
             raise ValueError(f"`lr` >= `final_lr` > 0 must hold, but got {lr} and {final_lr}.")
         self.lr, self.final_lr = lr, final_lr
 
-    def iterate(self, objective, points, scale, max_evals):
-        """Yield `(points, energy)` after every step."""
+    def iterate(self, points, flat_energy, max_evals):
+        """As `Solver.iterate`."""
         points = points.clone()
         optimizer = torch.optim.Adam([points], lr=self.lr)
         for step in range(max_evals):
-            energy, points.grad = objective(points.clone())
+            energy, points.grad = yield points.clone()
             yield points.clone(), energy
             cosine = 0.5 + 0.5 * math.cos(math.pi * step / max(1, max_evals - 1))
             optimizer.param_groups[0]["lr"] = self.final_lr + (self.lr - self.final_lr) * cosine
@@ -148,17 +151,9 @@ def _inner(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum(1).cpu().double().sum())  # not every device has float64
 
 
-def _evaluate_along(objective, points, direction, size: float) -> tuple[float, Tensor, float]:
-    energy, gradient = objective(points + size * direction)
-    return energy, gradient, _inner(gradient, direction)
-
-
 def _strong_wolfe(
-    along: Callable[[float], tuple[float, Tensor, float]],
-    energy0: float,
-    slope0: float,
-    first: float,
-) -> tuple[float, float, Tensor] | None:
+    points: Tensor, direction: Tensor, energy0: float, slope0: float, first: float
+) -> Evaluating[tuple[float, float, Tensor] | None]:
     """A step along a direction of descent that satisfies the strong Wolfe conditions.
 
     Returns step, energy and gradient there, those of the lowest step tried if none satisfies them,
@@ -169,7 +164,8 @@ def _strong_wolfe(
     high = None
     size = first
     for _ in range(12):
-        energy, gradient, slope = along(size)
+        energy, gradient = yield points + size * direction
+        slope = _inner(gradient, direction)
         here = (size, energy, gradient, slope)
         enough = energy <= energy0 + 1e-4 * size * slope0 + rounding
         if enough and abs(slope) <= 0.9 * abs(slope0):

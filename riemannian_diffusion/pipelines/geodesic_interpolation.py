@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from riemannian_diffusion.ddim import invert, invert_steps, sample_steps
-from riemannian_diffusion.geodesics import Iterate, Solver, Start, geodesic
+from riemannian_diffusion.geodesics import Iterate, Solver, Start
 from riemannian_diffusion.metrics import (
     EuclideanMetric,
     Metric,
@@ -22,10 +22,10 @@ from riemannian_diffusion.metrics import (
     SteinScoreMetric,
     TangentNormalMetric,
 )
-from riemannian_diffusion.pipelines.curves import CURVES, NOISE_CURVES, Gap
+from riemannian_diffusion.pipelines.gaps import CURVES, NOISE_CURVES, Gap, solve_gaps
 from riemannian_diffusion.pipelines.inputs import Image, split_morphs, to_pixels
-from riemannian_diffusion.pipelines.starts import carried_way, clean_roadmap, starts
-from riemannian_diffusion.score import DiffusionScore, ScoreModel, SharedNoiseScore
+from riemannian_diffusion.pipelines.starts import way_between
+from riemannian_diffusion.score import DiffusionScore, ScoreModel
 
 MetricFactory = Callable[[ScoreModel], Metric]
 
@@ -176,15 +176,12 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         timesteps = scheduler.timesteps[-int(num_inference_steps * strength) :].tolist()
         final_abar = float(scheduler.final_alpha_cumprod)
 
-        results = []
+        # 3. Encode prompts and keyframes
+        prepared, gaps = [], []
         for keyframes, texts in zip(morphs, prompts, strict=True):
-            # 3. Encode prompts and keyframes
             guided = {mode, path_mode} != {"conditional"}
-            if (
-                metric == "density"
-                and path_mode == "difference"
-                and set(texts) == {negative_prompt}
-            ):
+            difference = metric == "density" and path_mode == "difference"
+            if difference and set(texts) == {negative_prompt}:
                 raise ValueError(
                     "metric='density' climbs along the difference of `prompt` and "
                     f"`negative_prompt`, but both are {negative_prompt!r}: give another one of "
@@ -216,67 +213,68 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                     fixed_point_iterations=fixed_point_iterations,
                 )
                 *_, ends = self._with_bar(steps, "Inverting", len(timesteps))
+            prepared.append((pixels, clean, levels))
+            for i in range(len(ends) - 1):
+                here = positive if len(positive) == 1 else positive[i : i + 2]
+                levels_at = partial(score_at, mode=mode)
+                carry = partial(
+                    invert,
+                    cache(partial(levels_at, encoder_hidden_states=here)),
+                    timesteps=timesteps,
+                    final_abar=final_abar,
+                    fixed_point_iterations=fixed_point_iterations,
+                )
+                find_way = partial(
+                    way_between,
+                    *(clean[i], clean[i + 1], num_frames),
+                    cache(partial(levels_at, encoder_hidden_states=here.mean(0, keepdim=True))),
+                    scheduler.alphas_cumprod,
+                    carry if space == "noise" else torch.clone,
+                    final_abar=final_abar,
+                    max_samples=max_samples,
+                    generator=generator,
+                )
+                gap = Gap(
+                    x0=ends[i],
+                    x1=ends[i + 1],
+                    clean0=clean[i],
+                    clean1=clean[i + 1],
+                    prompts=here,
+                    noise=noise,
+                    find_way=find_way,
+                    levels=partial(score_at, encoder_hidden_states=here, mode=path_mode),
+                    timestep=timesteps[0],
+                    num_timesteps=len(scheduler.alphas_cumprod),
+                    num_frames=num_frames,
+                    generator=generator,
+                )
+                gaps.append(gap)
 
-            # 5. Find a path through every gap
-            path, geodesics = [], []
-            for gap in range(len(ends) - 1):
-                x0, x1 = ends[gap], ends[gap + 1]
-                here = positive if len(positive) == 1 else positive[gap : gap + 2]
-                path_levels = partial(score_at, encoder_hidden_states=here, mode=path_mode)
-                if metric in CURVES:
-                    around = Gap(
-                        x0=x0,
-                        x1=x1,
-                        clean0=clean[gap],
-                        clean1=clean[gap + 1],
-                        num_frames=num_frames,
-                        levels=path_levels,
-                        timestep=timesteps[0],
-                        num_timesteps=len(scheduler.alphas_cumprod),
-                        generator=generator,
-                    )
-                    piece, found = CURVES[metric](around), None
-                else:
-                    levels_at = partial(score_at, mode=mode)
-                    find_way = partial(
-                        clean_roadmap,
-                        cache(partial(levels_at, encoder_hidden_states=here.mean(0, keepdim=True))),
-                        scheduler.alphas_cumprod,
-                        *(clean[gap], clean[gap + 1]),
-                        final_abar=final_abar,
-                        max_samples=max_samples,
-                        generator=generator,
-                    )
-                    if space == "noise":
-                        carry = partial(
-                            invert,
-                            cache(partial(levels_at, encoder_hidden_states=here)),
-                            timesteps=timesteps,
-                            final_abar=final_abar,
-                            fixed_point_iterations=fixed_point_iterations,
-                        )
-                        ends_there = (clean[gap], clean[gap + 1], num_frames)
-                        find_way = partial(carried_way, find_way, carry, *ends_there)
-                    score = path_levels(timesteps[0])
-                    score = score if noise is None else SharedNoiseScore(score, noise)
-                    with self.progress_bar(total=max_evals) as bar:
-                        bar.set_description("Solving")
-                        found = geodesic(
-                            METRICS.get(metric, metric)(score),
-                            x0,
-                            x1,
-                            num_points=num_frames,
-                            num_quadrature=num_quadrature,
-                            init=starts(init, find_way),
-                            solver=solver,
-                            rtol=rtol,
-                            max_evals=max_evals,
-                            callback=partial(_show_progress, bar),
-                        )
-                    piece = found.path
-                path.append(piece[1:] if path else piece)
-                geodesics.append(found)
-            path = torch.cat(path)  # (F, C, h, w)
+        # 5. Find a path through every gap
+        if metric in CURVES:
+            pieces = [(CURVES[metric](gap), None) for gap in gaps]
+        else:
+            with self.progress_bar(total=max_evals * len(gaps)) as bar:
+                bar.set_description("Solving")
+                geodesics = solve_gaps(
+                    gaps,
+                    METRICS.get(metric, metric),
+                    partial(score_at, timestep=timesteps[0], mode=path_mode),
+                    init,
+                    num_quadrature=num_quadrature,
+                    solver=solver,
+                    rtol=rtol,
+                    max_evals=max_evals,
+                    callback=partial(_show_progress, bar, {}),
+                )
+            pieces = [(found.path, found) for found in geodesics]
+        pieces = iter(pieces)
+
+        results = []
+        for pixels, clean, levels in prepared:
+            filled = [next(pieces) for _ in clean[1:]]
+            geodesics = [found for _, found in filled]
+            path = torch.cat([p if i == 0 else p[1:] for i, (p, _) in enumerate(filled)])
 
             # 6. Carry the path back to clean latents
             latents = path
@@ -425,9 +423,10 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                 bar.update()
 
 
-def _show_progress(bar, iterate: Iterate) -> None:
+def _show_progress(bar, spent: dict[int, int], iterate: Iterate) -> None:
+    spent[iterate.pair] = iterate.num_evals
     bar.set_postfix(energy=f"{iterate.energy:.4g}", refresh=False)
-    bar.update(iterate.num_evals - bar.n)
+    bar.update(sum(spent.values()) - bar.n)
 
 
 def _ddim_scheduler(scheduler) -> DDIMScheduler:

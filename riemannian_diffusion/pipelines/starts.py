@@ -1,15 +1,14 @@
-"""Where the solve between two keyframes starts."""
+"""A way between two keyframes on which a solve may start."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from riemannian_diffusion.ddim import sdedit
-from riemannian_diffusion.geodesics import Start
 from riemannian_diffusion.metrics import TangentNormalMetric
 from riemannian_diffusion.roadmaps import Roadmap, roadmap
 from riemannian_diffusion.score import ScoreModel, SharedNoiseScore
@@ -19,21 +18,18 @@ METRIC_NOISE = 0.5  # at which the metric tells leaps
 DRAW_STEPS = 6
 
 
-def starts(init: Start | Sequence[Start], find_way: Callable[[], Start]) -> list[Start]:
-    """The starts that `init` asks for; the way is looked for where it says "roadmap"."""
-    asked = init if isinstance(init, (list, tuple)) else [init]
-    return [find_way() if isinstance(one, str) and one == "roadmap" else one for one in asked]
-
-
-def carried_way(
-    find_way: Callable[[], Roadmap],
-    carry: Callable[[Tensor], Tensor],
-    x0: Tensor,
-    x1: Tensor,
+def way_between(
+    clean0: Tensor,
+    clean1: Tensor,
     num_points: int,
+    levels: Callable[[int], ScoreModel],
+    alphas_cumprod: Tensor,
+    carry: Callable[[Tensor], Tensor],
+    **options,
 ) -> Tensor:
-    """Points of a way between `x0` and `x1`, carried to another space."""
-    return carry(find_way()(x0, x1, num_points))
+    """Points of a way between clean latents, carried to the space of the path."""
+    way = clean_roadmap(levels, alphas_cumprod, clean0, clean1, **options)
+    return carry(way(clean0, clean1, num_points))
 
 
 def clean_roadmap(

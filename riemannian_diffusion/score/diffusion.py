@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from riemannian_diffusion.score.attention import forward_mode_attention
-from riemannian_diffusion.score.model import ScoreModel
+from riemannian_diffusion.score.model import ScoreModel, even_fractions
 
 
 class DiffusionScore(ScoreModel):
@@ -29,7 +29,8 @@ class DiffusionScore(ScoreModel):
         timestep: The level, an index into `scheduler.alphas_cumprod`.
         encoder_hidden_states: `(1, L, C)` prompt embedding for every point, or `(P, L, C)`, a path
             of prompts: the K points of a call then lie at fractions `i / (K - 1)` of it,
-            interpolated linearly between its knots.
+            interpolated linearly between its knots. `(B, P, L, C)`: such a path for each of the B
+            pairs of `geodesics`.
         negative_hidden_states: The same for the negative prompt, needed by modes "guided" and
             "difference".
         guidance_scale: Weight `g` of mode "guided".
@@ -95,7 +96,7 @@ class DiffusionScore(ScoreModel):
         self.encoder_hidden_states = encoder_hidden_states
         self.negative_hidden_states = negative_hidden_states
         self.guidance_scale, self.mode = guidance_scale, mode
-        self.max_batch_size, self._last_batch = max_batch_size, 1
+        self.max_batch_size = max_batch_size
 
     def __call__(self, x: Tensor) -> Tensor:
         """The score at each point, `(K, *shape) -> (K, *shape)`."""
@@ -124,9 +125,28 @@ class DiffusionScore(ScoreModel):
         with _frozen(self.model):
             return torch.cat([torch.func.vjp(f, points)[1](c)[0] for (f, points), c in pairs])
 
-    def use_less_memory(self) -> bool:
+    @property
+    def eps(self) -> float:
+        """Relative rounding in the network's dtype."""
+        return torch.finfo(next(self.model.parameters()).dtype).eps
+
+    def along(self, u: Tensor, pairs: Tensor | None = None) -> DiffusionScore:
+        """The model under the prompts at fractions `u` of the paths of these pairs."""
+        positive = _prompts_at(self.encoder_hidden_states, u, pairs, "encoder_hidden_states")
+        negative = _prompts_at(self.negative_hidden_states, u, pairs, "negative_hidden_states")
+        if positive is self.encoder_hidden_states and negative is self.negative_hidden_states:
+            return self
+        placed = copy.copy(self)
+        placed.encoder_hidden_states, placed.negative_hidden_states = positive, negative
+        return placed
+
+    def points_at_once(self, x: Tensor) -> int:
+        """`max_batch_size` of them."""
+        return min(self.max_batch_size or len(x), len(x))
+
+    def use_less_memory(self, x: Tensor) -> bool:
         """Halve the batches given to the network, with a warning; False where they are single."""
-        size = min(self.max_batch_size or self._last_batch, self._last_batch)
+        size = self.points_at_once(x)
         if size <= 1:
             return False
         self.max_batch_size = size // 2
@@ -138,22 +158,19 @@ class DiffusionScore(ScoreModel):
         return True
 
     def _chunks(self, x: Tensor) -> list[tuple[Callable[[Tensor], Tensor], Tensor]]:
-        size = self.max_batch_size or len(x)
-        self._last_batch = min(size, len(x))
-        points = x.split(size)
-        conditional = _prompts_along(
-            self.encoder_hidden_states, len(x), size, "encoder_hidden_states"
-        )
-        negative = [None] * len(points)
-        if self.mode != "conditional":
-            negative = _prompts_along(
-                self.negative_hidden_states, len(x), size, "negative_hidden_states"
-            )
+        size = self.max_batch_size or max(1, len(x))
+        points, placed = x.split(size), self.along(even_fractions(len(x)))
+
+        def parts(prompts: Tensor | None) -> Sequence[Tensor | None]:
+            if prompts is None or len(prompts) == 1:
+                return [prompts] * len(points)
+            return prompts.split(size)
 
         def bind(cond: Tensor | None, neg: Tensor | None) -> Callable[[Tensor], Tensor]:
             return lambda part: self._score(part, cond, neg)
 
-        return [(bind(c, n), p) for c, n, p in zip(conditional, negative, points, strict=True)]
+        prompts = parts(placed.encoder_hidden_states), parts(placed.negative_hidden_states)
+        return [(bind(c, n), p) for c, n, p in zip(*prompts, points, strict=True)]
 
     def _score(self, x: Tensor, conditional: Tensor | None, negative: Tensor | None) -> Tensor:
         with _frozen(self.model):
@@ -170,7 +187,8 @@ class DiffusionScore(ScoreModel):
         timestep = torch.tensor(self.timestep, device=x.device)
         prompt = {}
         if hidden is not None:
-            prompt["encoder_hidden_states"] = hidden.to(device=x.device, dtype=parameter.dtype)
+            hidden = hidden.to(device=x.device, dtype=parameter.dtype)
+            prompt["encoder_hidden_states"] = hidden.expand(len(x), -1, -1)
         output = self.model(x.to(parameter.dtype), timestep, **prompt, return_dict=False)[0]
         if output.shape != x.shape:
             raise ValueError(
@@ -188,26 +206,39 @@ _NOISE_FROM: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
 }
 
 
-def _prompts_along(prompts: Tensor | None, num: int, size: int, name: str) -> list[Tensor | None]:
-    """Prompt embeddings at `num` equal fractions of a path of prompts, in chunks of `size`."""
+def _prompts_at(
+    prompts: Tensor | None, u: Tensor, pairs: Tensor | None, name: str
+) -> Tensor | None:
+    """Prompt embeddings at places on paths of prompts `(K, L, C)`; one for all as it is."""
     if prompts is None:
-        return [None] * math.ceil(num / size)
-    if prompts.ndim != 3:
+        return None
+    if prompts.ndim not in (3, 4):
         raise ValueError(
-            f"`{name}` must be (1, L, C) or (P, L, C), but got {tuple(prompts.shape)}."
+            f"`{name}` must be (1, L, C), (P, L, C) or (B, P, L, C), "
+            f"but got {tuple(prompts.shape)}."
         )
-    if len(prompts) == 1:
-        prompts = prompts.expand(num, -1, -1)
-    elif len(prompts) != num:
-        if num == 1:
-            raise ValueError(
-                f"`{name}` is a path of {len(prompts)} prompts: one point alone has no place on it."
-            )
-        place = torch.linspace(0, len(prompts) - 1, num, dtype=torch.float64)
-        left = place.long().clamp(max=len(prompts) - 2)
-        weight = (place - left).to(prompts)[:, None, None]
-        prompts = torch.lerp(prompts[left], prompts[left + 1], weight)
-    return list(prompts.split(size))
+    if prompts.ndim == 3 and len(prompts) == 1:
+        return prompts
+    if u.isnan().any():
+        raise ValueError(
+            f"`{name}` is a path of {prompts.shape[-3]} prompts: one point alone has no place on "
+            "it."
+        )
+    paths = prompts[None] if prompts.ndim == 3 else prompts
+    if prompts.ndim == 3:
+        pairs = None
+    elif pairs is None and len(paths) > 1:
+        raise ValueError(
+            f"`{name}` {tuple(prompts.shape)} belongs to {len(paths)} pairs: solve them with "
+            "`geodesics`, or say by `along(u, pairs)` which pair each point belongs to."
+        )
+    which = torch.zeros(len(u), dtype=torch.long) if pairs is None else pairs
+    place = u * (paths.shape[1] - 1)
+    left = place.long().clamp(max=max(0, paths.shape[1] - 2))
+    right = (left + 1).clamp(max=paths.shape[1] - 1)
+    weight = (place - left).to(prompts)[:, None, None]
+    which, left, right = (index.to(prompts.device) for index in (which, left, right))
+    return torch.lerp(paths[which, left], paths[which, right], weight)
 
 
 class _Recomputed(torch.autograd.Function):

@@ -16,10 +16,12 @@ class ScoreModel(ABC):
     Attributes:
         alpha: Factor of the clean data at this level, in (0, 1].
         sigma: Standard deviation of the noise at this level, positive.
+        eps: Relative rounding of its values, where coarser than that of the points; else 0.
     """
 
     alpha: float
     sigma: float
+    eps: float = 0.0
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -49,6 +51,26 @@ class ScoreModel(ABC):
         """The derivative of `stack` along `v`, `(K, S, *shape)`."""
         return self.jvp(x, v)[:, None]
 
-    def use_less_memory(self) -> bool:
-        """Called where memory has run out: True if the same call now needs less of it."""
+    def along(self, u: Tensor, pairs: Tensor | None = None) -> ScoreModel:
+        """The model for points of paths, where it depends on the place; else itself.
+
+        Args:
+            u: `(K,)`, the fraction of its path at which each point lies.
+            pairs: `(K,)`, the pair of ends that each point's path belongs to; None where all
+                share prompts and noises.
+        """
+        return self
+
+    def points_at_once(self, x: Tensor) -> int:
+        """How many of these points may be differentiated in one call."""
+        return len(x)
+
+    def use_less_memory(self, x: Tensor) -> bool:
+        """Called where memory ran out on these points: True if a call on them now needs less."""
         return False
+
+
+def even_fractions(num: int) -> Tensor:
+    """Where the points of a path lie on it, `(num,)` float64; NaN for one point alone."""
+    u = torch.linspace(0, 1, num, dtype=torch.float64)
+    return u if num > 1 else torch.full_like(u, torch.nan)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
 
-import torch
 from torch import Tensor
 
-from riemannian_diffusion.score.model import ScoreModel
+from riemannian_diffusion.score.model import ScoreModel, even_fractions
 
 
 class SharedNoiseScore(ScoreModel):
@@ -21,12 +20,15 @@ class SharedNoiseScore(ScoreModel):
 
     Args:
         score: The model at one level, in noisy coordinates.
-        noise: `shape`, or `(S, *shape)` for S noises, standard normal.
+        noise: Standard normal, `shape`, or `(S, *shape)` for S noises, or `(P, S, *shape)` for S
+            noises in each of the P pairs of `geodesics`.
     """
 
     def __init__(self, score: ScoreModel, noise: Tensor):
-        self.score, self.noise = score, noise
+        self.score, self.noise, self.eps = score, noise, score.eps
         self.alpha, self.sigma = 1.0, score.sigma / score.alpha
+        self._u: Tensor | None = None
+        self._pairs: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """The mean over noises of the score at `x + sigma noise`, `(K, *shape) -> (K, *shape)`."""
@@ -34,7 +36,7 @@ class SharedNoiseScore(ScoreModel):
 
     def denoise(self, x: Tensor) -> Tensor:
         """The estimate of the clean point, `x + sigma (sigma score(x) + noise)`, averaged."""
-        return x + self.sigma**2 * self(x) + self.sigma * self._noises(x).mean(0)
+        return x + self.sigma**2 * self(x) + self.sigma * self._noises(x).mean(1)
 
     def jvp(self, x: Tensor, v: Tensor) -> Tensor:
         """`J(x) v`, averaged over noises."""
@@ -42,31 +44,65 @@ class SharedNoiseScore(ScoreModel):
 
     def vjp(self, x: Tensor, w: Tensor) -> Tensor:
         """`J(x)^T w`, averaged over noises."""
-        parts = [self.score.vjp(point, w) for point in self._noisy(x)]
-        return self.score.alpha**2 * torch.stack(parts).mean(0)
+        score, points = self._noisy(x)
+        cotangents = w[:, None].expand(points.shape).flatten(0, 1)
+        parts = score.vjp(points.flatten(0, 1), cotangents).view_as(points)
+        return self.score.alpha**2 * parts.mean(1)
 
     def stack(self, x: Tensor) -> Tensor:
         """One score per noise, `(K, *shape) -> (K, S, *shape)`."""
-        return self.score.alpha * torch.stack([self.score(point) for point in self._noisy(x)], 1)
+        score, points = self._noisy(x)
+        return self.score.alpha * score(points.flatten(0, 1)).view_as(points)
 
     def stack_jvp(self, x: Tensor, v: Tensor) -> Tensor:
         """The derivative of `stack` along `v`."""
-        return self.score.alpha**2 * torch.stack(
-            [self.score.jvp(point, v) for point in self._noisy(x)], 1
-        )
+        score, points = self._noisy(x)
+        tangents = v[:, None].expand(points.shape).flatten(0, 1)
+        parts = score.jvp(points.flatten(0, 1), tangents).view_as(points)
+        return self.score.alpha**2 * parts
 
-    def use_less_memory(self) -> bool:
-        """As the model underneath."""
-        return self.score.use_less_memory()
+    def along(self, u: Tensor, pairs: Tensor | None = None) -> SharedNoiseScore:
+        """The model for points at fractions `u` of the paths of these pairs."""
+        placed = copy.copy(self)
+        placed._u, placed._pairs = u, pairs
+        return placed
+
+    def points_at_once(self, x: Tensor) -> int:
+        """As the model underneath, which is given S points for one."""
+        num = self._num_noises(x)
+        return max(1, self.score.points_at_once(x.repeat_interleave(num, 0)) // num)
+
+    def use_less_memory(self, x: Tensor) -> bool:
+        """As the model underneath, which is given S points for one."""
+        return self.score.use_less_memory(x.repeat_interleave(self._num_noises(x), 0))
+
+    def _num_noises(self, x: Tensor) -> int:
+        return self.noise.shape[-x.ndim] if self.noise.ndim >= x.ndim else 1
 
     def _noises(self, x: Tensor) -> Tensor:
-        noise = self.noise if self.noise.ndim == x.ndim else self.noise[None]
-        if noise.shape[1:] != x.shape[1:]:
+        """The noises of each point, `(K or 1, S, *shape)`."""
+        noise = self.noise.to(x)
+        if noise.ndim == x.ndim + 1:
+            if self._pairs is None and len(noise) > 1:
+                raise ValueError(
+                    f"`noise` {tuple(noise.shape)} belongs to {len(noise)} pairs: solve them with "
+                    "`geodesics`, or say by `along(u, pairs)` which pair each point belongs to."
+                )
+            noise = noise[[0] if self._pairs is None else self._pairs.to(noise.device)]
+        elif noise.ndim == x.ndim:
+            noise = noise[None]
+        else:
+            noise = noise[None, None]
+        if noise.shape[2:] != x.shape[1:]:
             raise ValueError(
                 f"`noise` is {tuple(self.noise.shape)}, which does not fit points {tuple(x.shape)}."
             )
-        return noise.to(x)
+        return noise
 
-    def _noisy(self, x: Tensor) -> Iterator[Tensor]:
-        for noise in self._noises(x):
-            yield self.score.alpha * x + self.score.sigma * noise
+    def _noisy(self, x: Tensor) -> tuple[ScoreModel, Tensor]:
+        """The model underneath in the places of the noisy points, and these, `(K, S, *shape)`."""
+        points = self.score.alpha * x[:, None] + self.score.sigma * self._noises(x)
+        num = points.shape[1]
+        u = even_fractions(len(x)) if self._u is None else self._u
+        pairs = None if self._pairs is None else self._pairs.repeat_interleave(num)
+        return self.score.along(u.repeat_interleave(num), pairs), points

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion.paths import length
-from riemannian_diffusion.score import ScoreModel
+from riemannian_diffusion.score.model import ScoreModel, even_fractions
 
 
 class Metric(ABC):
@@ -40,8 +40,9 @@ class Metric(ABC):
         A segment `dx` with midpoint `m` has energy `1/2 (K - 1) <dx, dx>_m`, so that their sum
         tends to the energy of the curve run through in unit time, and length^2 <= 2 sum.
         """
-        step = path[1:] - path[:-1]
-        return 0.5 * len(step) * self.inner((path[1:] + path[:-1]) / 2, step, step)
+        step, u = path[1:] - path[:-1], even_fractions(len(path))
+        there = self.along((u[1:] + u[:-1]) / 2)
+        return 0.5 * len(step) * there.inner((path[1:] + path[:-1]) / 2, step, step)
 
     def length(self, path: Tensor) -> Tensor:
         """The length of the path, a scalar."""

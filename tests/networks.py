@@ -1,7 +1,13 @@
-"""A tiny network to read as a score, and derivatives without autograd."""
+"""Tiny networks to read as scores, random points, and derivatives without autograd."""
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
+
+
+def randn(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def tiny_unet() -> UNet2DModel:
@@ -19,6 +25,26 @@ def tiny_unet() -> UNet2DModel:
         norm_num_groups=4,
     )
     return unet.double().eval()
+
+
+def tiny_conditional_unet() -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return (
+        UNet2DConditionModel(
+            sample_size=8,
+            in_channels=2,
+            out_channels=2,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=6,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        )
+        .double()
+        .eval()
+    )
 
 
 @torch.no_grad()

@@ -3,14 +3,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import (
     Attention,
     AttnProcessor,
     AttnProcessor2_0,
     SlicedAttnProcessor,
 )
-from networks import central_difference, tiny_unet
+from networks import central_difference, randn, tiny_conditional_unet, tiny_unet
 from scipy.stats import multivariate_normal
 from torch import nn
 from torch.autograd.functional import jacobian
@@ -29,12 +29,6 @@ from riemannian_diffusion import (
     geodesic,
 )
 from riemannian_diffusion.score.attention import BlockwiseAttention
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(
-        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    ).to(dtype)
 
 
 def dense_jacobian(function, x):
@@ -333,26 +327,6 @@ PROCESSORS = {
     "SlicedAttnProcessor": lambda: SlicedAttnProcessor(1),
     "custom": MaskedProcessor,
 }
-
-
-def tiny_conditional_unet():
-    torch.manual_seed(0)
-    return (
-        UNet2DConditionModel(
-            sample_size=8,
-            in_channels=2,
-            out_channels=2,
-            layers_per_block=1,
-            block_out_channels=(8, 16),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=6,
-            attention_head_dim=4,
-            norm_num_groups=4,
-        )
-        .double()
-        .eval()
-    )
 
 
 def prompts(num, seed=11):

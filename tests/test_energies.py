@@ -1,0 +1,265 @@
+"""Many energies at once: the same numbers as one at a time, at no more passes than needed."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from networks import randn, tiny_conditional_unet
+from problems import circle
+from torch.testing import assert_close
+
+from riemannian_diffusion import (
+    Adam,
+    DiffusionScore,
+    EuclideanMetric,
+    GaussianMixtureScore,
+    Metric,
+    PathLBFGS,
+    ScoreJacobianMetric,
+    SharedNoiseScore,
+    SteinScoreMetric,
+    TangentNormalMetric,
+    geodesic,
+    geodesics,
+    lerp,
+    refine,
+    slerp,
+)
+from riemannian_diffusion.geodesics.energies import Ask, Energies
+
+SCHEDULER = DDIMScheduler()
+SHAPE = (2, 8, 8)
+
+
+class ByProducts(TangentNormalMetric):
+    """Energies by forward-mode products at midpoints, as the papers' code takes them."""
+
+    energy = Metric.energy
+
+
+METRICS = {
+    "tangent normal": TangentNormalMetric,
+    "by products": ByProducts,
+    "score Jacobian": lambda score: ScoreJacobianMetric(score, ridge=0.1),
+    "Stein": SteinScoreMetric,
+    "Stein, full gradient": lambda score: SteinScoreMetric(score, detach_score=False),
+}
+every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
+
+
+def unet_score(**options) -> DiffusionScore:
+    return DiffusionScore(tiny_conditional_unet(), SCHEDULER, 300, **options)
+
+
+def prompts(*shape, seed=11):
+    return 3 * randn(*shape, 5, 6, seed=seed)
+
+
+def count_points(score: DiffusionScore) -> list[int]:
+    """The sizes of the batches that the network is given from now on."""
+    sizes = []
+    score.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    return sizes
+
+
+def autograd_answer(metric, path):
+    path = path.clone().requires_grad_()
+    energies = metric.energy(path)
+    gradient = torch.autograd.grad(energies.sum(), path)[0]
+    gradient[[0, -1]] = 0
+    return energies.detach(), gradient
+
+
+# ----------------------------------------------------------------------- chunks, ends, many paths
+
+
+@every_metric
+@pytest.mark.parametrize("noises", [None, 2])
+@pytest.mark.parametrize("max_batch_size", [None, 4, 3, 1])
+def test_energies_and_gradients_are_those_of_autograd(metric, noises, max_batch_size):
+    """With a path of prompts, whose places the chunks must keep."""
+    score = unet_score(encoder_hidden_states=prompts(3), max_batch_size=max_batch_size)
+    read = score if noises is None else SharedNoiseScore(score, randn(noises, *SHAPE, seed=5))
+    metric = metric(read)
+    paths = [randn(7, *SHAPE, seed=1), randn(5, *SHAPE, seed=2)]
+    asks = [Ask(metric, path, i, differentiate=True) for i, path in enumerate(paths)]
+    for path, answer in zip(paths, Energies()(asks), strict=True):
+        energies, gradient = autograd_answer(metric, path)
+        assert_close(answer.energies, energies, rtol=1e-9, atol=1e-9)
+        assert_close(answer.gradient, gradient, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("max_batch_size", [None, 4])
+def test_a_solve_embeds_its_ends_once_and_no_point_twice(max_batch_size):
+    """But for the first point of each later chunk, once more without a graph."""
+    score = unet_score(encoder_hidden_states=prompts(1), max_batch_size=max_batch_size)
+    sizes = count_points(score)
+    found = geodesic(
+        TangentNormalMetric(score), *randn(2, *SHAPE, seed=1), num_points=5, max_evals=3
+    )
+    assert found.num_evals == 3
+    inner, finer = 4 * 3 - 1, 4 * 6 - 1
+    ahead = 0 if max_batch_size is None else 2  # chunks of 4, 4 and 3 points
+    assert sum(sizes) == 2 + 3 * (inner + ahead) + finer
+
+
+def test_chunks_are_differentiated_one_at_a_time():
+    """The forward passes of a chunk's successor come after its reverse pass."""
+    score = unet_score(encoder_hidden_states=prompts(1), max_batch_size=2)
+    events = []
+    score.model.register_forward_pre_hook(
+        lambda _, inputs: events.append("forward" if inputs[0].requires_grad else "ahead")
+    )
+    path = randn(8, *SHAPE, seed=1)
+
+    class Watched(TangentNormalMetric):
+        def embed(self, x):
+            if x.requires_grad:
+                x.register_hook(lambda _: events.append("backward"))
+            return super().embed(x)
+
+    Energies()([Ask(Watched(score), path, 0, differentiate=True)])
+    assert events == ["ahead"] * 2 + ["forward", "backward"] * 3  # the ends, two points; 6 points
+
+
+# ------------------------------------------------------------------------------------ many pairs
+
+
+PAIRED = {
+    "one prompt": ({"encoder_hidden_states": prompts(1)}, None),
+    "a path of prompts for all": ({"encoder_hidden_states": prompts(3)}, None),
+    "prompts of each pair": ({"encoder_hidden_states": prompts(3, 2)}, None),
+    "guided": (
+        {
+            "encoder_hidden_states": prompts(3, 2),
+            "negative_hidden_states": prompts(1, seed=12),
+            "mode": "guided",
+            "guidance_scale": 2.0,
+        },
+        None,
+    ),
+    "noises of each pair": ({"encoder_hidden_states": prompts(3, 2)}, (3, 2)),
+    "noises for all": ({"encoder_hidden_states": prompts(1)}, (2,)),
+}
+
+
+@pytest.mark.parametrize("metric", [TangentNormalMetric, SteinScoreMetric])
+@pytest.mark.parametrize("options, noise", PAIRED.values(), ids=PAIRED.keys())
+def test_pairs_side_by_side_are_single_pairs(metric, options, noise):
+    score = unet_score(**options, max_batch_size=7)
+    x0, x1 = randn(3, *SHAPE, seed=1), randn(3, *SHAPE, seed=2)
+    noises = None if noise is None else randn(*noise, *SHAPE, seed=3)
+    read = score if noises is None else SharedNoiseScore(score, noises)
+    solve = {"num_points": 4, "num_quadrature": 2, "max_evals": 3, "init": ["lerp", "slerp"]}
+    together = geodesics(metric(read), x0, x1, **solve)
+    for i, found in enumerate(together):
+        mine = dict(options)
+        if options["encoder_hidden_states"].ndim == 4:
+            mine["encoder_hidden_states"] = options["encoder_hidden_states"][i]
+        alone = DiffusionScore(score.model, SCHEDULER, 300, **mine)
+        if noises is not None:
+            alone = SharedNoiseScore(alone, noises[i] if len(noise) == 2 else noises)
+        expected = geodesic(metric(alone), x0[i], x1[i], **solve)
+        assert_close(found.path, expected.path, rtol=1e-7, atol=1e-7)
+        assert_close(found.energy, expected.energy, rtol=1e-8, atol=0)
+        assert found.num_evals == expected.num_evals and found.status == expected.status
+        assert found.lower_bound == pytest.approx(expected.lower_bound, rel=1e-8)
+
+
+@pytest.mark.parametrize("solver", [PathLBFGS(), Adam(0.05, 0.05)], ids=["L-BFGS", "Adam"])
+def test_every_pair_ends_when_it_has_converged(solver):
+    problem = circle(8)
+    metric = [TangentNormalMetric(problem.score), TangentNormalMetric(problem.score)]
+    near = problem.geodesic(torch.tensor([0.3], dtype=torch.float64))[0]
+    x0, x1 = torch.stack([problem.x0, problem.x0]), torch.stack([problem.x1, near])
+    seen = []
+    options = {"init": "lerp", "solver": solver, "max_evals": 60}
+    together = geodesics(metric, x0, x1, callback=seen.append, **options)
+    alone = [geodesic(metric, *ends, **options) for ends in zip(x0, x1, strict=True)]
+    for i, (found, expected) in enumerate(zip(together, alone, strict=True)):
+        assert_close(found.path, expected.path, rtol=1e-6, atol=1e-7)
+        assert found.num_evals == expected.num_evals and found.status == expected.status
+        mine = [iterate for iterate in seen if iterate.pair == i]
+        assert mine[-1].num_evals <= found.num_evals
+        assert torch.equal(mine[0].path[-1], x1[i])
+    if solver.patience is not None:
+        assert together[0].num_evals != together[1].num_evals
+
+
+def test_pairs_side_by_side_share_the_networks_calls():
+    score = unet_score(encoder_hidden_states=prompts(1))
+    sizes = count_points(score)
+    x0, x1 = randn(4, *SHAPE, seed=1), randn(4, *SHAPE, seed=2)
+    geodesics(TangentNormalMetric(score), x0, x1, num_points=4, num_quadrature=1, max_evals=3)
+    assert sizes == [8, 8, 8, 8, 4 * 5]  # the ends, 3 evaluations, the finer sampling
+
+
+def test_starts_of_every_pair():
+    x0, x1 = randn(2, 3, seed=1), randn(2, 3, seed=2)
+    paths = torch.stack([slerp(*ends, 5) for ends in zip(x0, x1, strict=True)])
+    calls = []
+
+    def start(a, b, num_points):
+        calls.append((a, b))
+        return lerp(a, b, num_points)
+
+    found = geodesics(EuclideanMetric(), x0, x1, num_points=5, init=[paths, start], max_evals=2)
+    for i, one in enumerate(found):
+        assert torch.equal(calls[i][0], x0[i]) and torch.equal(calls[i][1], x1[i])
+        assert_close(one.path, lerp(x0[i], x1[i], 5))
+
+
+ONE, TWO = torch.zeros(1, 3), torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    "x0, x1, options, message",
+    [
+        (ONE, TWO, {}, r"\(P, \*shape\) of one shape, but got \(1, 3\) and \(2, 3\)"),
+        (ONE[0], ONE[0], {}, r"`x0` and `x1` must be points \(P, \*shape\)"),
+        (ONE[:0], ONE[:0], {}, r"`x0` and `x1` must be points \(P, \*shape\)"),
+        (TWO, TWO + 1, {"init": torch.zeros(17, 3)}, r"`init` must be \(2, 17, 3\), but got"),
+        (TWO, TWO + 1, {"init": torch.zeros(2, 4, 3)}, r"`init` must be \(17, 3\), but got"),
+        (TWO, TWO / 0, {}, "`x1` must be a floating-point tensor of finite values"),
+    ],
+)
+def test_bad_pairs(x0, x1, options, message):
+    with pytest.raises(ValueError, match=message):
+        geodesics(EuclideanMetric(), x0, x1, **options)
+
+
+def test_prompts_and_noises_of_pairs_need_to_know_the_pair():
+    score = unet_score(encoder_hidden_states=prompts(3, 2))
+    with pytest.raises(ValueError, match=r"`encoder_hidden_states` .* belongs to 3 pairs"):
+        score(randn(4, *SHAPE))
+    mixture = GaussianMixtureScore(randn(5, 3), 0.5)
+    with pytest.raises(ValueError, match=r"`noise` \(3, 2, 3\) belongs to 3 pairs"):
+        SharedNoiseScore(mixture, randn(3, 2, 3))(randn(4, 3))
+
+
+# -------------------------------------------------------------------------------------- rounding
+
+
+class Coarse(GaussianMixtureScore):
+    """Its values are rounded to bfloat16, as a network's in that dtype are."""
+
+    eps = torch.finfo(torch.bfloat16).eps
+
+    def __call__(self, x):
+        exact = super().__call__(x)
+        return exact + (exact.bfloat16() - exact).detach()
+
+
+def test_differences_below_the_networks_rounding_are_refused():
+    problem = circle(8)
+    exact = problem.score
+    coarse = Coarse(exact.means, exact.sigma, std=exact.std, alpha=exact.alpha)
+    metric = ScoreJacobianMetric(coarse, ridge=1.0)
+    near = problem.geodesic(torch.tensor([0.01], dtype=torch.float64))[0]
+    refused = geodesic(metric, problem.x0, near, init="lerp")
+    assert refused.status == "rounding" and refused.num_evals == 1
+    assert "wider dtype" in refused.message
+    assert torch.equal(refused.path, lerp(problem.x0, near, 17))
+    assert geodesic(metric, problem.x0, problem.x1, init="lerp").status == "converged"
+    same = geodesic(metric, problem.x0, problem.x0)  # nothing to resolve
+    assert same.status == "converged"
+    assert_close(refine(same.path, 2), problem.x0.expand(33, -1))

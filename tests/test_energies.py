@@ -1,5 +1,7 @@
 """Many energies at once: the same numbers as one at a time, at no more passes than needed."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -263,3 +265,34 @@ def test_differences_below_the_networks_rounding_are_refused():
     same = geodesic(metric, problem.x0, problem.x0)  # nothing to resolve
     assert same.status == "converged"
     assert_close(refine(same.path, 2), problem.x0.expand(33, -1))
+
+
+# ----------------------------------------------------------------------------------- compilation
+
+
+def test_a_compiled_network_is_compiled_once_and_gives_the_same():
+    """Without a graph break, and again only for another size of batch or kind of call."""
+    torch._dynamo.reset()
+    eager = unet_score(encoder_hidden_states=prompts(1), max_batch_size=8)
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = copy.copy(eager)
+    compiled.model = torch.compile(eager.model, backend=count, fullgraph=True)
+    x0, x1 = randn(2, *SHAPE, seed=1)
+    options = {"num_points": 4, "max_evals": 4}  # 8 inner points: one chunk
+    expected = geodesic(TangentNormalMetric(eager), x0, x1, **options)
+    once = geodesic(TangentNormalMetric(compiled), x0, x1, **options | {"max_evals": 1})
+    num_graphs = len(graphs)
+    assert 1 <= num_graphs <= 4  # the ends, the points, the finer sampling and its last chunk
+    found = geodesic(TangentNormalMetric(compiled), x0, x1, **options)
+    assert len(graphs) == num_graphs
+    assert once.num_evals == 1 and found.num_evals == 4
+    assert_close(found.path, expected.path, rtol=1e-9, atol=1e-9)
+    v = randn(2, *SHAPE, seed=3)
+    x = torch.stack([x0, x1])
+    assert_close(compiled.jvp(x, v), eager.jvp(x, v), rtol=1e-9, atol=1e-9)
+    assert_close(compiled.vjp(x, v), eager.vjp(x, v), rtol=1e-9, atol=1e-9)

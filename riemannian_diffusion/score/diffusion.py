@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +113,7 @@ class DiffusionScore(ScoreModel):
 
         Memory is linear in the number of tokens.
         """
-        with _frozen(self.model), forward_mode_attention(self.model):
+        with _frozen(self.model), _uncompiled(), forward_mode_attention(self.model):
             tangents = v.split(self.max_batch_size or len(v))
             pairs = zip(self._chunks(x), tangents, strict=True)
             return torch.cat([torch.func.jvp(f, (points,), (t,))[1] for (f, points), t in pairs])
@@ -122,7 +122,7 @@ class DiffusionScore(ScoreModel):
         """`J(x)^T w` in reverse mode."""
         cotangents = w.split(self.max_batch_size or len(w))
         pairs = zip(self._chunks(x), cotangents, strict=True)
-        with _frozen(self.model):
+        with _frozen(self.model), _uncompiled():
             return torch.cat([torch.func.vjp(f, points)[1](c)[0] for (f, points), c in pairs])
 
     @property
@@ -268,6 +268,11 @@ class _Recomputed(torch.autograd.Function):
 
 def _is_checkpointing(model: nn.Module) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def _uncompiled() -> AbstractContextManager:
+    """Compiled functions run as they were written: torch.func's transforms reject them."""
+    return torch.compiler.set_stance("force_eager")
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Stable Diffusion's networks with random weights: their cost does not depend on the weights."""
+"""Stable Diffusion's networks with random weights, and the energy that the papers differentiate.
+
+The cost of a network does not depend on its weights.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from riemannian_diffusion import DiffusionScore, demo
+from riemannian_diffusion import DiffusionScore, Metric, TangentNormalMetric, demo
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SD15 = {"cross_attention_dim": 768}  # everything else is the class's default
@@ -23,6 +26,12 @@ SDXL = {
     "projection_class_embeddings_input_dim": 2816,
 }
 NAMES = ("shipped", "sd15", "sdxl")
+
+
+class ByProducts(TangentNormalMetric):
+    """The tangent-normal metric with its energy by forward-mode products at midpoints."""
+
+    energy = Metric.energy
 
 
 class WithSize(nn.Module):

@@ -1,16 +1,17 @@
 """What one evaluation costs, in forward passes of the same network over the same points.
 
     python benchmarks/cost.py [--models shipped sd15 sdxl] [--device cuda] [--dtypes float32]
-        [--points 17] [--quadrature 3] [--max-batch-size N] [--repeats 5]
+        [--points 17] [--quadrature 3] [--chunks N ...] [--compile] [--repeats 5]
 
 One line per model and dtype for each of:
 
     forward               the network alone, once per point, as fused as it comes
     energy, gradient      an evaluation of the tangent-normal energy and its gradient by chords
-    the same, in chunks   of --max-batch-size or an eighth of the points: recomputed, less memory
+    in chunks of N        the same with `max_batch_size=N`: less memory
     J v                   one forward-mode product per point
     J v, 4 tangents       at one point under vmap, in forward passes of that point
     forward-mode energy   the papers' energy by products at midpoints, and its gradient
+    ..., compiled         with torch.compile, and what compiling took
 
 Columns: seconds (the least of the repeats), the ratio to the forward passes, TFLOP/s of the network
 alone and its share of the rate of a square matrix product on this device in the same dtype. On a
@@ -25,12 +26,13 @@ import time
 from collections.abc import Callable
 
 import torch
-from architectures import NAMES, score_of
+from architectures import NAMES, ByProducts, score_of
 from machine import describe
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from riemannian_diffusion import DiffusionScore, Metric, TangentNormalMetric, refine
+from riemannian_diffusion.geodesics.energies import Ask, Energies
 
 NUM_TANGENTS = 4
 
@@ -54,47 +56,60 @@ def matrix_rate(dtype: torch.dtype, device: str) -> float:
     return 2 * size**3 / least_seconds(lambda: a @ a, 5, device) / 1e12
 
 
-def gradient(energy: Callable[[Tensor], Tensor], path: Tensor) -> Tensor:
-    """The gradient of an energy in the points of a path."""
-    path = path.detach().requires_grad_()
-    return torch.autograd.grad(energy(path).sum(), path)[0]
-
-
 def products(score: DiffusionScore, x: Tensor, tangents: Tensor) -> Tensor:
     """The Jacobian's products with several tangents `(T, *shape)` at one point."""
     return torch.func.vmap(lambda v: score.jvp(x[None], v[None])[0])(tangents)
 
 
+def evaluation(metric: Metric, path: Tensor) -> Callable[[], object]:
+    """An evaluation of the energy and its gradient, as in a solve that is under way."""
+    energies = Energies()
+    return lambda: energies([Ask(metric, path, 0, differentiate=True)])
+
+
 def rows_of(
-    score: DiffusionScore, shape: tuple[int, ...], num_points: int, num_quadrature: int
+    score: DiffusionScore,
+    shape: tuple[int, ...],
+    num_points: int,
+    num_quadrature: int,
+    sizes: list[int],
+    compile: bool,
 ) -> dict[str, tuple[Callable[[], object], int]]:
     """What is timed, and over how many points."""
     generator = torch.Generator().manual_seed(0)
     device = next(score.model.parameters()).device
     knots = torch.randn(num_points, *shape, generator=generator).to(device)
     path = refine(knots, num_quadrature)
-    metric = TangentNormalMetric(score)
-    chunked = copy.copy(score)
-    chunked.max_batch_size = chunk = score.max_batch_size or max(1, len(path) // 8)
-    pieces = TangentNormalMetric(chunked)
-
-    def by_products(x: Tensor) -> Tensor:
-        return Metric.energy(metric, x)
-
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return score(path)
-
-    num = len(path)
     tangents = torch.randn(NUM_TANGENTS, *shape, generator=generator).to(device)
-    return {
-        "forward": (forward, num),
-        "energy, gradient": (lambda: gradient(metric.energy, path), num),
-        f"the same, in chunks of {chunk}": (lambda: gradient(pieces.energy, path), num),
+    num = len(path)
+
+    def alone(model: DiffusionScore) -> Callable[[], object]:
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return model(path)
+
+        return forward
+
+    rows = {
+        "forward": (alone(score), num),
+        "energy, gradient": (evaluation(TangentNormalMetric(score), path), num),
+    }
+    for size in sizes or [max(1, num // 8)]:
+        chunked = copy.copy(score)
+        chunked.max_batch_size = size
+        rows[f"in chunks of {size}"] = (evaluation(TangentNormalMetric(chunked), path), num)
+    rows |= {
         "J v": (lambda: score.jvp(path, path), num),
         f"J v, {NUM_TANGENTS} tangents": (lambda: products(score, path[0], tangents), 1),
-        "forward-mode energy": (lambda: gradient(by_products, path), num - 1),
+        "forward-mode energy": (evaluation(ByProducts(score), path), num - 1),
     }
+    if compile:
+        compiled = copy.copy(score)
+        compiled.model = torch.compile(score.model)
+        metric = TangentNormalMetric(compiled)
+        rows["forward, compiled"] = (alone(compiled), num)
+        rows["energy, gradient, compiled"] = (evaluation(metric, path), num)
+    return rows
 
 
 def main(argv: list[str] | None = None) -> dict[tuple[str, str, str], float]:
@@ -107,7 +122,8 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str, str], float]:
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--points", type=int, help="default: 17, or 2 of a full one on a CPU")
     parser.add_argument("--quadrature", type=int, help="default: 3, or 1 of a full one on a CPU")
-    parser.add_argument("--max-batch-size", type=int)
+    parser.add_argument("--chunks", type=int, nargs="+", default=[])
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args(argv)
     print(describe(args.device))
@@ -117,14 +133,9 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str, str], float]:
         num_points = args.points or (2 if small else 17)
         num_quadrature = args.quadrature or (1 if small else 3)
         for dtype in args.dtypes:
-            score, shape = score_of(
-                name,
-                device=args.device,
-                dtype=getattr(torch, dtype),
-                max_batch_size=args.max_batch_size,
-            )
+            score, shape = score_of(name, device=args.device, dtype=getattr(torch, dtype))
             rate = matrix_rate(getattr(torch, dtype), args.device)
-            rows = rows_of(score, shape, num_points, num_quadrature)
+            rows = rows_of(*(score, shape, num_points, num_quadrature), args.chunks, args.compile)
             with FlopCounterMode(display=False) as counter:
                 rows["forward"][0]()
             tera = counter.get_total_flops() / 1e12
@@ -133,12 +144,17 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str, str], float]:
             print(f"{'':32s}{'s':>10s}{'forwards':>10s}{'TFLOP/s':>10s}{'share':>8s}")
             per_point = None
             for label, (function, num) in rows.items():
+                start = time.perf_counter()
+                function()
+                first = time.perf_counter() - start
                 seconds = least_seconds(function, args.repeats, args.device)
                 per_point = per_point or seconds / num
                 ratios[name, dtype, label] = ratio = seconds / (num * per_point)
                 line = f"{label:32s}{seconds:10.3f}{ratio:10.2f}"
                 if label == "forward":
                     line += f"{tera / seconds:10.3g}{tera / seconds / rate:8.2f}"
+                if label.endswith("compiled"):
+                    line += f"   the first call {first:.0f} s"
                 print(line, flush=True)
             del score, rows
     return ratios

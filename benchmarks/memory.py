@@ -21,6 +21,7 @@ from architectures import NAMES, score_of
 from machine import describe
 
 from riemannian_diffusion import TangentNormalMetric, refine, slerp
+from riemannian_diffusion.geodesics.energies import Ask, Energies
 
 NUM_QUADRATURE = 3
 
@@ -45,12 +46,11 @@ def peak(arguments: tuple) -> float:
         getattr(score.model, "unet", score.model).enable_gradient_checkpointing()
     generator = torch.Generator().manual_seed(0)
     ends = torch.randn(2, *shape, generator=generator).to(device)
-    path = slerp(*ends, num_points).requires_grad_()
+    path = refine(slerp(*ends, num_points), NUM_QUADRATURE)
     metric = TangentNormalMetric(score)
     cuda = device.startswith("cuda")
     before = torch.cuda.memory_allocated() / 2**30 if cuda else resident("VmRSS")
-    energy = metric.energy(refine(path, NUM_QUADRATURE)).sum()
-    torch.autograd.grad(energy, path)
+    Energies()([Ask(metric, path, 0, differentiate=True)])
     after = torch.cuda.max_memory_allocated() / 2**30 if cuda else resident("VmHWM")
     return after - before
 

@@ -37,6 +37,7 @@ from PIL import Image
 from riemannian_diffusion import demo
 from riemannian_diffusion.cli import (
     METRIC_NAMES,
+    default_dtype,
     describe_geodesic,
     first_device,
     installed_versions,
@@ -260,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--negative-prompt", default="")
     add("--max-evals", type=int, default=200)
     add("--max-batch-size", type=int, default=8)
-    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), help="default: as the command line")
     add("--seed", type=int, default=0)
     add("--retry-failed", action="store_true", help="try the failed pairs again")
     return parser
@@ -278,6 +279,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # 1. One process lists what is to do; each takes its share
     state, todo = PartialState(cpu=first_device() == "cpu"), [[]]
+    args.dtype = args.dtype or default_dtype(state.device)
     if state.is_main_process:
         try:
             todo = [prepare(args)]

@@ -72,3 +72,15 @@ def test_memory_does_not_grow_with_the_points_one_at_a_time(load):
 def test_cost(load):
     ratios = load("cost").main(["--repeats", "1", "--points", "3"])
     assert len(ratios) == 6 and all(ratio > 0 for ratio in ratios.values())
+
+
+def test_side_by_side(load):
+    tables = load("scale").main(["--points", "3", "--pairs", "1", "2", "--sizes", "8", "16"])
+    assert tables["sizes"][16] > tables["sizes"][8] > 0
+    passes = tables["on paper"]
+    assert passes["forward"] > 2 * passes["reverse"] > 0 and 0.7 < passes["tera"] < 0.9
+
+
+def test_the_papers_recipe_takes_ten_times_the_evaluations(load):
+    published = load("solvers").main([])[::2]  # every second row is at ten times the rate
+    assert all(evals > 10 for evals, _ in published) and len(published) == 5

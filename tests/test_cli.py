@@ -8,8 +8,9 @@ import imageio_ffmpeg
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
-from riemannian_diffusion.cli import METRIC_NAMES, PROTOCOL_NAMES, main
+from riemannian_diffusion.cli import METRIC_NAMES, PROTOCOL_NAMES, default_dtype, main
 from riemannian_diffusion.evaluation import PROTOCOLS
 from riemannian_diffusion.pipelines.gaps import CURVES
 from riemannian_diffusion.pipelines.geodesic_interpolation import METRICS
@@ -50,7 +51,13 @@ def test_gif_and_report(run, tmp_path):
     assert len(report["reconstruction_error"]) == 2 and report["num_frames"] == 4
     assert report["arguments"]["prompt"] == ["a", "b"] and report["arguments"]["frames"] == 4
     assert set(report["versions"]) >= {"python", "riemannian-diffusion", "torch", "diffusers"}
+    assert report["dtype"] == "float32"
     assert not list(tmp_path.glob(".*"))
+
+
+def test_networks_are_narrow_where_that_is_fast():
+    assert default_dtype("cuda:1") == "float16"
+    assert default_dtype(torch.device("cpu")) == default_dtype("mps") == "float32"
 
 
 def test_video_has_every_frame(run, tmp_path):

@@ -299,13 +299,13 @@ def open_image(path: Path, size: tuple[int, int] | None):
     return image if size is None else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
 
 
-def default_dtype(device: str | torch.device) -> str:
+def default_dtype(device: object) -> str:
     """The narrowest dtype whose geodesics are those of float64, where it is the faster one.
 
     In float16 the solver's directions stay within a quarter of a degree, in bfloat16 they are off
     by degrees (`benchmarks/precision.py`); on a CPU neither is fast.
     """
-    return "float16" if torch.device(device).type == "cuda" else "float32"
+    return "float16" if str(device).startswith("cuda") else "float32"
 
 
 def first_device() -> str:

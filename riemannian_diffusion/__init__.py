@@ -8,7 +8,13 @@ from riemannian_diffusion.ddim import (
     sample_steps,
     sdedit,
 )
-from riemannian_diffusion.exponential import extrapolate
+from riemannian_diffusion.exponential import (
+    exponential_map,
+    extrapolate,
+    frechet_mean,
+    logarithm_map,
+    parallel_transport,
+)
 from riemannian_diffusion.geodesics import (
     Adam,
     Geodesic,
@@ -55,13 +61,17 @@ __all__ = [
     "SteinScoreMetric",
     "TangentNormalMetric",
     "ddim_step",
+    "exponential_map",
     "extrapolate",
+    "frechet_mean",
     "geodesic",
     "geodesics",
     "invert",
     "invert_steps",
     "length",
     "lerp",
+    "logarithm_map",
+    "parallel_transport",
     "refine",
     "resample",
     "roadmap",

@@ -1,4 +1,14 @@
-"""Beyond the last point: paths that go on as straight as the data manifold lets them."""
+"""The geometry of a metric beyond one geodesic: shooting, its inverse, transport, means.
+
+With `G` the metric, `v` a velocity and `p = G v` its momentum, a geodesic is a path whose momentum
+the discrete Euler-Lagrange equations carry from step to step (Marsden and West 2001). For a
+pullback metric with embedding `phi` the discrete Lagrangian is the chord's, as in `geodesic`:
+
+    J(x_k)^T (phi(x_{k+1}) - phi(x_k)) = h p_k
+    J(x_{k+1})^T (phi(x_{k+1}) - phi(x_k)) = h p_{k+1}
+
+so that only products with `J` and `J^T` are taken. For other metrics it is the midpoint's.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +18,304 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.metrics import Metric
-from riemannian_diffusion.paths import segment_lengths
+from riemannian_diffusion.geodesics import Solver, Start, geodesics
+from riemannian_diffusion.metrics import Metric, PullbackMetric, SteinScoreMetric
+from riemannian_diffusion.paths import refine, segment_lengths
 
 NUM_TRIES = 3  # per step, to meet its length
+MAX_CORRECTIONS = 50  # of a step of the exponential map
+
+
+@torch.no_grad()
+def exponential_map(
+    metric: Metric, x: Tensor, v: Tensor, *, num_steps: int = 32, rtol: float = 1e-6
+) -> Tensor:
+    """The geodesic that leaves a point with a velocity, over unit time.
+
+    The integrator is variational: of second order, reversible in time, and its speed oscillates
+    within `O(h^2)` without a drift. The metric is inverted by conjugate gradients, that of
+    `SteinScoreMetric` in closed form.
+
+    Where data lie on a curved manifold, geodesics of `TangentNormalMetric` and
+    `ScoreJacobianMetric` that have left it by rounding go on leaving it, exponentially in the
+    angle turned through: to go on along the data itself see `extrapolate`.
+
+    Args:
+        metric: The metric.
+        x: The point, `shape`.
+        v: The velocity, `shape`.
+        num_steps: Steps, at least 1.
+        rtol: Relative tolerance of the equation solved in each step.
+
+    Returns:
+        The path, `(num_steps + 1, *shape)`; its last point is `exp_x(v)`.
+
+    Raises:
+        ValueError: If shapes differ, values are not finite, `num_steps` is less than 1, or a step
+            is too long for its equation to be solved.
+    """
+    _check_tangent(x, v)
+    if num_steps < 1:
+        raise ValueError(f"`num_steps` must be at least 1, but got {num_steps}.")
+    metric, h = _with_gradient(metric), 1 / num_steps
+    step = _chord_step if isinstance(metric, PullbackMetric) else _midpoint_step
+    points, velocity, momentum = [x], v, _lower(metric, x, v)
+    for k in range(num_steps):
+        found = step(metric, points[-1], velocity, momentum, h, rtol)
+        if found is None:
+            raise ValueError(
+                f"exponential_map: step {k + 1} of {num_steps}, {h * float(v.norm()):.3g} long, "
+                "could not be solved: take more steps, or a shorter `v`."
+            )
+        there, momentum = found
+        velocity = (there - points[-1]) / h
+        points.append(there)
+    return torch.stack(points)
+
+
+@torch.no_grad()
+def logarithm_map(
+    metric: Metric,
+    x: Tensor,
+    y: Tensor,
+    *,
+    num_points: int = 33,
+    num_quadrature: int = 1,
+    init: Start = "lerp",
+    solver: Solver | None = None,
+    rtol: float = 1e-9,
+    max_evals: int = 500,
+) -> Tensor:
+    """The velocity at a point of the geodesic that reaches another in unit time, `shape`.
+
+    Its norm is the geodesic's length. Read off the first momentum of the path that `geodesic`
+    finds, minus the energy's derivative at its start; `exponential_map` with as many steps as this
+    path has (and without sub-chords) follows it back to `y`, up to what the solve leaves.
+
+    Args:
+        metric: The metric.
+        x: The point, `shape`.
+        y: The other, `shape`.
+        num_points: As in `geodesic`, and so on.
+        num_quadrature: As in `geodesic`.
+        init: As in `geodesic`.
+        solver: As in `geodesic`.
+        rtol: As in `geodesic`.
+        max_evals: As in `geodesic`.
+
+    Raises:
+        ValueError: As `geodesic`, and if no geodesic was found.
+    """
+    options = (num_points, num_quadrature, init, solver, rtol, max_evals)
+    return _logarithms(metric, x[None], y[None], *options)[0][0]
+
+
+@torch.no_grad()
+def parallel_transport(metric: PullbackMetric, path: Tensor, v: Tensor) -> Tensor:
+    """Carry a tangent along a path without turning it.
+
+    In the embedding `phi` a tangent is an arrow at a surface; each step projects it on the next
+    tangent space, `G_{k+1} v_{k+1} = J_{k+1}^T J_k v_k`, and gives it its length back. This is
+    the transport of the metric's Levi-Civita connection to second order in the step.
+
+    Args:
+        metric: A pullback metric.
+        path: `(K, *shape)`, with steps short against the bends.
+        v: The tangent at the first point, `shape`.
+
+    Returns:
+        The tangent at every point, `(K, *shape)`.
+
+    Raises:
+        ValueError: If the metric is no pullback, shapes differ or values are not finite.
+    """
+    if not isinstance(metric, PullbackMetric):
+        raise ValueError(
+            f"parallel_transport needs a PullbackMetric, but got {type(metric).__name__}."
+        )
+    if path.ndim < 2 or not path.isfinite().all():
+        raise ValueError(f"`path` must be finite points (K, *shape), but got {tuple(path.shape)}.")
+    _check_tangent(path[0], v)
+    tangents = [v]
+    for here, there in zip(path[:-1], path[1:], strict=True):
+        pushed = metric.embed_jvp(here[None], tangents[-1][None])
+        momentum = metric.embed_vjp(there[None], pushed)[0]
+        carried = _raise(metric, there, momentum, tangents[-1], 1e-8)
+        size = float(metric.norm(there[None], carried[None]))
+        tangents.append(carried * (float(pushed.norm()) / size if size else 1.0))
+    return torch.stack(tangents)
+
+
+@torch.no_grad()
+def frechet_mean(
+    metric: Metric,
+    points: Tensor,
+    weights: Tensor | None = None,
+    *,
+    num_points: int = 17,
+    num_quadrature: int = 1,
+    rtol: float = 1e-3,
+    max_steps: int = 20,
+    max_evals: int = 200,
+) -> Tensor:
+    """The point of least mean squared distance from several, `shape` (Karcher 1977).
+
+    Descends by the mean of the logarithms, `x + sum w_i log_x(p_i)`, with the geodesics of all
+    points solved side by side, each from the last one's path.
+
+    Args:
+        metric: The metric.
+        points: `(N, *shape)`.
+        weights: `(N,)`, non-negative, not all 0; normalised here, equal where None.
+        num_points: Of each geodesic.
+        num_quadrature: Of each geodesic.
+        rtol: Ends when a step is shorter than this share of the mean distance.
+        max_steps: At most.
+        max_evals: Of each geodesic.
+
+    Raises:
+        ValueError: If points or weights are none, or no geodesic was found.
+    """
+    if points.ndim < 2 or len(points) == 0 or not points.isfinite().all():
+        raise ValueError(
+            f"`points` must be finite (N, *shape), but they are {tuple(points.shape)}."
+        )
+    if weights is None:
+        weights = points.new_ones(len(points))
+    weights = weights.to(points)
+    if weights.shape != points.shape[:1] or (weights < 0).any() or not weights.sum() > 0:
+        raise ValueError(
+            f"`weights` must be ({len(points)},), non-negative and not all 0, but got {weights}."
+        )
+    weights = (weights / weights.sum()).view(-1, *[1] * (points.ndim - 1))
+    mean, init = (weights * points).sum(0), "lerp"
+    for _ in range(max_steps):
+        options = (num_points, num_quadrature, init, None, 0.1 * rtol**2, max_evals)
+        logarithms, paths = _logarithms(metric, mean.expand_as(points), points, *options)
+        step = (weights * logarithms).sum(0)
+        mean = mean + step
+        here = metric.norm(mean[None], step[None])
+        reach = metric.norm(mean.repeat(len(points), *[1] * mean.ndim), logarithms)
+        if float(here) <= rtol * float((weights.flatten() * reach).sum()):
+            break
+        left = torch.linspace(1, 0, num_points).to(points).view(-1, *[1] * (points.ndim - 1))
+        init = paths + left * step  # the ends stay, the start moves along
+    return mean
+
+
+def _logarithms(
+    metric, x: Tensor, y: Tensor, num_points, num_quadrature, init, solver, rtol, max_evals
+) -> tuple[Tensor, Tensor]:
+    """The logarithms of pairs of points `(P, *shape)`, and the paths `(P, K, *shape)`."""
+    options = {"num_points": num_points, "num_quadrature": num_quadrature}
+    options |= {"init": init, "solver": solver, "rtol": rtol, "max_evals": max_evals}
+    metric = _with_gradient(metric)
+    found = geodesics(metric, x, y, **options)
+    for one in found:
+        if one.status in ("nonfinite", "rounding"):
+            raise ValueError(f"No geodesic was found: {one.message}")
+    velocities = []
+    for one in found:
+        start = one.path[0].clone().requires_grad_()
+        with torch.enable_grad():
+            first = refine(torch.stack([start, one.path[1]]), num_quadrature)
+            energy = metric.energy(first).sum() * (num_points - 1)  # in unit time of the whole
+        momentum = -torch.autograd.grad(energy, start)[0]
+        guess = (one.path[1] - one.path[0]) * (num_points - 1)
+        velocities.append(_raise(metric, one.path[0], momentum, guess, 1e-8))
+    return torch.stack(velocities), torch.stack([one.path for one in found])
+
+
+def _chord_step(metric: PullbackMetric, x, velocity, momentum, h, rtol):
+    """The next point and momentum by chords of the embedding, or None."""
+    phi = metric.embed(x[None])
+    there, scale = x + h * velocity, h * float(momentum.norm())
+    before = math.inf
+    for _ in range(MAX_CORRECTIONS):
+        chord = metric.embed(there[None]) - phi
+        missing = h * momentum - metric.embed_vjp(x[None], chord)[0]
+        size = float(missing.norm())
+        if size <= rtol * scale:
+            return there, metric.embed_vjp(there[None], chord)[0] / h
+        if not size < 10 * before:
+            return None
+        before = size
+        there = there + _raise(metric, x, missing, torch.zeros_like(missing), 0.1)
+    return None
+
+
+def _midpoint_step(metric: Metric, x, velocity, momentum, h, rtol):
+    """The next point and momentum by the metric at the middle of the step, or None."""
+    scale = float(velocity.norm())
+    before = math.inf
+    for _ in range(MAX_CORRECTIONS):
+        middle = x + h / 2 * velocity
+        force = _force(metric, middle, velocity)
+        new = _raise(metric, middle, momentum + h / 2 * force, velocity, 0.1 * rtol)
+        size, velocity = float((new - velocity).norm()), new
+        if size <= rtol * scale:
+            middle = x + h / 2 * velocity
+            lowered = _lower(metric, middle, velocity)
+            return x + h * velocity, lowered + h / 2 * _force(metric, middle, velocity)
+        if not size < 10 * before:
+            return None
+        before = size
+    return None
+
+
+def _with_gradient(metric: Metric) -> Metric:
+    """The metric, differentiable in the point also where its energy is not by choice."""
+    if isinstance(metric, SteinScoreMetric) and metric.detach_score:
+        options = {"lam": metric.lam, "normalize": metric.normalize, "detach_score": False}
+        return SteinScoreMetric(metric.score, **options)
+    return metric
+
+
+def _force(metric: Metric, x: Tensor, v: Tensor) -> Tensor:
+    """`d/dx 1/2 <v, v>_x`."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        energy = 0.5 * metric.inner(x[None], v[None], v[None]).sum()
+    return torch.autograd.grad(energy, x, materialize_grads=True)[0]
+
+
+def _lower(metric: Metric, x: Tensor, v: Tensor) -> Tensor:
+    """`G v`."""
+    if isinstance(metric, PullbackMetric):
+        return metric.embed_vjp(x[None], metric.embed_jvp(x[None], v[None]))[0]
+    v = v.detach().requires_grad_()
+    with torch.enable_grad():
+        energy = 0.5 * metric.inner(x[None], v[None], v[None]).sum()
+    return torch.autograd.grad(energy, v)[0]
+
+
+def _raise(metric: Metric, x: Tensor, p: Tensor, guess: Tensor, rtol: float) -> Tensor:
+    """`G^-1 p`, in closed form or by conjugate gradients (Hestenes and Stiefel 1952)."""
+    if isinstance(metric, SteinScoreMetric):
+        return metric.inverse(x[None], p[None])[0]
+    v, goal = guess, rtol * float(p.norm())
+    residual = p - _lower(metric, x, v) if guess.any() else p
+    direction, square = residual, float((residual * residual).sum())
+    for _ in range(p.numel() + 10):
+        if math.sqrt(square) <= goal:
+            break
+        image = _lower(metric, x, direction)
+        along = float((direction * image).sum())
+        if not along > 0:
+            break
+        v = v + square / along * direction
+        residual = residual - square / along * image
+        before, square = square, float((residual * residual).sum())
+        direction = residual + square / before * direction
+    return v
+
+
+def _check_tangent(x: Tensor, v: Tensor) -> None:
+    if x.shape != v.shape or x.ndim == 0 or not (x.isfinite().all() and v.isfinite().all()):
+        raise ValueError(
+            "A point and its tangent must be finite and of one shape, but they are "
+            f"{tuple(x.shape)} and {tuple(v.shape)}."
+        )
 
 
 @torch.no_grad()

@@ -104,6 +104,13 @@ class PullbackMetric(Metric):
         """The derivative of `phi` along `v`, `(K, *embedding shape)`."""
         return torch.func.jvp(self.embed, (x,), (v,))[1]
 
+    def embed_vjp(self, x: Tensor, w: Tensor) -> Tensor:
+        """`J_phi^T w`, `(K, *shape)`, of one cotangent `(K, *embedding shape)` per point."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            embedded = self.embed(x)
+        return torch.autograd.grad(embedded, x, w)[0]
+
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """`<J_phi u, J_phi v>`, `(K,)`."""
         pushed = self.embed_jvp(x, u)

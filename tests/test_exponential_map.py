@@ -1,0 +1,283 @@
+"""Shooting, its inverse, transport and means, against closed forms and scipy's integrator."""
+
+import math
+
+import pytest
+import torch
+from networks import randn
+from problems import circle
+from scipy.integrate import solve_ivp
+from torch.testing import assert_close
+
+from riemannian_diffusion import (
+    EuclideanMetric,
+    GaussianMixtureScore,
+    Metric,
+    PullbackMetric,
+    ScoreJacobianMetric,
+    ScoreModel,
+    SteinScoreMetric,
+    TangentNormalMetric,
+    exponential_map,
+    frechet_mean,
+    logarithm_map,
+    parallel_transport,
+)
+
+HALF_TURN = math.pi
+
+
+def vector(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+class Sphere(PullbackMetric):
+    """The sphere of a radius in latitude and longitude."""
+
+    def __init__(self, radius=1.0):
+        self.radius = radius
+
+    def embed(self, x):
+        latitude, longitude = x[:, 0], x[:, 1]
+        flat = latitude.cos()
+        parts = [flat * longitude.cos(), flat * longitude.sin(), latitude.sin()]
+        return self.radius * torch.stack(parts, 1)
+
+
+class Hyperbolic(Metric):
+    """The half plane y > 0, whose geodesics are half circles about points of y = 0."""
+
+    def inner(self, x, u, v):
+        return (u * v).sum(1) / x[:, 1].square()
+
+
+class Swirl(ScoreModel):
+    """No gradient of anything: its Jacobian is not symmetric."""
+
+    alpha, sigma = 1.0, 1.0
+
+    def __call__(self, x):
+        turned = torch.stack([-x[:, 1] + x[:, 2] ** 2, x[:, 0], x[:, 0] * x[:, 1]], 1)
+        return 0.5 * turned - x
+
+
+MIXTURE = GaussianMixtureScore(randn(20, 3), 0.7)
+METRICS = {
+    "tangent normal": TangentNormalMetric(MIXTURE, normal_weight=4.0),
+    "score Jacobian": ScoreJacobianMetric(MIXTURE, ridge=0.1),
+    "Stein, symmetric": SteinScoreMetric(MIXTURE, lam=5.0),
+    "Stein, asymmetric": SteinScoreMetric(Swirl(), lam=3.0),
+    "Stein, normalised": SteinScoreMetric(Swirl(), lam=3.0, normalize=True),
+    "Euclidean": EuclideanMetric(),
+}
+every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
+X, V = vector(0.3, 0.2, -0.1), vector(0.5, 0.4, 0.3)
+
+
+def speeds(metric, path):
+    """Of chords for a pullback, else at midpoints: what the integrator conserves."""
+    return (2 * metric.energy(path) * (len(path) - 1)).sqrt()
+
+
+def great_circle(radius, x, v, u):
+    """On the sphere, from a point along a tangent, at times u."""
+    angle = v.norm() / radius * u[:, None]
+    return angle.cos() * x + radius * angle.sin() * v / v.norm()
+
+
+@pytest.mark.parametrize("radius", [1.0, 2.5])
+def test_half_a_turn_of_a_sphere(radius):
+    """Of second order in the step, and without a drift of the speed."""
+    metric, x, v = Sphere(radius), vector(0.3, 0.1), vector(1.0, 1.2)
+    v = 0.95 * HALF_TURN * radius * v / metric.norm(x[None], v[None])
+    pushed = metric.embed_jvp(x[None], v[None])[0]
+    errors = []
+    for num_steps in (32, 64):
+        path = exponential_map(metric, x, v, num_steps=num_steps)
+        assert len(path) == num_steps + 1 and torch.equal(path[0], x)
+        u = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+        true = great_circle(radius, metric.embed(x[None])[0], pushed, u)
+        errors.append(float((metric.embed(path) - true).norm(dim=1).max()) / radius)
+        chords = (metric.embed(path[1:]) - metric.embed(path[:-1])).norm(dim=1)
+        assert float(chords.max() / chords.min()) < 1 + 1e-4
+    assert errors[0] < 6e-3 and errors[1] < 0.3 * errors[0]
+
+
+def test_half_circles_of_the_hyperbolic_plane():
+    """A metric of one's own with nothing but `inner`."""
+    x, v = vector(0.0, 1.0), vector(1.0, 0.0)
+    path = exponential_map(Hyperbolic(), x, v, num_steps=64)
+    u = torch.linspace(0, 1, 65, dtype=torch.float64)
+    assert_close(path, torch.stack([u.tanh(), 1 / u.cosh()], 1), rtol=0, atol=1e-4)
+
+
+def stein_acceleration(metric, x, v):
+    """`G a = lam [(s.v)(J^T v - J v) - s (v.J v)]`, solved densely."""
+    score, lam = metric.score, metric.lam
+    if metric.normalize:
+        lam = lam * score.sigma**2 / len(x)
+    s, along = score(x[None])[0], score.jvp(x[None], v[None])[0]
+    back = score.vjp(x[None], v[None])[0]
+    right = lam * ((s @ v) * (back - along) - s * (v @ along))
+    return torch.linalg.solve(torch.eye(len(x)) + lam * torch.outer(s, s), right)
+
+
+def christoffel_acceleration(metric, x, v):
+    """`-Gamma(v, v)` from the dense metric and its derivatives."""
+    derivative = torch.autograd.functional.jacobian(lambda y: metric.as_matrix(y[None])[0], x)
+    force = 0.5 * torch.einsum("ijk,i,j->k", derivative, v, v)
+    force = force - torch.einsum("ijk,j,k->i", derivative, v, v)
+    return torch.linalg.solve(metric.as_matrix(x[None])[0], force)
+
+
+@every_metric
+def test_against_an_independent_integrator(metric):
+    stein = isinstance(metric, SteinScoreMetric)
+    acceleration = stein_acceleration if stein else christoffel_acceleration
+
+    def right_hand_side(_, state):
+        x, v = torch.from_numpy(state).split(3)
+        return torch.cat([v, acceleration(metric, x, v)]).numpy()
+
+    start = torch.cat([X, V]).numpy()
+    solved = solve_ivp(right_hand_side, (0, 1), start, method="DOP853", rtol=1e-9, atol=1e-10)
+    end = torch.from_numpy(solved.y[:3, -1])
+    errors = [
+        float((exponential_map(metric, X, V, num_steps=n)[-1] - end).norm() / (end - X).norm())
+        for n in (16, 32)
+    ]
+    assert errors[1] < 1e-3
+    assert errors[1] < 0.3 * errors[0] or errors[1] < 1e-8
+    found = speeds(metric, exponential_map(metric, X, V, num_steps=32))
+    assert float(found.max() / found.min()) < 1.01
+
+
+@every_metric
+def test_the_logarithm_is_the_inverse(metric):
+    path = exponential_map(metric, X, V, num_steps=32)
+    found = logarithm_map(metric, X, path[-1])
+    assert float((found - V).norm()) < 1e-3 * float(V.norm())
+    back = exponential_map(metric, X, found, num_steps=32)[-1]
+    assert float((back - path[-1]).norm()) < 1e-3 * float((path[-1] - X).norm())
+
+
+def test_the_norm_of_the_logarithm_is_the_length():
+    problem = circle(6, angle=1.5)
+    metric = TangentNormalMetric(problem.score)
+    found = logarithm_map(metric, problem.x0, problem.x1)
+    assert float(metric.norm(problem.x0[None], found[None])) == pytest.approx(1.5, rel=5e-3)
+
+
+# ------------------------------------------------------------------------------------- transport
+
+
+def test_transport_around_an_octant_turns_by_a_right_angle():
+    """The holonomy of a triangle is its area: an octant of the unit sphere has pi / 2."""
+    metric = Sphere()
+    u = torch.linspace(0, 1, 65, dtype=torch.float64)
+    near = math.pi / 2 - 0.02  # the chart ends at the pole
+
+    def leg(start, end):
+        return torch.lerp(vector(*start), vector(*end), u[:, None])
+
+    path = torch.cat(
+        [
+            leg((0, 0), (near, 0)),
+            leg((near, 0), (near, math.pi / 2))[1:],
+            leg((near, math.pi / 2), (0, math.pi / 2))[1:],
+            leg((0, math.pi / 2), (0, 0))[1:],
+        ]
+    )
+    area = math.pi / 2 * math.sin(near)
+    carried = parallel_transport(metric, path, vector(1, 0))
+    angle = math.atan2(float(carried[-1, 1]), float(carried[-1, 0]))
+    assert abs(angle) == pytest.approx(area, abs=2e-3)
+    assert_close(metric.norm(path, carried), torch.ones(len(path), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("num_points", [17, 33])
+def test_transport_along_a_geodesic_keeps_its_velocity(num_points):
+    metric, x, v = Sphere(), vector(0.3, 0.1), vector(1.0, 1.2)
+    path = exponential_map(metric, x, v, num_steps=num_points - 1)
+    carried = parallel_transport(metric, path, v)
+    pushed = metric.embed_jvp(path, carried)
+    end = exponential_map(metric, path[-1], carried[-1] / 100, num_steps=1)[-1]
+    before = metric.embed(path[-2:])
+    onward = metric.embed(end[None])[0] - before[1]
+    back = before[1] - before[0]
+    cosine = onward @ back / onward.norm() / back.norm()
+    assert float(cosine) > math.cos(1.1 * float(back.norm()) / 2 + 0.01)
+    assert_close(pushed.norm(dim=1), pushed[0].norm().expand(num_points))
+
+
+# ----------------------------------------------------------------------------------------- means
+
+
+def mean_on_a_sphere(points, weights):
+    """Karcher's iteration with the closed forms of logarithm and exponential, in R^3."""
+    mean = (weights[:, None] * points).sum(0)
+    mean = mean / mean.norm()
+    for _ in range(200):
+        cosines = (points @ mean).clamp(-1, 1)
+        angles = cosines.arccos()
+        normals = (points - cosines[:, None] * mean) / angles.sin()[:, None]
+        step = (weights[:, None] * angles[:, None] * normals).sum(0)
+        mean = step.norm().cos() * mean + torch.sinc(step.norm() / math.pi) * step
+    return mean
+
+
+@pytest.mark.parametrize("weights", [None, (0.6, 0.3, 0.1), (2.0, 0.0, 2.0)])
+def test_means_on_a_sphere(weights):
+    metric = Sphere()
+    points = torch.stack([vector(0.3, 0.1), vector(0.5, 0.8), vector(-0.4, 0.5)])
+    given = None if weights is None else vector(*weights)
+    used = vector(1, 1, 1) / 3 if weights is None else given / given.sum()
+    found = frechet_mean(metric, points, given, rtol=1e-4)
+    expected = mean_on_a_sphere(metric.embed(points), used)
+    assert_close(metric.embed(found[None])[0], expected, rtol=0, atol=1e-3)
+
+
+def test_means_in_flat_space_and_on_a_learned_circle():
+    points, weights = randn(4, 2, 3), vector(1, 2, 3, 4)
+    flat = (weights.view(4, 1, 1) * points).sum(0) / 10
+    assert_close(frechet_mean(EuclideanMetric(), points, weights), flat)
+    problem = circle(6, angle=1.5)
+    metric = TangentNormalMetric(problem.score)
+    at = problem.geodesic(torch.tensor([0.0, 0.2, 1.0], dtype=torch.float64))
+    found = frechet_mean(metric, at, rtol=1e-3)
+    middle = problem.geodesic(torch.tensor([0.4], dtype=torch.float64))[0]
+    assert float((found - middle).norm()) < 0.02
+    assert float(problem.distance(found[None])) < 0.02
+
+
+# ------------------------------------------------------------------------------------- bad input
+
+
+FLAT, NAN = EuclideanMetric(), vector(math.nan, 0)
+ONE = vector(1, 2)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: exponential_map(FLAT, ONE, vector(1)), r"of one shape, but they are \(2,\)"),
+        (lambda: exponential_map(FLAT, ONE, NAN), "must be finite and of one shape"),
+        (lambda: exponential_map(FLAT, ONE, ONE, num_steps=0), "`num_steps` must be at least 1"),
+        (
+            lambda: exponential_map(Sphere(), vector(1.5, 0), vector(3, 9), num_steps=1),
+            "step 1 of 1.*take more steps, or a shorter `v`",
+        ),
+        (lambda: logarithm_map(FLAT, ONE, vector(1)), "of one shape"),
+        (lambda: logarithm_map(Sphere(math.inf), ONE, ONE + 1), "No geodesic was found"),
+        (lambda: parallel_transport(Hyperbolic(), ONE[None], ONE), "needs a PullbackMetric"),
+        (lambda: parallel_transport(FLAT, NAN[None], ONE), "must be finite points"),
+        (lambda: parallel_transport(FLAT, ONE[None], vector(1)), "of one shape"),
+        (lambda: frechet_mean(FLAT, NAN[None]), "`points` must be finite"),
+        (lambda: frechet_mean(FLAT, ONE[None][:0]), "`points` must be finite"),
+        (lambda: frechet_mean(FLAT, ONE[None], vector(-1)), "non-negative and not all 0"),
+        (lambda: frechet_mean(FLAT, ONE[None], ONE), r"`weights` must be \(1,\)"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -40,6 +40,14 @@ from riemannian_diffusion.score import (
     ScoreModel,
     SharedNoiseScore,
 )
+from riemannian_diffusion.tangent import (
+    intrinsic_dimension,
+    normal_curvature,
+    second_fundamental_form,
+    split_tangent,
+    tangent_basis,
+    tangent_spectrum,
+)
 
 __version__ = "0.1.0"
 
@@ -66,11 +74,13 @@ __all__ = [
     "frechet_mean",
     "geodesic",
     "geodesics",
+    "intrinsic_dimension",
     "invert",
     "invert_steps",
     "length",
     "lerp",
     "logarithm_map",
+    "normal_curvature",
     "parallel_transport",
     "refine",
     "resample",
@@ -78,6 +88,10 @@ __all__ = [
     "sample",
     "sample_steps",
     "sdedit",
+    "second_fundamental_form",
     "slerp",
     "speed",
+    "split_tangent",
+    "tangent_basis",
+    "tangent_spectrum",
 ]

@@ -1,0 +1,178 @@
+"""Local geometry against dense linear algebra and closed forms of spheres."""
+
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from networks import randn, tiny_unet
+from problems import HypersphereScore
+from torch.testing import assert_close
+
+from riemannian_diffusion import (
+    DiffusionScore,
+    GaussianMixtureScore,
+    ScoreModel,
+    intrinsic_dimension,
+    normal_curvature,
+    second_fundamental_form,
+    split_tangent,
+    tangent_basis,
+    tangent_spectrum,
+)
+
+
+class Linear(ScoreModel):
+    """A score whose denoiser is a matrix, not a symmetric one."""
+
+    alpha, sigma = 1.0, 0.5
+
+    def __init__(self, matrix):
+        self.matrix = matrix
+
+    def __call__(self, x):
+        return (x @ self.matrix.mT - x) / self.sigma**2
+
+
+def sphere(k, n=100, *, sigma=0.1, radius=1.0, num=3, seed=0):
+    """The score of a k-sphere of a radius in R^n, and points of it."""
+    basis = torch.linalg.qr(randn(n, k + 1, seed=seed))[0]
+    score = HypersphereScore(basis, torch.zeros(n).double(), sigma, alpha=radius)
+    points = randn(num, k + 1, seed=seed + 1)
+    return score, radius * points / points.norm(dim=1, keepdim=True) @ basis.T
+
+
+def dense(score, x):
+    """`J_D` at every point, `(K, d, d)`."""
+    size = x[0].numel()
+    basis = torch.eye(size, dtype=x.dtype).view(size, *x.shape[1:])
+    columns = [score.jvp(x, e.expand_as(x)).flatten(1) for e in basis]
+    return torch.eye(size, dtype=x.dtype) + score.sigma**2 * torch.stack(columns, 2)
+
+
+SCORES = {
+    "mixture": (GaussianMixtureScore(randn(9, 3, 4), 0.8, std=0.1), (3, 4)),
+    "not symmetric": (Linear(randn(12, 12) / 4), (12,)),
+    "network": (DiffusionScore(tiny_unet(), DDIMScheduler(), 300), (2, 8, 8)),
+}
+every_score = pytest.mark.parametrize("score, shape", SCORES.values(), ids=SCORES.keys())
+
+
+@every_score
+def test_the_spectrum_is_the_dense_one(score, shape):
+    x = randn(2, *shape, seed=1)
+    found = tangent_spectrum(score, x, 4, max_iterations=200, rtol=1e-9)
+    left, values, _ = torch.linalg.svd(dense(score, x))
+    assert found.values.shape == (2, 4) and found.vectors.shape == (2, 4, *shape)
+    assert_close(found.values, values[:, :4], rtol=1e-4, atol=0)
+    cosines = (found.vectors.flatten(2) * left[:, :, :4].mT).sum(2).abs()
+    apart = values[:, :4] / values[:, 1:5] > 1.05  # a vector is defined where its value is alone
+    apart[:, 1:] &= apart[:, :-1]
+    assert (cosines[apart] > 1 - 1e-3).all() and apart.any()
+    gram = found.vectors.flatten(2) @ found.vectors.flatten(2).mT
+    assert_close(gram, torch.eye(4).double().expand(2, 4, 4), rtol=0, atol=1e-8)
+
+
+def test_the_spectrum_does_not_depend_on_the_batch_and_the_generator_decides():
+    score, x = sphere(3)
+    found = tangent_spectrum(score, x, 5)
+    again = tangent_spectrum(score, x, 5)
+    assert torch.equal(found.values, again.values) and torch.equal(found.vectors, again.vectors)
+    other = tangent_spectrum(score, x[:1], 5, generator=torch.Generator().manual_seed(7))
+    assert_close(other.values, found.values[:1], rtol=1e-4, atol=1e-6)
+    assert not torch.equal(other.vectors, found.vectors[:1])
+
+
+def test_the_rank_may_be_every_value():
+    score, _ = SCORES["not symmetric"]
+    x = randn(1, 12)
+    values = torch.linalg.svdvals(dense(score, x))
+    assert_close(tangent_spectrum(score, x, 12).values, values, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("k", range(1, 11))
+def test_the_dimension_of_spheres(k):
+    score, x = sphere(k, seed=k)
+    found = intrinsic_dimension(score, x)
+    assert found.dimension.tolist() == [k] * 3
+    assert (found.gap > 0.85).all() and (found.gap <= 1).all()
+    by_scores = intrinsic_dimension(score, x, method="scores")
+    assert by_scores.dimension.tolist() == [k] * 3 and (by_scores.gap > 0.3).all()
+
+
+def test_the_dimension_of_a_subspace_is_seen_though_it_is_half_the_space():
+    basis = torch.linalg.qr(randn(40, 20))[0]
+    score = Linear(basis @ basis.T)
+    found = intrinsic_dimension(score, randn(2, 40))
+    assert found.dimension.tolist() == [20, 20]
+    assert_close(found.gap, torch.ones(2).double())
+    everything = intrinsic_dimension(Linear(torch.eye(6).double()), randn(1, 6))
+    assert everything.dimension.tolist() == [6]
+
+
+def test_no_more_values_are_looked_at_than_asked():
+    score, x = sphere(10)
+    assert intrinsic_dimension(score, x, max_dim=4).dimension.tolist() == [4] * 3
+
+
+def test_the_tangent_basis_of_a_sphere():
+    score, x = sphere(4)
+    basis = tangent_basis(score, x, 4)  # (3, 4, 100)
+    assert basis.shape == (3, 4, 100)
+    tangential, normal = split_tangent(score, x, x)  # the radius
+    assert (tangential.norm(dim=1) < 0.05 * x.norm(dim=1)).all()
+    assert_close(tangential + normal, x)
+    assert ((basis @ x[:, :, None]).abs() < 1e-3).all()
+    for i in range(4):
+        along, across = split_tangent(score, x, basis[:, i])
+        assert (across.norm(dim=1) < 0.05).all() and (along.norm(dim=1) > 0.95).all()
+
+
+def test_the_score_off_the_manifold_is_normal():
+    score, x = sphere(2)
+    x = 1.15 * x
+    tangential, normal = split_tangent(score, x, score(x))
+    assert (tangential.norm(dim=1) < 0.05 * normal.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("radius", [1.0, 3.0])
+def test_the_curvature_of_a_sphere(radius):
+    score, x = sphere(2, radius=radius, sigma=0.05 * radius)
+    basis = tangent_basis(score, x, 2)
+    for u in (basis[:, 0], 2.5 * basis[:, 1], basis[:, 0] - 3 * basis[:, 1]):
+        found = normal_curvature(score, x, u)
+        assert_close(found, torch.full_like(found, 1 / radius), rtol=0.02, atol=0)
+    u, v = basis[:, 0], basis[:, 0] + 2 * basis[:, 1]
+    expected = -x / radius**2
+    bend = second_fundamental_form(score, x, u, v)
+    assert ((bend - expected).norm(dim=1) < 0.03 * expected.norm(dim=1)).all()
+    assert_close(bend, second_fundamental_form(score, x, v, u), rtol=0.02, atol=0.02 / radius)
+
+
+def test_a_flat_manifold_does_not_bend():
+    basis = torch.linalg.qr(randn(10, 3))[0]
+    score = Linear(basis @ basis.T)
+    assert float(normal_curvature(score, randn(2, 10), randn(2, 10, seed=1)).max()) < 1e-6
+
+
+SCORE, POINT = SCORES["not symmetric"][0], randn(1, 12)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: tangent_spectrum(SCORE, POINT, 0), r"`rank` must be in \[1, 12\], but got 0"),
+        (lambda: tangent_basis(SCORE, POINT, 13), r"`rank` must be in \[1, 12\], but got 13"),
+        (lambda: tangent_spectrum(SCORE, POINT[0], 2), r"points \(K, \*shape\), but it is \(12,\)"),
+        (lambda: tangent_spectrum(SCORE, POINT * math.nan, 2), "`x` must be finite"),
+        (lambda: intrinsic_dimension(SCORE, POINT, method="pca"), "'scores', but got 'pca'"),
+        (lambda: intrinsic_dimension(SCORE, POINT, max_dim=99), r"`max_dim` must be in \[1, 12\]"),
+        (
+            lambda: intrinsic_dimension(SCORE, POINT, method="scores", num_samples=5),
+            "`num_samples` must be at least 12, but got 5",
+        ),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -9,7 +9,7 @@ One line per model and dtype for each of:
     energy, gradient      an evaluation of the tangent-normal energy and its gradient by chords
     in chunks of N        the same with `max_batch_size=N`: less memory
     J v                   one forward-mode product per point
-    J v, 4 tangents       at one point under vmap, in forward passes of that point
+    J v, 4 tangents       at one point under vmap, in forward passes of that point alone
     forward-mode energy   the papers' energy by products at midpoints, and its gradient
     ..., compiled         with torch.compile, and what compiling took
 
@@ -36,6 +36,7 @@ from riemannian_diffusion import DiffusionScore, Metric, TangentNormalMetric, re
 from riemannian_diffusion.geodesics.energies import Ask, Energies
 
 NUM_TANGENTS = 4
+ONE = "forward, one point"
 
 
 def least_seconds(function: Callable[[], object], repeats: int, device: str) -> float:
@@ -84,10 +85,10 @@ def rows_of(
     tangents = torch.randn(NUM_TANGENTS, *shape, generator=generator).to(device)
     num, inner = len(path), len(path) - 2
 
-    def alone(model: DiffusionScore) -> Callable[[], object]:
+    def alone(model: DiffusionScore, num_points: int = num) -> Callable[[], object]:
         def forward() -> Tensor:
             with torch.no_grad():
-                return model(path)
+                return model(path[:num_points])
 
         return forward
 
@@ -101,6 +102,7 @@ def rows_of(
         rows[f"in chunks of {size}"] = (evaluation(TangentNormalMetric(chunked), path), inner)
     rows |= {
         "J v": (lambda: score.jvp(path, path), num),
+        ONE: (alone(score, 1), 1),
         f"J v, {NUM_TANGENTS} tangents": (lambda: products(score, path[0], tangents), 1),
         "forward-mode energy": (evaluation(ByProducts(score), path), num - 1),
     }
@@ -145,14 +147,16 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str, str], float]:
             print(f"\n{name}, {dtype}, points of {shape}: {rows['forward'][1]} points", end="")
             print(f", {tera:.3f} TFLOP; matrix products run at {rate:.3g} TFLOP/s")
             print(f"{'':32s}{'s':>10s}{'forwards':>10s}{'TFLOP/s':>10s}{'share':>8s}")
-            per_point = None
+            per_point = {}
             for label, (function, num) in rows.items():
                 start = time.perf_counter()
                 function()
                 first = time.perf_counter() - start
                 seconds = least_seconds(function, args.repeats, args.device)
-                per_point = per_point or seconds / num
-                ratios[name, dtype, label] = ratio = seconds / (num * per_point)
+                if label in ("forward", ONE):
+                    per_point[label] = seconds / num
+                base = per_point[ONE if label.endswith("tangents") else "forward"]
+                ratios[name, dtype, label] = ratio = seconds / (num * base)
                 line = f"{label:32s}{seconds:10.3f}{ratio:10.2f}"
                 if label == "forward":
                     line += f"{tera / seconds:10.3g}{tera / seconds / rate:8.2f}"

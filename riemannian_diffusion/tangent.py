@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.score import ScoreModel
+from riemannian_diffusion.score.model import ScoreModel, even_fractions
 
 NUM_SPARE = 8  # tangents iterated beyond those asked for
 
@@ -29,8 +29,8 @@ class Spectrum(NamedTuple):
 class Dimension(NamedTuple):
     """Of the manifold at each point, `(K,)`, and the gap that tells it, `(K,)` in [0, 1].
 
-    A gap near 1 leaves no doubt; below about 0.5 the level of noise is of the size of the
-    manifold's own bends or spread, and the number depends on it.
+    A gap near 1 leaves no doubt. Below about 0.5 the noise is of the size of the manifold's bends
+    or spread and the number depends on its level; near 0 there is no gap, hence no dimension.
     """
 
     dimension: Tensor
@@ -72,9 +72,10 @@ def tangent_spectrum(
     num = min(size, rank + NUM_SPARE)
     drawn = torch.randn(len(x), num, size, generator=generator, device=generator.device)
     tangents, before = _orthonormal(drawn.to(x)), None
+    there = score.along(even_fractions(len(x)).repeat_interleave(num))  # each point's prompt
     for _ in range(max_iterations):
-        pushed = _orthonormal(_each(score.jvp, score.sigma, x, tangents))
-        pulled = _each(score.vjp, score.sigma, x, pushed)  # (K, num, d): rows of Q^T J_D
+        pushed = _orthonormal(_each(there.jvp, score.sigma, x, tangents))
+        pulled = _each(there.vjp, score.sigma, x, pushed)  # (K, num, d): rows of Q^T J_D
         left, values, right = torch.linalg.svd(pulled, full_matrices=False)
         values = values[:, :rank]
         if before is not None and ((values - before).abs() <= rtol * values[:, :1]).all():
@@ -115,7 +116,7 @@ def intrinsic_dimension(
             noisy points around x span the normal space; the dimension is what is left beyond the
             widest gap of their singular values (Stanczuk et al., arXiv 2212.12611), which takes
             more samples than a point has values.
-        max_dim: Most values looked at by "spectrum"; those of a point where None.
+        max_dim: Largest dimension "spectrum" looks for; the values of a point where None.
         num_samples: Of "scores"; 4 times the values of a point where None.
         generator: Of tangents or noises; seeded with 0 where None.
 
@@ -135,24 +136,28 @@ def intrinsic_dimension(
         if num < size:
             raise ValueError(f"`num_samples` must be at least {size}, but got {num_samples}.")
         return _dimension_from_scores(score, x, num, generator)
-    rank = min(most, 8)
-    while True:
-        values = tangent_spectrum(score, x, rank, rtol=1e-2, generator=generator).values
+    rank = min(most, 7)
+    while True:  # one value more than dimensions, to see the fall after the last
+        num = min(size, rank + 1)
+        values = tangent_spectrum(score, x, num, rtol=1e-2, generator=generator).values
         if rank == most or float(values[:, -1].max()) < 0.1:
             break
-        rank = min(most, 2 * rank)
-    values = values.clamp(max=1)
-    falls = torch.cat([values, values.new_zeros(len(x), 1)], 1).diff(dim=1).neg()
-    gap, index = falls.max(1)
+        rank = min(most, 2 * rank + 1)
+    if num == size:
+        values = torch.cat([values, values.new_zeros(len(x), 1)], 1)
+    gap, index = values.clamp(max=1).diff(dim=1).neg().max(1)
     return Dimension(index + 1, gap)
 
 
 def _dimension_from_scores(score, x: Tensor, num: int, generator) -> Dimension:
     found = []
-    for point in x:
+    for u, point in zip(even_fractions(len(x)), x, strict=True):
         noise = torch.randn(num, *point.shape, generator=generator, device=generator.device).to(x)
         noisy = point + score.sigma * noise
-        values = torch.linalg.svdvals(score.sigma * score(noisy).flatten(1)) / num**0.5
+        values = (
+            torch.linalg.svdvals(score.sigma * score.along(u.expand(num))(noisy).flatten(1))
+            / num**0.5
+        )
         values = torch.cat([values[:1], values]).clamp(max=1)  # a point has no gap before the first
         gap, index = values.diff().neg().max(0)
         found.append((point.numel() - index, gap))

@@ -71,7 +71,7 @@ def test_memory_does_not_grow_with_the_points_one_at_a_time(load):
 
 def test_cost(load):
     ratios = load("cost").main(["--repeats", "1", "--points", "3"])
-    assert len(ratios) == 6 and all(ratio > 0 for ratio in ratios.values())
+    assert len(ratios) == 7 and all(ratio > 0 for ratio in ratios.values())
 
 
 def test_side_by_side(load):

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
-from networks import randn, tiny_unet
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from networks import randn, tiny_conditional_unet, tiny_unet
 from problems import HypersphereScore
 from torch.testing import assert_close
 
@@ -13,6 +13,7 @@ from riemannian_diffusion import (
     DiffusionScore,
     GaussianMixtureScore,
     ScoreModel,
+    demo,
     intrinsic_dimension,
     normal_curvature,
     second_fundamental_form,
@@ -110,9 +111,36 @@ def test_the_dimension_of_a_subspace_is_seen_though_it_is_half_the_space():
     assert everything.dimension.tolist() == [6]
 
 
-def test_no_more_values_are_looked_at_than_asked():
+def test_a_dimension_larger_than_asked_for_shows_no_gap():
     score, x = sphere(10)
-    assert intrinsic_dimension(score, x, max_dim=4).dimension.tolist() == [4] * 3
+    assert (intrinsic_dimension(score, x, max_dim=4).gap < 0.05).all()
+    found = intrinsic_dimension(score, x, max_dim=10)
+    assert found.dimension.tolist() == [10] * 3 and (found.gap > 0.85).all()
+
+
+def test_every_point_is_read_under_its_own_prompt():
+    unet = tiny_conditional_unet()
+    prompts, x = 3 * randn(2, 5, 6, seed=3), randn(2, 2, 8, 8, seed=4)
+    both = DiffusionScore(unet, DDIMScheduler(), 300, encoder_hidden_states=prompts)
+    found = tangent_spectrum(both, x, 3, max_iterations=200, rtol=1e-9).values
+    for i in range(2):
+        alone = DiffusionScore(unet, DDIMScheduler(), 300, encoder_hidden_states=prompts[i : i + 1])
+        mine = tangent_spectrum(alone, x[i : i + 1], 3, max_iterations=200, rtol=1e-9).values
+        assert_close(found[i : i + 1], mine, rtol=1e-6, atol=0)
+
+
+def test_renders_of_five_factors_have_five_dimensions_in_the_shipped_model():
+    pipe = StableDiffusionPipeline.from_pretrained(demo.model_path())
+    factors = demo.random_factors(5, torch.Generator().manual_seed(2000))[:1]
+    with torch.no_grad():
+        hidden = pipe.encode_prompt(demo.caption("sphere", float(factors[0, 1])), "cpu", 1, False)[
+            0
+        ]
+        pixels = 2 * demo.render("sphere", factors).float() - 1
+        clean = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+    score = DiffusionScore(pipe.unet, pipe.scheduler, 400, encoder_hidden_states=hidden)
+    found = intrinsic_dimension(score, score.alpha * clean, max_dim=8)
+    assert found.dimension.tolist() == [5] and float(found.gap) > 0.3
 
 
 def test_the_tangent_basis_of_a_sphere():

@@ -1,0 +1,187 @@
+"""The geometer's tools against closed forms: what is known, what comes out, the error.
+
+    python benchmarks/geometry.py [--data MNIST_ROOT] [--kinds 3]
+
+Spheres in latitude and longitude for shooting, logarithms, transport and means; the exact scores of
+k-spheres in R^100, at noise 0.1, for dimension and curvature; a circle's exact score for going on
+by 90 degrees. Then what is not known in closed form but by construction: renders of one kind of
+solid have five factors, digits turned through every angle one. `--data` adds the digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import torch
+from architectures import score_of
+from machine import describe
+from problems import HypersphereScore, circle
+from torch import Tensor
+
+from riemannian_diffusion import (
+    GaussianMixtureScore,
+    PullbackMetric,
+    TangentNormalMetric,
+    demo,
+    exponential_map,
+    extrapolate,
+    frechet_mean,
+    intrinsic_dimension,
+    logarithm_map,
+    normal_curvature,
+    parallel_transport,
+    tangent_basis,
+)
+
+
+class Sphere(PullbackMetric):
+    """The unit sphere in latitude and longitude."""
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Points `(K, 2)` -> `(K, 3)`."""
+        latitude, longitude = x[:, 0], x[:, 1]
+        flat = latitude.cos()
+        return torch.stack([flat * longitude.cos(), flat * longitude.sin(), latitude.sin()], 1)
+
+
+def row(name: str, true: float, ours: float, rows: dict) -> None:
+    """Print one line and keep its error."""
+    rows[name] = abs(ours - true)
+    print(f"{name:58s}{true:12.5g}{ours:12.5g}{rows[name]:12.2e}", flush=True)
+
+
+def on_a_sphere(rows: dict) -> None:
+    """Shooting and its kin in a chart."""
+    metric, wide = Sphere(), {"dtype": torch.float64}
+    x, v = torch.tensor([0.3, 0.1], **wide), torch.tensor([1.0, 1.2], **wide)
+    v = v / metric.norm(x[None], v[None])
+    half = 0.999 * math.pi * v
+    path = metric.embed(exponential_map(metric, x, half, num_steps=64))
+    row("half a turn: angle to the antipode", 0.0, _angle(path[-1], -path[0]), rows)
+    steps = (path[1:] - path[:-1]).norm(dim=1)
+    row("half a turn: fastest over slowest step", 1.0, float(steps.max() / steps.min()), rows)
+    y = exponential_map(metric, x, 1.5 * v, num_steps=32)[-1]
+    back = logarithm_map(metric, x, y)
+    row("log: length of a way of 1.5", 1.5, float(metric.norm(x[None], back[None])), rows)
+    again = exponential_map(metric, x, back, num_steps=32)[-1]
+    row("exp of log: distance to the end", 0.0, float((again - y).norm()), rows)
+
+    u = torch.linspace(0, 1, 65, **wide)
+    corners = torch.tensor([[0, 0], [1.2, 0], [1.2, 1.5], [0, 1.5], [0, 0]], **wide)
+    legs = [torch.lerp(a, b, u[:, None]) for a, b in zip(corners[:-1], corners[1:], strict=True)]
+    loop = torch.cat([legs[0], *(leg[1:] for leg in legs[1:])])
+    carried = parallel_transport(metric, loop, torch.tensor([1.0, 0.0], **wide))[-1]
+    turned = abs(math.atan2(float(carried[1]), float(carried[0])))
+    row("transport around a loop: turned by its area", 1.5 * math.sin(1.2), turned, rows)
+
+    points = torch.tensor([[0.3, 0.1], [0.5, 0.8], [-0.4, 0.5]], **wide)
+    weights = torch.tensor([0.5, 0.3, 0.2], **wide)
+    found = metric.embed(frechet_mean(metric, points, weights, rtol=1e-4)[None])[0]
+    true = _mean(metric.embed(points), weights)
+    row("weighted mean of three points: angle to Karcher's", 0.0, _angle(found, true), rows)
+
+
+def _angle(a: Tensor, b: Tensor) -> float:
+    return 2 * float(torch.atan2((a - b).norm(), (a + b).norm()))
+
+
+def _mean(points: Tensor, weights: Tensor) -> Tensor:
+    """Karcher's iteration by the sphere's closed forms."""
+    mean = weights @ points
+    mean = mean / mean.norm()
+    for _ in range(200):
+        cosines = points @ mean
+        angles = cosines.clamp(-1, 1).arccos()
+        normals = (points - cosines[:, None] * mean) / angles.sin()[:, None]
+        step = (weights * angles) @ normals
+        mean = step.norm().cos() * mean + torch.sinc(step.norm() / math.pi) * step
+    return mean
+
+
+def by_scores(rows: dict) -> None:
+    """Dimension and curvature of k-spheres, and going on along a circle."""
+    generator = torch.Generator().manual_seed(0)
+    wrong = {"spectrum": 0, "scores": 0}
+    for k in range(1, 11):
+        normal = torch.randn(100, k + 1, generator=generator, dtype=torch.float64)
+        basis = torch.linalg.qr(normal)[0]
+        score = HypersphereScore(basis, torch.zeros(100, dtype=torch.float64), 0.1)
+        x = torch.randn(10, k + 1, generator=generator, dtype=torch.float64)
+        x = x / x.norm(dim=1, keepdim=True) @ basis.T
+        for method in wrong:
+            found = intrinsic_dimension(score, x, method=method)
+            wrong[method] += int((found.dimension != k).sum())
+        if k in (1, 2, 5):
+            direction = tangent_basis(score, x, k)[:, 0]
+            bend = float(normal_curvature(score, x, direction).mean())
+            row(f"curvature of a {k}-sphere, at noise 0.1", 1.0, bend, rows)
+    for method, number in wrong.items():
+        row(f"dimension of 10 k-spheres by {method}: wrong of 100", 0, number, rows)
+    problem = circle(8, angle=1.0)
+    path = problem.geodesic(torch.linspace(0, 1, 17))
+    longer = extrapolate(TangentNormalMetric(problem.score), path, math.pi / 2)
+    true = problem.geodesic(torch.tensor([1 + math.pi / 2]))[0]
+    row("90 degrees on along a circle: distance", 0.0, float((longer[-1] - true).norm()), rows)
+
+
+def of_images(data: str | None, num_kinds: int) -> dict[str, list[int]]:
+    """Dimensions where they are known by construction."""
+    found = {}
+    score, _ = score_of("shipped", timestep=400)
+    pipe_score, clean = _encoded_renders(score)
+    dimension, gap = intrinsic_dimension(pipe_score, clean, max_dim=12)
+    found["renders, shipped model"] = dimension.tolist()
+    print(f"\ndimension of renders of five factors, shipped model: {dimension.tolist()}", end="")
+    print(f", gaps {[round(float(g), 2) for g in gap]}")
+    if data is not None:
+        from digits import load_mnist, rotate
+
+        images, labels = load_mnist(data)
+        angles = torch.linspace(0, 2 * math.pi, 721)[:-1]
+        for kind in range(num_kinds):
+            image = images[labels == kind][:1].expand(720, -1, -1)
+            curve = rotate(image, angles).flatten(1).double()
+            step = float((curve[1:] - curve[:-1]).norm(dim=1).mean())
+            score = GaussianMixtureScore(curve, 2 * step)
+            dimension, gap = intrinsic_dimension(score, curve[::240], max_dim=16)
+            found[f"digit {kind}"] = dimension.tolist()
+            print(f"dimension of a {kind} turned, exact score: {dimension.tolist()}", end="")
+            print(f", gaps {[round(float(g), 2) for g in gap]}", flush=True)
+    return found
+
+
+def _encoded_renders(score):
+    """The score under the empty prompt, and scaled latents of held-out scenes, one per kind."""
+    from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+
+    pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+    factors = demo.random_factors(len(demo.KINDS), torch.Generator().manual_seed(2000))
+    texts = [demo.caption(k, float(f[1])) for k, f in zip(demo.KINDS, factors, strict=True)]
+    with torch.no_grad():
+        pixels = 2 * demo.render(demo.KINDS, factors) - 1
+        latents = (
+            pipe.vae.encode(pixels.float()).latent_dist.mode() * pipe.vae.config.scaling_factor
+        )
+        score.encoder_hidden_states = pipe.encode_prompt(texts, "cpu", 1, False)[0]
+    return score, score.alpha * latents
+
+
+def main(argv: list[str] | None = None) -> tuple[dict[str, float], dict[str, list[int]]]:
+    """Print the tables; returns the errors, and the dimensions found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", help="root of MNIST")
+    parser.add_argument("--kinds", type=int, default=3, help="digits of --data")
+    args = parser.parse_args(argv)
+    print(describe())
+    print(f"\n{'':58s}{'known':>12s}{'ours':>12s}{'error':>12s}")
+    rows: dict[str, float] = {}
+    on_a_sphere(rows)
+    by_scores(rows)
+    return rows, of_images(args.data, args.kinds)
+
+
+if __name__ == "__main__":
+    main()

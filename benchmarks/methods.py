@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -266,7 +267,7 @@ def geodesic_on(case: Case, path: Tensor, num_steps: int) -> Tensor:
     """The geodesic of the data manifold."""
     metric = TangentNormalMetric(case.clean_score(case.metric_timestep))
     distance = num_steps * float(length(path)) / (len(path) - 1)
-    return extrapolate(metric, path, distance)[len(path) - 1 :]
+    return extrapolate(metric, path, distance, max_residual=math.inf)[len(path) - 1 :]
 
 
 WAYS_ON: dict[str, WayOn] = {  # from the last point of a path: `(num_steps + 1, *shape)`

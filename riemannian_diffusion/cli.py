@@ -81,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-evals", type=int, default=200, help="evaluations per gap at most (default: 200)")
     add("--max-batch-size", type=int, default=8, help="less needs less memory (default: 8)")
     add("--size", type=_size, help="crop and scale the images to this size first: 512 or 768x512")
+    add(
+        "--extrapolate",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="go on beyond the last image by this share of the last gap (default: 0)",
+    )
     add("--paste-endpoints", action="store_true", help="put the images in as first and last frames")
     add("--fps", type=float, default=12.0, help="frames per second of .gif and .mp4 (default: 12)")
     add(
@@ -166,6 +173,7 @@ def _interpolate(args: argparse.Namespace) -> None:
         guidance_scale=args.guidance,
         max_evals=args.max_evals,
         max_batch_size=args.max_batch_size,
+        extrapolate=args.extrapolate,
         paste_endpoints=args.paste_endpoints,
         generator=torch.Generator().manual_seed(args.seed),
     )

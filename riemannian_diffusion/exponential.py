@@ -325,6 +325,7 @@ def extrapolate(
     distance: float,
     *,
     project: Callable[[Tensor], Tensor] | None = None,
+    max_residual: float = 3.0,
 ) -> Tensor:
     """Continue a path along the geodesic of the data manifold that it ends on.
 
@@ -343,9 +344,14 @@ def extrapolate(
             are about as long as the path's are on average.
         project: Points near the manifold `(1, *shape)` -> the nearest on it; None takes
             `metric.score.denoise`.
+        max_residual: It ends where it leaves the data: before a point that `project` would move by
+            more than this multiple of the most it moves a point of the path and by more than a
+            tenth of a step, or that is less than half a step away because `project` holds it back.
+            `math.inf` goes on to the end.
 
     Returns:
-        The path and its continuation, `(K + M, *shape)`, M at least 1.
+        The path and its continuation, `(K + M, *shape)`; where the data ended, M is smaller than
+        the distance asks for, or 0.
 
     Raises:
         ValueError: If the path is no path, the distance is not positive, or the metric has no score
@@ -358,6 +364,8 @@ def extrapolate(
         )
     if not 0 < distance < math.inf:
         raise ValueError(f"`distance` must be positive and finite, but got {distance}.")
+    if not max_residual > 0:
+        raise ValueError(f"`max_residual` must be positive, but got {max_residual}.")
     if project is None:
         if not hasattr(metric, "score"):
             raise ValueError(
@@ -372,9 +380,17 @@ def extrapolate(
         raise ValueError("The last two points of `path` are the same: they give no direction.")
     num_steps = max(1, round(distance / usual))
     size = distance / num_steps
-    points = list(path)
+    points, limit = list(path), math.inf
+    if max_residual < math.inf:
+        moved = max(float((project(point[None])[0] - point).norm()) for point in path)
+        limit = max(max_residual * moved, 0.1 * size)
     for _ in range(num_steps):
-        points.append(_step(project, points[-2], points[-1], size))
+        there = _step(project, points[-2], points[-1], size)
+        if limit < math.inf:
+            held = float((there - points[-1]).norm()) < size / 2
+            if held or float((project(there[None])[0] - there).norm()) > limit:
+                break
+        points.append(there)
     return torch.stack(points)
 
 

@@ -55,6 +55,28 @@ def test_ninety_degrees_more_of_a_circle_by_its_score():
     assert float((longer - true).norm(dim=1).max()) < 0.02
 
 
+def test_it_ends_where_the_data_end():
+    """On an arc of 1.6 radians, and on a circle with nothing around the far side."""
+    problem = circle(8, angle=1.0)
+    level = problem.score
+    arc = problem.geodesic(torch.linspace(0, 1.6, 400))
+    path = problem.geodesic(torch.linspace(0, 1, 17))
+    metric = TangentNormalMetric(GaussianMixtureScore(arc, level.sigma))
+    found = extrapolate(metric, path, 2.0)
+    on = len(found) - len(path)
+    assert 1.4 < 1 + on / 16 < 1.75
+    assert len(extrapolate(metric, path, 2.0, max_residual=math.inf)) == 17 + 32
+    assert len(extrapolate(TangentNormalMetric(level), path, 2.0)) == 17 + 32
+
+    def leaving(x):  # beyond 1.2 radians it no longer knows where the circle is
+        turned = torch.atan2((x - path[0]) @ side, x @ path[0])
+        return torch.where(turned[:, None] > 1.2, 1.5 * to_sphere(x), to_sphere(x))
+
+    side = problem.geodesic(torch.tensor([math.pi / 2]))[0]
+    found = extrapolate(metric, path, 2.0, project=leaving)
+    assert 17 <= len(found) < 17 + 8
+
+
 def test_the_metric_s_own_denoiser_is_used():
     problem = circle(4, angle=1.0)
     level = GaussianMixtureScore(problem.score.means, 0.1)
@@ -94,6 +116,7 @@ def test_a_projection_that_holds_back_is_overcome():
         ({"path": torch.tensor([[0.0], [1], [1]])}, "last two points of `path` are the same"),
         ({"distance": 0}, "`distance` must be positive and finite, but got 0"),
         ({"distance": math.inf}, "`distance` must be positive and finite, but got inf"),
+        ({"max_residual": 0}, "`max_residual` must be positive, but got 0"),
         ({"project": None}, "EuclideanMetric has no score to denoise with: give `project`"),
     ],
 )

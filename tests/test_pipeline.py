@@ -11,7 +11,15 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
-from riemannian_diffusion import DiffusionScore, TangentNormalMetric, invert, slerp
+from riemannian_diffusion import (
+    DiffusionScore,
+    EuclideanMetric,
+    TangentNormalMetric,
+    extrapolate,
+    invert,
+    length,
+    slerp,
+)
 from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 from riemannian_diffusion.pipelines.starts import clean_roadmap
@@ -228,6 +236,31 @@ def test_a_solve_may_start_on_a_roadmap(tiny_pipe, keyframes, space):
     torch.testing.assert_close(out.latents[1:-1], expected[1:-1], atol=1e-3, rtol=0)
 
 
+def test_morphs_go_on_beyond_the_last_keyframe(tiny_pipe, keyframes):
+    options = FAST | {"output_type": "latent", "metric": "lerp", "space": "clean"}
+    short = tiny_pipe(keyframes, ["a", "b", "c"], **options)
+    longer = tiny_pipe(keyframes, ["a", "b", "c"], extrapolate=0.7, **options)
+    num = len(short.frames)
+    assert num == 7 and torch.equal(longer.frames[:num], short.frames)
+    assert torch.equal(longer.latents, short.latents)
+    assert longer.reconstruction_error == short.reconstruction_error
+    hidden = tiny_pipe.encode_prompt(["c"], "cpu", 1, False)[0]
+    scheduler = DDIMScheduler.from_config(tiny_pipe.scheduler.config)
+    noises = (1 / scheduler.alphas_cumprod - 1).sqrt()
+    timestep = int((noises - 0.25).abs().argmin())
+    score = DiffusionScore(tiny_pipe.unet, scheduler, timestep, encoder_hidden_states=hidden)
+    gap = short.frames[-4:]
+    expected = extrapolate(
+        EuclideanMetric(),
+        gap,
+        0.7 * float(length(gap)),
+        project=lambda x: score.denoise(score.alpha * x) / score.alpha,
+    )
+    torch.testing.assert_close(longer.frames[num - 4 :], expected, atol=1e-5, rtol=1e-4)
+    same = tiny_pipe([keyframes[0]] * 2, extrapolate=1.0, **options)
+    assert len(same.frames) == 4  # no direction to go on in
+
+
 def test_metric_factory_sees_the_score_of_the_level(tiny_pipe, keyframes):
     seen = []
 
@@ -322,6 +355,7 @@ BAD = [
     ({"image": "range"}, r"values in \[0, 1\] .* they span \[-1, 1\]"),
     ({"image": "grey"}, r"channels-first shape is \(1, 16, 16\)"),
     ({"image": "text"}, r"Image 0 must be a PIL image, an array or a tensor, but got str"),
+    ({"extrapolate": -0.5}, r"`extrapolate` must not be negative and be finite, but got -0.5"),
     ({"prompt": ["a", "b", "c"]}, r"got 3 prompts for 2 images"),
     ({"prompt": [1, 2]}, r"`prompt` must consist of strings"),
     ({"num_frames": 1}, r"`num_frames` must be at least 2, but got 1"),

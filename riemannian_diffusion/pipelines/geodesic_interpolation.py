@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -24,7 +25,7 @@ from riemannian_diffusion.metrics import (
 )
 from riemannian_diffusion.pipelines.gaps import CURVES, NOISE_CURVES, Gap, solve_gaps
 from riemannian_diffusion.pipelines.inputs import Image, split_morphs, to_pixels
-from riemannian_diffusion.pipelines.starts import way_between
+from riemannian_diffusion.pipelines.starts import go_on, way_between
 from riemannian_diffusion.score import DiffusionScore, ScoreModel
 
 MetricFactory = Callable[[ScoreModel], Metric]
@@ -42,8 +43,8 @@ class GeodesicInterpolationOutput(BaseOutput):
     """What `GeodesicInterpolationPipeline` returns; lists of it for a batch of morphs.
 
     Attributes:
-        frames: The frames, first to last: PIL images, an array `(F, H, W, 3)` or a tensor
-            `(F, 3, H, W)` in [0, 1], or clean latents `(F, C, h, w)`.
+        frames: The frames, first to last (and beyond, with `extrapolate`): PIL images, an array
+            `(F, H, W, 3)` or a tensor `(F, 3, H, W)` in [0, 1], or clean latents `(F, C, h, w)`.
         geodesics: One `riemannian_diffusion.Geodesic` per gap between keyframes, or None where
             none was asked for.
         latents: The path `(F, C, h, w)`, float32, in the space it was solved in: noisy latents, or
@@ -85,6 +86,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         score_mode: str | None = None,
         init: Start | Sequence[Start] = "slerp",
         max_samples: int = 768,
+        extrapolate: float = 0.0,
         solver: Solver | None = None,
         num_quadrature: int = 3,
         rtol: float = 1e-3,
@@ -126,6 +128,9 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                 model between the clean latents (see `riemannian_diffusion.roadmap`), which in noise
                 space is inverted. From a list of starts, the path of least energy is kept.
             max_samples: Most samples of a roadmap, for each gap.
+            extrapolate: Go on beyond the last keyframe by this share of the length of the last gap,
+                with frames as dense as there, by `riemannian_diffusion.extrapolate` among the clean
+                latents; fewer frames come where the data end.
             solver: As in `geodesic`.
             num_quadrature: As in `geodesic`.
             rtol: As in `geodesic`.
@@ -162,6 +167,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             score_mode=score_mode,
             max_batch_size=max_batch_size,
             max_samples=max_samples,
+            extrapolate=extrapolate,
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
@@ -213,7 +219,8 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                     fixed_point_iterations=fixed_point_iterations,
                 )
                 *_, ends = self._with_bar(steps, "Inverting", len(timesteps))
-            prepared.append((pixels, clean, levels))
+            last = partial(score_at, encoder_hidden_states=positive[-1:], mode=mode)
+            prepared.append((pixels, clean, levels, last))
             for i in range(len(ends) - 1):
                 here = positive if len(positive) == 1 else positive[i : i + 2]
                 levels_at = partial(score_at, mode=mode)
@@ -271,7 +278,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         pieces = iter(pieces)
 
         results = []
-        for pixels, clean, levels in prepared:
+        for pixels, clean, levels, last in prepared:
             filled = [next(pieces) for _ in clean[1:]]
             geodesics = [found for _, found in filled]
             path = torch.cat([p if i == 0 else p[1:] for i, (p, _) in enumerate(filled)])
@@ -290,8 +297,14 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                     if self.interrupt:
                         break
 
-            # 7. Decode, measure the keyframes' reconstruction, paste
-            keys = slice(None, None, num_frames - 1)
+            # 7. Go on beyond the last keyframe
+            keys = slice(None, len(path), num_frames - 1)
+            if extrapolate:
+                gap = latents[len(path) - num_frames :]
+                beyond = go_on(gap, last, scheduler.alphas_cumprod, extrapolate)
+                latents = torch.cat([latents, beyond])
+
+            # 8. Decode, measure the keyframes' reconstruction, paste
             flags = None
             if output_type == "latent":
                 frames, errors = latents, (latents[keys] - clean).square().flatten(1).mean(1)
@@ -321,6 +334,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         score_mode,
         max_batch_size,
         max_samples,
+        extrapolate,
         output_type,
         callback_on_step_end_tensor_inputs,
     ) -> None:
@@ -353,6 +367,10 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         ):
             if value is not None and (not isinstance(value, int) or value < least):
                 raise ValueError(f"`{name}` must be at least {least}, but got {value}.")
+        if not 0 <= extrapolate < math.inf:
+            raise ValueError(
+                f"`extrapolate` must not be negative and be finite, but got {extrapolate}."
+            )
         if not 0 < strength <= 1:
             raise ValueError(f"`strength` must be in (0, 1], but got {strength}.")
         if int(num_inference_steps * strength) < 1:

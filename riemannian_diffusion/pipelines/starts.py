@@ -1,4 +1,4 @@
-"""A way between two keyframes on which a solve may start."""
+"""Ways between clean latents on which a solve may start, and ways on beyond them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion.ddim import sdedit
-from riemannian_diffusion.metrics import TangentNormalMetric
+from riemannian_diffusion.exponential import extrapolate
+from riemannian_diffusion.metrics import EuclideanMetric, TangentNormalMetric
+from riemannian_diffusion.paths import length
 from riemannian_diffusion.roadmaps import Roadmap, roadmap
 from riemannian_diffusion.score import ScoreModel, SharedNoiseScore
 
 DRAW_NOISES = (0.8, 1.6, 2.8)  # that samples are carried to, in units of the clean latents
 METRIC_NOISE = 0.5  # at which the metric tells leaps
+BEYOND_NOISE = 0.25  # whose denoiser brings points beyond the last keyframe back
 DRAW_STEPS = 6
 
 
@@ -43,15 +46,9 @@ def clean_roadmap(
     generator: torch.Generator | None,
 ) -> Roadmap:
     """A roadmap between clean latents `shape`, of SDEdit samples to three noise levels."""
-    abar = alphas_cumprod.cpu().double()
-    noises = ((1 - abar) / abar).sqrt()
-
-    def timestep(noise: float) -> int:
-        return int((noises - noise).abs().argmin())
-
     draws = []
     for noise in DRAW_NOISES:
-        top = timestep(noise)
+        top = timestep_of(noise, alphas_cumprod)
         timesteps = sorted({max(1, round(top * i / DRAW_STEPS)) for i in range(1, DRAW_STEPS + 1)})
         draws.append(
             partial(
@@ -65,6 +62,31 @@ def clean_roadmap(
     seed = int(torch.randint(2**31, (), generator=generator, device=device))
     on_cpu = torch.Generator().manual_seed(seed)
     shared = torch.randn(x0.shape, generator=on_cpu, dtype=x0.dtype).to(x0.device)
-    metric = TangentNormalMetric(SharedNoiseScore(levels(timestep(METRIC_NOISE)), shared))
+    level = levels(timestep_of(METRIC_NOISE, alphas_cumprod))
+    metric = TangentNormalMetric(SharedNoiseScore(level, shared))
     options = {"max_samples": max_samples, "generator": on_cpu}
     return roadmap(draws, x0, x1, metric=metric, **options)
+
+
+def go_on(
+    latents: Tensor,
+    levels: Callable[[int], ScoreModel],
+    alphas_cumprod: Tensor,
+    share: float,
+) -> Tensor:
+    """The continuation of clean latents by a share of their length, `(M, C, h, w)`."""
+    level = levels(timestep_of(BEYOND_NOISE, alphas_cumprod))
+
+    def denoise(x: Tensor) -> Tensor:
+        return level.denoise(level.alpha * x) / level.alpha
+
+    distance = share * float(length(latents))
+    if not distance > 0:
+        return latents[:0]
+    return extrapolate(EuclideanMetric(), latents, distance, project=denoise)[len(latents) :]
+
+
+def timestep_of(noise: float, alphas_cumprod: Tensor) -> int:
+    """The timestep of a noise in units of the clean latents."""
+    abar = alphas_cumprod.cpu().double()
+    return int((((1 - abar) / abar).sqrt() - noise).abs().argmin())

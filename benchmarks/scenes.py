@@ -1,6 +1,7 @@
 """Morphs of rendered scenes, against the true geodesic of the images that the renderer can make.
 
     python benchmarks/scenes.py [--pairs 1 2 ...] [--methods slerp tangent_normal ...] [--lpips vgg]
+        [--beyond]
 
 The renders of one kind of solid are a smooth manifold with five coordinates. Its geodesic under the
 pixels' flat metric is solved for in those coordinates; every method of the shipped model draws 17
@@ -13,6 +14,9 @@ frames between the same two renders. A line per pair and method, and means over 
     middle    largest error of the middle frame's factors, as shares of their ranges
     LPIPS     to the truth, where a network is named and its weights are at hand
     evals, s  evaluations of the energy, seconds
+
+`--beyond` morphs the first 13 frames of each true geodesic instead and goes on for the other 4: by
+standing still, straight on among the clean latents, and with `extrapolate`, which may end earlier.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from riemannian_diffusion.demo.renderer import FACTOR_RANGES, FACTORS
 from riemannian_diffusion.evaluation import distances, largest_step, lpips_distance
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
-NUM_FRAMES = 17
+NUM_FRAMES, NUM_KNOWN = 17, 13
 # A kind and two rows of factors: azimuth, hue, size, x, y. One factor moves, then several.
 PAIRS = (
     ("cube", (0.3, 0.60, 0.65, 0.0, 0.0), (1.3, 0.60, 0.65, 0.0, 0.0)),
@@ -116,6 +120,44 @@ def measure(frames: Tensor, kind: str, factors: Tensor, truth: Tensor) -> dict[s
     }
 
 
+def go_beyond(pipe, truth: Tensor, prompts: list[str]) -> dict[str, dict[str, float]]:
+    """What comes after the first 13 frames of a true geodesic, by every way to go on."""
+    num = NUM_FRAMES - NUM_KNOWN
+    keyframes = truth[[0, NUM_KNOWN - 1]]
+    options = {"num_frames": NUM_KNOWN, "extrapolate": num / (NUM_KNOWN - 1)}
+    latents = pipe(keyframes, prompts, output_type="latent", **options).frames
+    step = latents[NUM_KNOWN - 1] - latents[NUM_KNOWN - 2]
+    straight = torch.stack([latents[NUM_KNOWN - 1] + i * step for i in range(1, num + 1)])
+    still = latents[NUM_KNOWN - 1].expand(num, -1, -1, -1)
+    ways = {"still": still, "straight": straight, "extrapolate": latents[NUM_KNOWN:]}
+    rows = {}
+    for name, way in ways.items():
+        row = {"frames": len(way), "truth": math.nan, "render": math.nan}
+        if len(way):
+            with torch.no_grad():
+                scaled = way / pipe.vae.config.scaling_factor
+                frames = (pipe.vae.decode(scaled).sample / 2 + 0.5).clamp(0, 1).cpu()
+            true = truth[NUM_KNOWN : NUM_KNOWN + len(way)]
+            row["truth"] = float((frames - true).square().mean().sqrt())
+            row["render"] = float(demo.nearest_render(frames[-1:]).mse.sqrt())
+        rows[name] = row
+        print(f"{name:18s}" + "".join(f"{value:9.4g}" for value in row.values()), flush=True)
+    return rows
+
+
+def print_means(rows: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Print and return the means over pairs."""
+    columns = next(iter(rows.values()))[0]
+    means = {
+        name: {c: torch.tensor([row[c] for row in of]).double().nanmean().item() for c in columns}
+        for name, of in rows.items()
+    }
+    print(f"{'':18s}" + "".join(f"{name:>9s}" for name in columns))
+    for name, row in means.items():
+        print(f"{name:18s}" + "".join(f"{row[c]:9.4g}" for c in columns))
+    return means
+
+
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Print the tables; returns the means of each method."""
     parser = argparse.ArgumentParser(
@@ -128,12 +170,25 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument(
         "--lpips", choices=("alex", "vgg", "squeeze"), help="LPIPS with this network"
     )
+    parser.add_argument("--beyond", action="store_true")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
     print(describe(args.device))
     distance = lpips_distance(args.lpips, device=args.device) if args.lpips else None
     pipe = GeodesicInterpolationPipeline.from_pretrained(args.model or demo.model_path())
     pipe.to(args.device).set_progress_bar_config(disable=True)
+    if args.beyond:
+        rows = {}
+        for number in args.pairs:
+            kind, *ends = PAIRS[number - 1]
+            factors, truth = true_geodesic(kind, *torch.tensor(ends))
+            hues = factors[[0, NUM_KNOWN - 1], FACTORS.index("hue")]
+            print(f"\npair {number}, {kind}")
+            prompts = [demo.caption(kind, float(hue)) for hue in hues]
+            for name, row in go_beyond(pipe, truth, prompts).items():
+                rows.setdefault(name, []).append(row)
+        print(f"\nmeans over pairs {args.pairs}")
+        return print_means(rows)
     columns = ["truth", "jump", "render", "length", "middle", "evals", "s"]
     columns += ["LPIPS"] if distance else []
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in args.methods}
@@ -158,15 +213,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
                 row["LPIPS"] = float(distances(frames, truth, distance).mean())
             rows[name].append(row)
             print(f"{name:18s}" + "".join(f"{row[c]:9.4g}" for c in columns), flush=True)
-    means = {
-        name: {c: torch.tensor([row[c] for row in of]).double().nanmean().item() for c in columns}
-        for name, of in rows.items()
-    }
     print(f"\nmeans over pairs {args.pairs} (middle: where the kind was right)")
-    print(f"{'':18s}" + "".join(f"{name:>9s}" for name in columns))
-    for name, row in means.items():
-        print(f"{name:18s}" + "".join(f"{row[c]:9.4g}" for c in columns))
-    return means
+    return print_means(rows)
 
 
 if __name__ == "__main__":

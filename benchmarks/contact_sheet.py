@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from machine import describe
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from riemannian_diffusion import demo
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+from riemannian_diffusion.plotting import contact_sheet
 
 # Two kinds, two rows of factors: azimuth, hue, size, x, y.
 PAIRS = (
@@ -32,20 +33,6 @@ METHODS = {
     "slerp": {"metric": "slerp"},
     "lerp": {"metric": "lerp"},
 }
-LABEL = 92  # pixels of the column of names
-
-
-def sheet(rows: dict[str, list[Image.Image]], num_columns: int) -> Image.Image:
-    """Rows of frames with their names on the left."""
-    width, height = next(iter(rows.values()))[0].size
-    canvas = Image.new("RGB", (LABEL + num_columns * width, len(rows) * height), "white")
-    draw = ImageDraw.Draw(canvas)
-    for y, (name, frames) in enumerate(rows.items()):
-        draw.text((4, y * height + height // 2 - 6), name, fill="black")
-        for x in range(num_columns):
-            frame = frames[round(x * (len(frames) - 1) / (num_columns - 1))]
-            canvas.paste(frame, (LABEL + x * width, y * height))
-    return canvas
 
 
 def largest_step(frames: list[Image.Image]) -> float:
@@ -84,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
             found = out.geodesics[0]
             solved = "" if found is None else f", energy {found.energy:.4g}, {found.status}"
             print(f"pair {number}, {name}: largest step {largest_step(out.frames):.3f}{solved}")
-        sheet(rows, min(9, args.frames)).save(args.output / f"contact_sheet_{number}.png")
+        contact_sheet(rows, min(9, args.frames)).save(args.output / f"contact_sheet_{number}.png")
 
 
 if __name__ == "__main__":

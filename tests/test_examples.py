@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import PIL.Image
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
@@ -50,3 +51,13 @@ def test_contact_sheet(tmp_path, monkeypatch, capsys):
         assert sheet.size == (92 + 3 * 64, 5 * 64)
     assert len(list(tmp_path.iterdir())) == 1
     assert capsys.readouterr().out.count("pair 1, ") == 5
+
+
+def test_gallery(tmp_path):
+    pytest.importorskip("matplotlib")
+    load("examples", "gallery").main(
+        ["--output", str(tmp_path / "gallery.png"), "--max-evals", "20"]
+    )
+    with PIL.Image.open(tmp_path / "gallery.png") as figure:
+        assert figure.size == (880, 800) and len(figure.convert("RGB").getcolors(10**6)) > 100
+    assert len(list(tmp_path.iterdir())) == 1

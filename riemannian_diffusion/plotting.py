@@ -1,0 +1,152 @@
+"""Figures of paths, energies, speeds and spectra, on matplotlib axes; and sheets of frames.
+
+Install with `pip install 'riemannian-diffusion[plot]'`; only `contact_sheet` needs nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import PIL.Image
+import PIL.ImageDraw
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.geodesics import Iterate
+from riemannian_diffusion.metrics import Metric
+from riemannian_diffusion.paths import speed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LABEL_WIDTH = 92  # pixels of a contact sheet's column of names
+
+
+def plot_plane(
+    axes: Axes,
+    paths: Mapping[str, Tensor],
+    *,
+    log_prob=None,
+    metric: Metric | None = None,
+    num_ellipses: int = 12,
+    ellipse_size: float = 0.35,
+    margin: float = 0.25,
+) -> None:
+    """Paths in the plane, over the density and the metric's unit balls.
+
+    Args:
+        axes: Where to draw.
+        paths: Name -> path `(K, 2)`.
+        log_prob: `(N, 2) -> (N,)`, drawn as shades of its exponential.
+        metric: Its unit balls `<v, v>_x <= 1` are drawn as ellipses on a grid: a step to any rim
+            costs the same. All have one scale, and none is drawn longer than its cell.
+        num_ellipses: Of them along each axis.
+        ellipse_size: Median half length of the ellipses, in cells of the grid.
+        margin: Around the paths, as a share of their extent.
+
+    Raises:
+        ValueError: If a path does not lie in the plane.
+    """
+    for name, path in paths.items():
+        if path.ndim != 2 or path.shape[1] != 2:
+            raise ValueError(f"Paths must be (K, 2), but {name!r} is {tuple(path.shape)}.")
+    points = torch.cat([path.detach().cpu().double() for path in paths.values()])
+    low, high = points.amin(0), points.amax(0)
+    centre, half = (low + high) / 2, (high - low).max() * (0.5 + margin)
+    extent = [v for c in centre for v in (float(c - half), float(c + half))]
+    if log_prob is not None:
+        density = log_prob(_grid(centre, half, 150)).exp().view(150, 150)
+        axes.imshow(density.T.numpy(), origin="lower", extent=extent, cmap="Greys", alpha=0.6)
+    if metric is not None:
+        _plot_ellipses(axes, metric, centre, half, num_ellipses, ellipse_size)
+    for name, path in paths.items():
+        axes.plot(*path.detach().cpu().T.numpy(), ".-", linewidth=1.5, markersize=4, label=name)
+    axes.set_xlim(*extent[:2])
+    axes.set_ylim(*extent[2:])
+    axes.set_aspect("equal")
+    axes.legend(fontsize=8)
+
+
+def _plot_ellipses(axes, metric: Metric, centre, half, num: int, size: float) -> None:
+    from matplotlib.patches import Ellipse
+
+    at = _grid(centre, half * (1 - 1 / num), num)
+    values, vectors = torch.linalg.eigh(metric.as_matrix(at))
+    radii = values.clamp(min=1e-12).rsqrt()  # (N, 2), falling
+    cell = float(2 * half / num)
+    drawn = (radii * cell * size / radii[:, 0].median()).clamp(max=cell / 2)
+    for place, (long, short), axis in zip(at, drawn, vectors[:, :, 0], strict=True):
+        angle = float(torch.rad2deg(torch.atan2(axis[1], axis[0])))
+        diameters = 2 * float(long), 2 * float(short)
+        patch = Ellipse(place.tolist(), *diameters, angle=angle, fill=False, color="tab:blue")
+        patch.set(alpha=0.6, linewidth=0.8)
+        axes.add_patch(patch)
+
+
+def plot_energy(axes: Axes, solves: Mapping[str, Sequence[Iterate]]) -> None:
+    """The optimised energy against evaluations, for every named solve's iterates."""
+    for name, iterates in solves.items():
+        counts, energies = [i.num_evals for i in iterates], [i.energy for i in iterates]
+        axes.semilogy(counts, energies, label=name)
+    axes.set_xlabel("evaluations of energy and gradient")
+    axes.set_ylabel("energy")
+    axes.legend(fontsize=8)
+
+
+def plot_speed(axes: Axes, paths: Mapping[str, Tensor], metric: Metric | None = None) -> None:
+    """The speed along paths `(K, *shape)` over their mean speed: even is 1; flat without metric."""
+    for name, path in paths.items():
+        with torch.no_grad():
+            values = speed(path, metric).cpu()
+        u = (torch.arange(len(values)) + 0.5) / len(values)
+        axes.step(u.numpy(), (values / values.mean()).numpy(), where="mid", label=name)
+    axes.set_xlabel("fraction of the path")
+    axes.set_ylabel("speed over its mean")
+    axes.legend(fontsize=8)
+
+
+def plot_spectrum(axes: Axes, values: Tensor, dimension: int | None = None) -> None:
+    """Singular values `(rank,)` of a denoiser's Jacobian, and the gap after the dimension."""
+    axes.plot(range(1, len(values) + 1), values.cpu().numpy(), "o-", markersize=4)
+    if dimension is not None:
+        axes.axvline(dimension + 0.5, color="tab:red", linestyle="--", linewidth=1)
+        axes.set_title(f"dimension {dimension}")
+    axes.set_xlabel("index")
+    axes.set_ylabel("singular value")
+    axes.set_ylim(bottom=0)
+
+
+def contact_sheet(
+    rows: Mapping[str, Sequence[PIL.Image.Image]], num_columns: int
+) -> PIL.Image.Image:
+    """Rows of frames, evenly picked, with their names on the left.
+
+    Args:
+        rows: Name -> frames, all of one size.
+        num_columns: Frames shown of each, at least 2.
+
+    Raises:
+        ValueError: If there are no frames or fewer than 2 columns.
+    """
+    if not rows or not all(rows.values()) or num_columns < 2:
+        raise ValueError(
+            "A contact sheet needs rows of frames and at least 2 columns, "
+            f"but got {len(rows)} rows and `num_columns`={num_columns}."
+        )
+    width, height = next(iter(rows.values()))[0].size
+    size = LABEL_WIDTH + num_columns * width, len(rows) * height
+    canvas = PIL.Image.new("RGB", size, "white")
+    draw = PIL.ImageDraw.Draw(canvas)
+    for y, (name, frames) in enumerate(rows.items()):
+        draw.text((4, y * height + height // 2 - 6), name, fill="black")
+        for x in range(num_columns):
+            frame = frames[round(x * (len(frames) - 1) / (num_columns - 1))]
+            canvas.paste(frame, (LABEL_WIDTH + x * width, y * height))
+    return canvas
+
+
+def _grid(centre: Tensor, half: Tensor, num: int) -> Tensor:
+    """`(num^2, 2)` points of a square, the first coordinate outermost."""
+    line = torch.linspace(-1, 1, num, dtype=torch.float64) * half
+    return centre + torch.cartesian_prod(line, line)

@@ -212,16 +212,19 @@ def _logarithms(
     metric = _with_gradient(metric)
     found = geodesics(metric, x, y, **options)
     for one in found:
-        if one.status in ("nonfinite", "rounding"):
+        if one.status == "nonfinite":
             raise ValueError(f"No geodesic was found: {one.message}")
     velocities = []
     for one in found:
+        guess = (one.path[1] - one.path[0]) * (num_points - 1)
+        if one.status == "rounding":  # so near that the way is straight
+            velocities.append(guess)
+            continue
         start = one.path[0].clone().requires_grad_()
         with torch.enable_grad():
             first = refine(torch.stack([start, one.path[1]]), num_quadrature)
             energy = metric.energy(first).sum() * (num_points - 1)  # in unit time of the whole
         momentum = -torch.autograd.grad(energy, start)[0]
-        guess = (one.path[1] - one.path[0]) * (num_points - 1)
         velocities.append(_raise(metric, one.path[0], momentum, guess, 1e-8))
     return torch.stack(velocities), torch.stack([one.path for one in found])
 

@@ -237,6 +237,17 @@ def test_means_on_a_sphere(weights):
     assert_close(metric.embed(found[None])[0], expected, rtol=0, atol=1e-3)
 
 
+def test_points_closer_than_the_networks_rounding_are_a_straight_step_apart():
+    class Coarse(GaussianMixtureScore):
+        eps = 0.01
+
+    metric = TangentNormalMetric(Coarse(MIXTURE.means, 0.7))
+    near = X + 1e-5 * V
+    assert_close(logarithm_map(metric, X, near), near - X)
+    found = frechet_mean(metric, torch.stack([X, X + V]), vector(1, 0))
+    assert_close(found, X)
+
+
 def test_means_in_flat_space_and_on_a_learned_circle():
     points, weights = randn(4, 2, 3), vector(1, 2, 3, 4)
     flat = (weights.view(4, 1, 1) * points).sum(0) / 10

@@ -10,7 +10,7 @@ reference); only the network changes its dtype. "tf32" is float32 with TensorFlo
 CUDA). A line per dtype and number of points:
 
     resolved  root mean square chord over the rounding of the values it is a difference of;
-              `geodesic` refuses less than 1
+              `geodesic` refuses less than 2
     chords    root mean square error of the chords, over the root mean square chord
     energy    relative error of the energy
     gradient  norm of the gradient's error over its norm

@@ -24,7 +24,7 @@ _MESSAGES = {
     "rounding": "Neighbouring points differ by less than the network's dtype resolves; the path is "
     "the start. Run the network in a wider dtype, or give the path fewer points.",
 }
-_LEAST_RESOLUTION = 1.0  # chords over the rounding of what they are differences of
+_LEAST_RESOLUTION = 2.0  # chords over the rounding of what they are differences of
 
 T = TypeVar("T")
 Start = str | Tensor | Callable[[Tensor, Tensor, int], Tensor]

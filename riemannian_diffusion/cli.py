@@ -157,7 +157,7 @@ def _interpolate(args: argparse.Namespace) -> None:
     pipe = GeodesicInterpolationPipeline.from_pretrained(model, use_safetensors=True)
     try:
         pipe.to(device, getattr(torch, dtype))
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device} cannot be used: {error}") from error
     start = time.perf_counter()
     output = pipe(

@@ -12,6 +12,7 @@ so that only products with `J` and `J^T` are taken. For other metrics it is the 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -26,6 +27,7 @@ NUM_TRIES = 3  # per step, to meet its length
 MAX_CORRECTIONS = 50  # of a step of the exponential map
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def exponential_map(
     metric: Metric, x: Tensor, v: Tensor, *, num_steps: int = 32, rtol: float = 1e-6
@@ -57,7 +59,7 @@ def exponential_map(
     _check_tangent(x, v)
     if num_steps < 1:
         raise ValueError(f"`num_steps` must be at least 1, but got {num_steps}.")
-    metric, h = _with_gradient(metric), 1 / num_steps
+    (x, v), metric, h = _own(x, v), _with_gradient(metric), 1 / num_steps
     step = _chord_step if isinstance(metric, PullbackMetric) else _midpoint_step
     points, velocity, momentum = [x], v, _lower(metric, x, v)
     for k in range(num_steps):
@@ -73,6 +75,7 @@ def exponential_map(
     return torch.stack(points)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def logarithm_map(
     metric: Metric,
@@ -106,10 +109,12 @@ def logarithm_map(
     Raises:
         ValueError: As `geodesic`, and if no geodesic was found.
     """
+    x, y = _own(x, y)
     options = (num_points, num_quadrature, init, solver, rtol, max_evals)
     return _logarithms(metric, x[None], y[None], *options)[0][0]
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def parallel_transport(metric: PullbackMetric, path: Tensor, v: Tensor) -> Tensor:
     """Carry a tangent along a path without turning it.
@@ -136,6 +141,7 @@ def parallel_transport(metric: PullbackMetric, path: Tensor, v: Tensor) -> Tenso
     if path.ndim < 2 or not path.isfinite().all():
         raise ValueError(f"`path` must be finite points (K, *shape), but got {tuple(path.shape)}.")
     _check_tangent(path[0], v)
+    path, v = _own(path, v)
     tangents = [v]
     for here, there in zip(path[:-1], path[1:], strict=True):
         pushed = metric.embed_jvp(here[None], tangents[-1][None])
@@ -146,6 +152,7 @@ def parallel_transport(metric: PullbackMetric, path: Tensor, v: Tensor) -> Tenso
     return torch.stack(tangents)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def frechet_mean(
     metric: Metric,
@@ -187,6 +194,7 @@ def frechet_mean(
         raise ValueError(
             f"`weights` must be ({len(points)},), non-negative and not all 0, but got {weights}."
         )
+    points, weights = _own(points, weights)
     weights = (weights / weights.sum()).view(-1, *[1] * (points.ndim - 1))
     mean, init = (weights * points).sum(0), "lerp"
     for _ in range(max_steps):
@@ -217,8 +225,10 @@ def _logarithms(
     velocities = []
     for one in found:
         guess = (one.path[1] - one.path[0]) * (num_points - 1)
-        if one.status == "rounding":  # so near that the way is straight
-            velocities.append(guess)
+        if one.status == "rounding":
+            if not _indistinct(metric, one.path[[0, -1]]):
+                raise ValueError(f"No geodesic was found: {one.message}")
+            velocities.append(one.path[-1] - one.path[0])
             continue
         start = one.path[0].clone().requires_grad_()
         with torch.enable_grad():
@@ -238,7 +248,7 @@ def _chord_step(metric: PullbackMetric, x, velocity, momentum, h, rtol):
         chord = metric.embed(there[None]) - phi
         missing = h * momentum - metric.embed_vjp(x[None], chord)[0]
         size = float(missing.norm())
-        if size <= rtol * scale:
+        if size <= rtol * scale or _at_rounding(size, before, scale):
             return there, metric.embed_vjp(there[None], chord)[0] / h
         if not size < 10 * before:
             return None
@@ -256,7 +266,7 @@ def _midpoint_step(metric: Metric, x, velocity, momentum, h, rtol):
         force = _force(metric, middle, velocity)
         new = _raise(metric, middle, momentum + h / 2 * force, velocity, 0.1 * rtol)
         size, velocity = float((new - velocity).norm()), new
-        if size <= rtol * scale:
+        if size <= rtol * scale or _at_rounding(size, before, scale):
             middle = x + h / 2 * velocity
             lowered = _lower(metric, middle, velocity)
             return x + h * velocity, lowered + h / 2 * _force(metric, middle, velocity)
@@ -266,11 +276,32 @@ def _midpoint_step(metric: Metric, x, velocity, momentum, h, rtol):
     return None
 
 
+def _at_rounding(size: float, before: float, scale: float) -> bool:
+    """A correction that is small and no longer falls: all that the dtype can do."""
+    return 0.9 * before <= size <= 1e-3 * scale
+
+
+def _indistinct(metric: Metric, ends: Tensor) -> bool:
+    """Whether a network cannot tell two points apart, so that a straight way is as good as any."""
+    embedded = metric.embed(ends).flatten(1)
+    return float((embedded[1] - embedded[0]).norm()) <= 4 * metric.rounding * float(
+        embedded[0].norm()
+    )
+
+
+def _own(*tensors: Tensor) -> list[Tensor]:
+    """Copies that autograd may use, in one dtype, float32 at the least."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return [tensor.detach().to(dtype, copy=True) for tensor in tensors]
+
+
 def _with_gradient(metric: Metric) -> Metric:
     """The metric, differentiable in the point also where its energy is not by choice."""
     if isinstance(metric, SteinScoreMetric) and metric.detach_score:
-        options = {"lam": metric.lam, "normalize": metric.normalize, "detach_score": False}
-        return SteinScoreMetric(metric.score, **options)
+        metric = copy.copy(metric)
+        metric.detach_score = False
     return metric
 
 
@@ -279,7 +310,9 @@ def _force(metric: Metric, x: Tensor, v: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         energy = 0.5 * metric.inner(x[None], v[None], v[None]).sum()
-    return torch.autograd.grad(energy, x, materialize_grads=True)[0]
+    if not energy.requires_grad:  # the same everywhere
+        return torch.zeros_like(x)
+    return torch.autograd.grad(energy, x)[0]
 
 
 def _lower(metric: Metric, x: Tensor, v: Tensor) -> Tensor:
@@ -294,7 +327,7 @@ def _lower(metric: Metric, x: Tensor, v: Tensor) -> Tensor:
 
 def _raise(metric: Metric, x: Tensor, p: Tensor, guess: Tensor, rtol: float) -> Tensor:
     """`G^-1 p`, in closed form or by conjugate gradients (Hestenes and Stiefel 1952)."""
-    if isinstance(metric, SteinScoreMetric):
+    if type(metric).inner is SteinScoreMetric.inner:
         return metric.inverse(x[None], p[None])[0]
     v, goal = guess, rtol * float(p.norm())
     residual = p - _lower(metric, x, v) if guess.any() else p

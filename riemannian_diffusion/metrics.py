@@ -9,21 +9,20 @@ the denoised point.
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
 from riemannian_diffusion.paths import length
-from riemannian_diffusion.score.model import ScoreModel, even_fractions
+from riemannian_diffusion.score.model import Placed, ScoreModel, even_fractions
 
 
-class Metric(ABC):
+class Metric(Placed, ABC):
     """A Riemannian metric: an inner product of tangents at every point.
 
-    A score of which it is made is an attribute of its own, so that it can be put in its place on a
-    path of prompts, and be given fewer points at once.
+    Scores and metrics of which it is made are attributes of its own, or lists of them, so that they
+    can be put in their places on a path of prompts, and be given fewer points at once.
     """
 
     @abstractmethod
@@ -47,38 +46,6 @@ class Metric(ABC):
     def length(self, path: Tensor) -> Tensor:
         """The length of the path, a scalar."""
         return length(path, self)
-
-    def along(self, u: Tensor, pairs: Tensor | None = None) -> Metric:
-        """The metric for points of paths, where its score depends on the place (prompts do).
-
-        Args:
-            u: `(K,)`, the fraction of its path at which each point lies.
-            pairs: `(K,)`, the pair of ends that each point's path belongs to; None where all
-                share prompts and noises.
-        """
-        placed = {name: score.along(u, pairs) for name, score in self._scores.items()}
-        if all(placed[name] is score for name, score in self._scores.items()):
-            return self
-        metric = copy.copy(self)
-        vars(metric).update(placed)
-        return metric
-
-    def points_at_once(self, x: Tensor) -> int:
-        """How many of these points may be differentiated in one call."""
-        return min([len(x), *(score.points_at_once(x) for score in self._scores.values())])
-
-    def use_less_memory(self, x: Tensor) -> bool:
-        """Called where memory ran out on these points: True if a call on them now needs less."""
-        return any([score.use_less_memory(x) for score in self._scores.values()])
-
-    @property
-    def eps(self) -> float:
-        """Relative rounding of its scores, where coarser than that of the points; else 0."""
-        return max([0.0, *(score.eps for score in self._scores.values())])
-
-    @property
-    def _scores(self) -> dict[str, ScoreModel]:
-        return {k: value for k, value in vars(self).items() if isinstance(value, ScoreModel)}
 
     def as_matrix(self, x: Tensor) -> Tensor:
         """The dense metric `(K, d, d)` at each point: for tests and plots only."""

@@ -51,28 +51,33 @@ def plot_plane(
     for name, path in paths.items():
         if path.ndim != 2 or path.shape[1] != 2:
             raise ValueError(f"Paths must be (K, 2), but {name!r} is {tuple(path.shape)}.")
+    like = next(iter(paths.values()))
     points = torch.cat([path.detach().cpu().double() for path in paths.values()])
     low, high = points.amin(0), points.amax(0)
     centre, half = (low + high) / 2, (high - low).max() * (0.5 + margin)
     extent = [v for c in centre for v in (float(c - half), float(c + half))]
     if log_prob is not None:
-        density = log_prob(_grid(centre, half, 150)).exp().view(150, 150)
+        density = log_prob(_grid(centre, half, 150).to(like)).exp().view(150, 150).cpu()
         axes.imshow(density.T.numpy(), origin="lower", extent=extent, cmap="Greys", alpha=0.6)
     if metric is not None:
-        _plot_ellipses(axes, metric, centre, half, num_ellipses, ellipse_size)
+        _plot_ellipses(axes, metric, centre, half, num_ellipses, ellipse_size, like)
     for name, path in paths.items():
-        axes.plot(*path.detach().cpu().T.numpy(), ".-", linewidth=1.5, markersize=4, label=name)
+        axes.plot(
+            *path.detach().cpu().double().T.numpy(), ".-", linewidth=1.5, markersize=4, label=name
+        )
     axes.set_xlim(*extent[:2])
     axes.set_ylim(*extent[2:])
     axes.set_aspect("equal")
     axes.legend(fontsize=8)
 
 
-def _plot_ellipses(axes, metric: Metric, centre, half, num: int, size: float) -> None:
+def _plot_ellipses(axes, metric: Metric, centre, half, num: int, size: float, like) -> None:
     from matplotlib.patches import Ellipse
 
     at = _grid(centre, half * (1 - 1 / num), num)
-    values, vectors = torch.linalg.eigh(metric.as_matrix(at))
+    with torch.no_grad():
+        matrices = metric.as_matrix(at.to(like)).cpu().double()
+    values, vectors = torch.linalg.eigh(matrices)
     radii = values.clamp(min=1e-12).rsqrt()  # (N, 2), falling
     cell = float(2 * half / num)
     drawn = (radii * cell * size / radii[:, 0].median()).clamp(max=cell / 2)
@@ -100,7 +105,7 @@ def plot_speed(axes: Axes, paths: Mapping[str, Tensor], metric: Metric | None = 
         with torch.no_grad():
             values = speed(path, metric).cpu()
         u = (torch.arange(len(values)) + 0.5) / len(values)
-        axes.step(u.numpy(), (values / values.mean()).numpy(), where="mid", label=name)
+        axes.step(u.numpy(), (values / values.mean()).double().numpy(), where="mid", label=name)
     axes.set_xlabel("fraction of the path")
     axes.set_ylabel("speed over its mean")
     axes.legend(fontsize=8)
@@ -108,7 +113,7 @@ def plot_speed(axes: Axes, paths: Mapping[str, Tensor], metric: Metric | None = 
 
 def plot_spectrum(axes: Axes, values: Tensor, dimension: int | None = None) -> None:
     """Singular values `(rank,)` of a denoiser's Jacobian, and the gap after the dimension."""
-    axes.plot(range(1, len(values) + 1), values.cpu().numpy(), "o-", markersize=4)
+    axes.plot(range(1, len(values) + 1), values.cpu().double().numpy(), "o-", markersize=4)
     if dimension is not None:
         axes.axvline(dimension + 0.5, color="tab:red", linestyle="--", linewidth=1)
         axes.set_title(f"dimension {dimension}")

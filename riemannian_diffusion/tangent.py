@@ -64,7 +64,7 @@ def tangent_spectrum(
     Raises:
         ValueError: If points or rank are out of range.
     """
-    size = _size_of(x)
+    size, x = _size_of(x), x.to(torch.promote_types(x.dtype, torch.float32))
     if not 1 <= rank <= size:
         raise ValueError(f"`rank` must be in [1, {size}], but got {rank}.")
     if generator is None:

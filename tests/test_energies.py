@@ -16,7 +16,9 @@ from riemannian_diffusion import (
     GaussianMixtureScore,
     Metric,
     PathLBFGS,
+    PullbackMetric,
     ScoreJacobianMetric,
+    ScoreModel,
     SharedNoiseScore,
     SteinScoreMetric,
     TangentNormalMetric,
@@ -210,6 +212,92 @@ def test_starts_of_every_pair():
         assert_close(one.path, lerp(x0[i], x1[i], 5))
 
 
+class Sum(PullbackMetric):
+    """Made of other metrics, in a list."""
+
+    def __init__(self, *parts):
+        self.parts = list(parts)
+
+    def embed(self, x):
+        return torch.cat([part.embed(x).flatten(1) for part in self.parts], 1)
+
+
+class Doubled(TangentNormalMetric):
+    """With an energy of its own."""
+
+    def energy(self, path):
+        return 2 * super().energy(path)
+
+
+class Counting(ScoreModel):
+    """A score around another."""
+
+    def __init__(self, score):
+        self.score, self.alpha, self.sigma = score, score.alpha, score.sigma
+
+    def __call__(self, x):
+        return self.score(x)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda score: Sum(TangentNormalMetric(score)),
+        Doubled,
+        lambda score: TangentNormalMetric(Counting(score)),
+    ],
+    ids=["of metrics", "with an energy of its own", "of a wrapped score"],
+)
+@pytest.mark.parametrize("noises", [None, (2, 1)])
+def test_metrics_of_ones_own_keep_prompts_noises_and_limits(metric, noises):
+    score = unet_score(encoder_hidden_states=prompts(2, 2), max_batch_size=5)
+    sizes = count_points(score)
+    read = score if noises is None else SharedNoiseScore(score, randn(*noises, *SHAPE, seed=3))
+    x0, x1 = randn(2, *SHAPE, seed=1), randn(2, *SHAPE, seed=2)
+    options = {"num_points": 4, "num_quadrature": 2, "max_evals": 2}
+    found = geodesics(metric(read), x0, x1, **options)
+    expected = geodesics(TangentNormalMetric(read), x0, x1, **options)
+    factor = 2 if metric is Doubled else 1
+    for one, other in zip(found, expected, strict=True):
+        assert one.energy == pytest.approx(factor * other.energy, rel=1e-6)
+        assert_close(one.path, other.path, rtol=1e-5, atol=1e-6)
+    assert max(sizes) == 5 and metric(read).rounding == score.rounding
+
+
+def test_only_energies_by_chords_have_the_bound():
+    problem = circle(8)
+    found = geodesic(ByProducts(problem.score), problem.x0, problem.x1, init="lerp", max_evals=30)
+    assert found.lower_bound == 0 and found.num_evals > 5
+    assert found.energy < 0.1 * found.energy_history[0]
+
+
+def test_a_start_that_fails_in_an_early_stage_loses():
+    class Grained(EuclideanMetric):
+        rounding = 0.01
+
+        def embed(self, x):
+            return 0.01 * x
+
+    x0, x1 = torch.tensor([1.0, 0.0]), torch.tensor([1.2, 0.0])
+    way = lerp(x0, x1, 17) + torch.linspace(0, torch.pi, 17).sin()[:, None] * torch.tensor([0, 2])
+    found = geodesic([Grained(), EuclideanMetric()], x0, x1, init=["lerp", way])
+    assert found.status == "converged"
+    alone = geodesic([Grained(), EuclideanMetric()], x0, x1, init="lerp")
+    assert alone.status == "rounding" and alone.energy == pytest.approx(0.02, rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_one_noise_or_prompt_for_all_pairs_or_one_for_each(size):
+    x0, x1 = randn(3, 4, seed=1), randn(3, 4, seed=2)
+    mixture = GaussianMixtureScore(randn(5, 4), 0.5)
+    metric = TangentNormalMetric(SharedNoiseScore(mixture, randn(size, 2, 4)))
+    if size == 1:
+        assert len(geodesics(metric, x0, x1, max_evals=1)) == 3
+    else:
+        with pytest.raises(ValueError, match=r"has 2 entries, too few for pair number 3"):
+            geodesics(metric, x0, x1, max_evals=1)
+
+
 ONE, TWO = torch.zeros(1, 3), torch.zeros(2, 3)
 
 
@@ -244,7 +332,7 @@ def test_prompts_and_noises_of_pairs_need_to_know_the_pair():
 class Coarse(GaussianMixtureScore):
     """Its values are rounded to bfloat16, as a network's in that dtype are."""
 
-    eps = torch.finfo(torch.bfloat16).eps
+    rounding = torch.finfo(torch.bfloat16).eps
 
     def __call__(self, x):
         exact = super().__call__(x)

@@ -161,6 +161,55 @@ def test_the_logarithm_is_the_inverse(metric):
     assert float((back - path[-1]).norm()) < 1e-3 * float((path[-1] - X).norm())
 
 
+@every_metric
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_in_single_precision(metric, dtype):
+    """Also in a caller's inference mode; half precision is widened."""
+    if isinstance(metric, SteinScoreMetric) and isinstance(metric.score, Swirl):
+        pytest.skip("the same path as the symmetric one")
+    x, v = X.to(dtype), V.to(dtype)
+    expected = exponential_map(metric, x.double(), v.double())
+    with torch.inference_mode():
+        path = exponential_map(metric, x, v)
+        back = logarithm_map(metric, path[0], path[-1], rtol=1e-6)
+    assert path.dtype == back.dtype == torch.float32
+    assert float((path.double() - expected).norm(dim=1).max()) < 1e-3
+    assert float((back.double() - v.double()).norm()) < 0.02 * float(v.double().norm())
+
+
+def test_in_high_dimensions_in_single_precision():
+    x, v = 2.5 * randn(16).float(), randn(16, seed=1).float() / 4
+    assert_close(exponential_map(EuclideanMetric(), x, v)[-1], x + v, rtol=1e-4, atol=1e-4)
+
+
+def test_a_metric_that_is_the_same_everywhere():
+    class Flat(Metric):
+        def inner(self, x, u, v):
+            return 2 * (u * v).sum(1)
+
+    assert_close(exponential_map(Flat(), X, V)[-1], X + V)
+
+
+def test_a_subclass_of_the_stein_metric_is_taken_as_it_is():
+    class Ninefold(SteinScoreMetric):
+        def inner(self, x, u, v):
+            return 9 * super().inner(x, u, v)
+
+    for detach_score in (True, False):
+        metric = Ninefold(MIXTURE, lam=0.0, detach_score=detach_score)
+        assert_close(logarithm_map(metric, X, X + V), V, rtol=1e-4, atol=1e-5)
+
+
+def test_dense_paths_below_the_networks_rounding_are_no_logarithm():
+    class Coarse(GaussianMixtureScore):
+        rounding = 2**-7
+
+    problem = circle(6, angle=0.3)
+    metric = TangentNormalMetric(Coarse(problem.score.means, problem.score.sigma))
+    with pytest.raises(ValueError, match="No geodesic was found: Neighbouring points differ"):
+        logarithm_map(metric, problem.x0, problem.x1, num_points=129)
+
+
 def test_the_norm_of_the_logarithm_is_the_length():
     problem = circle(6, angle=1.5)
     metric = TangentNormalMetric(problem.score)
@@ -239,7 +288,7 @@ def test_means_on_a_sphere(weights):
 
 def test_points_closer_than_the_networks_rounding_are_a_straight_step_apart():
     class Coarse(GaussianMixtureScore):
-        eps = 0.01
+        rounding = 0.01
 
     metric = TangentNormalMetric(Coarse(MIXTURE.means, 0.7))
     near = X + 1e-5 * V

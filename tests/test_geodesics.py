@@ -251,6 +251,22 @@ def test_line_searches_end_at_strong_wolfe_conditions(first):
     assert abs(along(size)[1]) <= 0.9 * abs(slope0)
 
 
+def test_no_more_pairs_are_kept_than_asked(monkeypatch):
+    kept, apply = [], PathLBFGS._apply_inverse
+
+    def spy(pairs, *more):
+        kept.append(len(pairs))
+        return apply(pairs, *more)
+
+    monkeypatch.setattr(PathLBFGS, "_apply_inverse", staticmethod(spy))
+    for size in (1, 3):
+        kept.clear()
+        problem = PROBLEMS["circle in R^8"]
+        metric = TangentNormalMetric(problem.score)
+        solve(metric, problem, solver=PathLBFGS(history_size=size), rtol=1e-9, max_evals=15)
+        assert max(kept) == size
+
+
 def test_the_inverse_hessian_is_the_bfgs_formula():
     """Against the dense update, Nocedal and Wright (6.17), from the scaled initial matrix."""
     num, dim = 3, 2
@@ -748,6 +764,7 @@ INVALID = [
     ({"init": []}, "`init` must name at least one start, but got an empty list"),
     ({"init": ["lerp", "arc"]}, "`init` must be 'slerp', .* a callable, but got 'arc'"),
     ({"init": None}, "`init` must be 'slerp', 'lerp', a path or a callable, but got None"),
+    ({"init": torch.zeros(1, 17, 2)}, r"`init` must be \(17, 2\), but got \(1, 17, 2\)"),
     ({"init": torch.zeros(4, 2)}, r"`init` must be \(17, 2\), but got \(4, 2\)"),
     ({"init": lambda x0, x1, k: lerp(x0, x1, 5)}, r"`init` must be \(17, 2\), but got \(5, 2\)"),
     ({"init": torch.full((17, 2), math.nan)}, "`init` must be finite"),

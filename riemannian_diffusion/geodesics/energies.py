@@ -125,7 +125,7 @@ class Energies:
                 part = torch.zeros_like(ask.path)
                 part[1:-1] = gradient[start : start + len(row) - 2]
             start += len(row) - 2
-            resolution = size / metric.eps if metric.eps and size else torch.inf
+            resolution = size / metric.rounding if metric.rounding and size else torch.inf
             answers.append(Answer(0.5 * len(squares) * squares, part, resolution))
         return answers
 
@@ -180,9 +180,11 @@ def _by_midpoints(asks: list[Ask]) -> list[Answer]:
 def _as_defined(asks: list[Ask]) -> list[Answer]:
     """For a metric that defines its energies itself: one path at a time."""
     (ask,) = asks
+    num = len(ask.path)
+    metric = ask.metric.along(even_fractions(num), torch.full((num,), ask.pair))
     inner = ask.path[1:-1].detach().requires_grad_(ask.differentiate)
     with torch.set_grad_enabled(ask.differentiate):
-        energies = ask.metric.energy(torch.cat([ask.path[:1], inner, ask.path[-1:]]))
+        energies = metric.energy(torch.cat([ask.path[:1], inner, ask.path[-1:]]))
     gradient = None
     if ask.differentiate:
         gradient = torch.zeros_like(ask.path)

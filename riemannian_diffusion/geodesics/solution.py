@@ -24,6 +24,7 @@ _MESSAGES = {
     "rounding": "Neighbouring points differ by less than the network's dtype resolves; the path is "
     "the start. Run the network in a wider dtype, or give the path fewer points.",
 }
+_FAILED = ("nonfinite", "rounding")
 _LEAST_RESOLUTION = 2.0  # chords over the rounding of what they are differences of
 
 T = TypeVar("T")
@@ -143,6 +144,11 @@ def geodesic(
     inits = init if isinstance(init, (list, tuple)) else [init]
     options = (num_points, num_quadrature, inits, solver, rtol, max_evals, callback)
     _check_ends(x0, x1)
+    for one in inits:
+        if isinstance(one, Tensor) and one.ndim != x0.ndim + 1:
+            raise ValueError(
+                f"`init` must be {(num_points, *x0.shape)}, but got {tuple(one.shape)}."
+            )
     return _solve(metric, x0[None], x1[None], *options)[0]
 
 
@@ -237,8 +243,12 @@ def _from_every_start(starts: list[Tensor], max_evals: int, options: tuple) -> A
         budget = (max_evals - num_evals) // (len(starts) - i)
         found.append((yield from _descend(start, budget, num_evals, *options)))
         num_evals += found[-1].num_evals
-    best = min(found, key=lambda one: one.energy if math.isfinite(one.energy) else math.inf)
+    best = min(found, key=_rank)
     return replace(best, num_evals=num_evals)
+
+
+def _rank(found: Geodesic) -> tuple[bool, float]:
+    return found.status in _FAILED, found.energy if math.isfinite(found.energy) else math.inf
 
 
 def _descend(
@@ -253,8 +263,9 @@ def _descend(
         status = yield from solve.run(solver, rtol)
         path, history = solve.best_path, tuple(solve.history)
         num_evals += solve.num_evals
-        if status in ("nonfinite", "rounding"):
+        if status in _FAILED:
             break
+    stage = metrics[-1]
     fine = refine(path, 2 * num_quadrature)
     energies = (yield Ask(stage, fine, pair)).energies.cpu().double().clamp(min=0)
     lengths = (2 * energies / len(energies)).sqrt()
@@ -268,7 +279,7 @@ def _descend(
 
 def _lower_bound(metric: Metric, path: Tensor, pair: int) -> Asking[float]:
     """Of the energy: that of the one chord between the embedded ends."""
-    if not isinstance(metric, PullbackMetric):
+    if type(metric).energy is not PullbackMetric.energy:
         return 0.0
     answer = yield Ask(metric, path[[0, -1]], pair)
     return float(answer.energies)

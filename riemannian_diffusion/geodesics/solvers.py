@@ -91,7 +91,7 @@ class PathLBFGS(Solver):
             points, gradient = points + moved, new_gradient
             curvature = _inner(moved, change)
             if curvature > 0:
-                pairs = [*pairs[-self.history_size + 1 :], (moved, change, 1 / curvature)]
+                pairs = [*pairs, (moved, change, 1 / curvature)][-self.history_size :]
             yield points, energy
 
     def _inverse_hessian(self, points: Tensor) -> Tensor:

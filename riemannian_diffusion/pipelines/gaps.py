@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion
-from riemannian_diffusion.geodesics import Geodesic, Start, geodesics
+from riemannian_diffusion.geodesics import Geodesic, Iterate, Start, geodesics
 from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import lerp, slerp
 from riemannian_diffusion.score import DiffusionScore, ScoreModel, SharedNoiseScore
@@ -69,7 +70,9 @@ def solve_gaps(
         found = {}
         for size in sizes:
             here = [i for i, gap in enumerate(gaps) if gap.x0.shape == size]
-            solved = solve_gaps([gaps[i] for i in here], metric, score, init, **options)
+            callback = partial(_renumbered, options["callback"], here)
+            mine = options | {"callback": callback}
+            solved = solve_gaps([gaps[i] for i in here], metric, score, init, **mine)
             found |= zip(here, solved, strict=True)
         return [found[i] for i in range(len(gaps))]
     model = score(encoder_hidden_states=_joint_prompts(gaps))
@@ -87,6 +90,11 @@ def solve_gaps(
         starts.append(one)
     ends = torch.stack([gap.x0 for gap in gaps]), torch.stack([gap.x1 for gap in gaps])
     return geodesics(metric(model), *ends, num_points=gaps[0].num_frames, init=starts, **options)
+
+
+def _renumbered(callback: Callable[[Iterate], None], here: list[int], iterate: Iterate) -> None:
+    """Tell of an iterate under its gap's number among all."""
+    callback(replace(iterate, pair=here[iterate.pair]))
 
 
 def _joint_prompts(gaps: Sequence[Gap]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from riemannian_diffusion.score.attention import forward_mode_attention
-from riemannian_diffusion.score.model import ScoreModel, even_fractions
+from riemannian_diffusion.score.model import ScoreModel, entries_of, even_fractions
 
 
 class DiffusionScore(ScoreModel):
@@ -126,7 +126,7 @@ class DiffusionScore(ScoreModel):
             return torch.cat([torch.func.vjp(f, points)[1](c)[0] for (f, points), c in pairs])
 
     @property
-    def eps(self) -> float:
+    def rounding(self) -> float:
         """Relative rounding in the network's dtype."""
         return torch.finfo(next(self.model.parameters()).dtype).eps
 
@@ -225,14 +225,7 @@ def _prompts_at(
             "it."
         )
     paths = prompts[None] if prompts.ndim == 3 else prompts
-    if prompts.ndim == 3:
-        pairs = None
-    elif pairs is None and len(paths) > 1:
-        raise ValueError(
-            f"`{name}` {tuple(prompts.shape)} belongs to {len(paths)} pairs: solve them with "
-            "`geodesics`, or say by `along(u, pairs)` which pair each point belongs to."
-        )
-    which = torch.zeros(len(u), dtype=torch.long) if pairs is None else pairs
+    which = entries_of(paths, None if prompts.ndim == 3 else pairs, name).expand(len(u))
     place = u * (paths.shape[1] - 1)
     left = place.long().clamp(max=max(0, paths.shape[1] - 2))
     right = (left + 1).clamp(max=paths.shape[1] - 1)

@@ -6,7 +6,7 @@ import copy
 
 from torch import Tensor
 
-from riemannian_diffusion.score.model import ScoreModel, even_fractions
+from riemannian_diffusion.score.model import ScoreModel, entries_of, even_fractions
 
 
 class SharedNoiseScore(ScoreModel):
@@ -25,7 +25,7 @@ class SharedNoiseScore(ScoreModel):
     """
 
     def __init__(self, score: ScoreModel, noise: Tensor):
-        self.score, self.noise, self.eps = score, noise, score.eps
+        self.score, self.noise = score, noise
         self.alpha, self.sigma = 1.0, score.sigma / score.alpha
         self._u: Tensor | None = None
         self._pairs: Tensor | None = None
@@ -64,6 +64,8 @@ class SharedNoiseScore(ScoreModel):
     def along(self, u: Tensor, pairs: Tensor | None = None) -> SharedNoiseScore:
         """The model for points at fractions `u` of the paths of these pairs."""
         placed = copy.copy(self)
+        if pairs is None and self._pairs is not None and len(self._pairs.unique()) == 1:
+            pairs = self._pairs[:1].expand(len(u))  # other points of the path it was placed on
         placed._u, placed._pairs = u, pairs
         return placed
 
@@ -83,12 +85,7 @@ class SharedNoiseScore(ScoreModel):
         """The noises of each point, `(K or 1, S, *shape)`."""
         noise = self.noise.to(x)
         if noise.ndim == x.ndim + 1:
-            if self._pairs is None and len(noise) > 1:
-                raise ValueError(
-                    f"`noise` {tuple(noise.shape)} belongs to {len(noise)} pairs: solve them with "
-                    "`geodesics`, or say by `along(u, pairs)` which pair each point belongs to."
-                )
-            noise = noise[[0] if self._pairs is None else self._pairs.to(noise.device)]
+            noise = noise[entries_of(noise, self._pairs, "noise").to(noise.device)]
         elif noise.ndim == x.ndim:
             noise = noise[None]
         else:

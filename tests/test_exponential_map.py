@@ -165,8 +165,6 @@ def test_the_logarithm_is_the_inverse(metric):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_in_single_precision(metric, dtype):
     """Also in a caller's inference mode; half precision is widened."""
-    if isinstance(metric, SteinScoreMetric) and isinstance(metric.score, Swirl):
-        pytest.skip("the same path as the symmetric one")
     x, v = X.to(dtype), V.to(dtype)
     expected = exponential_map(metric, x.double(), v.double())
     with torch.inference_mode():

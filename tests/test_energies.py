@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from architectures import ByProducts
 from diffusers import DDIMScheduler
 from networks import randn, tiny_conditional_unet
 from problems import circle
@@ -14,7 +15,6 @@ from riemannian_diffusion import (
     DiffusionScore,
     EuclideanMetric,
     GaussianMixtureScore,
-    Metric,
     PathLBFGS,
     PullbackMetric,
     ScoreJacobianMetric,
@@ -32,12 +32,6 @@ from riemannian_diffusion.geodesics.energies import Ask, Energies
 
 SCHEDULER = DDIMScheduler()
 SHAPE = (2, 8, 8)
-
-
-class ByProducts(TangentNormalMetric):
-    """Energies by forward-mode products at midpoints, as the papers' code takes them."""
-
-    energy = Metric.energy
 
 
 METRICS = {

@@ -148,9 +148,8 @@ def _by_midpoints(asks: list[Ask]) -> list[Answer]:
     steps = torch.cat([ask.path[1:] - ask.path[:-1] for ask in asks])
     middles = torch.cat([(ask.path[1:] + ask.path[:-1]) / 2 for ask in asks])
     numbers = [len(ask.path) - 1 for ask in asks]
-    places = torch.cat(
-        [(even_fractions(n + 1)[1:] + even_fractions(n + 1)[:-1]) / 2 for n in numbers]
-    )
+    fractions = [even_fractions(len(ask.path)) for ask in asks]
+    places = torch.cat([(u[1:] + u[:-1]) / 2 for u in fractions])
     pairs = torch.cat([torch.full((n,), a.pair) for n, a in zip(numbers, asks, strict=True)])
     weights = torch.cat([steps.new_full((n,), n / 2) for n in numbers])
     differentiate = asks[0].differentiate

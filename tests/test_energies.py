@@ -258,6 +258,19 @@ def test_metrics_of_ones_own_keep_prompts_noises_and_limits(metric, noises):
     assert max(sizes) == 5 and metric(read).rounding == score.rounding
 
 
+def test_a_score_may_name_its_own_attributes_as_it_likes():
+    class Own(GaussianMixtureScore):
+        def _parts(self):
+            return None
+
+        parts = _points = _parts
+
+    metric = TangentNormalMetric(Own(torch.randn(3, 2).double(), 1.0))
+    x = torch.zeros(4, 2).double()
+    assert metric.points_at_once(x) == 4 and metric.rounding == 0
+    assert not metric.use_less_memory(x)
+
+
 def test_only_energies_by_chords_have_the_bound():
     problem = circle(8)
     found = geodesic(ByProducts(problem.score), problem.x0, problem.x1, init="lerp", max_evals=30)

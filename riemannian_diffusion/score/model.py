@@ -44,23 +44,16 @@ class Placed:
 
     def points_at_once(self, x: Tensor) -> int:
         """How many of these points may be differentiated in one call."""
-        return min([len(x), *(part.points_at_once(x) for part in self._parts)])
+        return min([len(x), *(part.points_at_once(x) for part in _parts_of(self))])
 
     def use_less_memory(self, x: Tensor) -> bool:
         """Called where memory ran out on these points: True if a call on them now needs less."""
-        return any([part.use_less_memory(x) for part in self._parts])
+        return any([part.use_less_memory(x) for part in _parts_of(self)])
 
     @property
     def rounding(self) -> float:
         """Relative rounding of its values by a network's dtype; 0 where there is no network."""
-        return max([0.0, *(part.rounding for part in self._parts)])
-
-    @property
-    def _parts(self) -> list[Placed]:
-        values = []
-        for value in vars(self).values():
-            values += value if type(value) in (list, tuple) else [value]
-        return [value for value in values if isinstance(value, Placed)]
+        return max([0.0, *(part.rounding for part in _parts_of(self))])
 
 
 class ScoreModel(Placed, ABC):
@@ -130,3 +123,10 @@ def entries_of(values: Tensor, pairs: Tensor | None, name: str) -> Tensor:
             f"{int(pairs.max()) + 1}: give one for each pair, or one for all."
         )
     return pairs
+
+
+def _parts_of(whole: Placed) -> list[Placed]:
+    values = []
+    for value in vars(whole).values():
+        values += value if type(value) in (list, tuple) else [value]
+    return [value for value in values if isinstance(value, Placed)]

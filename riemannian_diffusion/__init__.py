@@ -24,6 +24,7 @@ from riemannian_diffusion.geodesics import (
     geodesic,
     geodesics,
 )
+from riemannian_diffusion.guidance import ManifoldGuidance, ManifoldGuidedScore
 from riemannian_diffusion.metrics import (
     EuclideanMetric,
     Metric,
@@ -58,6 +59,8 @@ __all__ = [
     "GaussianMixtureScore",
     "Geodesic",
     "Iterate",
+    "ManifoldGuidance",
+    "ManifoldGuidedScore",
     "Metric",
     "PathLBFGS",
     "PullbackMetric",

@@ -78,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=50, help="DDIM steps of the whole schedule (default: 50)")
     add("--strength", type=float, default=0.6, help="noise level, in (0, 1] (default: 0.6)")
     add("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")
+    add(
+        "--guidance-mode",
+        choices=("plain", "manifold"),
+        default="plain",
+        help="guide straight on or along the data manifold (default: plain)",
+    )
     add("--max-evals", type=int, default=200, help="evaluations per gap at most (default: 200)")
     add("--max-batch-size", type=int, default=8, help="less needs less memory (default: 8)")
     add("--size", type=_size, help="crop and scale the images to this size first: 512 or 768x512")
@@ -171,6 +177,7 @@ def _interpolate(args: argparse.Namespace) -> None:
         strength=args.strength,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance,
+        guidance_mode=args.guidance_mode,
         max_evals=args.max_evals,
         max_batch_size=args.max_batch_size,
         extrapolate=args.extrapolate,

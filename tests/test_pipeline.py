@@ -118,6 +118,10 @@ def test_guidance_reconstructs_too(tiny_pipe, keyframes):
     assert max(out.reconstruction_error) < 1e-8
     plain = tiny_pipe(keyframes[:2], ["a", "b"], output_type="latent", **FAST)
     assert not torch.allclose(out.latents[0], plain.latents[0], atol=1e-4)
+    options["guidance_mode"] = "manifold"
+    manifold = tiny_pipe(keyframes[:2], ["a", "b"], output_type="latent", **options, **FAST)
+    assert max(manifold.reconstruction_error) < 1e-8
+    assert not torch.allclose(out.latents[0], manifold.latents[0], atol=1e-4)
 
 
 def test_clean_space_has_exact_ends_and_one_noise(tiny_pipe, keyframes):

@@ -13,7 +13,7 @@ from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusio
 from riemannian_diffusion.geodesics import Geodesic, Iterate, Start, geodesics
 from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import lerp, slerp
-from riemannian_diffusion.score import DiffusionScore, ScoreModel, SharedNoiseScore
+from riemannian_diffusion.score import ScoreModel, SharedNoiseScore
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Gap:
 def solve_gaps(
     gaps: Sequence[Gap],
     metric: Callable[[ScoreModel], Metric],
-    score: Callable[..., DiffusionScore],
+    score: Callable[..., ScoreModel],
     init: Start | Sequence[Start],
     **options,
 ) -> list[Geodesic]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from riemannian_diffusion.ddim import invert, invert_steps, sample_steps
 from riemannian_diffusion.geodesics import Iterate, Solver, Start
+from riemannian_diffusion.guidance import ManifoldGuidedScore
 from riemannian_diffusion.metrics import (
     EuclideanMetric,
     Metric,
@@ -83,6 +84,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         strength: float = 0.6,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
+        guidance_mode: str = "plain",
         score_mode: str | None = None,
         init: Start | Sequence[Start] = "slerp",
         max_samples: int = 768,
@@ -121,6 +123,8 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             num_inference_steps: DDIM steps of the whole schedule.
             guidance_scale: Classifier-free guidance above 1, in inversion, metric and sampling
                 alike.
+            guidance_mode: "plain" goes straight on; "manifold" along the data manifold, by
+                `riemannian_diffusion.ManifoldGuidedScore`, at 3 evaluations of the network for 2.
             score_mode: The metric's score: "conditional", "guided" or "difference" (see
                 `DiffusionScore`); None takes the one that sampling uses, but for "density" the
                 published "difference".
@@ -164,6 +168,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             init=init,
             strength=strength,
             num_inference_steps=num_inference_steps,
+            guidance_mode=guidance_mode,
             score_mode=score_mode,
             max_batch_size=max_batch_size,
             max_samples=max_samples,
@@ -197,7 +202,8 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             pixels = keyframes.to(self._execution_device)  # (P, 3, H, W) in [0, 1]
             clean = self._encode_images(pixels, max_batch_size)  # (P, C, h, w)
             score_at = partial(
-                DiffusionScore,
+                _score_at,
+                guidance_mode,
                 self.unet,
                 scheduler,
                 negative_hidden_states=negative,
@@ -331,6 +337,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         init,
         strength,
         num_inference_steps,
+        guidance_mode,
         score_mode,
         max_batch_size,
         max_samples,
@@ -354,6 +361,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                 for start in (init if isinstance(init, (list, tuple)) else [init])
                 if isinstance(start, str)
             ),
+            ("guidance_mode", guidance_mode, ("plain", "manifold")),
             ("score_mode", score_mode, (None, "conditional", "guided", "difference")),
             ("output_type", output_type, ("pil", "np", "pt", "latent")),
         ):
@@ -439,6 +447,21 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             for item in iterable:
                 yield item
                 bar.update()
+
+
+def _score_at(guidance_mode: str, *args, negative_hidden_states, guidance_scale, mode, **options):
+    """A network's score at one level, guided straight on or along the manifold."""
+    if mode == "guided" and guidance_mode == "manifold":
+        conditional = DiffusionScore(*args, **options)
+        options["encoder_hidden_states"] = negative_hidden_states
+        return ManifoldGuidedScore(conditional, DiffusionScore(*args, **options), guidance_scale)
+    return DiffusionScore(
+        *args,
+        negative_hidden_states=negative_hidden_states,
+        guidance_scale=guidance_scale,
+        mode=mode,
+        **options,
+    )
 
 
 def _show_progress(bar, spent: dict[int, int], iterate: Iterate) -> None:

@@ -9,6 +9,7 @@ from riemannian_diffusion.ddim import (
     sdedit,
 )
 from riemannian_diffusion.exponential import (
+    analogy,
     exponential_map,
     extrapolate,
     frechet_mean,
@@ -71,6 +72,7 @@ __all__ = [
     "Solver",
     "SteinScoreMetric",
     "TangentNormalMetric",
+    "analogy",
     "ddim_step",
     "exponential_map",
     "extrapolate",

@@ -94,6 +94,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="go on beyond the last image by this share of the last gap (default: 0)",
     )
+    add(
+        "--analogy",
+        type=Path,
+        metavar="IMAGE",
+        help="given two images, show this one instead, changed as the first changes to the second",
+    )
     add("--paste-endpoints", action="store_true", help="put the images in as first and last frames")
     add("--fps", type=float, default=12.0, help="frames per second of .gif and .mp4 (default: 12)")
     add(
@@ -157,6 +163,7 @@ def _interpolate(args: argparse.Namespace) -> None:
         library.utils.logging.disable_progress_bar()
     paths = args.images or [Path(path) for path in demo.endpoint_paths()]
     images = [open_image(path, args.size) for path in paths]
+    analogy = args.analogy and open_image(args.analogy, args.size)
     device = args.device or first_device()
     dtype = args.dtype or default_dtype(device)
     model = args.model or demo.model_path()
@@ -181,6 +188,7 @@ def _interpolate(args: argparse.Namespace) -> None:
         max_evals=args.max_evals,
         max_batch_size=args.max_batch_size,
         extrapolate=args.extrapolate,
+        analogy=analogy,
         paste_endpoints=args.paste_endpoints,
         generator=torch.Generator().manual_seed(args.seed),
     )

@@ -22,6 +22,8 @@ from torch import Tensor
 from riemannian_diffusion.geodesics import Solver, Start, geodesics
 from riemannian_diffusion.metrics import Metric, PullbackMetric, SteinScoreMetric
 from riemannian_diffusion.paths import refine, segment_lengths
+from riemannian_diffusion.score.model import ScoreModel
+from riemannian_diffusion.tangent import split_tangent
 
 NUM_TRIES = 3  # per step, to meet its length
 MAX_CORRECTIONS = 50  # of a step of the exponential map
@@ -119,9 +121,11 @@ def logarithm_map(
 def parallel_transport(metric: PullbackMetric, path: Tensor, v: Tensor) -> Tensor:
     """Carry a tangent along a path without turning it.
 
-    In the embedding `phi` a tangent is an arrow at a surface; each step projects it on the next
-    tangent space, `G_{k+1} v_{k+1} = J_{k+1}^T J_k v_k`, and gives it its length back. This is
-    the transport of the metric's Levi-Civita connection to second order in the step.
+    In the embedding `phi` a tangent is an arrow at a surface. Each step takes it to the next
+    tangent space by the isometry nearest to the projection `P`, `G_{k+1} P v = J_{k+1}^T J_k v`:
+    its polar factor, to second order `P (3 v - P^T P v) / 2`. This is the transport of the metric's
+    Levi-Civita connection to second order in the step; the projection alone, which shortens what
+    lies along the path and so turns arrows, is it to first.
 
     Args:
         metric: A pullback metric.
@@ -143,12 +147,19 @@ def parallel_transport(metric: PullbackMetric, path: Tensor, v: Tensor) -> Tenso
     _check_tangent(path[0], v)
     path, v = _own(path, v)
     tangents = [v]
+
+    def projected(here: Tensor, there: Tensor, v: Tensor) -> Tensor:
+        pushed = metric.embed_jvp(here[None], v[None])
+        return _raise(metric, there, metric.embed_vjp(there[None], pushed)[0], v, 1e-8)
+
     for here, there in zip(path[:-1], path[1:], strict=True):
-        pushed = metric.embed_jvp(here[None], tangents[-1][None])
-        momentum = metric.embed_vjp(there[None], pushed)[0]
-        carried = _raise(metric, there, momentum, tangents[-1], 1e-8)
-        size = float(metric.norm(there[None], carried[None]))
-        tangents.append(carried * (float(pushed.norm()) / size if size else 1.0))
+        v = tangents[-1]
+        back = projected(there, here, projected(here, there, v))
+        carried = projected(here, there, 1.5 * v - 0.5 * back)
+        size, before = (
+            float(metric.norm(x[None], t[None])) for x, t in ((there, carried), (here, v))
+        )
+        tangents.append(carried * (before / size if size else 1.0))
     return torch.stack(tangents)
 
 
@@ -441,3 +452,75 @@ def _step(project, before: Tensor, here: Tensor, size: float) -> Tensor:
             break
         factor *= min(2.0, max(0.5, size / max(reached, 1e-30)))
     return there
+
+
+@torch.no_grad()
+def analogy(
+    score: ScoreModel,
+    path: Tensor,
+    start: Tensor,
+    *,
+    way: Tensor | None = None,
+    project: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Carry the change along a path from A to B over to C: "A is to B as C is to D".
+
+    Every step of the path is carried back to A, along a way to C, and on along the new path, which
+    it continues; there it is brought back to the data by the denoiser, as in `extrapolate`. The way
+    from one tangent space to the next is that of `parallel_transport`, with the Jacobian of the
+    denoiser for the projection. On a sphere the new path is the old one, rotated.
+
+    Args:
+        score: The score, whose denoiser finds the manifold.
+        path: From A to B, `(K, *shape)`.
+        start: C, `shape`.
+        way: From A to C, `(M, *shape)`; None carries steps straight across.
+        project: As in `extrapolate`; None takes `score.denoise`.
+
+    Returns:
+        The path from C to D, `(K, *shape)`.
+
+    Raises:
+        ValueError: If the path is no path, the way does not lead from A to C, or shapes differ.
+    """
+    for name, points in (("path", path), ("way", path if way is None else way)):
+        if points.ndim < 2 or len(points) < 2 or not points.isfinite().all():
+            raise ValueError(
+                f"`{name}` must be finite points (K, *shape), at least 2, but it is "
+                f"{tuple(points.shape)}."
+            )
+    if start.shape != path.shape[1:] or not start.isfinite().all():
+        raise ValueError(
+            f"`start` must be a finite point {tuple(path.shape[1:])}, but it is "
+            f"{tuple(start.shape)}."
+        )
+    if way is None:
+        way = torch.stack([path[0], start])
+    elif not (torch.equal(way[0], path[0]) and torch.equal(way[-1], start)):
+        raise ValueError("`way` must lead from the first point of `path` to `start`.")
+    project = score.denoise if project is None else project
+    steps = path.diff(dim=0)
+    for k in range(len(steps) - 1, 0, -1):  # back to A, each joined by the next
+        steps[k:] = _carried(score, path[k], path[k - 1], steps[k:])
+    for here, there in zip(way[:-1], way[1:], strict=True):
+        steps = _carried(score, here, there, steps)
+    points = [start]
+    for k in range(len(steps)):
+        points.append(project((points[-1] + steps[k])[None])[0])
+        steps[k + 1 :] = _carried(score, points[-2], points[-1], steps[k + 1 :])
+    return torch.stack(points)
+
+
+def _carried(score: ScoreModel, here: Tensor, there: Tensor, vectors: Tensor) -> Tensor:
+    """Tangents `(N, *shape)` at a point as tangents at the next one, as long as they were."""
+    if len(vectors) == 0:
+        return vectors
+
+    def projected(x: Tensor, v: Tensor) -> Tensor:
+        return split_tangent(score, x.expand_as(v), v)[0]
+
+    back = projected(here, projected(there, vectors))
+    carried = projected(there, 1.5 * vectors - 0.5 * back)
+    wide = [-1] + [1] * here.ndim
+    before, after = (v.flatten(1).norm(dim=1).view(wide) for v in (vectors, carried))
+    return carried * (before / after.clamp(min=1e-30))

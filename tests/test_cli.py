@@ -99,6 +99,13 @@ def test_several_starts(run, tmp_path):
     assert energies[2] == min(energies)
 
 
+def test_an_analogy(run, inputs, tmp_path):
+    assert run("d.gif", "--analogy", inputs[1]) == 0
+    report = json.loads((tmp_path / "d.json").read_text())
+    assert report["arguments"]["analogy"] == inputs[1] and report["num_frames"] == 4
+    assert len(report["reconstruction_error"]) == 3
+
+
 def test_existing_outputs_are_kept(run, tmp_path, capsys):
     (tmp_path / "morph.gif").write_text("mine")
     assert run("morph.gif") == 2

@@ -1,10 +1,10 @@
-"""Going on beyond a path: great circles of spheres, and bad input."""
+"""Going on beyond a path and beside it: great circles of spheres, and bad input."""
 
 import math
 
 import pytest
 import torch
-from problems import circle
+from problems import HypersphereScore, circle
 from torch.testing import assert_close
 
 from riemannian_diffusion import (
@@ -12,6 +12,7 @@ from riemannian_diffusion import (
     GaussianMixtureScore,
     SharedNoiseScore,
     TangentNormalMetric,
+    analogy,
     extrapolate,
     length,
     slerp,
@@ -125,3 +126,69 @@ def test_bad_input(arguments, message):
     options = {"metric": EuclideanMetric(), "project": to_sphere} | good | arguments
     with pytest.raises(ValueError, match=message):
         extrapolate(**options)
+
+
+# ------------------------------------------------------------------------------------- analogies
+
+
+def _on_sphere(*points):  # in a random 3-space of R^20, and the score of its unit sphere
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(20, 3, generator=generator, dtype=torch.float64))[0]
+    ends = [to_sphere(torch.tensor(point, dtype=torch.float64)) @ basis.T for point in points]
+    return HypersphereScore(basis, torch.zeros(20, dtype=torch.float64), 0.03), ends
+
+
+def _rotated(points, a, b):
+    """By the rotation in the plane of a and b that takes a to b."""
+    turn = torch.outer(b, a) - torch.outer(a, b)
+    turned = points + points @ turn.T + points @ (turn @ turn).T / (1 + a @ b)
+    return turned
+
+
+def test_on_a_sphere_a_change_is_carried_by_the_rotation():
+    score, (a, b, c) = _on_sphere([1.0, 0, 0], [0.6, 0.64, 0.48], [0.2, -0.3, 0.93])
+    path, way = slerp(a, b, 33), slerp(a, c, 33)
+    expected = _rotated(path, a, c)
+    found = analogy(score, path, c, way=way)
+    assert torch.equal(found[0], c)
+    assert float((found - expected).norm(dim=1).max()) < 5e-3
+    # Straight across the steps turn on their way, as the sphere does.
+    across = analogy(score, path, c)
+    assert float((across - expected).norm(dim=1).max()) > 0.1
+    assert float((across.norm(dim=1) - 1).abs().max()) < 2e-3
+
+
+def test_a_change_carried_to_where_it_began_is_itself():
+    score, (a, b) = _on_sphere([1.0, 0, 0], [0.6, 0.64, 0.48])
+    path = slerp(a, b, 33)
+    for way in (None, torch.stack([a, a])):
+        assert float((analogy(score, path, a, way=way) - path).norm(dim=1).max()) < 2e-3
+
+
+def test_analogies_in_flat_space_are_differences():
+    data = torch.zeros(1, 3, dtype=torch.float64)
+    flat = GaussianMixtureScore(data, 1e-3, std=1e3)  # everything is tangent
+    path, start = torch.randn(2, 5, 3, dtype=torch.float64).unbind()[0], data[0] + 2.0
+    found = analogy(flat, path, start)
+    assert_close(found, start + path - path[0], atol=1e-8, rtol=0)
+    kept = path.clone()
+    assert_close(
+        analogy(flat, path, start, project=lambda x: 0 * x)[1:], torch.zeros(4, 3).double()
+    )
+    assert torch.equal(path, kept)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path": torch.ones(1, 2)}, r"`path` must be finite points .* at least 2, .*\(1, 2\)"),
+        ({"way": torch.full((3, 2), math.nan)}, "`way` must be finite points"),
+        ({"start": torch.zeros(3)}, r"`start` must be a finite point \(2,\), but it is \(3,\)"),
+        ({"way": torch.ones(3, 2)}, "must lead from the first point of `path` to `start`"),
+    ],
+)
+def test_bad_analogies(options, message):
+    score = GaussianMixtureScore(torch.zeros(1, 2), 1.0)
+    good = {"path": torch.zeros(3, 2), "start": torch.ones(2)}
+    with pytest.raises(ValueError, match=message):
+        analogy(score, **good | options)

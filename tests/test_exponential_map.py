@@ -242,6 +242,19 @@ def test_transport_around_an_octant_turns_by_a_right_angle():
     assert_close(metric.norm(path, carried), torch.ones(len(path), dtype=torch.float64))
 
 
+def test_transport_of_a_slanting_arrow_is_of_second_order():
+    """Along a meridian an arrow keeps its angle with the way, to a quarter with half the step."""
+    errors = []
+    for num in (9, 17, 33):
+        latitude = torch.linspace(0.2, 1.4, num, dtype=torch.float64)
+        path = torch.stack([latitude, torch.zeros_like(latitude)], 1)
+        v = vector(0.6, 0.8 / math.cos(0.2))
+        carried = parallel_transport(Sphere(), path, v)[-1]
+        at_the_end = carried * vector(1, math.cos(1.4))
+        errors.append(float((at_the_end - vector(0.6, 0.8)).norm()))
+    assert errors[0] < 5e-3 and errors[1] < 0.3 * errors[0] and errors[2] < 0.3 * errors[1]
+
+
 @pytest.mark.parametrize("num_points", [17, 33])
 def test_transport_along_a_geodesic_keeps_its_velocity(num_points):
     metric, x, v = Sphere(), vector(0.3, 0.1), vector(1.0, 1.2)

@@ -15,6 +15,7 @@ from riemannian_diffusion import (
     DiffusionScore,
     EuclideanMetric,
     TangentNormalMetric,
+    analogy,
     extrapolate,
     invert,
     length,
@@ -265,6 +266,31 @@ def test_morphs_go_on_beyond_the_last_keyframe(tiny_pipe, keyframes):
     assert len(same.frames) == 4  # no direction to go on in
 
 
+def test_an_analogy_is_carried_among_the_clean_latents(tiny_pipe, keyframes):
+    options = FAST | {"output_type": "latent", "metric": "lerp", "space": "clean"}
+    a, b, c = keyframes
+    found = tiny_pipe([a, b], ["a", "b", "c"], analogy=c, **options)
+    both = tiny_pipe([b, a, c], ["b", "a", "c"], **options)
+    assert torch.equal(found.latents, both.latents) and len(found.geodesics) == 2
+    assert found.reconstruction_error == both.reconstruction_error
+    hidden = tiny_pipe.encode_prompt(["c"], "cpu", 1, False)[0]
+    scheduler = DDIMScheduler.from_config(tiny_pipe.scheduler.config)
+    timestep = int(((1 / scheduler.alphas_cumprod - 1).sqrt() - 0.5).abs().argmin())
+    score = DiffusionScore(tiny_pipe.unet, scheduler, timestep, encoder_hidden_states=hidden)
+    path, way = both.frames[:4].flip(0), both.frames[3:]
+    expected = score.alpha * torch.stack([path[0], way[-1]])
+    expected = analogy(score, score.alpha * path, expected[1], way=score.alpha * way) / score.alpha
+    assert len(found.frames) == 4
+    torch.testing.assert_close(found.frames, expected, atol=1e-5, rtol=1e-4)
+
+    options["output_type"] = "pt"
+    pasted = tiny_pipe([[a, b], [b, a]], analogy=[c, c], paste_endpoints=True, **options)
+    single = tiny_pipe([b, a], analogy=c, **options)
+    torch.testing.assert_close(pasted.frames[1][1:], single.frames[1:], atol=1e-5, rtol=0)
+    assert pasted.reconstruction_error[1] == pytest.approx(single.reconstruction_error, rel=1e-4)
+    torch.testing.assert_close(pasted.frames[0][0], c, atol=1e-6, rtol=0)
+
+
 def test_metric_factory_sees_the_score_of_the_level(tiny_pipe, keyframes):
     seen = []
 
@@ -359,6 +385,11 @@ BAD = [
     ({"image": "range"}, r"values in \[0, 1\] .* they span \[-1, 1\]"),
     ({"image": "grey"}, r"channels-first shape is \(1, 16, 16\)"),
     ({"image": "text"}, r"Image 0 must be a PIL image, an array or a tensor, but got str"),
+    (
+        {"extrapolate": 0.5, "analogy": torch.zeros(3, 16, 16)},
+        "`analogy` and `extrapolate` exclude each other",
+    ),
+    ({"analogy": [torch.zeros(3, 16, 16)] * 3}, "`analogy` has 3 images: `image` must be as many"),
     ({"extrapolate": -0.5}, r"`extrapolate` must not be negative and be finite, but got -0.5"),
     ({"prompt": ["a", "b", "c"]}, r"got 3 prompts for 2 images"),
     ({"prompt": [1, 2]}, r"`prompt` must consist of strings"),
@@ -371,6 +402,7 @@ BAD = [
     ({"metric": "nao", "space": "clean"}, r"metric='nao' needs space='noise', but got 'clean'"),
     ({"metric": "density", "prompt": "a", "negative_prompt": "a"}, r"but both are 'a'"),
     ({"space": "latent"}, r"`space` must be one of .*, but got 'latent'"),
+    ({"guidance_mode": "cfg"}, r"`guidance_mode` must be one of .*, but got 'cfg'"),
     ({"score_mode": "cfg"}, r"`score_mode` must be one of .*, but got 'cfg'"),
     ({"output_type": "gif"}, r"`output_type` must be one of .*, but got 'gif'"),
     ({"max_batch_size": 0}, r"`max_batch_size` must be at least 1, but got 0"),

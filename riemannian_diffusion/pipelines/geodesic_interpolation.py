@@ -25,8 +25,8 @@ from riemannian_diffusion.metrics import (
     TangentNormalMetric,
 )
 from riemannian_diffusion.pipelines.gaps import CURVES, NOISE_CURVES, Gap, solve_gaps
-from riemannian_diffusion.pipelines.inputs import Image, split_morphs, to_pixels
-from riemannian_diffusion.pipelines.starts import go_on, way_between
+from riemannian_diffusion.pipelines.inputs import Image, join_analogy, split_morphs, to_pixels
+from riemannian_diffusion.pipelines.starts import carry_over, go_on, way_between
 from riemannian_diffusion.score import DiffusionScore, ScoreModel
 
 MetricFactory = Callable[[ScoreModel], Metric]
@@ -89,6 +89,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         init: Start | Sequence[Start] = "slerp",
         max_samples: int = 768,
         extrapolate: float = 0.0,
+        analogy: Image | Sequence[Image] | None = None,
         solver: Solver | None = None,
         num_quadrature: int = 3,
         rtol: float = 1e-3,
@@ -135,6 +136,11 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             extrapolate: Go on beyond the last keyframe by this share of the length of the last gap,
                 with frames as dense as there, by `riemannian_diffusion.extrapolate` among the clean
                 latents; fewer frames come where the data end.
+            analogy: An image C, or one for each morph of two keyframes A and B: the frames are not
+                those of the morph but of C, changed as A changes to B, by
+                `riemannian_diffusion.analogy` among the clean latents of the morphs from A to B and
+                to C. Prompts for each image are those of A, B and C. The geodesics, latents and
+                reconstruction errors are those of the morph from B by A to C.
             solver: As in `geodesic`.
             num_quadrature: As in `geodesic`.
             rtol: As in `geodesic`.
@@ -160,6 +166,9 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                 climb along the difference of equal prompts.
         """
         # 1. Check inputs; one morph is a batch of one
+        is_analogy = analogy is not None
+        if is_analogy:
+            image = join_analogy(image, analogy)
         single, morphs, prompts = split_morphs(image, prompt)
         self.check_inputs(
             num_frames=num_frames,
@@ -173,9 +182,13 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             max_batch_size=max_batch_size,
             max_samples=max_samples,
             extrapolate=extrapolate,
+            analogy=analogy,
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
+        if is_analogy:
+            morphs = [[b, a, c] for a, b, c in morphs]
+            prompts = [[p[1], p[0], p[2]] if len(p) == 3 else p for p in prompts]
         morphs = [self._keyframes(images) for images in morphs]
         self._guidance_scale, self._interrupt = guidance_scale, False
         mode = "guided" if guidance_scale > 1 else "conditional"
@@ -303,22 +316,29 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                     if self.interrupt:
                         break
 
-            # 7. Go on beyond the last keyframe
-            keys = slice(None, len(path), num_frames - 1)
+            # 7. Go on beyond the last keyframe, or carry the change over to the last one
+            keys = latents[:: num_frames - 1]
             if extrapolate:
                 gap = latents[len(path) - num_frames :]
                 beyond = go_on(gap, last, scheduler.alphas_cumprod, extrapolate)
                 latents = torch.cat([latents, beyond])
+            elif is_analogy:
+                latents = carry_over(latents, last, scheduler.alphas_cumprod)
 
             # 8. Decode, measure the keyframes' reconstruction, paste
             flags = None
             if output_type == "latent":
-                frames, errors = latents, (latents[keys] - clean).square().flatten(1).mean(1)
+                frames, errors = latents, (keys - clean).square().flatten(1).mean(1)
             else:
                 frames, flags = self._decode(latents, max_batch_size)
-                errors = (frames[keys] - pixels).square().flatten(1).mean(1)
+                places = slice(None, len(path), num_frames - 1)
+                shown = self._decode(keys, max_batch_size)[0] if is_analogy else frames[places]
+                errors = (shown - pixels).square().flatten(1).mean(1)
                 if paste_endpoints:
-                    frames[keys] = pixels
+                    if is_analogy:
+                        frames[0] = pixels[-1]
+                    else:
+                        frames[places] = pixels
                 frames = self.image_processor.postprocess(
                     frames, output_type, do_denormalize=[False] * len(frames)
                 )
@@ -342,6 +362,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         max_batch_size,
         max_samples,
         extrapolate,
+        analogy,
         output_type,
         callback_on_step_end_tensor_inputs,
     ) -> None:
@@ -379,6 +400,8 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             raise ValueError(
                 f"`extrapolate` must not be negative and be finite, but got {extrapolate}."
             )
+        if extrapolate and analogy is not None:
+            raise ValueError("`analogy` and `extrapolate` exclude each other, but both were given.")
         if not 0 < strength <= 1:
             raise ValueError(f"`strength` must be in (0, 1], but got {strength}.")
         if int(num_inference_steps * strength) < 1:

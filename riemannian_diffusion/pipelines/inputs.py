@@ -35,6 +35,24 @@ def split_morphs(image, prompt) -> tuple[bool, list[list[Image]], list[list[str]
     return single, morphs, prompts
 
 
+def join_analogy(image, analogy):
+    """The image C of an analogy, put behind A and B; one for each morph where there are several."""
+    if not isinstance(analogy, (list, tuple)):
+        if any(isinstance(one, (list, tuple)) for one in image) or len(image) != 2:
+            raise ValueError(
+                f"`analogy` needs two images, A and B, but `image` has {len(image)} entries: for a "
+                "list of morphs give a list of images C."
+            )
+        return [*image, analogy]
+    if len(analogy) != len(image) or not all(
+        isinstance(morph, (list, tuple)) and len(morph) == 2 for morph in image
+    ):
+        raise ValueError(
+            f"`analogy` has {len(analogy)} images: `image` must be as many pairs of images A and B."
+        )
+    return [[*morph, one] for morph, one in zip(image, analogy, strict=True)]
+
+
 def to_pixels(image: Image, index: int) -> Tensor:
     """One keyframe as `(3, H, W)`, float32 in [0, 1]."""
     if isinstance(image, PIL.Image.Image):

@@ -1,4 +1,4 @@
-"""Ways between clean latents on which a solve may start, and ways on beyond them."""
+"""Ways between clean latents on which a solve may start, and ways beyond and beside them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion.ddim import sdedit
-from riemannian_diffusion.exponential import extrapolate
+from riemannian_diffusion.exponential import analogy, extrapolate
 from riemannian_diffusion.metrics import EuclideanMetric, TangentNormalMetric
 from riemannian_diffusion.paths import length
 from riemannian_diffusion.roadmaps import Roadmap, roadmap
@@ -18,6 +18,7 @@ from riemannian_diffusion.score import ScoreModel, SharedNoiseScore
 DRAW_NOISES = (0.8, 1.6, 2.8)  # that samples are carried to, in units of the clean latents
 METRIC_NOISE = 0.5  # at which the metric tells leaps
 BEYOND_NOISE = 0.25  # whose denoiser brings points beyond the last keyframe back
+CARRY_NOISE = 0.5  # whose denoiser finds the tangents of an analogy
 DRAW_STEPS = 6
 
 
@@ -84,6 +85,17 @@ def go_on(
     if not distance > 0:
         return latents[:0]
     return extrapolate(EuclideanMetric(), latents, distance, project=denoise)[len(latents) :]
+
+
+def carry_over(
+    latents: Tensor, levels: Callable[[int], ScoreModel], alphas_cumprod: Tensor
+) -> Tensor:
+    """Frames from C on, of clean latents `(2 F - 1, C, h, w)` that lead from B by A to C."""
+    middle = len(latents) // 2
+    path, way = latents[: middle + 1].flip(0), latents[middle:]
+    level = levels(timestep_of(CARRY_NOISE, alphas_cumprod))
+    carried = analogy(level, level.alpha * path, level.alpha * way[-1], way=level.alpha * way)
+    return carried / level.alpha
 
 
 def timestep_of(noise: float, alphas_cumprod: Tensor) -> int:

@@ -79,7 +79,7 @@ class ScoreModel(Placed, ABC):
 
     def jvp(self, x: Tensor, v: Tensor) -> Tensor:
         """`J(x) v` with `J` the Jacobian of the score: one tangent per point, all `(K, *shape)`."""
-        return torch.func.jvp(self.__call__, (x,), (v,))[1]
+        return torch.func.jvp(self.__call__, (x.contiguous(),), (v.contiguous(),))[1]
 
     def vjp(self, x: Tensor, w: Tensor) -> Tensor:
         """`J(x)^T w`: one cotangent per point, all `(K, *shape)`."""

@@ -858,3 +858,25 @@ def test_shared_noise_of_another_shape(noise):
     mixture = GaussianMixtureScore(torch.zeros(2, 4), 1.0)
     with pytest.raises(ValueError, match=r"`noise` is \(.*does not fit points \(5, 4\)"):
         SharedNoiseScore(mixture, noise)(torch.zeros(5, 4))
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_one_point_expanded_for_many_tangents(network):
+    """Views that share memory, which forward mode rejects, are points like any other."""
+    x, v = randn(1, 2, 8, 8), randn(3, 2, 8, 8, seed=1)
+    score = GaussianMixtureScore(randn(4, 2, 8, 8, seed=2), 1.0)
+    if network:
+        score = DiffusionScore(tiny_unet(), DDIMScheduler(), 400)
+    products = score.jvp(x.expand(3, -1, -1, -1), v)
+    assert_close(products, score.jvp(x.repeat(3, 1, 1, 1), v))
+    same = score.jvp(x.repeat(3, 1, 1, 1), v[:1].expand(3, -1, -1, -1))
+    assert_close(same, products[:1].expand_as(same))
+
+    class Own(ScoreModel):
+        sigma = 1.0
+
+        def __call__(self, x):
+            return score(x)
+
+    if not network:
+        assert_close(Own().jvp(x.expand(3, -1, -1, -1), v), products)

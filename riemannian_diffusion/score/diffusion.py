@@ -114,8 +114,8 @@ class DiffusionScore(ScoreModel):
         Memory is linear in the number of tokens.
         """
         with _frozen(self.model), _uncompiled(), forward_mode_attention(self.model):
-            tangents = v.split(self.max_batch_size or len(v))
-            pairs = zip(self._chunks(x), tangents, strict=True)
+            tangents = v.contiguous().split(self.max_batch_size or len(v))
+            pairs = zip(self._chunks(x.contiguous()), tangents, strict=True)
             return torch.cat([torch.func.jvp(f, (points,), (t,))[1] for (f, points), t in pairs])
 
     def vjp(self, x: Tensor, w: Tensor) -> Tensor:

@@ -75,6 +75,13 @@ def on_a_sphere(rows: dict) -> None:
     turned = abs(math.atan2(float(carried[1]), float(carried[0])))
     row("transport around a loop: turned by its area", 1.5 * math.sin(1.2), turned, rows)
 
+    latitude = torch.linspace(0.2, 1.4, 33, **wide)
+    meridian = torch.stack([latitude, torch.zeros_like(latitude)], 1)
+    slanting = torch.tensor([0.6, 0.8 / math.cos(0.2)], **wide)
+    north, east = parallel_transport(metric, meridian, slanting)[-1].tolist()
+    angle = math.atan2(math.cos(1.4) * east, north)
+    row("transport of a slanting arrow along a meridian: angle", math.atan2(0.8, 0.6), angle, rows)
+
     points = torch.tensor([[0.3, 0.1], [0.5, 0.8], [-0.4, 0.5]], **wide)
     weights = torch.tensor([0.5, 0.3, 0.2], **wide)
     found = metric.embed(frechet_mean(metric, points, weights, rtol=1e-4)[None])[0]

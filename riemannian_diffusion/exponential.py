@@ -63,7 +63,7 @@ def exponential_map(
         raise ValueError(f"`num_steps` must be at least 1, but got {num_steps}.")
     (x, v), metric, h = _own(x, v), _with_gradient(metric), 1 / num_steps
     step = _chord_step if isinstance(metric, PullbackMetric) else _midpoint_step
-    points, velocity, momentum = [x], v, _lower(metric, x, v)
+    points, velocity, momentum = [x], v, _lower(metric, x[None], v[None])[0]
     for k in range(num_steps):
         found = step(metric, points[-1], velocity, momentum, h, rtol)
         if found is None:
@@ -150,7 +150,8 @@ def parallel_transport(metric: PullbackMetric, path: Tensor, v: Tensor) -> Tenso
 
     def projected(here: Tensor, there: Tensor, v: Tensor) -> Tensor:
         pushed = metric.embed_jvp(here[None], v[None])
-        return _raise(metric, there, metric.embed_vjp(there[None], pushed)[0], v, 1e-8)
+        momentum = metric.embed_vjp(there[None], pushed)
+        return _raise(metric, there[None], momentum, v[None], 1e-8)[0]
 
     for here, there in zip(path[:-1], path[1:], strict=True):
         v = tangents[-1]
@@ -233,21 +234,26 @@ def _logarithms(
     for one in found:
         if one.status == "nonfinite":
             raise ValueError(f"No geodesic was found: {one.message}")
-    velocities = []
-    for one in found:
-        guess = (one.path[1] - one.path[0]) * (num_points - 1)
-        if one.status == "rounding":
-            if not _indistinct(metric, one.path[[0, -1]]):
-                raise ValueError(f"No geodesic was found: {one.message}")
-            velocities.append(one.path[-1] - one.path[0])
-            continue
-        start = one.path[0].clone().requires_grad_()
-        with torch.enable_grad():
-            first = refine(torch.stack([start, one.path[1]]), num_quadrature)
-            energy = metric.energy(first).sum() * (num_points - 1)  # in unit time of the whole
-        momentum = -torch.autograd.grad(energy, start)[0]
-        velocities.append(_raise(metric, one.path[0], momentum, guess, 1e-8))
-    return torch.stack(velocities), torch.stack([one.path for one in found])
+        if one.status == "rounding" and not _indistinct(metric, one.path[[0, -1]]):
+            raise ValueError(f"No geodesic was found: {one.message}")
+    paths = torch.stack([one.path for one in found])
+    velocities = paths[:, -1] - paths[:, 0]  # where no network can tell the two points apart
+    rows = [i for i, one in enumerate(found) if one.status != "rounding"]
+    if rows:
+        momenta = torch.stack([_first_momentum(metric, paths[i], num_quadrature) for i in rows])
+        guess = (paths[rows, 1] - paths[rows, 0]) * (num_points - 1)
+        there = metric.along(torch.zeros(len(rows)), torch.tensor(rows))
+        velocities[rows] = _raise(there, paths[rows, 0], momenta, guess, 0.1 * rtol**0.5)
+    return velocities, paths
+
+
+def _first_momentum(metric: Metric, path: Tensor, num_quadrature: int) -> Tensor:
+    """At the start of a path run through in unit time: minus its energy's derivative there."""
+    start = path[0].clone().requires_grad_()
+    with torch.enable_grad():
+        first = refine(torch.stack([start, path[1]]), num_quadrature)
+        energy = metric.energy(first).sum() * (len(path) - 1)
+    return -torch.autograd.grad(energy, start)[0]
 
 
 def _chord_step(metric: PullbackMetric, x, velocity, momentum, h, rtol):
@@ -264,7 +270,8 @@ def _chord_step(metric: PullbackMetric, x, velocity, momentum, h, rtol):
         if not size < 10 * before:
             return None
         before = size
-        there = there + _raise(metric, x, missing, torch.zeros_like(missing), 0.1)
+        zero = torch.zeros_like(missing)
+        there = there + _raise(metric, x[None], missing[None], zero[None], 0.1)[0]
     return None
 
 
@@ -275,11 +282,12 @@ def _midpoint_step(metric: Metric, x, velocity, momentum, h, rtol):
     for _ in range(MAX_CORRECTIONS):
         middle = x + h / 2 * velocity
         force = _force(metric, middle, velocity)
-        new = _raise(metric, middle, momentum + h / 2 * force, velocity, 0.1 * rtol)
+        changed = momentum + h / 2 * force
+        new = _raise(metric, middle[None], changed[None], velocity[None], 0.1 * rtol)[0]
         size, velocity = float((new - velocity).norm()), new
         if size <= rtol * scale or _at_rounding(size, before, scale):
             middle = x + h / 2 * velocity
-            lowered = _lower(metric, middle, velocity)
+            lowered = _lower(metric, middle[None], velocity[None])[0]
             return x + h * velocity, lowered + h / 2 * _force(metric, middle, velocity)
         if not size < 10 * before:
             return None
@@ -327,33 +335,43 @@ def _force(metric: Metric, x: Tensor, v: Tensor) -> Tensor:
 
 
 def _lower(metric: Metric, x: Tensor, v: Tensor) -> Tensor:
-    """`G v`."""
+    """`G v` of tangents at points, all `(P, *shape)`."""
     if isinstance(metric, PullbackMetric):
-        return metric.embed_vjp(x[None], metric.embed_jvp(x[None], v[None]))[0]
+        return metric.embed_vjp(x, metric.embed_jvp(x, v))
     v = v.detach().requires_grad_()
     with torch.enable_grad():
-        energy = 0.5 * metric.inner(x[None], v[None], v[None]).sum()
+        energy = 0.5 * metric.inner(x, v, v).sum()
     return torch.autograd.grad(energy, v)[0]
 
 
 def _raise(metric: Metric, x: Tensor, p: Tensor, guess: Tensor, rtol: float) -> Tensor:
-    """`G^-1 p`, in closed form or by conjugate gradients (Hestenes and Stiefel 1952)."""
+    """`G^-1 p`, all `(P, *shape)`, in closed form or by conjugate gradients.
+
+    Hestenes and Stiefel (1952), every row by itself; one that is done waits for the others.
+    """
     if type(metric).inner is SteinScoreMetric.inner:
-        return metric.inverse(x[None], p[None])[0]
-    v, goal = guess, rtol * float(p.norm())
+        return metric.inverse(x, p)
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))
+
+    goal = max(rtol, 100 * torch.finfo(p.dtype).eps) ** 2 * dot(p, p)
+    v = guess
     residual = p - _lower(metric, x, v) if guess.any() else p
-    direction, square = residual, float((residual * residual).sum())
-    for _ in range(p.numel() + 10):
-        if math.sqrt(square) <= goal:
+    direction, square = residual, dot(residual, residual)
+    for _ in range(p[0].numel() + 10):
+        left = square > goal
+        if not left.any():
             break
         image = _lower(metric, x, direction)
-        along = float((direction * image).sum())
-        if not along > 0:
+        along = dot(direction, image)
+        left &= along > 0
+        if not left.any():
             break
-        v = v + square / along * direction
-        residual = residual - square / along * image
-        before, square = square, float((residual * residual).sum())
-        direction = residual + square / before * direction
+        step = torch.where(left, square / along, 0.0)
+        v, residual = v + step * direction, residual - step * image
+        before, square = square, dot(residual, residual)
+        direction = residual + torch.where(left, square / before, 0.0) * direction
     return v
 
 

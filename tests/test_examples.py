@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import wave
 from pathlib import Path
 
 import PIL.Image
@@ -60,4 +62,74 @@ def test_gallery(tmp_path):
     )
     with PIL.Image.open(tmp_path / "gallery.png") as figure:
         assert figure.size == (880, 800) and len(figure.convert("RGB").getcolors(10**6)) > 100
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_audio(tmp_path, capsys):
+    table = load("examples", "audio").main(
+        ["--output", str(tmp_path / "morph.wav"), "--steps", "400"]
+    )
+    fade, straight, glide = table.values()
+    assert glide["distance"] < fade["distance"] / 3 and glide["distance"] < straight["distance"] / 2
+    # evenly it would be 2 cycles in 16 steps, 0.125
+    assert glide["jump"] < 0.25 < 0.35 < min(fade["jump"], straight["jump"])
+    with wave.open(str(tmp_path / "morph.wav")) as sound:
+        assert (sound.getnchannels(), sound.getsampwidth(), sound.getframerate()) == (1, 2, 8000)
+        assert sound.getnframes() == 17 * 1024 + 128
+        values = torch.frombuffer(bytearray(sound.readframes(17 * 1024)), dtype=torch.int16)
+    assert values.abs().max() > 25000
+    loudest = torch.fft.rfft(values.view(17, 1024) * torch.hann_window(1024), 8192).abs().argmax(1)
+    pitch = loudest * 128 / 8192  # of what is heard, in cycles per 128 samples
+    assert pitch[0] == pytest.approx(4, abs=0.1) and pitch[-1] == pytest.approx(6, abs=0.1)
+    assert (pitch.diff() > -0.05).all() and pitch.diff().max() < 0.35
+    assert len(list(tmp_path.iterdir())) == 1
+    assert capsys.readouterr().out.count("\n| ") == 4
+
+
+def test_vectors(capsys):
+    table = load("examples", "vectors").main(["--steps", "800"])
+    assert table["dimension"] == 2 and table["share"] > 0.8
+    for name in ("between two rows", "beyond the second", "mean of five rows"):
+        assert table[f"{name}, curved"] < table[f"{name}, flat"] / 4
+    assert table["between two rows, curved"] < table["between two rows, flat"] / 10
+    assert capsys.readouterr().out.count("\n| ") == 4
+
+
+def test_globe(capsys):
+    found = load("examples", "globe").main()
+    (lat0, lon0), (lat1, lon1) = (
+        [math.radians(x) for x in place] for place in ((48.86, 2.35), (35.68, 139.69))
+    )
+    turn = lon1 - lon0
+    cosine = math.sin(lat0) * math.sin(lat1) + math.cos(lat0) * math.cos(lat1) * math.cos(turn)
+    assert found["distance"] == pytest.approx(6371 * math.acos(cosine), rel=1e-3)
+    east, north = (
+        math.sin(turn) * math.cos(lat1),
+        math.cos(lat0) * math.sin(lat1) - math.sin(lat0) * math.cos(lat1) * math.cos(turn),
+    )
+    assert found["course"] == pytest.approx(math.degrees(math.atan2(east, north)), abs=0.05)
+    assert found["missed"] < 1
+    # The arrow keeps its angle with the great circle, whose course on arrival is known.
+    back = math.atan2(
+        -math.sin(turn) * math.cos(lat0),
+        math.cos(lat1) * math.sin(lat0) - math.sin(lat1) * math.cos(lat0) * math.cos(turn),
+    )
+    arrival = math.degrees(back) + 180
+    assert found["carried"] == pytest.approx(arrival + 90 - found["course"], abs=0.2)
+    assert 35 < found["latitude"] < 45 and 55 < found["longitude"] < 70
+    assert capsys.readouterr().out.count("\n") == 4
+
+
+@pytest.mark.parametrize("only", ["beyond", "edits", "blend", "analogy"])
+def test_edits(only, tmp_path, monkeypatch):
+    example = load("examples", "edits")
+    monkeypatch.setattr(
+        example, "FAST", {"num_inference_steps": 5, "max_evals": 2, "num_frames": 3}
+    )
+    example.main(["--output", str(tmp_path / "edits.png"), "--only", only])
+    with PIL.Image.open(tmp_path / "edits.png") as sheet:
+        assert sheet.size == (92 + 9 * 64, 64 * (3 if only == "edits" else 1))
+        frames = [sheet.crop((92 + i * 64, 0, 156 + i * 64, 64)).tobytes() for i in (0, 8)]
+    assert frames[0] != frames[1]
     assert len(list(tmp_path.iterdir())) == 1

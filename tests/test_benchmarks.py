@@ -84,3 +84,28 @@ def test_side_by_side(load):
 def test_the_papers_recipe_takes_ten_times_the_evaluations(load):
     published = load("solvers").main([])[::2]  # every second row is at ten times the rate
     assert all(evals > 10 for evals, *_ in published) and len(published) == 5
+
+
+def test_guidance_along_the_manifold_keeps_thick_data(load):
+    guidance = load("guidance")
+    methods = ["--methods", "plain", "rescale", "manifold"]
+    curves = guidance.main([*methods, "--samples", "100"])
+    name = "concentric circles, spread 0.06"
+    plain, rescaled, ours = (curves[name, method] for method in methods[1:])
+    assert ours[7][1] < 0.6 * plain[7][1] and ours[7][0] > plain[1][0]
+    for other in (plain, rescaled):
+        ratios, short = guidance.ratios_at_equal(ours, other, 0.002)
+        assert max(ratios) < 1.02 and not short
+
+
+def test_distances_at_equal_probability(load):
+    ratios_at_equal = load("guidance").ratios_at_equal
+    other = [(0.5, 1.0), (0.6, 2.0), (0.8, 4.0), (0.9, 9.0)]
+    ratios, short = ratios_at_equal([(0.5, 1.0), (0.7, 1.0), (0.8, 3.0)], other, 0.0)
+    assert ratios == pytest.approx([0.5, 0.75]) and short == 1
+    assert ratios_at_equal(other, other, 0.0) == (pytest.approx([1.0] * 3), 0)
+
+
+def test_analogies(load):
+    means = load("analogies").main(["--num", "3"])
+    assert means["coded"] < 0.02 and means["pipeline"] < 0.8 * means["C"]

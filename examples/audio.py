@@ -2,13 +2,13 @@
 
     python examples/audio.py --output audio.wav
 
-A note is a tone of 128 samples with two factors, pitch and overtone, and a small `UNet1DModel`
-learns such notes here in about half a minute. Then three ways lead from a note to the one a fifth
-above it: a cross-fade of the waveforms, a straight line between the noises that both invert to, and
-the geodesic between these noises. A cross-fade sounds both notes at once; on the geodesic the pitch
-glides. The table gives, for each way, the mean distance of a frame to the nearest true note, as a
-share of a note's norm, and the largest step of that note's pitch between neighbouring frames, in
-cycles per frame (the whole way goes from 4 to 6). The WAV file plays the geodesic.
+A note is a tone of 128 samples with two factors, pitch and phase, and a small `UNet1DModel` learns
+such notes here. Then three ways lead from a note to the one a fifth above it: a cross-fade of the
+waveforms, a straight line between the noises that both invert to, and the geodesic between these
+noises. A cross-fade sounds both notes at once; on the geodesic the pitch glides. The table gives,
+for each way, the mean distance of a frame to the nearest true note, as a share of a note's norm,
+and the largest step of that note's pitch between neighbouring frames, in cycles per frame (the
+whole way goes from 4 to 6). The WAV file plays the geodesic.
 """
 
 from __future__ import annotations
@@ -42,19 +42,21 @@ NUM_LEVELS = 300  # the noisiest trained; the rest of the schedule is not needed
 TIMESTEPS = range(20, 161, 20)  # the ends are inverted to the last
 
 
-def notes(pitch: Tensor, overtone: Tensor) -> Tensor:
-    """Tones under a window, of root mean square 1, `(K,), (K,) -> (K, 1, 128)`."""
+def notes(pitch: Tensor, phase: Tensor) -> Tensor:
+    """Tones with an overtone, under a window, of root mean square 1: `(K,), (K,) -> (K, 1, 128)`.
+
+    The pitch is in cycles per frame, the phase, at the middle of the frame, in turns.
+    """
     time = (torch.arange(NUM_SAMPLES) + 0.5) / NUM_SAMPLES - 0.5
-    phase = 2 * math.pi * pitch[:, None] * time
-    tone = phase.cos() + 0.5 * overtone[:, None] * (2 * phase).cos()
-    tone = tone * torch.cos(math.pi * time) ** 2
+    angle = 2 * math.pi * (pitch[:, None] * time + phase[:, None])
+    tone = (angle.cos() + 0.3 * (2 * angle).cos()) * torch.cos(math.pi * time) ** 2
     return (tone / tone.square().mean(1, keepdim=True).sqrt())[:, None]
 
 
 def nearest(frames: Tensor) -> tuple[Tensor, Tensor]:
     """Distance to the nearest note as a share of its norm, and its pitch: a search over both."""
     pitches = torch.linspace(PITCHES[0] - 0.5, PITCHES[1] + 0.5, 401)
-    grid = torch.cartesian_prod(pitches, torch.linspace(0, 1, 11))
+    grid = torch.cartesian_prod(pitches, torch.linspace(0, 1, 33)[:-1])
     distances = torch.cdist(frames.flatten(1), notes(*grid.T).flatten(1))
     distance, index = distances.min(1)
     return distance / NUM_SAMPLES**0.5, grid[index, 0]
@@ -75,8 +77,8 @@ def train(scheduler: DDPMScheduler, num_steps: int) -> UNet1DModel:
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.99))
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, num_steps, pct_start=0.1)
     for _ in range(num_steps):
-        pitch, overtone = torch.rand(2, 16)
-        clean = notes(PITCHES[0] + (PITCHES[1] - PITCHES[0]) * pitch, overtone)
+        pitch, phase = torch.rand(2, 16)
+        clean = notes(PITCHES[0] + (PITCHES[1] - PITCHES[0]) * pitch, phase)
         noise, t = torch.randn_like(clean), torch.randint(NUM_LEVELS, (len(clean),))
         velocity = scheduler.get_velocity(clean, noise, t)
         output = model(scheduler.add_noise(clean, noise, t), t, return_dict=False)[0]
@@ -111,13 +113,13 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Train, go the three ways, play one; returns the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("audio.wav"))
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=400)
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     scheduler = DDPMScheduler(prediction_type="v_prediction")
     levels = partial(DiffusionScore, train(scheduler, args.steps), scheduler)
 
-    ends = notes(torch.tensor([4.0, 6.0]), torch.tensor([0.2, 0.8]))
+    ends = notes(torch.tensor([4.0, 6.0]), torch.zeros(2))
     noises = invert(levels, ends, TIMESTEPS)
     found = geodesic(TangentNormalMetric(levels(TIMESTEPS[-1])), *noises, init="lerp")
     even = torch.linspace(0, 1, NUM_FRAMES)

@@ -3,11 +3,11 @@
     python examples/vectors.py
 
 2,000 rows of 8 standardised columns lie on a curved surface of two hidden factors, up to a little
-measurement noise. A small residual network, called like a model of diffusers, learns them here in
-about half a minute. Its score then tells the dimension of the surface, goes between two rows, on
-beyond the second, and finds the mean of five rows. The table gives the distance of what comes out
-to the surface, in standard deviations of a column, beside that of flat space: the straight line,
-the same line drawn on, the mean of every column.
+measurement noise. A small residual network, called like a model of diffusers, learns them here. Its
+score then tells the dimension of the surface, goes between two rows, on beyond the second, and
+finds the mean of five rows. The table gives the distance of what comes out to the surface, in
+standard deviations of a column, beside that of flat space: the straight line, the same line drawn
+on, the mean of every column.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from riemannian_diffusion import (
 NUM_ROWS, NUM_COLUMNS = 2000, 8
 MEASUREMENT_NOISE = 0.05
 NUM_LEVELS = 500  # the noisiest trained; the rest of the schedule is not needed
-TIMESTEP = 80  # the level the score is read at: noise of about a quarter of a column
+TIMESTEP = 80  # the level the score is read at
 BEYOND = 1.5  # how far to go on
 
 

@@ -240,19 +240,23 @@ def _logarithms(
     velocities = paths[:, -1] - paths[:, 0]  # where no network can tell the two points apart
     rows = [i for i, one in enumerate(found) if one.status != "rounding"]
     if rows:
-        momenta = torch.stack([_first_momentum(metric, paths[i], num_quadrature) for i in rows])
+        momenta = [_first_momentum(metric, i, paths[i], num_quadrature) for i in rows]
         guess = (paths[rows, 1] - paths[rows, 0]) * (num_points - 1)
         there = metric.along(torch.zeros(len(rows)), torch.tensor(rows))
-        velocities[rows] = _raise(there, paths[rows, 0], momenta, guess, 0.1 * rtol**0.5)
+        velocities[rows] = _raise(
+            there, paths[rows, 0], torch.stack(momenta), guess, 0.1 * rtol**0.5
+        )
     return velocities, paths
 
 
-def _first_momentum(metric: Metric, path: Tensor, num_quadrature: int) -> Tensor:
+def _first_momentum(metric: Metric, pair: int, path: Tensor, num_quadrature: int) -> Tensor:
     """At the start of a path run through in unit time: minus its energy's derivative there."""
     start = path[0].clone().requires_grad_()
+    u = torch.linspace(0, 1 / (len(path) - 1), num_quadrature + 1, dtype=torch.float64)
+    there = metric.along(u, torch.full((len(u),), pair))
     with torch.enable_grad():
         first = refine(torch.stack([start, path[1]]), num_quadrature)
-        energy = metric.energy(first).sum() * (len(path) - 1)
+        energy = there.energy(first).sum() * (len(path) - 1)
     return -torch.autograd.grad(energy, start)[0]
 
 
@@ -486,7 +490,8 @@ def analogy(
     Every step of the path is carried back to A, along a way to C, and on along the new path, which
     it continues; there it is brought back to the data by the denoiser, as in `extrapolate`. The way
     from one tangent space to the next is that of `parallel_transport`, with the Jacobian of the
-    denoiser for the projection. On a sphere the new path is the old one, rotated.
+    denoiser for the projection. On a sphere the new path is the old one, rotated, to second order
+    in the step.
 
     Args:
         score: The score, whose denoiser finds the manifold.
@@ -517,6 +522,7 @@ def analogy(
     elif not (torch.equal(way[0], path[0]) and torch.equal(way[-1], start)):
         raise ValueError("`way` must lead from the first point of `path` to `start`.")
     project = score.denoise if project is None else project
+    path, way, start = _own(path, way, start)
     steps = path.diff(dim=0)
     for k in range(len(steps) - 1, 0, -1):  # back to A, each joined by the next
         steps[k:] = _carried(score, path[k], path[k - 1], steps[k:])

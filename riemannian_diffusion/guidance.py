@@ -83,7 +83,10 @@ class ManifoldGuidance(ClassifierFreeGuidance):
     """The same as a guider of diffusers' modular pipelines.
 
     One evaluation of the network more for each guided step: 3 for 2. Build it with
-    `from_scheduler`, which copies the levels of noise; the defaults are Stable Diffusion's.
+    `from_scheduler`, which copies the levels of noise; the defaults are Stable Diffusion's. For
+    pipelines that give the network the noisy point alone and hand its prediction to the guider as
+    it is, as those of Stable Diffusion XL do: not for those that join images or masks to the point
+    (inpainting, editing), crop or negate the prediction, or cache blocks of the network.
 
     Args:
         guidance_scale: As in `ClassifierFreeGuidance`, and so on.
@@ -156,6 +159,11 @@ class ManifoldGuidance(ClassifierFreeGuidance):
             ValueError: If the scheduler has neither kind of levels.
         """
         config = scheduler.config
+        if config.get("timestep_type") == "continuous" or config.get("invert_sigmas"):
+            raise ValueError(
+                f"{type(scheduler).__name__} with timestep_type='continuous' or invert_sigmas=True "
+                "gives timesteps that are not indices of its levels of noise."
+            )
         if "shift" in config and "num_train_timesteps" in config and "beta_start" not in config:
             levels = {"prediction_type": "flow_prediction"}
             names: tuple[str, ...] = ("num_train_timesteps",)
@@ -178,16 +186,21 @@ class ManifoldGuidance(ClassifierFreeGuidance):
             return
 
         def remember(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            self._forget()  # one call is enough, also where it fails
             self._call = module, args, kwargs
 
+        self._forget()
         self._hook = denoiser.register_forward_pre_hook(remember, with_kwargs=True)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
         """Stop remembering."""
+        self._forget()
+        super().cleanup_models(denoiser)
+
+    def _forget(self) -> None:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-        super().cleanup_models(denoiser)
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None):
         """Guide along the manifold; `pred_uncond` comes back as `pred_cond` less the tangent."""
@@ -209,7 +222,7 @@ class ManifoldGuidance(ClassifierFreeGuidance):
 
     def _level(self) -> tuple[float, float]:
         """Alpha and sigma at the timestep, between two of the schedule where it is no integer."""
-        timestep = float(self._timestep)
+        timestep = float(torch.as_tensor(self._timestep).flatten()[0])
         if self.config.prediction_type == "flow_prediction":
             sigma = timestep / self.config.num_train_timesteps
             return 1 - sigma, sigma
@@ -233,7 +246,14 @@ _ESTIMATES = {
 
 def _moved(args: tuple, kwargs: dict, step: Tensor) -> tuple[tuple, dict]:
     """A network's arguments with its point moved: the first, `sample` or `hidden_states`."""
+    names = [name for name in ("sample", "hidden_states") if name in kwargs]
+    point = args[0] if args else kwargs[names[0]] if names else None
+    if not isinstance(point, Tensor) or point.shape != step.shape:
+        found = tuple(point.shape) if isinstance(point, Tensor) else type(point).__name__
+        raise ValueError(
+            "ManifoldGuidance needs a network whose first argument, `sample` or `hidden_states` "
+            f"is the noisy point alone, {tuple(step.shape)} like its prediction, but it is {found}."
+        )
     if args:
-        return (args[0] + step.to(args[0]), *args[1:]), kwargs
-    name = "sample" if "sample" in kwargs else "hidden_states"
-    return args, kwargs | {name: kwargs[name] + step.to(kwargs[name])}
+        return (point + step.to(point), *args[1:]), kwargs
+    return args, kwargs | {names[0]: point + step.to(point)}

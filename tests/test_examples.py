@@ -68,7 +68,7 @@ def test_gallery(tmp_path):
 @pytest.mark.slow
 def test_audio(tmp_path, capsys):
     table = load("examples", "audio").main(
-        ["--output", str(tmp_path / "morph.wav"), "--steps", "400"]
+        ["--output", str(tmp_path / "morph.wav"), "--steps", "250"]
     )
     fade, straight, glide = table.values()
     assert glide["distance"] < fade["distance"] / 3 and glide["distance"] < straight["distance"] / 2

@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
-from networks import randn
+from diffusers import DDIMScheduler
+from networks import randn, tiny_conditional_unet
 from problems import circle
 from scipy.integrate import solve_ivp
 from torch.testing import assert_close
 
 from riemannian_diffusion import (
+    DiffusionScore,
     EuclideanMetric,
     GaussianMixtureScore,
     Metric,
@@ -20,6 +22,7 @@ from riemannian_diffusion import (
     TangentNormalMetric,
     exponential_map,
     frechet_mean,
+    geodesic,
     logarithm_map,
     parallel_transport,
 )
@@ -213,6 +216,25 @@ def test_the_norm_of_the_logarithm_is_the_length():
     metric = TangentNormalMetric(problem.score)
     found = logarithm_map(metric, problem.x0, problem.x1)
     assert float(metric.norm(problem.x0[None], found[None])) == pytest.approx(1.5, rel=5e-3)
+
+
+def test_logarithms_under_a_path_of_prompts_start_at_its_first():
+    """The metric at the start times the velocity is minus the derivative of the path's energy."""
+    prompts = 3 * randn(2, 4, 6)
+    score = DiffusionScore(
+        tiny_conditional_unet(), DDIMScheduler(), 400, encoder_hidden_states=prompts
+    )
+    metric = ScoreJacobianMetric(score, ridge=1.0)
+    x, y = randn(2, 2, 8, 8, seed=1)
+    options = {"num_points": 5, "num_quadrature": 1, "init": "lerp", "rtol": 1e-9}
+    path = geodesic(metric, x, y, max_evals=500, **options).path
+    start = path[0].clone().requires_grad_()
+    energy = metric.energy(torch.cat([start[None], path[1:]])).sum()
+    (expected,) = torch.autograd.grad(energy, start)
+    v = logarithm_map(metric, x, y, **options)
+    there = metric.along(torch.zeros(1))
+    momentum = there.embed_vjp(x[None], there.embed_jvp(x[None], v[None]))[0]
+    assert_close(momentum, -expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 # ------------------------------------------------------------------------------------- transport

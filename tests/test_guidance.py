@@ -266,3 +266,45 @@ def test_bad_guiders():
     guider.set_state(0, 10, torch.tensor(700))
     with pytest.raises(ValueError, match="prepare_models"):
         guider.forward(randn(1, 2), randn(1, 2))
+
+
+def test_a_network_whose_point_is_joined_to_others_is_refused():
+    class Joined(torch.nn.Module):
+        def forward(self, sample):
+            return (sample[:, :2],)
+
+    guider, network = ManifoldGuidance(), Joined()
+    guider.set_state(0, 10, torch.tensor([700, 700]))
+    batches = guider.prepare_inputs({"prompt_embeds": (None, None)})
+    for i, batch in enumerate(batches):
+        guider.prepare_models(network)
+        batch.noise_pred = network(randn(1, 3, seed=i))[0]
+        guider.cleanup_models(network)
+    with pytest.raises(ValueError, match=r"noisy point alone, \(1, 2\) .*, but it is \(1, 3\)"):
+        guider(batches)
+
+
+def test_a_call_that_fails_leaves_no_hook():
+    class Failing(torch.nn.Module):
+        def forward(self, sample):
+            raise KeyboardInterrupt
+
+    guider, network = ManifoldGuidance(), Failing()
+    guider.set_state(0, 10, torch.tensor(700))
+    guider.prepare_models(torch.nn.Identity())
+    guider.prepare_models(network)
+    with pytest.raises(KeyboardInterrupt):
+        network(randn(1, 2))
+    assert not network._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
+        FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+    ],
+)
+def test_timesteps_that_are_no_levels_are_refused(scheduler):
+    with pytest.raises(ValueError, match="not indices of its levels"):
+        ManifoldGuidance.from_scheduler(scheduler)

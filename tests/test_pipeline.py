@@ -291,6 +291,15 @@ def test_an_analogy_is_carried_among_the_clean_latents(tiny_pipe, keyframes):
     torch.testing.assert_close(pasted.frames[0][0], c, atol=1e-6, rtol=0)
 
 
+def test_an_interrupted_analogy_is_its_morph(tiny_pipe, keyframes):
+    def stop(pipe, step, timestep, tensors):
+        pipe._interrupt = True
+
+    options = FAST | {"output_type": "latent", "metric": "lerp", "callback_on_step_end": stop}
+    found = tiny_pipe(keyframes[:2], analogy=keyframes[2], **options)
+    assert len(found.frames) == 7
+
+
 def test_metric_factory_sees_the_score_of_the_level(tiny_pipe, keyframes):
     seen = []
 
@@ -402,6 +411,11 @@ BAD = [
     ({"metric": "nao", "space": "clean"}, r"metric='nao' needs space='noise', but got 'clean'"),
     ({"metric": "density", "prompt": "a", "negative_prompt": "a"}, r"but both are 'a'"),
     ({"space": "latent"}, r"`space` must be one of .*, but got 'latent'"),
+    (
+        {"guidance_mode": "manifold", "guidance_scale": 0.5},
+        "needs `guidance_scale` of at least 1, but got 0.5",
+    ),
+    ({"image": "single", "analogy": torch.zeros(3, 16, 16)}, "two or more images, but got Image"),
     ({"guidance_mode": "cfg"}, r"`guidance_mode` must be one of .*, but got 'cfg'"),
     ({"score_mode": "cfg"}, r"`score_mode` must be one of .*, but got 'cfg'"),
     ({"output_type": "gif"}, r"`output_type` must be one of .*, but got 'gif'"),

@@ -140,7 +140,8 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                 those of the morph but of C, changed as A changes to B, by
                 `riemannian_diffusion.analogy` among the clean latents of the morphs from A to B and
                 to C. Prompts for each image are those of A, B and C. The geodesics, latents and
-                reconstruction errors are those of the morph from B by A to C.
+                reconstruction errors are those of the morph from B by A to C, and so are the frames
+                of an interrupted call.
             solver: As in `geodesic`.
             num_quadrature: As in `geodesic`.
             rtol: As in `geodesic`.
@@ -177,6 +178,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             init=init,
             strength=strength,
             num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
             guidance_mode=guidance_mode,
             score_mode=score_mode,
             max_batch_size=max_batch_size,
@@ -322,7 +324,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                 gap = latents[len(path) - num_frames :]
                 beyond = go_on(gap, last, scheduler.alphas_cumprod, extrapolate)
                 latents = torch.cat([latents, beyond])
-            elif is_analogy:
+            elif is_analogy and not self.interrupt:
                 latents = carry_over(latents, last, scheduler.alphas_cumprod)
 
             # 8. Decode, measure the keyframes' reconstruction, paste
@@ -357,6 +359,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         init,
         strength,
         num_inference_steps,
+        guidance_scale,
         guidance_mode,
         score_mode,
         max_batch_size,
@@ -399,6 +402,11 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         if not 0 <= extrapolate < math.inf:
             raise ValueError(
                 f"`extrapolate` must not be negative and be finite, but got {extrapolate}."
+            )
+        if guidance_mode == "manifold" and not guidance_scale >= 1:
+            raise ValueError(
+                "guidance_mode='manifold' needs `guidance_scale` of at least 1, "
+                f"but got {guidance_scale}."
             )
         if extrapolate and analogy is not None:
             raise ValueError("`analogy` and `extrapolate` exclude each other, but both were given.")

@@ -12,8 +12,7 @@ Image = PIL.Image.Image | np.ndarray | Tensor
 
 def split_morphs(image, prompt) -> tuple[bool, list[list[Image]], list[list[str]]]:
     """Whether one morph is asked for; the keyframes and the prompts (one or one each) of each."""
-    if isinstance(image, (str, bytes, PIL.Image.Image)) or not hasattr(image, "__len__"):
-        raise ValueError(f"`image` must be two or more images, but got {type(image).__name__}.")
+    _check_is_several(image)
     single = not (len(image) > 0 and all(isinstance(i, (list, tuple)) for i in image))
     morphs = [list(image)] if single else [list(i) for i in image]
     if isinstance(prompt, str):
@@ -37,6 +36,7 @@ def split_morphs(image, prompt) -> tuple[bool, list[list[Image]], list[list[str]
 
 def join_analogy(image, analogy):
     """The image C of an analogy, put behind A and B; one for each morph where there are several."""
+    _check_is_several(image)
     if not isinstance(analogy, (list, tuple)):
         if any(isinstance(one, (list, tuple)) for one in image) or len(image) != 2:
             raise ValueError(
@@ -51,6 +51,11 @@ def join_analogy(image, analogy):
             f"`analogy` has {len(analogy)} images: `image` must be as many pairs of images A and B."
         )
     return [[*morph, one] for morph, one in zip(image, analogy, strict=True)]
+
+
+def _check_is_several(image) -> None:
+    if isinstance(image, (str, bytes, PIL.Image.Image)) or not hasattr(image, "__len__"):
+        raise ValueError(f"`image` must be two or more images, but got {type(image).__name__}.")
 
 
 def to_pixels(image: Image, index: int) -> Tensor:

@@ -10,7 +10,7 @@ there. It is taken as the difference that one unit of guidance makes to the unco
 
 which costs one evaluation more, three for two. Guidance 1 is the conditional model as it was.
 Splitting guidance by the score's Jacobian is proposed in arXiv 2510.05509, version 2; the form here
-is this library's own, the winner among the candidates of `benchmarks/guidance.py`.
+is this library's own, one of the candidates of `benchmarks/guidance.py`.
 """
 
 from __future__ import annotations

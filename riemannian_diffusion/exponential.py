@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -180,7 +181,8 @@ def frechet_mean(
     """The point of least mean squared distance from several, `shape` (Karcher 1977).
 
     Descends by the mean of the logarithms, `x + sum w_i log_x(p_i)`, with the geodesics of all
-    points solved side by side, each from the last one's path.
+    points solved side by side, each from the last one's path; a step that raises the mean squared
+    distance is halved. A warning says where the steps did not suffice.
 
     Args:
         metric: The metric.
@@ -209,18 +211,28 @@ def frechet_mean(
     points, weights = _own(points, weights)
     weights = (weights / weights.sum()).view(-1, *[1] * (points.ndim - 1))
     mean, init = (weights * points).sum(0), "lerp"
+    least, here, base, step = math.inf, math.inf, mean, torch.zeros_like(mean)
+    left = torch.linspace(1, 0, num_points).to(points).view(-1, *[1] * (points.ndim - 1))
     for _ in range(max_steps):
         options = (num_points, num_quadrature, init, None, 0.1 * rtol**2, max_evals)
         logarithms, paths = _logarithms(metric, mean.expand_as(points), points, *options)
-        step = (weights * logarithms).sum(0)
-        mean = mean + step
-        here = metric.norm(mean[None], step[None])
         reach = metric.norm(mean.repeat(len(points), *[1] * mean.ndim), logarithms)
-        if float(here) <= rtol * float((weights.flatten() * reach).sum()):
-            break
-        left = torch.linspace(1, 0, num_points).to(points).view(-1, *[1] * (points.ndim - 1))
-        init = paths + left * step  # the ends stay, the start moves along
-    return mean
+        spread = float((weights.flatten() * reach.square()).sum())
+        if spread <= (1 + rtol) * least:
+            least, base, step = spread, mean, (weights * logarithms).sum(0)
+        else:  # too far: half of the step before
+            step = step / 2
+        here = float(metric.norm(base[None], step[None]))
+        if here <= rtol * float((weights.flatten() * reach).sum()):
+            return base + step
+        init = paths + left * (base + step - mean)  # the ends stay, the start moves along
+        mean = base + step
+    warnings.warn(
+        f"frechet_mean: after `max_steps`={max_steps} a step is still {here:.3g} long: give more "
+        "steps, a larger `rtol`, or points nearer to each other.",
+        stacklevel=2,
+    )
+    return base
 
 
 def _logarithms(

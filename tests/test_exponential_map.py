@@ -343,6 +343,28 @@ def test_means_in_flat_space_and_on_a_learned_circle():
     assert float(problem.distance(found[None])) < 0.02
 
 
+def test_a_mean_that_does_not_converge_says_so():
+    points = torch.tensor([[0.3, 0.1], [0.5, 0.8], [-0.4, 0.5]], dtype=torch.float64)
+    with pytest.warns(UserWarning, match="after `max_steps`=1 a step is still .* give more steps"):
+        frechet_mean(Sphere(), points, max_steps=1, rtol=1e-6)
+
+
+def test_a_step_too_far_is_halved():
+    """Where logarithms overshoot, as if a metric were stretched, the mean is found all the same."""
+
+    class Overshooting(Sphere):
+        def embed_jvp(self, x, v):
+            return super().embed_jvp(x, v) / 2  # so G^-1 p is four times the logarithm
+
+        def embed_vjp(self, x, w):
+            return super().embed_vjp(x, w) / 2
+
+    points = torch.tensor([[0.3, 0.1], [0.5, 0.8], [-0.4, 0.5]], dtype=torch.float64)
+    expected = frechet_mean(Sphere(), points, rtol=1e-4)
+    found = frechet_mean(Overshooting(), points, rtol=1e-3, max_steps=60)
+    assert_close(found, expected, atol=2e-2, rtol=0)
+
+
 # ------------------------------------------------------------------------------------- bad input
 
 

@@ -182,7 +182,7 @@ def frechet_mean(
 
     Descends by the mean of the logarithms, `x + sum w_i log_x(p_i)`, with the geodesics of all
     points solved side by side, each from the last one's path; a step that raises the mean squared
-    distance is halved. A warning says where the steps did not suffice.
+    distance is halved, and those after it. A warning says where the steps did not suffice.
 
     Args:
         metric: The metric.
@@ -212,6 +212,7 @@ def frechet_mean(
     weights = (weights / weights.sum()).view(-1, *[1] * (points.ndim - 1))
     mean, init = (weights * points).sum(0), "lerp"
     least, here, base, step = math.inf, math.inf, mean, torch.zeros_like(mean)
+    factor = 1.0
     left = torch.linspace(1, 0, num_points).to(points).view(-1, *[1] * (points.ndim - 1))
     for _ in range(max_steps):
         options = (num_points, num_quadrature, init, None, 0.1 * rtol**2, max_evals)
@@ -219,9 +220,9 @@ def frechet_mean(
         reach = metric.norm(mean.repeat(len(points), *[1] * mean.ndim), logarithms)
         spread = float((weights.flatten() * reach.square()).sum())
         if spread <= (1 + rtol) * least:
-            least, base, step = spread, mean, (weights * logarithms).sum(0)
-        else:  # too far: half of the step before
-            step = step / 2
+            least, base, step = spread, mean, factor * (weights * logarithms).sum(0)
+        else:  # too far: half of the step before, and of all to come
+            factor, step = factor / 2, step / 2
         here = float(metric.norm(base[None], step[None]))
         if here <= rtol * float((weights.flatten() * reach).sum()):
             return base + step

@@ -22,7 +22,7 @@ Candidates, with g = eps_c - eps_u, J_D and J_r = I - J_D the Jacobians of the u
 denoiser and its residual, per step beyond plain guidance's two evaluations:
     rescale         plain, its spread brought back by 0.7 (Lin et al., arXiv 2305.08891): none
     manifold        J_D g by a difference, `ManifoldGuidedScore`: 1 evaluation
-    half            half of it, (g + J_D g) / 2: 1 evaluation
+    half            half of it, (g + J_D g) / 2, its `damping` 0.5: 1 evaluation
     exact           J_D g exactly: 1 product
     cg 1, cg 10     (I + kn J_r^T J_r)^-1 g by 3 steps of conjugate gradients: 6 products
     along n         g - a n, n = J_r g, a = <n, J_r n> / |J_r n|^2: 2 products
@@ -78,8 +78,7 @@ def _manifold(conditional, unconditional, x, weight):
 
 
 def _half(conditional, unconditional, x, weight):
-    straight = _plain(conditional, unconditional, x, weight)
-    return (straight + _manifold(conditional, unconditional, x, weight)) / 2
+    return ManifoldGuidedScore(conditional, unconditional, weight, damping=0.5)(x)
 
 
 def _with(change: Callable) -> Callable:

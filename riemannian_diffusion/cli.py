@@ -79,10 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--strength", type=float, default=0.6, help="noise level, in (0, 1] (default: 0.6)")
     add("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")
     add(
-        "--guidance-mode",
-        choices=("plain", "manifold"),
-        default="plain",
-        help="guide straight on or along the data manifold (default: plain)",
+        "--guidance-damping",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="keep guidance on the data manifold, up to 1 (default: 0, plain guidance)",
     )
     add("--max-evals", type=int, default=200, help="evaluations per gap at most (default: 200)")
     add("--max-batch-size", type=int, default=8, help="less needs less memory (default: 8)")
@@ -184,7 +185,7 @@ def _interpolate(args: argparse.Namespace) -> None:
         strength=args.strength,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance,
-        guidance_mode=args.guidance_mode,
+        guidance_damping=args.guidance_damping,
         max_evals=args.max_evals,
         max_batch_size=args.max_batch_size,
         extrapolate=args.extrapolate,

@@ -172,6 +172,7 @@ def frechet_mean(
     points: Tensor,
     weights: Tensor | None = None,
     *,
+    init: Tensor | None = None,
     num_points: int = 17,
     num_quadrature: int = 1,
     rtol: float = 1e-3,
@@ -188,6 +189,8 @@ def frechet_mean(
         metric: The metric.
         points: `(N, *shape)`.
         weights: `(N,)`, non-negative, not all 0; normalised here, equal where None.
+        init: Where the mean starts, `shape`; None takes the weighted mean of the coordinates. Where
+            points are spread over much of a bent manifold that lies off the data: give one of them.
         num_points: Of each geodesic.
         num_quadrature: Of each geodesic.
         rtol: Ends when a step is shorter than this share of the mean distance.
@@ -195,7 +198,7 @@ def frechet_mean(
         max_evals: Of each geodesic.
 
     Raises:
-        ValueError: If points or weights are none, or no geodesic was found.
+        ValueError: If points, weights or start are none, or no geodesic was found.
     """
     if points.ndim < 2 or len(points) == 0 or not points.isfinite().all():
         raise ValueError(
@@ -208,14 +211,20 @@ def frechet_mean(
         raise ValueError(
             f"`weights` must be ({len(points)},), non-negative and not all 0, but got {weights}."
         )
+    if init is not None and (init.shape != points.shape[1:] or not init.isfinite().all()):
+        raise ValueError(
+            f"`init` must be a finite point {tuple(points.shape[1:])}, but it is "
+            f"{tuple(init.shape)}."
+        )
     points, weights = _own(points, weights)
     weights = (weights / weights.sum()).view(-1, *[1] * (points.ndim - 1))
-    mean, init = (weights * points).sum(0), "lerp"
+    mean = (weights * points).sum(0) if init is None else init.detach().to(points)
+    start: Start = "lerp"
     least, here, base, step = math.inf, math.inf, mean, torch.zeros_like(mean)
     factor = 1.0
     left = torch.linspace(1, 0, num_points).to(points).view(-1, *[1] * (points.ndim - 1))
     for _ in range(max_steps):
-        options = (num_points, num_quadrature, init, None, 0.1 * rtol**2, max_evals)
+        options = (num_points, num_quadrature, start, None, 0.1 * rtol**2, max_evals)
         logarithms, paths = _logarithms(metric, mean.expand_as(points), points, *options)
         reach = metric.norm(mean.repeat(len(points), *[1] * mean.ndim), logarithms)
         spread = float((weights.flatten() * reach.square()).sum())
@@ -226,7 +235,7 @@ def frechet_mean(
         here = float(metric.norm(base[None], step[None]))
         if here <= rtol * float((weights.flatten() * reach).sum()):
             return base + step
-        init = paths + left * (base + step - mean)  # the ends stay, the start moves along
+        start = paths + left * (base + step - mean)  # the ends stay, the start moves along
         mean = base + step
     warnings.warn(
         f"frechet_mean: after `max_steps`={max_steps} a step is still {here:.3g} long: give more "
@@ -467,7 +476,7 @@ def extrapolate(
         moved = max(float((project(point[None])[0] - point).norm()) for point in path)
         limit = max(max_residual * moved, 0.1 * size)
     for _ in range(num_steps):
-        there = _step(project, points[-2], points[-1], size)
+        there = _step(project, points[-1], points[-1] - points[-2], size)
         if limit < math.inf:
             held = float((there - points[-1]).norm()) < size / 2
             if held or float((project(there[None])[0] - there).norm()) > limit:
@@ -476,9 +485,8 @@ def extrapolate(
     return torch.stack(points)
 
 
-def _step(project, before: Tensor, here: Tensor, size: float) -> Tensor:
-    """The next point, at a distance of `size`."""
-    direction = here - before
+def _step(project, here: Tensor, direction: Tensor, size: float) -> Tensor:
+    """The next point in a direction, at a distance of `size`."""
     factor = size / float(direction.norm())
     for _ in range(NUM_TRIES):
         there = project((here + factor * direction)[None])[0]
@@ -501,8 +509,8 @@ def analogy(
     """Carry the change along a path from A to B over to C: "A is to B as C is to D".
 
     Every step of the path is carried back to A, along a way to C, and on along the new path, which
-    it continues; there it is brought back to the data by the denoiser, as in `extrapolate`. The way
-    from one tangent space to the next is that of `parallel_transport`, with the Jacobian of the
+    it continues; there it is brought back to the data by the denoiser and kept as long as it was,
+    as in `extrapolate`. The way from one tangent space to the next is that of `parallel_transport`, with the Jacobian of the
     denoiser for the projection. On a sphere the new path is the old one, rotated, to second order
     in the step.
 
@@ -543,7 +551,9 @@ def analogy(
         steps = _carried(score, here, there, steps)
     points = [start]
     for k in range(len(steps)):
-        points.append(project((points[-1] + steps[k])[None])[0])
+        size = float(steps[k].norm())
+        moved = _step(project, points[-1], steps[k], size) if size else points[-1]
+        points.append(moved)
         steps[k + 1 :] = _carried(score, points[-2], points[-1], steps[k + 1 :])
     return torch.stack(points)
 

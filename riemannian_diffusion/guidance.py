@@ -8,7 +8,9 @@ there. It is taken as the difference that one unit of guidance makes to the unco
 
     D_u(x + D_c(x) - D_u(x)) - D_u(x)  =  J_D (D_c - D_u) + O(|D_c - D_u|^2),
 
-which costs one evaluation more, three for two. Guidance 1 is the conditional model as it was.
+which costs one evaluation more, three for two. A `damping` of 1 takes that; of 1/2, the mean of
+that and `g`, which is `(I + J_r^T J_r)^-1 g` near the data, `J_r = I - J_D`; of 0, plain guidance.
+Guidance 1 is the conditional model as it was.
 Splitting guidance by the score's Jacobian is proposed in arXiv 2510.05509, version 2; the form here
 is this library's own, one of the candidates of `benchmarks/guidance.py`.
 """
@@ -35,14 +37,23 @@ class ManifoldGuidedScore(ScoreModel):
         conditional: The score under the condition.
         unconditional: The score without it, or under a negative one, at the same level.
         guidance_scale: Weight `w`, at least 1; 1 leaves the conditional score.
+        damping: How much of what leaves the manifold is taken off the difference, in [0, 1].
 
     Raises:
-        ValueError: If the levels differ or the weight is below 1.
+        ValueError: If the levels differ, the weight is below 1 or the damping outside [0, 1].
     """
 
-    def __init__(self, conditional: ScoreModel, unconditional: ScoreModel, guidance_scale: float):
+    def __init__(
+        self,
+        conditional: ScoreModel,
+        unconditional: ScoreModel,
+        guidance_scale: float,
+        *,
+        damping: float = 1.0,
+    ):
         if not guidance_scale >= 1:
             raise ValueError(f"`guidance_scale` must be at least 1, but got {guidance_scale}.")
+        _check_damping(damping)
         levels = [(score.alpha, score.sigma) for score in (conditional, unconditional)]
         if levels[0] != levels[1]:
             raise ValueError(
@@ -50,15 +61,15 @@ class ManifoldGuidedScore(ScoreModel):
             )
         self.alpha, self.sigma = levels[0]
         self.conditional, self.unconditional = conditional, unconditional
-        self.guidance_scale = guidance_scale
+        self.guidance_scale, self.damping = guidance_scale, damping
 
     def __call__(self, x: Tensor) -> Tensor:
         """The score at each point, `(K, *shape) -> (K, *shape)`."""
         conditional, unconditional = self.conditional(x), self.unconditional(x)
         difference = conditional - unconditional
         moved = self.unconditional(x + self.sigma**2 * difference)
-        tangential = difference + moved - unconditional
-        return conditional + (self.guidance_scale - 1) * tangential
+        damped = difference + self.damping * (moved - unconditional)
+        return conditional + (self.guidance_scale - 1) * damped
 
     def jvp(self, x: Tensor, v: Tensor) -> Tensor:
         """`J(x) v`, by the products of both scores."""
@@ -66,17 +77,18 @@ class ManifoldGuidedScore(ScoreModel):
         conditional, unconditional = self.conditional.jvp(x, v), self.unconditional.jvp(x, v)
         difference = conditional - unconditional
         moved = self.unconditional.jvp(there, v + self.sigma**2 * difference)
-        tangential = difference + moved - unconditional
-        return conditional + (self.guidance_scale - 1) * tangential
+        damped = difference + self.damping * (moved - unconditional)
+        return conditional + (self.guidance_scale - 1) * damped
 
     def vjp(self, x: Tensor, w: Tensor) -> Tensor:
         """`J(x)^T w`, by the products of both scores."""
         there = x + self.sigma**2 * (self.conditional(x) - self.unconditional(x))
-        tangential = (self.guidance_scale - 1) * w
-        moved = self.unconditional.vjp(there, tangential)
-        difference = tangential + self.sigma**2 * moved
+        guided = (self.guidance_scale - 1) * w
+        damped = self.damping * guided
+        moved = self.unconditional.vjp(there, damped)
+        difference = guided + self.sigma**2 * moved
         conditional = self.conditional.vjp(x, w + difference)
-        return conditional - self.unconditional.vjp(x, difference + tangential) + moved
+        return conditional - self.unconditional.vjp(x, difference + damped) + moved
 
 
 class ManifoldGuidance(ClassifierFreeGuidance):
@@ -103,9 +115,10 @@ class ManifoldGuidance(ClassifierFreeGuidance):
         beta_end: Of the schedule.
         beta_schedule: Of the schedule.
         rescale_betas_zero_snr: Of the schedule.
+        damping: As in `ManifoldGuidedScore`.
 
     Raises:
-        ValueError: If the prediction type is unknown.
+        ValueError: If the prediction type is unknown or the damping outside [0, 1].
     """
 
     @register_to_config
@@ -123,7 +136,9 @@ class ManifoldGuidance(ClassifierFreeGuidance):
         beta_end: float = 0.012,
         beta_schedule: str = "scaled_linear",
         rescale_betas_zero_snr: bool = False,
+        damping: float = 1.0,
     ):
+        _check_damping(damping)
         if prediction_type not in _ESTIMATES:
             raise ValueError(
                 f"`prediction_type` must be one of {list(_ESTIMATES)}, but got {prediction_type!r}."
@@ -218,7 +233,9 @@ class ManifoldGuidance(ClassifierFreeGuidance):
         args, kwargs = _moved(args, kwargs, -factor * difference)
         output = network(*args, **kwargs)
         moved = output[0] if isinstance(output, tuple) else output.sample
-        return super().forward(pred_cond, pred_cond - (keep * difference + moved - pred_uncond))
+        tangential = keep * difference + moved - pred_uncond
+        damped = torch.lerp(difference, tangential, self.config.damping)
+        return super().forward(pred_cond, pred_cond - damped)
 
     def _level(self) -> tuple[float, float]:
         """Alpha and sigma at the timestep, between two of the schedule where it is no integer."""
@@ -242,6 +259,11 @@ _ESTIMATES = {
     "sample": lambda alpha, sigma: (0.0, -alpha),
     "flow_prediction": lambda alpha, sigma: (alpha, alpha * sigma),
 }
+
+
+def _check_damping(damping: float) -> None:
+    if not 0 <= damping <= 1:
+        raise ValueError(f"`damping` must be in [0, 1], but got {damping}.")
 
 
 def _moved(args: tuple, kwargs: dict, step: Tensor) -> tuple[tuple, dict]:

@@ -158,6 +158,14 @@ def test_on_a_sphere_a_change_is_carried_by_the_rotation():
     assert float((across.norm(dim=1) - 1).abs().max()) < 2e-3
 
 
+@pytest.mark.parametrize("num_points", [3, 9])
+def test_a_change_is_carried_at_its_length(num_points):
+    score, (a, b, c) = _on_sphere([1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0])
+    found = analogy(score, slerp(a, b, num_points), c, way=slerp(a, c, 33))
+    angle = torch.acos((found[-1] @ c).clamp(-1, 1)).rad2deg()
+    assert float(angle) == pytest.approx(90, abs=2.5)
+
+
 def test_a_change_carried_to_where_it_began_is_itself():
     score, (a, b) = _on_sphere([1.0, 0, 0], [0.6, 0.64, 0.48])
     path = slerp(a, b, 33)

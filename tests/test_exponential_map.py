@@ -343,6 +343,15 @@ def test_means_in_flat_space_and_on_a_learned_circle():
     assert float(problem.distance(found[None])) < 0.02
 
 
+def test_a_mean_of_points_far_apart_may_start_on_the_data():
+    problem = circle(6, angle=4.0)
+    metric = TangentNormalMetric(problem.score)
+    at = problem.geodesic(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
+    near = problem.geodesic(torch.tensor([0.4], dtype=torch.float64))[0]
+    found = frechet_mean(metric, at, init=near, rtol=1e-3)
+    assert float((found - at[1]).norm()) < 0.02
+
+
 def test_a_mean_that_does_not_converge_says_so():
     points = torch.tensor([[0.3, 0.1], [0.5, 0.8], [-0.4, 0.5]], dtype=torch.float64)
     with pytest.warns(UserWarning, match="after `max_steps`=1 a step is still .* give more steps"):
@@ -391,6 +400,7 @@ ONE = vector(1, 2)
         (lambda: frechet_mean(FLAT, ONE[None][:0]), "`points` must be finite"),
         (lambda: frechet_mean(FLAT, ONE[None], vector(-1)), "non-negative and not all 0"),
         (lambda: frechet_mean(FLAT, ONE[None], ONE), r"`weights` must be \(1,\)"),
+        (lambda: frechet_mean(FLAT, ONE[None], init=NAN), "`init` must be a finite point"),
     ],
 )
 def test_bad_input(call, message):

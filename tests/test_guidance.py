@@ -44,6 +44,16 @@ def test_a_gaussian_is_guided_by_its_shrunken_difference():
     torch.testing.assert_close(guided(x), expected)
 
 
+@pytest.mark.parametrize("damping", [0.0, 0.5, 1.0])
+def test_damping_lies_between_plain_and_tangent_guidance(damping):
+    conditional, unconditional = _mixtures([[5.0, 1, 1, 2, 1], [1.0, 1, 1, 1, 1]])
+    x = randn(4, 3, seed=3)
+    plain = conditional(x) + 3 * (conditional(x) - unconditional(x))
+    along = ManifoldGuidedScore(conditional, unconditional, 4.0)(x)
+    found = ManifoldGuidedScore(conditional, unconditional, 4.0, damping=damping)(x)
+    torch.testing.assert_close(found, torch.lerp(plain, along, damping))
+
+
 def test_normal_guidance_goes_and_tangent_guidance_stays():
     # The unconditional data: a line densely covered along the first axis.
     line = torch.zeros(400, 3).double()
@@ -88,7 +98,7 @@ def test_products_are_those_of_autograd(network):
     else:
         pair = _mixtures([[5.0, 1, 1, 2, 1], [1.0, 1, 1, 1, 1]])
         x, v, w = (randn(4, 3, seed=i) for i in range(3))
-    guided = ManifoldGuidedScore(*pair, 5.0)
+    guided = ManifoldGuidedScore(*pair, 5.0, damping=0.7)
     expected = central_difference(guided, x, v, 1e-4)
     torch.testing.assert_close(guided.jvp(x, v), expected, atol=1e-7, rtol=1e-6)
     point = x.clone().requires_grad_()
@@ -139,12 +149,14 @@ def _xl_unet() -> UNet2DConditionModel:
     return unet.double().eval()
 
 
+@pytest.mark.parametrize("damping", [0.5, 1.0])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("timestep", [1, 400, 999])
-def test_the_guider_in_diffusers_loop_is_the_score(prediction, timestep):
+def test_the_guider_in_diffusers_loop_is_the_score(prediction, timestep, damping):
     unet = _xl_unet()
     scheduler = DDIMScheduler(beta_schedule="linear", prediction_type=prediction)
-    guider = ManifoldGuidance.from_scheduler(scheduler, guidance_scale=5.0)
+    options = {"guidance_scale": 5.0, "damping": damping}
+    guider = ManifoldGuidance.from_scheduler(scheduler, **options)
     state = SimpleNamespace(
         prompt_embeds=randn(2, 4, 6),
         negative_prompt_embeds=randn(2, 4, 6, seed=1),
@@ -176,7 +188,7 @@ def test_the_guider_in_diffusers_loop_is_the_score(prediction, timestep):
         + (state.negative_pooled_prompt_embeds,),
     ]
     pair = [DiffusionScore(Bound(*one), scheduler, timestep) for one in given]
-    score = ManifoldGuidedScore(*pair, 5.0)
+    score = ManifoldGuidedScore(*pair, 5.0, damping=damping)
     x = state.scaled_latents
     noise = -score.sigma * score(x)
     clean = (x - score.sigma * noise) / score.alpha
@@ -258,6 +270,10 @@ def test_a_guider_out_of_its_range_is_the_conditional_model():
 
 
 def test_bad_guiders():
+    with pytest.raises(ValueError, match="`damping` must be in .* but got 1.5"):
+        ManifoldGuidance(damping=1.5)
+    with pytest.raises(ValueError, match="`damping` must be in .* but got -1"):
+        ManifoldGuidedScore(*_mixtures([[1.0] * 5] * 2), 2.0, damping=-1)
     with pytest.raises(ValueError, match="prediction_type.*'noise'"):
         ManifoldGuidance(prediction_type="noise")
     with pytest.raises(ValueError, match="no schedule of betas"):

@@ -119,7 +119,7 @@ def test_guidance_reconstructs_too(tiny_pipe, keyframes):
     assert max(out.reconstruction_error) < 1e-8
     plain = tiny_pipe(keyframes[:2], ["a", "b"], output_type="latent", **FAST)
     assert not torch.allclose(out.latents[0], plain.latents[0], atol=1e-4)
-    options["guidance_mode"] = "manifold"
+    options["guidance_damping"] = 0.5
     manifold = tiny_pipe(keyframes[:2], ["a", "b"], output_type="latent", **options, **FAST)
     assert max(manifold.reconstruction_error) < 1e-8
     assert not torch.allclose(out.latents[0], manifold.latents[0], atol=1e-4)
@@ -412,11 +412,11 @@ BAD = [
     ({"metric": "density", "prompt": "a", "negative_prompt": "a"}, r"but both are 'a'"),
     ({"space": "latent"}, r"`space` must be one of .*, but got 'latent'"),
     (
-        {"guidance_mode": "manifold", "guidance_scale": 0.5},
-        "needs `guidance_scale` of at least 1, but got 0.5",
+        {"guidance_damping": 0.5, "guidance_scale": 1.0},
+        "`guidance_damping` 0.5 needs a `guidance_scale` above 1, but got 1.0",
     ),
     ({"image": "single", "analogy": torch.zeros(3, 16, 16)}, "two or more images, but got Image"),
-    ({"guidance_mode": "cfg"}, r"`guidance_mode` must be one of .*, but got 'cfg'"),
+    ({"guidance_damping": 2}, r"`guidance_damping` must be in \[0, 1\], but got 2"),
     ({"score_mode": "cfg"}, r"`score_mode` must be one of .*, but got 'cfg'"),
     ({"output_type": "gif"}, r"`output_type` must be one of .*, but got 'gif'"),
     ({"max_batch_size": 0}, r"`max_batch_size` must be at least 1, but got 0"),

@@ -84,7 +84,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         strength: float = 0.6,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
-        guidance_mode: str = "plain",
+        guidance_damping: float = 0.0,
         score_mode: str | None = None,
         init: Start | Sequence[Start] = "slerp",
         max_samples: int = 768,
@@ -124,8 +124,9 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             num_inference_steps: DDIM steps of the whole schedule.
             guidance_scale: Classifier-free guidance above 1, in inversion, metric and sampling
                 alike.
-            guidance_mode: "plain" goes straight on; "manifold" along the data manifold, by
-                `riemannian_diffusion.ManifoldGuidedScore`, at 3 evaluations of the network for 2.
+            guidance_damping: Keeps guidance on the data manifold: above 0, up to 1, it is the
+                `damping` of `riemannian_diffusion.ManifoldGuidedScore`, at 3 evaluations of the
+                network for 2.
             score_mode: The metric's score: "conditional", "guided" or "difference" (see
                 `DiffusionScore`); None takes the one that sampling uses, but for "density" the
                 published "difference".
@@ -179,7 +180,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             strength=strength,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            guidance_mode=guidance_mode,
+            guidance_damping=guidance_damping,
             score_mode=score_mode,
             max_batch_size=max_batch_size,
             max_samples=max_samples,
@@ -218,7 +219,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             clean = self._encode_images(pixels, max_batch_size)  # (P, C, h, w)
             score_at = partial(
                 _score_at,
-                guidance_mode,
+                guidance_damping,
                 self.unet,
                 scheduler,
                 negative_hidden_states=negative,
@@ -360,7 +361,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         strength,
         num_inference_steps,
         guidance_scale,
-        guidance_mode,
+        guidance_damping,
         score_mode,
         max_batch_size,
         max_samples,
@@ -385,7 +386,6 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                 for start in (init if isinstance(init, (list, tuple)) else [init])
                 if isinstance(start, str)
             ),
-            ("guidance_mode", guidance_mode, ("plain", "manifold")),
             ("score_mode", score_mode, (None, "conditional", "guided", "difference")),
             ("output_type", output_type, ("pil", "np", "pt", "latent")),
         ):
@@ -403,9 +403,11 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             raise ValueError(
                 f"`extrapolate` must not be negative and be finite, but got {extrapolate}."
             )
-        if guidance_mode == "manifold" and not guidance_scale >= 1:
+        if not 0 <= guidance_damping <= 1:
+            raise ValueError(f"`guidance_damping` must be in [0, 1], but got {guidance_damping}.")
+        if guidance_damping and not guidance_scale > 1:
             raise ValueError(
-                "guidance_mode='manifold' needs `guidance_scale` of at least 1, "
+                f"`guidance_damping` {guidance_damping} needs a `guidance_scale` above 1, "
                 f"but got {guidance_scale}."
             )
         if extrapolate and analogy is not None:
@@ -480,12 +482,13 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                 bar.update()
 
 
-def _score_at(guidance_mode: str, *args, negative_hidden_states, guidance_scale, mode, **options):
+def _score_at(damping: float, *args, negative_hidden_states, guidance_scale, mode, **options):
     """A network's score at one level, guided straight on or along the manifold."""
-    if mode == "guided" and guidance_mode == "manifold":
+    if mode == "guided" and damping:
         conditional = DiffusionScore(*args, **options)
         options["encoder_hidden_states"] = negative_hidden_states
-        return ManifoldGuidedScore(conditional, DiffusionScore(*args, **options), guidance_scale)
+        unconditional = DiffusionScore(*args, **options)
+        return ManifoldGuidedScore(conditional, unconditional, guidance_scale, damping=damping)
     return DiffusionScore(
         *args,
         negative_hidden_states=negative_hidden_states,

@@ -206,7 +206,7 @@ def _interpolate(args: argparse.Namespace) -> None:
             ("riemannian-diffusion", "torch", "diffusers", "transformers")
         ),
     }
-    _write_frames(output.frames, args.output, args.fps)
+    write_frames(output.frames, args.output, args.fps)
     write_atomically(report_path, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
     print(
         f"{args.output}: {len(output.frames)} frames in {report['seconds']:.1f} s, "
@@ -314,15 +314,6 @@ def _size(text: str) -> tuple[int, int]:
     return size
 
 
-def open_image(path: Path, size: tuple[int, int] | None):
-    """An image file, upright, RGB; cropped and scaled to (width, height) where given."""
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as image:
-        image = ImageOps.exif_transpose(image).convert("RGB")
-    return image if size is None else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
-
-
 def default_dtype(device: object) -> str:
     """The narrowest dtype whose geodesics are those of float64, where it is the faster one.
 
@@ -339,71 +330,3 @@ def first_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _write_frames(frames: list, output: Path, fps: float) -> None:
-    """Write frames as a GIF, a video, a grid or a directory, under a temporary name first."""
-    suffix = output.suffix.lower()
-    if suffix == "":
-        _write_directory(frames, output)
-    elif suffix == ".gif":
-        options = {"append_images": frames[1:], "duration": round(1000 / fps), "loop": 0}
-        write_atomically(output, lambda path: frames[0].save(path, save_all=True, **options))
-    elif suffix == ".mp4":
-        write_atomically(output, lambda path: _write_video(frames, path, fps))
-    else:
-        write_atomically(output, _grid(frames).save)
-
-
-def write_atomically(path: Path, write) -> None:
-    """Call `write` with a temporary path beside `path`, then move that to `path`."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_directory(frames: list, output: Path) -> None:
-    temporary = output.with_name(f".{os.getpid()}-{output.name}")
-    try:
-        temporary.mkdir()
-        for i, frame in enumerate(frames):
-            frame.save(temporary / f"frame_{i:04d}.png")
-        if output.exists():  # only with --force: replace the frames, leave what else is there
-            for old in output.glob("frame_[0-9][0-9][0-9][0-9].png"):
-                old.unlink()
-            for new in temporary.iterdir():
-                new.replace(output / new.name)
-        else:
-            temporary.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_video(frames: list, path: Path, fps: float) -> None:
-    import imageio_ffmpeg
-    import numpy as np
-
-    width, height = frames[0].size
-    writer = imageio_ffmpeg.write_frames(
-        path, (width, height), fps=fps, quality=9, macro_block_size=2, ffmpeg_log_level="error"
-    )
-    writer.send(None)
-    for frame in frames:
-        writer.send(np.ascontiguousarray(np.asarray(frame)))
-    writer.close()
-
-
-def _grid(frames: list):
-    """All frames in rows, as near to a square as they come, on white."""
-    from PIL import Image
-
-    width, height = frames[0].size
-    columns = min(len(frames), max(1, round((len(frames) * height / width) ** 0.5)))
-    rows = -(-len(frames) // columns)
-    sheet = Image.new("RGB", (columns * width, rows * height), "white")
-    for i, frame in enumerate(frames):
-        sheet.paste(frame, (i % columns * width, i // columns * height))
-    return sheet

@@ -510,9 +510,9 @@ def analogy(
 
     Every step of the path is carried back to A, along a way to C, and on along the new path, which
     it continues; there it is brought back to the data by the denoiser and kept as long as it was,
-    as in `extrapolate`. The way from one tangent space to the next is that of `parallel_transport`, with the Jacobian of the
-    denoiser for the projection. On a sphere the new path is the old one, rotated, to second order
-    in the step.
+    as in `extrapolate`. The way from one tangent space to the next is that of
+    `parallel_transport`, with the Jacobian of the denoiser for the projection. On a sphere the new
+    path is the old one, rotated, to second order in the step.
 
     Args:
         score: The score, whose denoiser finds the manifold.

@@ -41,9 +41,8 @@ from riemannian_diffusion.cli import (
     describe_geodesic,
     first_device,
     installed_versions,
-    open_image,
-    write_atomically,
 )
+from riemannian_diffusion.media import open_image, write_atomically
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 from riemannian_diffusion.pipelines.gaps import NOISE_CURVES
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import shutil
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from riemannian_diffusion.media import (
+    CLIP_SUFFIXES,
+    images_in,
+    open_image,
+    read_clip,
+    write_atomically,
+    write_frames,
+)
 
 METRIC_NAMES = (
     *("tangent_normal", "score_jacobian", "stein", "euclidean"),
@@ -57,10 +64,16 @@ def _parser() -> argparse.ArgumentParser:
         "interpolate",
         help="morph images into each other",
         description="Morph two or more images into each other along a geodesic of a diffusion "
-        "model. Without images, the two that ship with the package.",
+        "model. Without images, the two that ship with the package; a folder stands for the images "
+        "in it, by name, and a video for two of its frames, the middle of which is filled.",
     )
     add = morph.add_argument
-    add("images", nargs="*", type=Path, help="two or more images of one size")
+    add(
+        "images",
+        nargs="*",
+        type=Path,
+        help="two or more images of one size, a folder of them, or a video",
+    )
     add("-o", "--output", type=Path, required=True, help=".gif, .mp4, .png (a grid) or a directory")
     add("--model", help="a Stable Diffusion 1.x or 2.x directory or repository (default: shipped)")
     add("--prompt", action="append", help="what the images show: once, or once per image")
@@ -74,7 +87,21 @@ def _parser() -> argparse.ArgumentParser:
         help="where the solve starts (default: slerp); given more than once, each is solved from "
         "and the path of least energy is kept",
     )
-    add("--frames", type=int, default=17, help="from each image to the next (default: 17)")
+    add(
+        "--frames",
+        type=int,
+        help="from each image to the next, both included (default: 17, of a video as many as there "
+        "were)",
+    )
+    add(
+        "--clip-frames",
+        type=int,
+        nargs=2,
+        default=(0, -1),
+        metavar=("FIRST", "LAST"),
+        help="which frames of a video to morph between, negative ones counted from its end "
+        "(default: the first and the last)",
+    )
     add("--steps", type=int, default=50, help="DDIM steps of the whole schedule (default: 50)")
     add("--strength", type=float, default=0.6, help="noise level, in (0, 1] (default: 0.6)")
     add("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")
@@ -102,7 +129,12 @@ def _parser() -> argparse.ArgumentParser:
         help="given two images, show this one instead, changed as the first changes to the second",
     )
     add("--paste-endpoints", action="store_true", help="put the images in as first and last frames")
-    add("--fps", type=float, default=12.0, help="frames per second of .gif and .mp4 (default: 12)")
+    add(
+        "--fps",
+        type=float,
+        help="frames per second of .gif and .mp4 (default: 12, of a video its own)",
+    )
+    add("--ping-pong", action="store_true", help="go back again at the end, so that it can repeat")
     add(
         "--seed",
         type=int,
@@ -143,10 +175,8 @@ def _interpolate(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--output must end in .gif, .mp4, .png or nothing, but got {args.output}."
         )
-    if not args.fps > 0:
-        raise ValueError(f"--fps must be positive, but got {args.fps}.")
-    if len(args.images) == 1:
-        raise ValueError(f"a morph needs two or more images, but got {args.images[0]} alone.")
+    if args.fps is not None and not 0 < args.fps < float("inf"):
+        raise ValueError(f"--fps must be positive and finite, but got {args.fps}.")
     report_path = args.output.with_suffix(".json")
     _check_output(args, report_path)
     if args.output.exists() and args.output.is_dir() != (args.output.suffix == ""):
@@ -159,11 +189,10 @@ def _interpolate(args: argparse.Namespace) -> None:
     from riemannian_diffusion import demo
     from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
+    images, names, num_frames, fps = _keyframes(args)
     for library in (diffusers, transformers):  # stderr is for errors and the morph's own bars
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
-    paths = args.images or [Path(path) for path in demo.endpoint_paths()]
-    images = [open_image(path, args.size) for path in paths]
     analogy = args.analogy and open_image(args.analogy, args.size)
     device = args.device or first_device()
     dtype = args.dtype or default_dtype(device)
@@ -178,7 +207,7 @@ def _interpolate(args: argparse.Namespace) -> None:
         images,
         args.prompt or "",
         negative_prompt=args.negative_prompt,
-        num_frames=args.frames,
+        num_frames=num_frames,
         metric=args.metric,
         space=args.space,
         init=args.init or "slerp",
@@ -193,12 +222,16 @@ def _interpolate(args: argparse.Namespace) -> None:
         paste_endpoints=args.paste_endpoints,
         generator=torch.Generator().manual_seed(args.seed),
     )
+    frames = output.frames
+    if args.ping_pong:
+        frames = frames + frames[-2:0:-1]
     report = {
         "geodesics": [None if g is None else describe_geodesic(g) for g in output.geodesics],
         "reconstruction_error": output.reconstruction_error,
-        "num_frames": len(output.frames),
+        "num_frames": len(frames),
+        "fps": fps,
         "seconds": round(time.perf_counter() - start, 2),
-        "arguments": {k: _plain(v) for k, v in vars(args).items()} | {"images": [*map(str, paths)]},
+        "arguments": {k: _plain(v) for k, v in vars(args).items()} | {"images": names},
         "model": str(args.model or "shipped"),
         "device": str(device),
         "dtype": dtype,
@@ -206,15 +239,35 @@ def _interpolate(args: argparse.Namespace) -> None:
             ("riemannian-diffusion", "torch", "diffusers", "transformers")
         ),
     }
-    write_frames(output.frames, args.output, args.fps)
+    write_frames(frames, args.output, fps)
     write_atomically(report_path, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
-    print(
-        f"{args.output}: {len(output.frames)} frames in {report['seconds']:.1f} s, "
-        f"report {report_path}"
-    )
+    print(f"{args.output}: {len(frames)} frames in {report['seconds']:.1f} s, report {report_path}")
     for found in report["geodesics"]:
         if found is not None:
             print("  energy {finer_energy:.4g}, {num_evals} evaluations: {message}".format(**found))
+
+
+def _keyframes(args: argparse.Namespace) -> tuple[list, list[str], int, float]:
+    """Images, their names, the frames from one to the next, and frames per second."""
+    from riemannian_diffusion import demo
+
+    paths = args.images or [Path(path) for path in demo.endpoint_paths()]
+    num_frames, fps = 17 if args.frames is None else args.frames, args.fps or 12.0
+    if len(paths) == 1 and paths[0].suffix.lower() in CLIP_SUFFIXES:
+        clip = read_clip(paths[0], args.clip_frames, args.size)
+        first, last = clip.places
+        if not first < last:
+            raise ValueError(
+                f"--clip-frames must name an earlier and a later frame of {paths[0]}, but got "
+                f"{first} and {last}."
+            )
+        names = [f"{paths[0]}#{place}" for place in clip.places]
+        return clip.frames, names, args.frames or last - first + 1, args.fps or clip.fps
+    if len(paths) == 1 and paths[0].is_dir():
+        paths = list(images_in(paths[0])) or paths
+    if len(paths) == 1:
+        raise ValueError(f"a morph needs two or more images, but got {paths[0]} alone.")
+    return [open_image(path, args.size) for path in paths], [*map(str, paths)], num_frames, fps
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+from riemannian_diffusion.media import IMAGE_SUFFIXES, images_in, sorted_by_name
+
 _ORIENTATION_TAG, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: height and width change places
 
 
@@ -77,21 +77,21 @@ def find_sequences(directory: Path | str) -> list[SequenceFiles]:
     directory = Path(directory)
     if not directory.is_dir():
         raise NotADirectoryError(f"{directory} is not a folder.")
-    folders = [path for path in _sorted(directory) if path.is_dir()]
+    folders = [path for path in sorted_by_name(directory) if path.is_dir()]
     if {folder.name for folder in folders} <= {"inputs", "truth"}:
         advice = ""
-        if _images(directory):
+        if images_in(directory):
             advice = ": it holds images itself; pass the folder above it, or move them into one"
         raise ValueError(f"{directory} holds no folder of frames{advice}.")
     return [_find_sequence(folder) for folder in folders]
 
 
 def _find_sequence(folder: Path) -> SequenceFiles:
-    frames = _images(folder)
+    frames = images_in(folder)
     if not frames:
         raise ValueError(f"{folder} holds no frames: images ending in {', '.join(IMAGE_SUFFIXES)}.")
     inputs, truth = (
-        _images(folder / name) if (folder / name).is_dir() else () for name in ("inputs", "truth")
+        images_in(folder / name) if (folder / name).is_dir() else () for name in ("inputs", "truth")
     )
     if (folder / "inputs").is_dir() and len(inputs) != 2:
         raise ValueError(f"{folder / 'inputs'} must hold two images, but holds {len(inputs)}.")
@@ -104,21 +104,6 @@ def _find_sequence(folder: Path) -> SequenceFiles:
                 "morph did."
             )
     return SequenceFiles(folder.name, frames, inputs, truth, size)
-
-
-def _sorted(folder: Path) -> list[Path]:
-    """What is in a folder and not hidden, numbers in names by value."""
-    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    return sorted(visible, key=lambda path: (_natural(path.name), path.name))
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    pieces = re.split(r"(\d+)", name)  # text and digits by turns
-    return [(1, int(p), "") if i % 2 else (0, 0, p) for i, p in enumerate(pieces)]
-
-
-def _images(folder: Path) -> tuple[Path, ...]:
-    return tuple(p for p in _sorted(folder) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -1,0 +1,170 @@
+"""Images, clips and morphs as files: keyframes are read, frames written, never half a file."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of a clip.
+
+    Attributes:
+        frames: PIL images, RGB.
+        fps: Its frames per second.
+        places: The frames' numbers in it.
+    """
+
+    frames: list[Any]
+    fps: float
+    places: list[int]
+
+
+def sorted_by_name(folder: Path) -> list[Path]:
+    """What is in a folder and not hidden, numbers in names by value."""
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return sorted(visible, key=lambda path: (_natural(path.name), path.name))
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    pieces = re.split(r"(\d+)", name)  # text and digits by turns
+    return [(1, int(p), "") if i % 2 else (0, 0, p) for i, p in enumerate(pieces)]
+
+
+def images_in(folder: Path) -> tuple[Path, ...]:
+    """The image files in a folder, by name."""
+    return tuple(
+        p for p in sorted_by_name(folder) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+    )
+
+
+def open_image(path: Path, size: tuple[int, int] | None):
+    """An image file, upright, RGB; cropped and scaled to (width, height) where given."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image).convert("RGB")
+    return _fitted(image, size)
+
+
+def read_clip(path: Path, places: Sequence[int], size: tuple[int, int] | None = None) -> Clip:
+    """Frames of a video file.
+
+    Args:
+        path: The file, of any kind that ffmpeg reads.
+        places: Numbers of the frames, from 0; negative ones count from the end.
+        size: Crop and scale them to (width, height).
+
+    Raises:
+        OSError: If the file is missing or is no video.
+        ValueError: If it has no such frame.
+    """
+    import imageio_ffmpeg
+    from PIL import Image
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    try:
+        num_frames, _ = imageio_ffmpeg.count_frames_and_secs(path)
+        reader = imageio_ffmpeg.read_frames(path)
+        meta = next(reader)
+    except (RuntimeError, OSError, StopIteration) as error:
+        raise OSError(f"{path} cannot be read as a video: {error}") from error
+    wanted = [place + num_frames if place < 0 else place for place in places]
+    for place, given in zip(wanted, places, strict=True):
+        if not 0 <= place < num_frames:
+            reader.close()
+            raise ValueError(f"{path} has {num_frames} frames, none with the number {given}.")
+    found = {}
+    for i, data in enumerate(reader):
+        if i in wanted:
+            found[i] = _fitted(Image.frombytes("RGB", meta["size"], data), size)
+        if len(found) == len(set(wanted)):
+            break
+    reader.close()
+    if len(found) < len(set(wanted)):
+        raise OSError(f"{path} ended after {len(found)} of the {len(set(wanted))} frames sought.")
+    return Clip([found[place] for place in wanted], float(meta["fps"]), wanted)
+
+
+def _fitted(image, size: tuple[int, int] | None):
+    from PIL import Image, ImageOps
+
+    return image if size is None else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+
+
+def write_frames(frames: list, output: Path, fps: float) -> None:
+    """Write frames as a GIF, a video, a grid or a directory, under a temporary name first."""
+    suffix = output.suffix.lower()
+    if suffix == "":
+        _write_directory(frames, output)
+    elif suffix == ".gif":
+        options = {"append_images": frames[1:], "duration": round(1000 / fps), "loop": 0}
+        write_atomically(output, lambda path: frames[0].save(path, save_all=True, **options))
+    elif suffix == ".mp4":
+        write_atomically(output, lambda path: _write_video(frames, path, fps))
+    else:
+        write_atomically(output, _grid(frames).save)
+
+
+def write_atomically(path: Path, write) -> None:
+    """Call `write` with a temporary path beside `path`, then move that to `path`."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_directory(frames: list, output: Path) -> None:
+    temporary = output.with_name(f".{os.getpid()}-{output.name}")
+    try:
+        temporary.mkdir()
+        for i, frame in enumerate(frames):
+            frame.save(temporary / f"frame_{i:04d}.png")
+        if output.exists():  # only with --force: replace the frames, leave what else is there
+            for old in output.glob("frame_[0-9][0-9][0-9][0-9].png"):
+                old.unlink()
+            for new in temporary.iterdir():
+                new.replace(output / new.name)
+        else:
+            temporary.replace(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_video(frames: list, path: Path, fps: float) -> None:
+    import imageio_ffmpeg
+    import numpy as np
+
+    width, height = frames[0].size
+    writer = imageio_ffmpeg.write_frames(
+        path, (width, height), fps=fps, quality=9, macro_block_size=2, ffmpeg_log_level="error"
+    )
+    writer.send(None)
+    for frame in frames:
+        writer.send(np.ascontiguousarray(np.asarray(frame)))
+    writer.close()
+
+
+def _grid(frames: list):
+    """All frames in rows, as near to a square as they come, on white."""
+    from PIL import Image
+
+    width, height = frames[0].size
+    columns = min(len(frames), max(1, round((len(frames) * height / width) ** 0.5)))
+    rows = -(-len(frames) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    for i, frame in enumerate(frames):
+        sheet.paste(frame, (i % columns * width, i // columns * height))
+    return sheet

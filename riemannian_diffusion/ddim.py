@@ -2,7 +2,9 @@
 
 In `z = x / alpha` and `tau = sigma / alpha` a step is an Euler step `z' = z + (tau' - tau) eps`.
 Sampling takes `eps` at the level it leaves. Inversion must undo exactly that step, so its `eps` is
-that of the level it arrives at: an implicit equation, solved by fixed-point iteration.
+that of the level it arrives at: an implicit equation, solved by fixed-point iteration. Of a
+rectified flow, `x = (1 - t) x_0 + t eps`, it is the Euler step along the velocity,
+`x' = x + (t' - t) v`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from riemannian_diffusion.score import ScoreModel
 
-Levels = Callable[[int], ScoreModel]
+Levels = Callable[[float], ScoreModel]
 
 
 def ddim_step(x: Tensor, eps: Tensor, abar_from: float, abar_to: float) -> Tensor:
@@ -33,16 +35,13 @@ def ddim_step(x: Tensor, eps: Tensor, abar_from: float, abar_to: float) -> Tenso
     Raises:
         ValueError: If a level lies outside (0, 1].
     """
-    if not (0 < abar_from <= 1 and 0 < abar_to <= 1):
-        raise ValueError(f"Levels must be in (0, 1], but got {abar_from} and {abar_to}.")
-    clean = (x - (1 - abar_from) ** 0.5 * eps) / abar_from**0.5
-    return abar_to**0.5 * clean + (1 - abar_to) ** 0.5 * eps
+    return _step(x, eps, *(_factors(abar) for abar in (abar_from, abar_to)))
 
 
 def invert(
     model: Levels,
     x: Tensor,
-    timesteps: Iterable[int],
+    timesteps: Iterable[float],
     *,
     final_abar: float = 1.0,
     fixed_point_iterations: int = 3,
@@ -68,7 +67,7 @@ def invert(
 
 
 def sample(
-    model: Levels, x: Tensor, timesteps: Iterable[int], *, final_abar: float = 1.0
+    model: Levels, x: Tensor, timesteps: Iterable[float], *, final_abar: float = 1.0
 ) -> Tensor:
     """Carry noisy points back to clean ones; arguments as for `invert`."""
     return deque(sample_steps(model, x, timesteps, final_abar=final_abar), maxlen=1).pop()
@@ -77,7 +76,7 @@ def sample(
 def sdedit(
     model: Levels,
     x: Tensor,
-    timesteps: Iterable[int],
+    timesteps: Iterable[float],
     *,
     final_abar: float = 1.0,
     generator: torch.Generator | None = None,
@@ -104,7 +103,7 @@ def sdedit(
 def invert_steps(
     model: Levels,
     x: Tensor,
-    timesteps: Iterable[int],
+    timesteps: Iterable[float],
     *,
     final_abar: float = 1.0,
     fixed_point_iterations: int = 3,
@@ -114,19 +113,19 @@ def invert_steps(
         raise ValueError(
             f"`fixed_point_iterations` must not be negative, but got {fixed_point_iterations}."
         )
-    abar = final_abar
+    here = _factors(final_abar)
     for timestep in _checked(timesteps):
         level = model(timestep)
-        target = level.alpha**2
+        there = level.alpha, level.sigma
         guess = x
         for _ in range(1 + fixed_point_iterations):
-            guess = ddim_step(x, -level.sigma * level(guess), abar, target)
-        x, abar = guess, target
+            guess = _step(x, -level.sigma * level(guess), here, there)
+        x, here = guess, there
         yield x
 
 
 def sample_steps(
-    model: Levels, x: Tensor, timesteps: Iterable[int], *, final_abar: float = 1.0
+    model: Levels, x: Tensor, timesteps: Iterable[float], *, final_abar: float = 1.0
 ) -> Generator[Tensor, Tensor | None, None]:
     """The steps of `sample`, one level after the other.
 
@@ -134,15 +133,29 @@ def sample_steps(
     """
     levels = _checked(timesteps)[::-1]
     for i, timestep in enumerate(levels):
-        level = model(timestep)
-        target = model(levels[i + 1]).alpha ** 2 if i + 1 < len(levels) else final_abar
-        x = ddim_step(x, -level.sigma * level(x), level.alpha**2, target)
+        level, there = model(timestep), _factors(final_abar)
+        if i + 1 < len(levels):
+            following = model(levels[i + 1])
+            there = following.alpha, following.sigma
+        x = _step(x, -level.sigma * level(x), (level.alpha, level.sigma), there)
         sent = yield x
         x = x if sent is None else sent
 
 
-def _checked(timesteps: Iterable[int]) -> list[int]:
-    levels = sorted(int(t) for t in timesteps)
+def _factors(abar: float) -> tuple[float, float]:
+    """Of data and noise."""
+    if not 0 < abar <= 1:
+        raise ValueError(f"Levels must be in (0, 1], but got {abar}.")
+    return abar**0.5, (1 - abar) ** 0.5
+
+
+def _step(x: Tensor, eps: Tensor, here: tuple[float, float], there: tuple[float, float]) -> Tensor:
+    clean = (x - here[1] * eps) / here[0]
+    return there[0] * clean + there[1] * eps
+
+
+def _checked(timesteps: Iterable[float]) -> list[float]:
+    levels = sorted(t.item() if isinstance(t, Tensor) else t for t in timesteps)
     if not levels or len(set(levels)) < len(levels):
         raise ValueError(f"`timesteps` must be one or more different levels, but got {levels}.")
     return levels

@@ -20,13 +20,15 @@ class DiffusionScore(ScoreModel):
 
     Any model called like `UNet2DModel` (`model(x, t)`) or `UNet2DConditionModel` (`model(x, t,
     encoder_hidden_states)`) and any scheduler with `alphas_cumprod` and epsilon, velocity or sample
-    prediction. The network runs in its own dtype; points, scores and products keep the caller's.
-    Parameters receive no gradient.
+    prediction; or a scheduler of a rectified flow, `x_t = (1 - t) x_0 + t eps`, with a model of its
+    velocity `eps - x_0` (arXiv 2209.03003). The network runs in its own dtype; points, scores and
+    products keep the caller's. Parameters receive no gradient.
 
     Args:
         model: The denoiser.
         scheduler: Gives `alpha`, `sigma` and the prediction type; it is not stepped.
-        timestep: The level, an index into `scheduler.alphas_cumprod`.
+        timestep: The level: an index into `scheduler.alphas_cumprod`, or of a flow any number
+            between 0 and `num_train_timesteps`.
         encoder_hidden_states: `(1, L, C)` prompt embedding for every point, or `(P, L, C)`, a path
             of prompts: the K points of a call then lie at fractions `i / (K - 1)` of it,
             interpolated linearly between its knots. `(B, P, L, C)`: such a path for each of the B
@@ -41,15 +43,15 @@ class DiffusionScore(ScoreModel):
             points. A model's own `enable_gradient_checkpointing()` saves more, for more time.
 
     Raises:
-        ValueError: If the scheduler has no `alphas_cumprod` or an unknown prediction type, the
-            timestep is outside it, or prompts and mode disagree.
+        ValueError: If the scheduler has no such levels or an unknown prediction type, the timestep
+            is outside them, or prompts and mode disagree.
     """
 
     def __init__(
         self,
         model: nn.Module,
         scheduler,
-        timestep: int,
+        timestep: float,
         *,
         encoder_hidden_states: Tensor | None = None,
         negative_hidden_states: Tensor | None = None,
@@ -57,20 +59,7 @@ class DiffusionScore(ScoreModel):
         mode: str = "conditional",
         max_batch_size: int | None = None,
     ):
-        if not hasattr(scheduler, "alphas_cumprod"):
-            raise ValueError(
-                "`scheduler` must have `alphas_cumprod` (a variance-preserving schedule such as "
-                f"DDIMScheduler's), but got {type(scheduler).__name__}."
-            )
-        prediction = getattr(scheduler.config, "prediction_type", "epsilon")
-        if prediction not in _NOISE_FROM:
-            raise ValueError(
-                f"The scheduler's `prediction_type` must be one of {list(_NOISE_FROM)}, "
-                f"but got {prediction!r}."
-            )
-        timestep, num = int(timestep), len(scheduler.alphas_cumprod)
-        if not 0 <= timestep < num:
-            raise ValueError(f"`timestep` must be in [0, {num - 1}], but got {timestep}.")
+        timestep, self.alpha, self.sigma, prediction = _level(scheduler, timestep)
         if mode not in ("conditional", "guided", "difference"):
             raise ValueError(
                 f"`mode` must be 'conditional', 'guided' or 'difference', but got {mode!r}."
@@ -85,13 +74,6 @@ class DiffusionScore(ScoreModel):
             raise ValueError(
                 f"`max_batch_size` must be at least 1 or None, but got {max_batch_size}."
             )
-        abar = float(scheduler.alphas_cumprod[timestep])
-        if not 0 < abar < 1:
-            raise ValueError(
-                f"`timestep` {timestep} has alphas_cumprod {abar}: a level needs both signal and "
-                "noise."
-            )
-        self.alpha, self.sigma = abar**0.5, (1 - abar) ** 0.5
         self.model, self.timestep, self.prediction_type = model, timestep, prediction
         self.encoder_hidden_states = encoder_hidden_states
         self.negative_hidden_states = negative_hidden_states
@@ -199,10 +181,51 @@ class DiffusionScore(ScoreModel):
         return _NOISE_FROM[self.prediction_type](output.to(x.dtype), x, self.alpha, self.sigma)
 
 
+def is_flow(scheduler) -> bool:
+    """Whether a scheduler's levels are those of a rectified flow."""
+    config = getattr(scheduler, "config", {})
+    return "shift" in config and not hasattr(scheduler, "alphas_cumprod")
+
+
+def _level(scheduler, timestep: float) -> tuple[float, float, float, str]:
+    """The timestep, its factors of data and noise, and what the network predicts."""
+    if is_flow(scheduler):
+        num = scheduler.config.num_train_timesteps
+        if not 0 < timestep < num:
+            raise ValueError(
+                f"`timestep` of a flow must lie between 0 and {num}, where there are both data and "
+                f"noise, but got {timestep}."
+            )
+        sigma = float(timestep) / num
+        return float(timestep), 1 - sigma, sigma, "flow_prediction"
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(
+            "`scheduler` must have `alphas_cumprod` (a variance-preserving schedule such as "
+            "DDIMScheduler's) or the levels of a rectified flow, but got "
+            f"{type(scheduler).__name__}."
+        )
+    prediction = getattr(scheduler.config, "prediction_type", "epsilon")
+    known = [name for name in _NOISE_FROM if name != "flow_prediction"]
+    if prediction not in known:
+        raise ValueError(
+            f"The scheduler's `prediction_type` must be one of {known}, but got {prediction!r}."
+        )
+    timestep, num = int(timestep), len(scheduler.alphas_cumprod)
+    if not 0 <= timestep < num:
+        raise ValueError(f"`timestep` must be in [0, {num - 1}], but got {timestep}.")
+    abar = float(scheduler.alphas_cumprod[timestep])
+    if not 0 < abar < 1:
+        raise ValueError(
+            f"`timestep` {timestep} has alphas_cumprod {abar}: a level needs both signal and noise."
+        )
+    return timestep, abar**0.5, (1 - abar) ** 0.5, prediction
+
+
 _NOISE_FROM: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
     "epsilon": lambda output, x, alpha, sigma: output,
     "v_prediction": lambda output, x, alpha, sigma: alpha * output + sigma * x,
     "sample": lambda output, x, alpha, sigma: (x - alpha * output) / sigma,
+    "flow_prediction": lambda output, x, alpha, sigma: x + alpha * output,
 }
 
 

@@ -20,7 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from riemannian_diffusion import DiffusionScore, analogy, demo
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
-from riemannian_diffusion.pipelines.starts import CARRY_NOISE, timestep_of
+from riemannian_diffusion.pipelines.schedules import ddim_schedule
+from riemannian_diffusion.pipelines.starts import CARRY_NOISE
 
 CHANGE = 0.2  # of B, in shares of a factor's range; C differs by up to as much in each other factor
 
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     level = DiffusionScore(
         pipe.unet,
         pipe.scheduler,
-        timestep_of(CARRY_NOISE, pipe.scheduler.alphas_cumprod),
+        ddim_schedule(pipe.scheduler, 1).timestep_of(CARRY_NOISE),
         encoder_hidden_states=pipe.encode_prompt([""], args.device, 1, False)[0],
     )
     scale, totals = pipe.vae.config.scaling_factor, {}

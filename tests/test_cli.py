@@ -12,8 +12,7 @@ import torch
 
 from riemannian_diffusion.cli import METRIC_NAMES, PROTOCOL_NAMES, default_dtype, main
 from riemannian_diffusion.evaluation import PROTOCOLS
-from riemannian_diffusion.pipelines.gaps import CURVES
-from riemannian_diffusion.pipelines.geodesic_interpolation import METRICS
+from riemannian_diffusion.pipelines.gaps import CURVES, METRICS
 
 FAST = ["--frames", "4", "--steps", "8", "--strength", "0.5", "--max-evals", "3", "--device", "cpu"]
 

@@ -11,9 +11,24 @@ from torch import Tensor
 
 from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion
 from riemannian_diffusion.geodesics import Geodesic, Iterate, Start, geodesics
-from riemannian_diffusion.metrics import Metric
+from riemannian_diffusion.metrics import (
+    EuclideanMetric,
+    Metric,
+    ScoreJacobianMetric,
+    SteinScoreMetric,
+    TangentNormalMetric,
+)
 from riemannian_diffusion.paths import lerp, slerp
 from riemannian_diffusion.score import ScoreModel, SharedNoiseScore
+
+MetricFactory = Callable[[ScoreModel], Metric]
+
+METRICS: dict[str, MetricFactory] = {
+    "tangent_normal": TangentNormalMetric,
+    "score_jacobian": ScoreJacobianMetric,
+    "stein": SteinScoreMetric,
+    "euclidean": lambda score: EuclideanMetric(),
+}
 
 
 @dataclass(frozen=True)
@@ -42,8 +57,8 @@ class Gap:
     prompts: Tensor
     noise: Tensor | None
     find_way: Callable[[], Tensor]
-    levels: Callable[[int], ScoreModel]
-    timestep: int
+    levels: Callable[[float], ScoreModel]
+    timestep: float
     num_timesteps: int
     num_frames: int
     generator: torch.Generator | None
@@ -51,7 +66,7 @@ class Gap:
 
 def solve_gaps(
     gaps: Sequence[Gap],
-    metric: Callable[[ScoreModel], Metric],
+    metric: MetricFactory,
     score: Callable[..., ScoreModel],
     init: Start | Sequence[Start],
     **options,
@@ -61,7 +76,7 @@ def solve_gaps(
     Args:
         gaps: The gaps.
         metric: A score -> a metric.
-        score: `encoder_hidden_states` -> the score at the path's level.
+        score: `encoder_hidden_states` and `timestep` -> a score.
         init: As in `geodesic`, or "roadmap".
         **options: Of `geodesics`.
     """
@@ -75,7 +90,7 @@ def solve_gaps(
             solved = solve_gaps([gaps[i] for i in here], metric, score, init, **mine)
             found |= zip(here, solved, strict=True)
         return [found[i] for i in range(len(gaps))]
-    model = score(encoder_hidden_states=_joint_prompts(gaps))
+    model = score(encoder_hidden_states=_joint_prompts(gaps), timestep=gaps[0].timestep)
     if gaps[0].noise is not None:
         noise = gaps[0].noise
         if any(gap.noise is not noise for gap in gaps):
@@ -107,7 +122,7 @@ def _joint_prompts(gaps: Sequence[Gap]) -> Tensor:
 
 
 def _density(gap: Gap) -> Tensor:
-    spread = min(100, gap.timestep, gap.num_timesteps - 1 - gap.timestep)
+    spread = max(0, int(min(100, gap.timestep - 1, gap.num_timesteps - 1 - gap.timestep)))
     return density_geodesic(
         *(gap.levels, gap.timestep, gap.x0, gap.x1, gap.num_frames),
         spread=spread,
@@ -132,3 +147,4 @@ CURVES: dict[str, Callable[[Gap], Tensor]] = {  # no geodesics of a metric, for 
     "density": _density,
 }
 NOISE_CURVES = ("nao", "noise_diffusion", "density")  # of noise space alone
+UNIT_CURVES = ("nao", "noise_diffusion")  # where squared factors of data and noise add to 1

@@ -1,42 +1,38 @@
-"""Morphs between images along geodesics of a Stable Diffusion model."""
+"""Morphs between images along geodesics of a diffusion model, whichever it is."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from riemannian_diffusion.ddim import invert, invert_steps, sample_steps
 from riemannian_diffusion.geodesics import Iterate, Solver, Start
 from riemannian_diffusion.guidance import ManifoldGuidedScore
-from riemannian_diffusion.metrics import (
-    EuclideanMetric,
-    Metric,
-    ScoreJacobianMetric,
-    SteinScoreMetric,
-    TangentNormalMetric,
+from riemannian_diffusion.pipelines.checks import check_arguments
+from riemannian_diffusion.pipelines.conditioning import Conditions, Denoiser, pack
+from riemannian_diffusion.pipelines.gaps import (
+    CURVES,
+    METRICS,
+    UNIT_CURVES,
+    Gap,
+    MetricFactory,
+    solve_gaps,
 )
-from riemannian_diffusion.pipelines.gaps import CURVES, NOISE_CURVES, Gap, solve_gaps
 from riemannian_diffusion.pipelines.inputs import Image, join_analogy, split_morphs, to_pixels
+from riemannian_diffusion.pipelines.retiming import Distance, find_distance, retimed
+from riemannian_diffusion.pipelines.schedules import Schedule, ddim_schedule
 from riemannian_diffusion.pipelines.starts import carry_over, go_on, way_between
-from riemannian_diffusion.score import DiffusionScore, ScoreModel
-
-MetricFactory = Callable[[ScoreModel], Metric]
-
-METRICS: dict[str, MetricFactory] = {
-    "tangent_normal": TangentNormalMetric,
-    "score_jacobian": ScoreJacobianMetric,
-    "stein": SteinScoreMetric,
-    "euclidean": lambda score: EuclideanMetric(),
-}
+from riemannian_diffusion.score import DiffusionScore
+from riemannian_diffusion.score.diffusion import is_flow
 
 
 @dataclass
@@ -62,13 +58,17 @@ class GeodesicInterpolationOutput(BaseOutput):
     nsfw_content_detected: Any
 
 
-class GeodesicInterpolationPipeline(StableDiffusionPipeline):
-    """Morph images into each other along geodesics of Stable Diffusion's data manifold.
+class GeodesicInterpolationMixin:
+    """Morphs images into each other along geodesics of a diffusion model's data manifold.
 
-    Loads from any Stable Diffusion 1.x or 2.x repository or directory with `from_pretrained`, and
-    takes over the components of a loaded pipeline with `from_pipe`.
+    Mixed into a diffusers pipeline, whose components and ways of loading it takes over. What
+    differs between models are six methods: how texts become conditions (`_encode_texts`), what
+    the network predicts under them (`_predict`), which levels of noise there are (`_schedule`), how
+    images become latents and back (`_encode`, `_decode`), and by what their sizes divide
+    (`_size_factor`).
     """
 
+    _image_channels = 3
     _callback_tensor_inputs = ["latents"]
 
     @torch.no_grad()
@@ -90,6 +90,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         max_samples: int = 768,
         extrapolate: float = 0.0,
         analogy: Image | Sequence[Image] | None = None,
+        retime: str | Distance | None = None,
         solver: Solver | None = None,
         num_quadrature: int = 3,
         rtol: float = 1e-3,
@@ -97,7 +98,15 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         fixed_point_iterations: int = 5,
         max_batch_size: int | None = 8,
         paste_endpoints: bool = False,
+        num_images_per_prompt: int = 1,
         generator: torch.Generator | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Sequence[Tensor] | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
@@ -107,7 +116,8 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
 
         Args:
             image: Two or more keyframes, or a list of such lists for several morphs: PIL images,
-                arrays `(H, W, 3)` (uint8, or floats in [0, 1]), or tensors `(3, H, W)` in [0, 1].
+                arrays `(H, W, 3)` (uint8, or floats in [0, 1]), or tensors `(3, H, W)` in [0, 1];
+                with 1 in place of 3 for a model of grey images.
             prompt: One prompt, or one per keyframe; along the path their embeddings are
                 interpolated. For a list of morphs: one of these for all, or a list of them.
             negative_prompt: Used by guidance and by `score_mode="difference"`.
@@ -143,6 +153,10 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                 to C. Prompts for each image are those of A, B and C. The geodesics, latents and
                 reconstruction errors are those of the morph from B by A to C, and so are the frames
                 of an interrupted call.
+            retime: Move frames along the path until neighbours differ equally by a distance of
+                images: "lpips" (needs the package lpips), "rmse", or a function of two batches
+                `(K, 3, H, W)` in [0, 1] -> `(K,)`. Keyframes stay where they are. Up to 8 rounds,
+                each of which samples the whole path again.
             solver: As in `geodesic`.
             num_quadrature: As in `geodesic`.
             rtol: As in `geodesic`.
@@ -150,8 +164,19 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             fixed_point_iterations: As in `invert`.
             max_batch_size: Largest batch the networks are given; None for no limit.
             paste_endpoints: Put the keyframes themselves in place of their reconstructions.
+            num_images_per_prompt: 1; anything else is refused.
             generator: Source of the shared noise of `space="clean"`, and of the levels and noises
                 of "density" and of a roadmap.
+            prompt_embeds: In place of prompts, as `encode_prompt` gives them: `(1, L, C)` for all
+                keyframes or one for each.
+            negative_prompt_embeds: The same for the negative prompt.
+            pooled_prompt_embeds: The same for the pooled embeddings of models that take them.
+            negative_pooled_prompt_embeds: The same for the negative prompt.
+            ip_adapter_image: Images for IP-Adapters, as in the model's own pipeline.
+            ip_adapter_image_embeds: Their embeddings, one tensor per adapter: `(1, N, D)` for all
+                keyframes or one for each, interpolated along the path; behind as many negative ones
+                where there is guidance.
+            cross_attention_kwargs: For the network's attention, such as `{"scale": 0.5}` for LoRAs.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: Return a `GeodesicInterpolationOutput`, else a tuple of its entries.
             callback_on_step_end: Called as `callback(pipe, step, timestep, {"latents": ...})` after
@@ -172,7 +197,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         if is_analogy:
             image = join_analogy(image, analogy)
         single, morphs, prompts = split_morphs(image, prompt)
-        self.check_inputs(
+        check_arguments(
             num_frames=num_frames,
             metric=metric,
             space=space,
@@ -186,42 +211,67 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             max_samples=max_samples,
             extrapolate=extrapolate,
             analogy=analogy,
+            retime=retime,
+            num_images_per_prompt=num_images_per_prompt,
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            known_tensor_inputs=self._callback_tensor_inputs,
         )
         if is_analogy:
             morphs = [[b, a, c] for a, b, c in morphs]
             prompts = [[p[1], p[0], p[2]] if len(p) == 3 else p for p in prompts]
         morphs = [self._keyframes(images) for images in morphs]
         self._guidance_scale, self._interrupt = guidance_scale, False
-        mode = "guided" if guidance_scale > 1 else "conditional"
+        self._cross_attention_kwargs = cross_attention_kwargs
+        guides = guidance_scale > 1 and not self._embeds_guidance
+        mode = "guided" if guides else "conditional"
         path_mode = score_mode or ("difference" if metric == "density" else mode)
+        embeddings = {
+            "prompt_embeds": prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "pooled_prompt_embeds": pooled_prompt_embeds,
+            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+        }
+        embeddings = {name: value for name, value in embeddings.items() if value is not None}
+        compare = retime and find_distance(retime, self._execution_device)
 
-        # 2. Levels of noise: the last `strength` of the schedule, noisiest first
-        scheduler = _ddim_scheduler(self.scheduler)
-        scheduler.set_timesteps(num_inference_steps)
-        timesteps = scheduler.timesteps[-int(num_inference_steps * strength) :].tolist()
-        final_abar = float(scheduler.final_alpha_cumprod)
-
-        # 3. Encode prompts and keyframes
         prepared, gaps = [], []
         for keyframes, texts in zip(morphs, prompts, strict=True):
+            # 2. Levels of noise: the last `strength` of the schedule, noisiest first
+            schedule = self._schedule(num_inference_steps, tuple(keyframes.shape[-2:]))
+            timesteps = schedule.timesteps[-int(num_inference_steps * strength) :]
+            final_abar = schedule.final_abar
+            if metric in UNIT_CURVES and is_flow(schedule.scheduler):
+                raise ValueError(
+                    f"metric={metric!r} is for models whose squared factors of data and noise add "
+                    "to 1, not for rectified flows."
+                )
+
+            # 3. Encode prompts and keyframes
             guided = {mode, path_mode} != {"conditional"}
             difference = metric == "density" and path_mode == "difference"
-            if difference and set(texts) == {negative_prompt}:
+            if difference and not embeddings and set(texts) == {negative_prompt}:
                 raise ValueError(
                     "metric='density' climbs along the difference of `prompt` and "
                     f"`negative_prompt`, but both are {negative_prompt!r}: give another one of "
                     "either, or score_mode='conditional'."
                 )
-            positive, negative = self._encode_prompts(texts, negative_prompt, guided)
+            given = self._encode_texts(texts, negative_prompt, guided, embeddings)
+            images = self._image_conditions(ip_adapter_image, ip_adapter_image_embeds, guided)
+            positive, shapes = pack(given[0] | images[0])
+            negative = pack(given[1] | images[1])[0][:1] if guided else None
+            if len(positive) not in (1, len(keyframes)):
+                raise ValueError(
+                    "Embeddings must be one for all keyframes or one for each, but there are "
+                    f"{len(positive)} for {len(keyframes)} keyframes."
+                )
             pixels = keyframes.to(self._execution_device)  # (P, 3, H, W) in [0, 1]
-            clean = self._encode_images(pixels, max_batch_size)  # (P, C, h, w)
+            clean = self._encode(pixels, max_batch_size)  # (P, C, h, w)
             score_at = partial(
                 _score_at,
                 guidance_damping,
-                self.unet,
-                scheduler,
+                Denoiser(self._network, self._predict, shapes),
+                schedule.scheduler,
                 negative_hidden_states=negative,
                 guidance_scale=guidance_scale,
                 max_batch_size=max_batch_size,
@@ -242,7 +292,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                 )
                 *_, ends = self._with_bar(steps, "Inverting", len(timesteps))
             last = partial(score_at, encoder_hidden_states=positive[-1:], mode=mode)
-            prepared.append((pixels, clean, levels, last))
+            prepared.append((pixels, clean, levels, last, schedule, timesteps))
             for i in range(len(ends) - 1):
                 here = positive if len(positive) == 1 else positive[i : i + 2]
                 levels_at = partial(score_at, mode=mode)
@@ -257,7 +307,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                     way_between,
                     *(clean[i], clean[i + 1], num_frames),
                     cache(partial(levels_at, encoder_hidden_states=here.mean(0, keepdim=True))),
-                    scheduler.alphas_cumprod,
+                    schedule.timestep_of,
                     carry if space == "noise" else torch.clone,
                     final_abar=final_abar,
                     max_samples=max_samples,
@@ -273,7 +323,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                     find_way=find_way,
                     levels=partial(score_at, encoder_hidden_states=here, mode=path_mode),
                     timestep=timesteps[0],
-                    num_timesteps=len(scheduler.alphas_cumprod),
+                    num_timesteps=schedule.num_timesteps,
                     num_frames=num_frames,
                     generator=generator,
                 )
@@ -288,7 +338,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                 geodesics = solve_gaps(
                     gaps,
                     METRICS.get(metric, metric),
-                    partial(score_at, timestep=timesteps[0], mode=path_mode),
+                    partial(score_at, mode=path_mode),
                     init,
                     num_quadrature=num_quadrature,
                     solver=solver,
@@ -300,49 +350,52 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         pieces = iter(pieces)
 
         results = []
-        for pixels, clean, levels, last in prepared:
+        for pixels, clean, levels, last, schedule, timesteps in prepared:
             filled = [next(pieces) for _ in clean[1:]]
             geodesics = [found for _, found in filled]
             path = torch.cat([p if i == 0 else p[1:] for i, (p, _) in enumerate(filled)])
 
             # 6. Carry the path back to clean latents
-            latents = path
-            if space == "noise":
-                steps = sample_steps(levels, path, timesteps, final_abar=final_abar)
-                latents = None  # what is sent first starts the steps
-                for i, t in enumerate(self._with_bar(timesteps, "Sampling", len(timesteps))):
-                    latents = steps.send(latents)
-                    if callback_on_step_end is not None:
-                        tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
-                        changed = callback_on_step_end(self, i, t, tensors) or {}
-                        latents = changed.get("latents", latents)
-                    if self.interrupt:
-                        break
+            def carry_back(points, places=None, levels=levels, on=(timesteps, schedule.final_abar)):
+                if space == "clean":
+                    return points
+                if places is not None:
+                    levels = cache(partial(_level_along, levels, places))
+                return self._sample(
+                    levels, points, *on, callback_on_step_end, callback_on_step_end_tensor_inputs
+                )
+
+            if retime:
+                show = partial(self._show, max_batch_size=max_batch_size)
+                path, latents = retimed(path, carry_back, show, compare, num_frames)
+            else:
+                latents = carry_back(path)
 
             # 7. Go on beyond the last keyframe, or carry the change over to the last one
             keys = latents[:: num_frames - 1]
             if extrapolate:
                 gap = latents[len(path) - num_frames :]
-                beyond = go_on(gap, last, scheduler.alphas_cumprod, extrapolate)
+                beyond = go_on(gap, last, schedule.timestep_of, extrapolate)
                 latents = torch.cat([latents, beyond])
-            elif is_analogy and not self.interrupt:
-                latents = carry_over(latents, last, scheduler.alphas_cumprod)
+            elif is_analogy and not self._interrupt:
+                latents = carry_over(latents, last, schedule.timestep_of)
 
             # 8. Decode, measure the keyframes' reconstruction, paste
             flags = None
             if output_type == "latent":
                 frames, errors = latents, (keys - clean).square().flatten(1).mean(1)
             else:
-                frames, flags = self._decode(latents, max_batch_size)
+                frames, flags = self._check_safety(self._decode(latents, max_batch_size))
+                frames = _to_unit(frames)
                 places = slice(None, len(path), num_frames - 1)
-                shown = self._decode(keys, max_batch_size)[0] if is_analogy else frames[places]
+                shown = self._show(keys, max_batch_size) if is_analogy else frames[places]
                 errors = (shown - pixels).square().flatten(1).mean(1)
                 if paste_endpoints:
                     if is_analogy:
                         frames[0] = pixels[-1]
                     else:
                         frames[places] = pixels
-                frames = self.image_processor.postprocess(
+                frames = _POSTPROCESSOR.postprocess(
                     frames, output_type, do_denormalize=[False] * len(frames)
                 )
             results.append((frames, geodesics, path, errors.tolist(), flags))
@@ -351,84 +404,101 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
         entries = results[0] if single else tuple(map(list, zip(*results, strict=True)))
         return GeodesicInterpolationOutput(*entries) if return_dict else entries
 
-    def check_inputs(
+    # What a model may do differently
+
+    _embeds_guidance = False  # guidance is an input of the network, not two evaluations
+
+    @property
+    def _network(self) -> nn.Module:
+        return self.unet
+
+    @property
+    def _size_factor(self) -> int:
+        return self.vae_scale_factor
+
+    def _schedule(self, num_inference_steps: int, size: tuple[int, int]) -> Schedule:
+        return ddim_schedule(self.scheduler, num_inference_steps)
+
+    def _encode_texts(
         self,
-        *,
-        num_frames,
-        metric,
-        space,
-        init,
-        strength,
-        num_inference_steps,
-        guidance_scale,
-        guidance_damping,
-        score_mode,
-        max_batch_size,
-        max_samples,
-        extrapolate,
-        analogy,
-        output_type,
-        callback_on_step_end_tensor_inputs,
-    ) -> None:
-        """Check the arguments of a call that are not images or prompts."""
-        names = [*METRICS, *CURVES]
-        if not callable(metric) and metric not in names:
-            raise ValueError(
-                f"`metric` must be one of {', '.join(names)} or a callable `ScoreModel -> Metric`, "
-                f"but got {metric!r}."
-            )
-        if metric in NOISE_CURVES and space != "noise":
-            raise ValueError(f"metric={metric!r} needs space='noise', but got {space!r}.")
-        for name, value, allowed in (
-            ("space", space, ("noise", "clean")),
-            *(
-                ("init", start, ("slerp", "lerp", "roadmap"))
-                for start in (init if isinstance(init, (list, tuple)) else [init])
-                if isinstance(start, str)
-            ),
-            ("score_mode", score_mode, (None, "conditional", "guided", "difference")),
-            ("output_type", output_type, ("pil", "np", "pt", "latent")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"`{name}` must be one of {allowed}, but got {value!r}.")
-        for name, value, least in (
-            ("num_frames", num_frames, 2),
-            ("num_inference_steps", num_inference_steps, 1),
-            ("max_batch_size", max_batch_size, 1),
-            ("max_samples", max_samples, 1),
-        ):
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise ValueError(f"`{name}` must be at least {least}, but got {value}.")
-        if not 0 <= extrapolate < math.inf:
-            raise ValueError(
-                f"`extrapolate` must not be negative and be finite, but got {extrapolate}."
-            )
-        if not 0 <= guidance_damping <= 1:
-            raise ValueError(f"`guidance_damping` must be in [0, 1], but got {guidance_damping}.")
-        if guidance_damping and not guidance_scale > 1:
-            raise ValueError(
-                f"`guidance_damping` {guidance_damping} needs a `guidance_scale` above 1, "
-                f"but got {guidance_scale}."
-            )
-        if extrapolate and analogy is not None:
-            raise ValueError("`analogy` and `extrapolate` exclude each other, but both were given.")
-        if not 0 < strength <= 1:
-            raise ValueError(f"`strength` must be in (0, 1], but got {strength}.")
-        if int(num_inference_steps * strength) < 1:
-            raise ValueError(
-                f"`strength` {strength} of `num_inference_steps` {num_inference_steps} leaves no "
-                "step: raise one of them."
-            )
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                "`callback_on_step_end_tensor_inputs` must be among "
-                f"{self._callback_tensor_inputs}, but got {sorted(unknown)}."
-            )
+        texts: Sequence[str],
+        negative_prompt: str,
+        guided: bool,
+        embeddings: dict[str, Tensor],
+    ) -> tuple[Conditions, Conditions]:
+        """Conditions of one prompt for all keyframes or one for each, and of the negative one."""
+        raise NotImplementedError
+
+    def _image_conditions(self, images, embeddings, guided: bool) -> tuple[Conditions, Conditions]:
+        """The same of images for IP-Adapters."""
+        if images is None and embeddings is None:
+            return {}, {}
+        found = self.prepare_ip_adapter_image_embeds(
+            images, embeddings, self._execution_device, 1, guided
+        )
+        halves = [one.chunk(2) if guided else (one, one) for one in found]
+        negative, positive = ({f"image_{i}": h[n] for i, h in enumerate(halves)} for n in (0, 1))
+        return positive, negative
+
+    def _predict(self, x: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+        """The network's prediction at points `(K, C, h, w)`."""
+        raise NotImplementedError
+
+    def _encode(self, pixels: Tensor, max_batch_size: int | None) -> Tensor:
+        """The modes of the latents' posteriors, scaled, float32."""
+        with self._vae_as_configured() as dtype:
+            images = (2 * pixels - 1).to(dtype).split(max_batch_size or len(pixels))
+            modes = [self.vae.encode(batch).latent_dist.mode() for batch in images]
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return (torch.cat(modes).float() - shift) * self.vae.config.scaling_factor
+
+    def _decode(self, latents: Tensor, max_batch_size: int | None) -> Tensor:
+        """Frames `(F, 3, H, W)` in [-1, 1]."""
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        with self._vae_as_configured() as dtype:
+            scaled = (latents / self.vae.config.scaling_factor + shift).to(dtype)
+            batches = scaled.split(max_batch_size or len(scaled))
+            return torch.cat([self.vae.decode(batch, return_dict=False)[0] for batch in batches])
+
+    def _check_safety(self, frames: Tensor) -> tuple[Tensor, list[bool] | None]:
+        """Frames and a flag for each, where there is a safety checker."""
+        return frames, None
+
+    # What is the same for all
+
+    @contextmanager
+    def _vae_as_configured(self) -> Iterator[torch.dtype]:
+        """The dtype to run the autoencoder in: float32 where half precision overflows in it."""
+        dtype = self.vae.dtype
+        upcast = dtype == torch.float16 and self.vae.config.get("force_upcast", False)
+        try:
+            if upcast:
+                self.vae.to(torch.float32)
+            yield self.vae.dtype
+        finally:
+            if upcast:
+                self.vae.to(dtype)
+
+    def _show(self, latents: Tensor, max_batch_size: int | None) -> Tensor:
+        """Frames `(F, 3, H, W)` in [0, 1], float32."""
+        return _to_unit(self._decode(latents, max_batch_size))
+
+    def _sample(self, levels, path: Tensor, timesteps, final_abar, callback, inputs) -> Tensor:
+        """Clean latents of noisy ones, the callback seeing every step."""
+        steps = sample_steps(levels, path, timesteps, final_abar=final_abar)
+        latents = None  # what is sent first starts the steps
+        for i, t in enumerate(self._with_bar(timesteps, "Sampling", len(timesteps))):
+            latents = steps.send(latents)
+            if callback is not None:
+                changed = callback(self, i, t, {"latents": latents} if inputs else {}) or {}
+                latents = changed.get("latents", latents)
+            if self._interrupt:
+                break
+        return latents
 
     def _keyframes(self, images: Sequence[Image]) -> Tensor:
         """Keyframes `(P, 3, H, W)` in [0, 1], checked."""
-        pixels = [to_pixels(image, i) for i, image in enumerate(images)]
+        pixels = [to_pixels(image, i, self._image_channels) for i, image in enumerate(images)]
         if len(pixels) < 2:
             raise ValueError(f"A morph needs at least 2 images, but got {len(pixels)}.")
         sizes = [tuple(p.shape[-2:]) for p in pixels]
@@ -437,7 +507,7 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
                 f"All images of a morph must have one size, but got (height, width) {sizes}: "
                 "resize or crop them first."
             )
-        factor = self.vae_scale_factor
+        factor = self._size_factor
         if sizes[0][0] % factor or sizes[0][1] % factor:
             raise ValueError(
                 f"Height and width must be multiples of {factor}, but got {sizes[0]}: resize or "
@@ -445,41 +515,24 @@ class GeodesicInterpolationPipeline(StableDiffusionPipeline):
             )
         return torch.stack(pixels)
 
-    def _encode_prompts(
-        self, texts: Sequence[str], negative_prompt: str, guided: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Embeddings of one prompt for all keyframes or one for each, and of the negative one."""
-        positive, negative = self.encode_prompt(
-            list(texts),
-            self._execution_device,
-            1,
-            guided,
-            [negative_prompt] * len(texts) if guided else None,
-        )
-        return positive, negative[:1] if guided else None
-
-    def _encode_images(self, pixels: Tensor, max_batch_size: int | None) -> Tensor:
-        """The modes of the latents' posteriors, scaled, float32."""
-        images = (2 * pixels - 1).to(self.vae.dtype).split(max_batch_size or len(pixels))
-        modes = [self.vae.encode(batch).latent_dist.mode() for batch in images]
-        return torch.cat(modes).float() * self.vae.config.scaling_factor
-
-    def _decode(
-        self, latents: Tensor, max_batch_size: int | None
-    ) -> tuple[Tensor, list[bool] | None]:
-        """Frames `(F, 3, H, W)` in [0, 1], float32, and the safety checker's flags."""
-        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        batches = scaled.split(max_batch_size or len(scaled))
-        frames = torch.cat([self.vae.decode(batch, return_dict=False)[0] for batch in batches])
-        frames, flags = self.run_safety_checker(frames, frames.device, self.unet.dtype)
-        return (frames.float() / 2 + 0.5).clamp(0, 1), flags
-
     def _with_bar(self, iterable: Iterable, description: str, total: int) -> Iterator:
         with self.progress_bar(total=total) as bar:
             bar.set_description(description)
             for item in iterable:
                 yield item
                 bar.update()
+
+
+_POSTPROCESSOR = VaeImageProcessor()
+
+
+def _to_unit(frames: Tensor) -> Tensor:
+    return (frames.float() / 2 + 0.5).clamp(0, 1)
+
+
+def _level_along(levels, places: Tensor, timestep: float):
+    """A level for points at these places of the path."""
+    return levels(timestep).along(places)
 
 
 def _score_at(damping: float, *args, negative_hidden_states, guidance_scale, mode, **options):
@@ -502,17 +555,3 @@ def _show_progress(bar, spent: dict[int, int], iterate: Iterate) -> None:
     spent[iterate.pair] = iterate.num_evals
     bar.set_postfix(energy=f"{iterate.energy:.4g}", refresh=False)
     bar.update(sum(spent.values()) - bar.n)
-
-
-def _ddim_scheduler(scheduler) -> DDIMScheduler:
-    """The DDIM scheduler of the same schedule."""
-    config = scheduler.config
-    convertible = hasattr(scheduler, "alphas_cumprod") and hasattr(config, "beta_schedule")
-    prediction = getattr(config, "prediction_type", "epsilon")
-    if not convertible or prediction not in ("epsilon", "v_prediction", "sample"):
-        raise ValueError(
-            f"The pipeline's scheduler {type(scheduler).__name__} (prediction_type={prediction!r}) "
-            "cannot be converted to DDIMScheduler: it needs a variance-preserving schedule of "
-            "betas with epsilon, velocity or sample prediction."
-        )
-    return DDIMScheduler.from_config(config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import PIL.Image
 import torch
@@ -58,12 +60,13 @@ def _check_is_several(image) -> None:
         raise ValueError(f"`image` must be two or more images, but got {type(image).__name__}.")
 
 
-def to_pixels(image: Image, index: int) -> Tensor:
-    """One keyframe as `(3, H, W)`, float32 in [0, 1]."""
+def to_pixels(image: Image, index: int, num_channels: int = 3) -> Tensor:
+    """One keyframe as `(3, H, W)` or `(1, H, W)`, float32 in [0, 1]."""
     if isinstance(image, PIL.Image.Image):
-        image = np.array(image.convert("RGB"))
+        image = np.array(image.convert("RGB" if num_channels == 3 else "L"))
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(image.copy())
+        image = image[..., None] if image.ndim == 2 and num_channels == 1 else image
         image = image.permute(2, 0, 1) if image.ndim == 3 else image
     elif isinstance(image, Tensor):
         image = image[0] if image.ndim == 4 and len(image) == 1 else image
@@ -72,10 +75,10 @@ def to_pixels(image: Image, index: int) -> Tensor:
             f"Image {index} must be a PIL image, an array or a tensor, but got "
             f"{type(image).__name__}."
         )
-    if image.ndim != 3 or image.shape[0] != 3:
+    if image.ndim != 3 or image.shape[0] != num_channels:
         raise ValueError(
-            f"Image {index} must be (H, W, 3) as an array or (3, H, W) as a tensor, but its "
-            f"channels-first shape is {tuple(image.shape)}."
+            f"Image {index} must be (H, W, {num_channels}) as an array or ({num_channels}, H, W) "
+            f"as a tensor, but its channels-first shape is {tuple(image.shape)}."
         )
     image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
     if not image.isfinite().all():
@@ -86,3 +89,32 @@ def to_pixels(image: Image, index: int) -> Tensor:
             f"[{image.min():.3g}, {image.max():.3g}]."
         )
     return image
+
+
+def given_texts(
+    texts: Sequence[str], negative_prompt: str, embeddings: dict[str, Tensor], guided: bool
+) -> tuple[list[str] | None, list[str] | None]:
+    """Prompts and negative prompts, or None where embeddings take their place.
+
+    Raises:
+        ValueError: If there are both.
+    """
+    given = embeddings.get("prompt_embeds"), embeddings.get("negative_prompt_embeds")
+    positive: list[str] | None = list(texts)
+    negative: list[str] | None = [negative_prompt] * (
+        len(texts) if given[0] is None else len(given[0])
+    )
+    if given[0] is not None:
+        if any(texts):
+            raise ValueError("Give `prompt` or `prompt_embeds`, but not both.")
+        positive = None
+    if given[1] is not None:
+        if negative_prompt:
+            raise ValueError("Give `negative_prompt` or `negative_prompt_embeds`, but not both.")
+        negative = None
+    return positive, negative if guided else None
+
+
+def lora_scale(attention_kwargs: dict | None) -> float | None:
+    """The scale of LoRAs that attention is given, which text encoders take, too."""
+    return (attention_kwargs or {}).get("scale")

@@ -26,19 +26,19 @@ def way_between(
     clean0: Tensor,
     clean1: Tensor,
     num_points: int,
-    levels: Callable[[int], ScoreModel],
-    alphas_cumprod: Tensor,
+    levels: Callable[[float], ScoreModel],
+    timestep_of: Callable[[float], int],
     carry: Callable[[Tensor], Tensor],
     **options,
 ) -> Tensor:
     """Points of a way between clean latents, carried to the space of the path."""
-    way = clean_roadmap(levels, alphas_cumprod, clean0, clean1, **options)
+    way = clean_roadmap(levels, timestep_of, clean0, clean1, **options)
     return carry(way(clean0, clean1, num_points))
 
 
 def clean_roadmap(
-    levels: Callable[[int], ScoreModel],
-    alphas_cumprod: Tensor,
+    levels: Callable[[float], ScoreModel],
+    timestep_of: Callable[[float], int],
     x0: Tensor,
     x1: Tensor,
     *,
@@ -49,7 +49,7 @@ def clean_roadmap(
     """A roadmap between clean latents `shape`, of SDEdit samples to three noise levels."""
     draws = []
     for noise in DRAW_NOISES:
-        top = timestep_of(noise, alphas_cumprod)
+        top = timestep_of(noise)
         timesteps = sorted({max(1, round(top * i / DRAW_STEPS)) for i in range(1, DRAW_STEPS + 1)})
         draws.append(
             partial(
@@ -63,7 +63,7 @@ def clean_roadmap(
     seed = int(torch.randint(2**31, (), generator=generator, device=device))
     on_cpu = torch.Generator().manual_seed(seed)
     shared = torch.randn(x0.shape, generator=on_cpu, dtype=x0.dtype).to(x0.device)
-    level = levels(timestep_of(METRIC_NOISE, alphas_cumprod))
+    level = levels(timestep_of(METRIC_NOISE))
     metric = TangentNormalMetric(SharedNoiseScore(level, shared))
     options = {"max_samples": max_samples, "generator": on_cpu}
     return roadmap(draws, x0, x1, metric=metric, **options)
@@ -71,12 +71,12 @@ def clean_roadmap(
 
 def go_on(
     latents: Tensor,
-    levels: Callable[[int], ScoreModel],
-    alphas_cumprod: Tensor,
+    levels: Callable[[float], ScoreModel],
+    timestep_of: Callable[[float], int],
     share: float,
 ) -> Tensor:
     """The continuation of clean latents by a share of their length, `(M, C, h, w)`."""
-    level = levels(timestep_of(BEYOND_NOISE, alphas_cumprod))
+    level = levels(timestep_of(BEYOND_NOISE))
 
     def denoise(x: Tensor) -> Tensor:
         return level.denoise(level.alpha * x) / level.alpha
@@ -88,17 +88,11 @@ def go_on(
 
 
 def carry_over(
-    latents: Tensor, levels: Callable[[int], ScoreModel], alphas_cumprod: Tensor
+    latents: Tensor, levels: Callable[[float], ScoreModel], timestep_of: Callable[[float], int]
 ) -> Tensor:
     """Frames from C on, of clean latents `(2 F - 1, C, h, w)` that lead from B by A to C."""
     middle = len(latents) // 2
     path, way = latents[: middle + 1].flip(0), latents[middle:]
-    level = levels(timestep_of(CARRY_NOISE, alphas_cumprod))
+    level = levels(timestep_of(CARRY_NOISE))
     carried = analogy(level, level.alpha * path, level.alpha * way[-1], way=level.alpha * way)
     return carried / level.alpha
-
-
-def timestep_of(noise: float, alphas_cumprod: Tensor) -> int:
-    """The timestep of a noise in units of the clean latents."""
-    abar = alphas_cumprod.cpu().double()
-    return int((((1 - abar) / abar).sqrt() - noise).abs().argmin())

@@ -1,0 +1,59 @@
+"""The pipeline that fits a model."""
+
+from __future__ import annotations
+
+from diffusers import DiffusionPipeline
+
+from riemannian_diffusion.pipelines.flow import (
+    GeodesicInterpolationFluxPipeline,
+    GeodesicInterpolationSD3Pipeline,
+)
+from riemannian_diffusion.pipelines.stable_diffusion import (
+    GeodesicInterpolationPipeline,
+    GeodesicInterpolationXLPipeline,
+)
+from riemannian_diffusion.pipelines.unconditional import GeodesicInterpolationUnconditionalPipeline
+
+_PIPELINES = {  # by the class named in the model's model_index.json
+    "StableDiffusionPipeline": GeodesicInterpolationPipeline,
+    "StableDiffusionImg2ImgPipeline": GeodesicInterpolationPipeline,
+    "StableDiffusionXLPipeline": GeodesicInterpolationXLPipeline,
+    "StableDiffusionXLImg2ImgPipeline": GeodesicInterpolationXLPipeline,
+    "StableDiffusion3Pipeline": GeodesicInterpolationSD3Pipeline,
+    "StableDiffusion3Img2ImgPipeline": GeodesicInterpolationSD3Pipeline,
+    "FluxPipeline": GeodesicInterpolationFluxPipeline,
+    "FluxImg2ImgPipeline": GeodesicInterpolationFluxPipeline,
+    "DDPMPipeline": GeodesicInterpolationUnconditionalPipeline,
+    "DDIMPipeline": GeodesicInterpolationUnconditionalPipeline,
+}
+_PIPELINES |= {kind.__name__: kind for kind in tuple(_PIPELINES.values())}
+
+
+class AutoGeodesicInterpolationPipeline:
+    """Picks the pipeline that fits a model, as diffusers' auto pipelines do."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> DiffusionPipeline:
+        """As in diffusers, of any model that one of the pipelines fits.
+
+        Raises:
+            ValueError: If none does.
+        """
+        config = DiffusionPipeline.load_config(pretrained_model_name_or_path, **kwargs)
+        kind = cls._for(config["_class_name"], pretrained_model_name_or_path)
+        return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> DiffusionPipeline:
+        """The same with the components of a loaded pipeline."""
+        name = type(pipeline).__name__
+        return cls._for(name, name).from_pipe(pipeline, **kwargs)
+
+    @staticmethod
+    def _for(name: str, model) -> type[DiffusionPipeline]:
+        if name not in _PIPELINES:
+            raise ValueError(
+                f"{model} is a {name}; geodesics are there for models of "
+                f"{', '.join(n for n in _PIPELINES if not n.startswith('Geodesic'))}."
+            )
+        return _PIPELINES[name]

@@ -1,0 +1,77 @@
+"""Frames evenly spaced in perceived change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.paths import points_at
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+MAX_ROUNDS = 8
+EVEN = 0.05  # standard deviation of the changes over their mean, at which they are even
+
+
+def rmse(x: Tensor, y: Tensor) -> Tensor:
+    """Root mean squared difference of images, `(K, 3, H, W) x2 -> (K,)`."""
+    return (x - y).square().flatten(1).mean(1).sqrt()
+
+
+def find_distance(name: str | Distance, device: torch.device) -> Distance:
+    """A distance of images in [0, 1]: "lpips", "rmse" or the caller's own."""
+    if callable(name):
+        return name
+    if name == "rmse":
+        return rmse
+    from riemannian_diffusion.evaluation import lpips_distance  # needs the lpips package
+
+    return lpips_distance("alex", device=str(device))
+
+
+def retimed(
+    path: Tensor,
+    carry: Callable[[Tensor, Tensor], Tensor],
+    show: Callable[[Tensor], Tensor],
+    distance: Distance,
+    num_frames: int,
+) -> tuple[Tensor, Tensor]:
+    """Move the points of a path along it until neighbouring frames differ equally.
+
+    Each round takes the frames' changes for the speed between the points and moves them to equal
+    shares of their sum, within every gap between keyframes. What changes at once, no round can
+    divide; the round whose changes are the most even is kept.
+
+    Args:
+        path: `(F, *shape)`.
+        carry: Points and their places, `(F,)` fractions of the path -> clean latents.
+        show: Clean latents -> frames in [0, 1].
+        distance: Of frames, `(K, 3, H, W) x2 -> (K,)`.
+        num_frames: From one keyframe to the next, both included.
+
+    Returns:
+        The path and its clean latents.
+    """
+    even = torch.linspace(0, 1, len(path), dtype=torch.float64)
+    places, least, best = even, float("inf"), (path, path)
+    for _ in range(MAX_ROUNDS):
+        points = points_at(path, even, places)
+        latents = carry(points, places)
+        frames = show(latents)
+        changes = distance(frames[:-1], frames[1:]).double().cpu().view(-1, num_frames - 1)
+        mean = changes.mean(1).clamp(min=1e-30)
+        spread = float((changes.std(1, correction=0) / mean).max())
+        if spread < least:
+            least, best = spread, (points, latents)
+        if not EVEN < spread < float("inf"):
+            break
+        gaps = []
+        for i, change in enumerate(changes):
+            arc = torch.cat([torch.zeros(1).double(), change.cumsum(0)])
+            here = places[i * (num_frames - 1) : (i + 1) * (num_frames - 1) + 1, None]
+            share = torch.linspace(0, 1, num_frames, dtype=torch.float64)
+            gaps.append(points_at(here, arc, share)[:, 0] if arc[-1] > 0 else here[:, 0])
+        places = torch.cat([gap if i == 0 else gap[1:] for i, gap in enumerate(gaps)])
+    return best

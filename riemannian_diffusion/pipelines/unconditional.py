@@ -1,0 +1,59 @@
+"""Geodesics of unconditional models of images in pixel space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import DDIMPipeline
+from torch import Tensor
+
+from riemannian_diffusion.pipelines.conditioning import Conditions
+from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+
+
+class GeodesicInterpolationUnconditionalPipeline(GeodesicInterpolationMixin, DDIMPipeline):
+    """Morph images into each other along geodesics of a model of their pixels.
+
+    Loads from repositories and directories of `DDPMPipeline` and `DDIMPipeline`. There are no
+    prompts and no guidance; latents are images in [-1, 1].
+    """
+
+    _callback_tensor_inputs = ["latents"]
+
+    @property
+    def _image_channels(self) -> int:
+        return self.unet.config.in_channels
+
+    @property
+    def _size_factor(self) -> int:
+        return 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    def _encode_texts(
+        self,
+        texts: Sequence[str],
+        negative_prompt: str,
+        guided: bool,
+        embeddings: dict[str, Tensor],
+    ) -> tuple[Conditions, Conditions]:
+        if guided or any(texts) or negative_prompt or embeddings:
+            raise ValueError(
+                "An unconditional model takes no prompts and no guidance, but got prompts "
+                f"{list(texts)}, {negative_prompt!r}, guidance_scale={self._guidance_scale}."
+            )
+        nothing = torch.zeros(1, 1, 1, device=self._execution_device)
+        return {"encoder_hidden_states": nothing}, {}
+
+    def _image_conditions(self, images, embeddings, guided: bool) -> tuple[Conditions, Conditions]:
+        if images is not None or embeddings is not None:
+            raise ValueError("An unconditional model takes no `ip_adapter_image`.")
+        return {}, {}
+
+    def _predict(self, x: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+        return self.unet(x, timestep, return_dict=False)[0]
+
+    def _encode(self, pixels: Tensor, max_batch_size: int | None) -> Tensor:
+        return 2 * pixels - 1
+
+    def _decode(self, latents: Tensor, max_batch_size: int | None) -> Tensor:
+        return latents

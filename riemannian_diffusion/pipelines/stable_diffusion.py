@@ -22,7 +22,7 @@ class GeodesicInterpolationPipeline(GeodesicInterpolationMixin, StableDiffusionP
 
     _callback_tensor_inputs = ["latents"]
 
-    def _encodegiven_texts(
+    def _encode_texts(
         self,
         texts: Sequence[str],
         negative_prompt: str,
@@ -64,7 +64,7 @@ class GeodesicInterpolationXLPipeline(GeodesicInterpolationMixin, StableDiffusio
 
     _callback_tensor_inputs = ["latents"]
 
-    def _encodegiven_texts(
+    def _encode_texts(
         self,
         texts: Sequence[str],
         negative_prompt: str,

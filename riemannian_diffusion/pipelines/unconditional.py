@@ -16,7 +16,8 @@ class GeodesicInterpolationUnconditionalPipeline(GeodesicInterpolationMixin, DDI
     """Morph images into each other along geodesics of a model of their pixels.
 
     Loads from repositories and directories of `DDPMPipeline` and `DDIMPipeline`. There are no
-    prompts and no guidance; latents are images in [-1, 1].
+    prompts and no guidance; latents are images in [-1, 1], and no step of sampling clips them,
+    whatever the scheduler's `clip_sample`, since inversion could not undo that.
     """
 
     _callback_tensor_inputs = ["latents"]

@@ -1,0 +1,278 @@
+"""The same morph through every kind of model, each against its own diffusers pipeline."""
+
+from __future__ import annotations
+
+import numpy as np
+import PIL.Image
+import pytest
+import tiny
+import torch
+from diffusers import (
+    DDIMPipeline,
+    DDPMPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FluxPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+
+from riemannian_diffusion import TangentNormalMetric
+from riemannian_diffusion.pipelines import (
+    AutoGeodesicInterpolationPipeline,
+    GeodesicInterpolationFlowPipeline,
+    GeodesicInterpolationFluxPipeline,
+    GeodesicInterpolationPipeline,
+    GeodesicInterpolationSD3Pipeline,
+    GeodesicInterpolationUnconditionalPipeline,
+    GeodesicInterpolationXLPipeline,
+)
+
+FAST = {"num_frames": 4, "num_inference_steps": 8, "max_evals": 3, "strength": 0.5}
+FAST["fixed_point_iterations"] = 8
+KINDS = {
+    "sd": (GeodesicInterpolationPipeline, StableDiffusionPipeline, tiny.stable_diffusion),
+    "xl": (GeodesicInterpolationXLPipeline, StableDiffusionXLPipeline, tiny.stable_diffusion_xl),
+    "sd3": (GeodesicInterpolationSD3Pipeline, StableDiffusion3Pipeline, tiny.stable_diffusion_3),
+    "flux": (GeodesicInterpolationFluxPipeline, FluxPipeline, tiny.flux),
+    "pixels": (GeodesicInterpolationUnconditionalPipeline, DDIMPipeline, tiny.unconditional),
+}
+PROMPTED = [kind for kind in KINDS if kind != "pixels"]
+
+
+def make(kind, **options):
+    pipe = KINDS[kind][0](**KINDS[kind][2](**options))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def prompts(kind):
+    return "" if kind == "pixels" else ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_morph_returns_its_keyframes(kind, keyframes):
+    pipe = make(kind)
+    out = pipe(keyframes[:2], prompts(kind), output_type="latent", **FAST)
+    assert len(out.frames) == 4 and out.frames.isfinite().all()
+    assert max(out.reconstruction_error) < 1e-6
+    shown = pipe(keyframes[:2], prompts(kind), output_type="pil", **FAST)
+    assert [frame.size for frame in shown.frames] == [(16, 16)] * 4
+    assert 1 <= shown.geodesics[0].num_evals <= 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_single_morphs(kind, keyframes):
+    pipe = make(kind)
+    a, b, c = keyframes
+    options = {"output_type": "latent", **FAST}
+    texts = prompts(kind) and [prompts(kind)] * 2
+    batch = pipe([[a, b], [c, a]], texts, **options)
+    for i, pair in enumerate(([a, b], [c, a])):
+        single = pipe(pair, prompts(kind), **options)
+        torch.testing.assert_close(batch.frames[i], single.frames, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sampling_is_that_of_the_models_own_pipeline(kind, keyframes):
+    """From the noise that our morph starts on, diffusers' own pipeline finds our clean latents."""
+    ours, theirs = make(kind), KINDS[kind][1](**KINDS[kind][2]())
+    theirs.set_progress_bar_config(disable=True)
+    options = {"output_type": "latent", "metric": "slerp", **FAST, "strength": 1.0}
+    options |= {"space": "noise", "num_frames": 2}
+    guidance = 1.0 if kind in ("pixels", "flux") else 3.0
+    steps = options["num_inference_steps"]
+    found = ours([keyframes[0]] * 2, prompts(kind)[:1] or "", guidance_scale=guidance, **options)
+    start = found.latents[:1]
+    if kind == "pixels":
+        scheduler = ours._schedule(steps, (16, 16)).scheduler
+        for t in scheduler.timesteps:
+            noise = theirs.unet(start, t).sample
+            start = scheduler.step(noise, t, start, use_clipped_model_output=False).prev_sample
+        torch.testing.assert_close(found.frames[:1], start, atol=1e-3, rtol=0)
+        return
+    extra = {}
+    if kind in ("sd3", "flux"):  # a flow's first level is all noise; ours is a thousandth below
+        start = start.clone()
+    if kind == "flux":
+        extra = {"height": 16, "width": 16, "guidance_scale": 1.0}
+        start = theirs._pack_latents(start, 1, 4, 8, 8)
+    else:
+        extra = {"height": 16, "width": 16, "guidance_scale": guidance, "negative_prompt": ""}
+    end = theirs(
+        "a", latents=start, num_inference_steps=steps, output_type="latent", **extra
+    ).images
+    if kind == "flux":
+        end = theirs._unpack_latents(end, 16, 16, theirs.vae_scale_factor)
+    atol = 2e-2 if kind in ("sd3", "flux") else 1e-3
+    torch.testing.assert_close(found.frames[:1], end, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("kind", PROMPTED)
+def test_prompts_matter_and_guidance_reconstructs(kind, keyframes):
+    pipe = make(kind)
+    options = {"output_type": "latent", **FAST}
+    one, other = (pipe(keyframes[:2], text, **options).latents for text in ("a", "zebra"))
+    assert not torch.allclose(one, other, atol=1e-6)
+    guided = pipe(keyframes[:2], "a", negative_prompt="b", guidance_scale=2.0, **options)
+    assert max(guided.reconstruction_error) < 1e-4
+    assert not torch.allclose(one, guided.latents, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", PROMPTED)
+def test_embeddings_take_the_place_of_prompts(kind, keyframes):
+    pipe = make(kind)
+    options = {"output_type": "latent", **FAST}
+    expected = pipe(keyframes[:2], ["a", "b"], **options).latents
+    pipe._cross_attention_kwargs = None
+    encoded = pipe._encode_texts(["a", "b"], "", False, {})[0]
+    given = {"prompt_embeds": encoded.pop("encoder_hidden_states")}
+    given |= dict.fromkeys(["pooled_prompt_embeds"][: len(encoded)], *encoded.values())
+    found = pipe(keyframes[:2], **given, **options).latents
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="Give `prompt` or `prompt_embeds`, but not both"):
+        pipe(keyframes[:2], "a", **given, **options)
+    three = {name: value[:1].repeat(3, *[1] * (value.ndim - 1)) for name, value in given.items()}
+    with pytest.raises(ValueError, match="there are 3 for 2 keyframes"):
+        pipe(keyframes[:2], **three, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_loaded_and_taken_over(kind, keyframes, tmp_path):
+    ours, theirs, _ = KINDS[kind]
+    pipe = make(kind)
+    options = {"output_type": "pt", **FAST}
+    expected = pipe(keyframes[:2], prompts(kind), **options).frames
+    theirs.from_pipe(pipe).save_pretrained(tmp_path / "theirs", safe_serialization=True)
+    pipe.save_pretrained(tmp_path / "ours", variant="fp16")
+    loaded = [
+        AutoGeodesicInterpolationPipeline.from_pretrained(tmp_path / "theirs"),
+        ours.from_pretrained(tmp_path / "ours", variant="fp16"),
+        AutoGeodesicInterpolationPipeline.from_pipe(theirs.from_pipe(pipe)),
+        ours.from_pipe(theirs.from_pretrained(tmp_path / "theirs")),
+    ]
+    for other in loaded:
+        assert type(other) is ours
+        other.set_progress_bar_config(disable=True)
+        found = other(keyframes[:2], prompts(kind), **options).frames
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_flows_by_their_one_name(kind, tmp_path):
+    ours, theirs, components = KINDS[kind]
+    assert type(GeodesicInterpolationFlowPipeline(**components())) is ours
+    theirs(**components()).save_pretrained(tmp_path)
+    assert type(GeodesicInterpolationFlowPipeline.from_pretrained(tmp_path)) is ours
+    assert type(GeodesicInterpolationFlowPipeline.from_pipe(theirs(**components()))) is ours
+
+
+def test_models_that_none_fits(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
+    with pytest.raises(ValueError, match="is a KandinskyPipeline; geodesics are there for"):
+        AutoGeodesicInterpolationPipeline.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="for Stable Diffusion 3 and Flux, not for Kandinsky"):
+        GeodesicInterpolationFlowPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_metrics_read_the_model_in_both_modes(kind, keyframes):
+    """Forward products through every kind of attention are reverse ones, transposed."""
+    pipe, seen = make(kind), []
+
+    def metric(score):
+        seen.append(score)
+        return TangentNormalMetric(score)
+
+    options = FAST | {"max_evals": 1, "output_type": "latent"}
+    path = pipe(keyframes[:2], prompts(kind), metric=metric, **options).latents
+    x, (score,) = path[1:3], seen
+    v, w = (torch.randn(x.shape, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    placed = score.along(torch.tensor([0.3, 0.6]))
+    with torch.no_grad():
+        forward, reverse = (placed.jvp(x, v) * w).sum(), (placed.vjp(x, w) * v).sum()
+    torch.testing.assert_close(forward, reverse, atol=1e-3, rtol=1e-3)
+
+
+def test_sizes_condition_xl(keyframes):
+    pipe, seen = make("xl"), []
+    forward = pipe.unet.forward
+    pipe.unet.forward = lambda *a, **k: seen.append(k["added_cond_kwargs"]) or forward(*a, **k)
+    wide = torch.cat([keyframes[:2], keyframes[:2]], 3)
+    pipe([list(wide), list(keyframes[:2])], ["a", "b"], **FAST)
+    ids = {tuple(call["time_ids"][0].tolist()) for call in seen}
+    assert ids == {(16.0, 32.0, 0.0, 0.0, 16.0, 32.0), (16.0, 16.0, 0.0, 0.0, 16.0, 16.0)}
+
+
+def test_flux_takes_guidance_as_an_input(keyframes):
+    pipe = make("flux", guidance_embeds=True)
+    options = {"output_type": "latent", **FAST}
+    one, other = (pipe(keyframes[:2], "a", guidance_scale=g, **options).latents for g in (1.0, 4.0))
+    assert not torch.allclose(one, other, atol=1e-6)
+
+
+def test_grey_images_of_a_grey_model(keyframes):
+    pipe = make("pixels", channels=1)
+    greys = keyframes[:2].mean(1, keepdim=True)
+    out = pipe(greys, output_type="np", **FAST)
+    assert out.frames.shape == (4, 16, 16, 1)
+    arrays = [np.asarray(grey[0] * 255).round().astype(np.uint8) for grey in greys]
+    shown = pipe([PIL.Image.fromarray(a) for a in arrays], **FAST).frames
+    assert shown[0].mode == "L"
+    again = pipe(arrays, **FAST).frames
+    assert np.array_equal(np.asarray(shown[1]), np.asarray(again[1]))
+
+
+def test_what_an_unconditional_model_has_not(keyframes):
+    pipe = make("pixels")
+    for options in ({"prompt": "a"}, {"guidance_scale": 2.0}, {"negative_prompt": "b"}):
+        with pytest.raises(ValueError, match="takes no prompts and no guidance"):
+            pipe(keyframes[:2], **options, **FAST)
+    with pytest.raises(ValueError, match="takes no `ip_adapter_image`"):
+        pipe(keyframes[:2], ip_adapter_image=keyframes[0], **FAST)
+
+
+def test_schedulers_of_ddpm_repositories(keyframes, tmp_path):
+    DDPMPipeline(**tiny.unconditional()).save_pretrained(tmp_path)
+    pipe = AutoGeodesicInterpolationPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    assert max(pipe(keyframes[:2], output_type="latent", **FAST).reconstruction_error) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["sd", "xl", "pixels"])
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_schedulers_are_converted(kind, scheduler, keyframes):
+    pipe = make(kind)
+    expected = pipe(keyframes[:2], prompts(kind), output_type="pt", **FAST).frames
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    found = pipe(keyframes[:2], prompts(kind), output_type="pt", **FAST).frames
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_flows_refuse_other_schedulers_and_curves(kind, keyframes):
+    pipe = make(kind)
+    with pytest.raises(ValueError, match="metric='nao' is for models whose squared factors"):
+        pipe(keyframes[:2], "a", metric="nao", **FAST)
+    out = pipe(keyframes[:2], ["a", "b"], metric="density", output_type="latent", **FAST)
+    assert out.frames.isfinite().all()
+    pipe.scheduler = tiny.stable_diffusion()["scheduler"]
+    with pytest.raises(ValueError, match="DDIMScheduler cannot be converted to FlowMatch"):
+        pipe(keyframes[:2], "a", **FAST)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_a_morph_can_do(kind, keyframes):
+    """Roadmaps, going on, analogies and re-timing run with every kind of model."""
+    pipe = make(kind)
+    a, b, c = keyframes
+    options = FAST | {"output_type": "latent", "space": "clean", "max_evals": 2}
+    for more in (
+        {"init": "roadmap", "max_samples": 30, "generator": torch.Generator().manual_seed(0)},
+        {"extrapolate": 0.5, "metric": "lerp"},
+        {"analogy": c, "metric": "lerp"},
+        {"retime": "rmse"},
+    ):
+        out = pipe([a, b], "" if kind == "pixels" else "a", **options | more)
+        assert out.frames.isfinite().all() and len(out.frames) >= 4

@@ -75,7 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         help="two or more images of one size, a folder of them, or a video",
     )
     add("-o", "--output", type=Path, required=True, help=".gif, .mp4, .png (a grid) or a directory")
-    add("--model", help="a Stable Diffusion 1.x or 2.x directory or repository (default: shipped)")
+    add(
+        "--model",
+        help="a directory or repository of Stable Diffusion 1, 2, XL or 3, Flux, or an "
+        "unconditional DDPM or DDIM (default: shipped)",
+    )
     add("--prompt", action="append", help="what the images show: once, or once per image")
     add("--negative-prompt", default="", help="what they do not show, for --guidance above 1")
     add("--metric", choices=METRIC_NAMES, default="tangent_normal")
@@ -115,6 +119,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-evals", type=int, default=200, help="evaluations per gap at most (default: 200)")
     add("--max-batch-size", type=int, default=8, help="less needs less memory (default: 8)")
     add("--size", type=_size, help="crop and scale the images to this size first: 512 or 768x512")
+    add(
+        "--retime",
+        choices=("lpips", "rmse"),
+        help="space frames evenly in what is seen to change, at the cost of sampling them again",
+    )
     add(
         "--extrapolate",
         type=float,
@@ -187,7 +196,7 @@ def _interpolate(args: argparse.Namespace) -> None:
     import transformers
 
     from riemannian_diffusion import demo
-    from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+    from riemannian_diffusion.pipelines import AutoGeodesicInterpolationPipeline
 
     images, names, num_frames, fps = _keyframes(args)
     for library in (diffusers, transformers):  # stderr is for errors and the morph's own bars
@@ -197,7 +206,7 @@ def _interpolate(args: argparse.Namespace) -> None:
     device = args.device or first_device()
     dtype = args.dtype or default_dtype(device)
     model = args.model or demo.model_path()
-    pipe = GeodesicInterpolationPipeline.from_pretrained(model, use_safetensors=True)
+    pipe = AutoGeodesicInterpolationPipeline.from_pretrained(model, use_safetensors=True)
     try:
         pipe.to(device, getattr(torch, dtype))
     except (RuntimeError, AssertionError) as error:
@@ -219,6 +228,7 @@ def _interpolate(args: argparse.Namespace) -> None:
         max_batch_size=args.max_batch_size,
         extrapolate=args.extrapolate,
         analogy=analogy,
+        retime=args.retime,
         paste_endpoints=args.paste_endpoints,
         generator=torch.Generator().manual_seed(args.seed),
     )

@@ -153,7 +153,7 @@ def _write_video(frames: list, path: Path, fps: float) -> None:
     )
     writer.send(None)
     for frame in frames:
-        writer.send(np.ascontiguousarray(np.asarray(frame)))
+        writer.send(np.ascontiguousarray(np.asarray(frame.convert("RGB"))))
     writer.close()
 
 

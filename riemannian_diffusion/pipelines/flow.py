@@ -85,7 +85,7 @@ class GeodesicInterpolationSD3Pipeline(GeodesicInterpolationFlowPipeline, Stable
         guided: bool,
         embeddings: dict[str, Tensor],
     ) -> tuple[Conditions, Conditions]:
-        texts, negatives = given_texts(texts, negative_prompt, embeddings, guided)
+        texts, negatives = given_texts(texts, negative_prompt, embeddings)
         hidden, negative, pooled, negative_pooled = self.encode_prompt(
             *(texts, None, None),
             device=self._execution_device,
@@ -135,7 +135,7 @@ class GeodesicInterpolationFluxPipeline(GeodesicInterpolationFlowPipeline, FluxP
         guided: bool,
         embeddings: dict[str, Tensor],
     ) -> tuple[Conditions, Conditions]:
-        texts, negatives = given_texts(texts, negative_prompt, embeddings, guided)
+        texts, negatives = given_texts(texts, negative_prompt, embeddings)
         encoded = []
         for prompts, prefix in ((texts, ""), (negatives, "negative_")):
             names = ("prompt_embeds", "pooled_prompt_embeds")
@@ -144,7 +144,7 @@ class GeodesicInterpolationFluxPipeline(GeodesicInterpolationFlowPipeline, FluxP
                 encoded.append({})
                 continue
             hidden, pooled, _ = self.encode_prompt(
-                *(prompts, None),
+                *(None if given else prompts or "", None),
                 device=self._execution_device,
                 lora_scale=lora_scale(self._cross_attention_kwargs),
                 **given,

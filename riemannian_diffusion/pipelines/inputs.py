@@ -92,27 +92,23 @@ def to_pixels(image: Image, index: int, num_channels: int = 3) -> Tensor:
 
 
 def given_texts(
-    texts: Sequence[str], negative_prompt: str, embeddings: dict[str, Tensor], guided: bool
+    texts: Sequence[str], negative_prompt: str, embeddings: dict[str, Tensor]
 ) -> tuple[list[str] | None, list[str] | None]:
-    """Prompts and negative prompts, or None where embeddings take their place.
+    """Prompts and negative prompts, or None where embeddings or nothing take their place.
+
+    What nothing is to a model, zeros or an empty text, its own `encode_prompt` knows.
 
     Raises:
         ValueError: If there are both.
     """
-    given = embeddings.get("prompt_embeds"), embeddings.get("negative_prompt_embeds")
-    positive: list[str] | None = list(texts)
-    negative: list[str] | None = [negative_prompt] * (
-        len(texts) if given[0] is None else len(given[0])
-    )
-    if given[0] is not None:
-        if any(texts):
-            raise ValueError("Give `prompt` or `prompt_embeds`, but not both.")
-        positive = None
-    if given[1] is not None:
-        if negative_prompt:
-            raise ValueError("Give `negative_prompt` or `negative_prompt_embeds`, but not both.")
-        negative = None
-    return positive, negative if guided else None
+    embeds = embeddings.get("prompt_embeds")
+    if embeds is not None and any(texts):
+        raise ValueError("Give `prompt` or `prompt_embeds`, but not both.")
+    if negative_prompt and "negative_prompt_embeds" in embeddings:
+        raise ValueError("Give `negative_prompt` or `negative_prompt_embeds`, but not both.")
+    num = len(texts) if embeds is None else len(embeds)
+    positive = list(texts) if embeds is None else None
+    return positive, [negative_prompt] * num if negative_prompt else None
 
 
 def lora_scale(attention_kwargs: dict | None) -> float | None:

@@ -29,7 +29,7 @@ class GeodesicInterpolationPipeline(GeodesicInterpolationMixin, StableDiffusionP
         guided: bool,
         embeddings: dict[str, Tensor],
     ) -> tuple[Conditions, Conditions]:
-        texts, negatives = given_texts(texts, negative_prompt, embeddings, guided)
+        texts, negatives = given_texts(texts, negative_prompt, embeddings)
         positive, negative = self.encode_prompt(
             texts,
             self._execution_device,
@@ -71,7 +71,7 @@ class GeodesicInterpolationXLPipeline(GeodesicInterpolationMixin, StableDiffusio
         guided: bool,
         embeddings: dict[str, Tensor],
     ) -> tuple[Conditions, Conditions]:
-        texts, negatives = given_texts(texts, negative_prompt, embeddings, guided)
+        texts, negatives = given_texts(texts, negative_prompt, embeddings)
         hidden, negative, pooled, negative_pooled = self.encode_prompt(
             texts,
             device=self._execution_device,

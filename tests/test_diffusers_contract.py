@@ -1,0 +1,270 @@
+"""What diffusers' own tests ask of every Stable Diffusion pipeline with images."""
+
+from __future__ import annotations
+
+import inspect
+
+import accelerate
+import numpy as np
+import pytest
+import tiny
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+from diffusers.models.embeddings import ImageProjection
+from peft import LoraConfig, get_peft_model_state_dict
+
+from riemannian_diffusion.pipelines import (
+    GeodesicInterpolationPipeline,
+    GeodesicInterpolationXLPipeline,
+)
+
+FAST = {"num_frames": 4, "num_inference_steps": 8, "max_evals": 3, "strength": 0.5}
+FAST |= {"output_type": "np", "metric": "lerp"}
+
+
+def make(kind=GeodesicInterpolationPipeline, **components):
+    made = tiny.stable_diffusion_xl if "XL" in kind.__name__ else tiny.stable_diffusion
+    pipe = kind(**made() | components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(params=[GeodesicInterpolationPipeline, GeodesicInterpolationXLPipeline])
+def pipe(request):
+    return make(request.param)
+
+
+def frames(pipe, keyframes, prompt=("a", "b"), **options):
+    return pipe(keyframes[:2], list(prompt), **FAST | options).frames
+
+
+def assert_close(found, expected, atol=1e-4):
+    np.testing.assert_allclose(found, expected, atol=atol, rtol=0)
+
+
+def test_the_signature_has_the_usual_names(pipe):
+    names = inspect.signature(pipe.__call__).parameters
+    usual = {"prompt", "image", "strength", "num_inference_steps", "guidance_scale", "generator"}
+    usual |= {"negative_prompt", "num_images_per_prompt", "prompt_embeds", "output_type"}
+    usual |= {"negative_prompt_embeds", "return_dict", "cross_attention_kwargs"}
+    usual |= {"ip_adapter_image", "ip_adapter_image_embeds", "callback_on_step_end"}
+    assert usual | {"callback_on_step_end_tensor_inputs"} <= set(names)
+
+
+def test_one_path_for_a_pair(pipe, keyframes):
+    with pytest.raises(ValueError, match="`num_images_per_prompt` must be 1, but got 2: between"):
+        frames(pipe, keyframes, num_images_per_prompt=2)
+
+
+def test_half_precision_is_near_and_saved_as_it_is(pipe, keyframes, tmp_path):
+    expected = frames(pipe, keyframes)
+    half = pipe.to(torch.float16)
+    found = frames(half, keyframes)
+    assert_close(found, expected, atol=2e-2)
+    half.save_pretrained(tmp_path, variant="fp16", safe_serialization=True)
+    loaded = type(pipe).from_pretrained(tmp_path, variant="fp16", torch_dtype=torch.float16)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.unet.dtype == torch.float16
+    assert_close(frames(loaded, keyframes), found)
+
+
+def test_dtypes_and_devices_reach_every_component(pipe):
+    pipe.to("cpu", torch.float64)
+    modules = [c for c in pipe.components.values() if isinstance(c, torch.nn.Module)]
+    assert all(p.dtype == torch.float64 for m in modules for p in m.parameters())
+    pipe.to("meta")
+    assert all(p.device.type == "meta" for m in modules for p in m.parameters())
+
+
+def test_optional_components_stay_none(tmp_path):
+    pipe = make()
+    pipe.save_pretrained(tmp_path)
+    loaded = GeodesicInterpolationPipeline.from_pretrained(tmp_path)
+    assert loaded.safety_checker is loaded.feature_extractor is loaded.image_encoder is None
+
+
+def test_a_safety_checker_flags_frames(keyframes):
+    class Checker(torch.nn.Module):
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def forward(self, images, clip_input):
+            return images, [i == 1 for i in range(len(images))]
+
+    class Extractor:
+        def __call__(self, images, return_tensors):
+            pixels = torch.zeros(len(images), 3, 4, 4)
+            return type("Batch", (), {"pixel_values": pixels, "to": lambda self, d: self})()
+
+    pipe = make()
+    pipe.safety_checker, pipe.feature_extractor = Checker(), Extractor()
+    out = pipe(keyframes[:2], "a", **FAST)
+    assert out.nsfw_content_detected == [False, True, False, False]
+
+
+@pytest.mark.parametrize("way", ["attention", "slicing", "tiling"])
+def test_slicing_changes_nothing(pipe, keyframes, way):
+    expected = frames(pipe, keyframes)
+    switch = {
+        "attention": lambda: pipe.enable_attention_slicing("max"),
+        "slicing": lambda: pipe.vae.enable_slicing(),
+        "tiling": lambda: pipe.vae.enable_tiling(),
+    }
+    switch[way]()
+    assert_close(frames(pipe, keyframes), expected)
+
+
+@pytest.mark.parametrize("way", ["model", "sequential", "group"])
+def test_hooks_of_offloading_are_called(pipe, keyframes, way):
+    """As `enable_*_offload` sets them, with the CPU for the accelerator."""
+    expected = frames(pipe, keyframes, metric="tangent_normal")
+    cpu, hook = torch.device("cpu"), None
+    if way == "group":
+        pipe.enable_group_offload(onload_device=cpu, offload_type="leaf_level")
+    for module in (c for c in pipe.components.values() if isinstance(c, torch.nn.Module)):
+        if way == "model":
+            _, hook = accelerate.cpu_offload_with_hook(module, cpu, prev_module_hook=hook)
+        elif way == "sequential":
+            accelerate.cpu_offload(module, cpu, offload_buffers=len(module._parameters) > 0)
+    if way == "sequential":
+        assert next(pipe.unet.parameters()).device.type == "meta"
+    assert_close(frames(pipe, keyframes, metric="tangent_normal"), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="offloading needs a GPU")
+@pytest.mark.parametrize("way", ["model", "sequential", "group"])
+def test_offloading_from_a_gpu(pipe, keyframes, way):
+    expected = frames(pipe, keyframes)
+    switch = {
+        "model": pipe.enable_model_cpu_offload,
+        "sequential": pipe.enable_sequential_cpu_offload,
+        "group": lambda: pipe.enable_group_offload(torch.device("cuda")),
+    }
+    switch[way]()
+    assert_close(frames(pipe, keyframes), expected, atol=1e-2)
+
+
+def test_encode_prompt_alone(pipe, keyframes):
+    """Text encoders make embeddings without the rest, and the rest morphs without them."""
+    options = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
+    texts = {name: None for name in ("unet", "vae")}
+    encoded = make(type(pipe), **texts).encode_prompt(["a", "b"], **options)
+    names = ["prompt_embeds", "negative_prompt_embeds"]
+    names += ["pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
+    given = dict(zip(names, encoded, strict=False))
+    without = {name: None for name in pipe.components if "text_enc" in name or "tokenizer" in name}
+    rest = make(type(pipe), **without)
+    options = FAST | {"guidance_scale": 2.0}
+    found = rest(keyframes[:2], **given, **options).frames
+    assert_close(found, pipe(keyframes[:2], ["a", "b"], **options).frames)
+
+
+def test_from_pipe_both_ways_shares_components(keyframes):
+    pipe = make()
+    plain = StableDiffusionPipeline.from_pipe(pipe)
+    again = GeodesicInterpolationPipeline.from_pipe(plain)
+    assert again.unet is plain.unet is pipe.unet and again.vae is pipe.vae
+
+
+def test_loras(pipe, keyframes, tmp_path):
+    bare = frames(pipe, keyframes)
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    trained = make(type(pipe))
+    trained.unet.add_adapter(config)
+    with torch.no_grad():
+        for name, parameter in trained.unet.named_parameters():
+            if "lora" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.manual_seed(1)) / 4)
+    state = get_peft_model_state_dict(trained.unet)
+    type(pipe).save_lora_weights(tmp_path, unet_lora_layers=state)
+    pipe.load_lora_weights(tmp_path)
+    full = frames(pipe, keyframes)
+    assert np.abs(full - bare).max() > 1e-3
+    assert_close(full, frames(trained, keyframes))
+    assert_close(frames(pipe, keyframes, cross_attention_kwargs={"scale": 0.0}), bare)
+    pipe.unload_lora_weights()
+    assert_close(frames(pipe, keyframes), bare)
+
+
+def test_textual_inversion(keyframes):
+    pipe = make()
+    vector = torch.randn(16, generator=torch.manual_seed(0))
+    pipe.load_textual_inversion({"<thing>": vector[None]})
+    token = pipe.tokenizer.convert_tokens_to_ids("<thing>")
+    assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[token], vector)
+    other = frames(pipe, keyframes, prompt=("<thing>", "a"))
+    assert np.abs(other - frames(pipe, keyframes, prompt=("a", "a"))).max() > 1e-5
+
+
+def ip_adapter(unet):
+    """The state of a random IP-Adapter with one embedding for each image."""
+    torch.manual_seed(3)
+    width, layers, key = unet.config.cross_attention_dim, {}, 1
+    for name in unet.attn_processors:
+        if name.endswith("attn2.processor"):
+            attention = unet.get_submodule(name.removesuffix(".processor"))
+            state = IPAdapterAttnProcessor2_0(attention.inner_dim, width).state_dict()
+            layers[f"{key}.to_k_ip.weight"] = state["to_k_ip.0.weight"]
+            layers[f"{key}.to_v_ip.weight"] = state["to_v_ip.0.weight"]
+            key += 2
+    state = ImageProjection(6, width, num_image_text_embeds=4).state_dict()
+    names = {"proj.weight": "image_embeds.weight", "proj.bias": "image_embeds.bias"}
+    names |= {"norm.weight": "norm.weight", "norm.bias": "norm.bias"}
+    return {"image_proj": {n: state[m] for n, m in names.items()}, "ip_adapter": layers}
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_ip_adapter_embeddings_follow_the_path(pipe, keyframes, guidance):
+    bare = frames(pipe, keyframes, guidance_scale=guidance)
+    pipe.unet._load_ip_adapter_weights([ip_adapter(pipe.unet)])
+    pipe.set_ip_adapter_scale(1.0)
+    a, b = torch.randn(2, 1, 6, generator=torch.manual_seed(0)).unbind()  # (1, D) each
+    zero = torch.zeros(1, 1, 6)
+    seen, forward = [], pipe.unet.forward
+
+    def watch(*args, **kwargs):
+        seen.append(kwargs["added_cond_kwargs"]["image_embeds"][0])
+        return forward(*args, **kwargs)
+
+    def run(*embeddings):
+        embeds = torch.stack(embeddings)  # (P, 1, D)
+        if guidance > 1:
+            embeds = torch.cat([zero.expand_as(embeds), embeds])
+        options = {"guidance_scale": guidance, "ip_adapter_image_embeds": [embeds]}
+        return frames(pipe, keyframes, **options)
+
+    pipe.unet.forward = watch
+    found = run(a, b)
+    assert np.abs(found - bare).max() > 1e-4
+    path = [one for one in seen if len(one) == 4 and one.abs().max() > 0][-1]
+    shares = torch.linspace(0, 1, 4).view(4, 1, 1)
+    torch.testing.assert_close(path, torch.lerp(a[None], b[None], shares))
+    assert_close(run(a), run(a, a))
+
+
+@pytest.mark.parametrize("options", [{"space": "clean"}, {"space": "noise"}])
+def test_the_same_seed_gives_the_same_frames(pipe, keyframes, options):
+    runs = [
+        frames(
+            *(pipe, keyframes),
+            metric="tangent_normal",
+            generator=torch.Generator().manual_seed(4),
+            max_batch_size=size,
+            **options,
+        )
+        for size in (8, 8, 3)
+    ]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert_close(runs[2], runs[0])
+
+
+def test_interruption_stops_sampling(pipe, keyframes):
+    steps = []
+
+    def stop(pipe, step, timestep, tensors):
+        assert set(tensors) == {"latents"}
+        steps.append(step)
+        pipe._interrupt = step == 1
+
+    frames(pipe, keyframes, callback_on_step_end=stop)
+    assert steps == [0, 1]

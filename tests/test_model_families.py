@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import PIL.Image
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
 from diffusers import (
     DDIMPipeline,
     DDPMPipeline,
@@ -276,3 +280,30 @@ def test_all_that_a_morph_can_do(kind, keyframes):
     ):
         out = pipe([a, b], "" if kind == "pixels" else "a", **options | more)
         assert out.frames.isfinite().all() and len(out.frames) >= 4
+
+
+@pytest.mark.skipif(
+    not os.environ.get("RIEMANNIAN_DIFFUSION_MNIST"),
+    reason="RIEMANNIAN_DIFFUSION_MNIST does not name a directory with MNIST",
+)
+def test_digits_through_their_own_model():
+    """The network of the rotated digits is an unconditional repository like any other."""
+    import digits
+
+    images, _ = digits.load_mnist()
+    turned = digits.rotate(images[:1].expand(2, -1, -1), torch.tensor([0.0, 0.5]))
+    turned = F.pixel_unshuffle(turned, 2)  # its images have 4 channels
+    folder = Path(digits.__file__).parent / "assets" / "rotated_mnist"
+    pipe = AutoGeodesicInterpolationPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    keys = turned / 2 + 0.5
+    options = {"num_frames": 5, "num_inference_steps": 20, "max_evals": 10, "strength": 0.4}
+    changes = {}
+    for more in ({}, {"metric": "slerp"}, {"retime": "rmse"}):
+        out = pipe(list(keys), output_type="pt", **options, **more)
+        assert max(out.reconstruction_error) < 1e-4
+        step = (out.frames[1:] - out.frames[:-1]).square().flatten(1).mean(1).sqrt()
+        changes[next(iter(more), "geodesic")] = step
+    assert changes["geodesic"].max() < 0.95 * changes["metric"].max()
+    assert changes["retime"].std() < 0.1 * changes["geodesic"].std()
+    assert changes["retime"].sum() < 1.2 * changes["geodesic"].sum()

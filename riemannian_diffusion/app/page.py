@@ -52,6 +52,7 @@ def build(pipe: GeodesicInterpolationPipeline) -> gr.Blocks:
                 images = gr.Gallery(
                     [*demo.endpoint_paths()],
                     label="Images, in order",
+                    elem_id="images",
                     type="filepath",
                     file_types=["image"],
                     interactive=True,
@@ -60,7 +61,10 @@ def build(pipe: GeodesicInterpolationPipeline) -> gr.Blocks:
                     object_fit="contain",
                 )
                 prompts = gr.Textbox(
-                    label="Prompts", lines=2, info="One line for all images, or a line for each."
+                    "",
+                    label="Prompts",
+                    lines=2,
+                    info="One line for all images, or a line for each.",
                 )
                 with gr.Row():
                     metric = gr.Dropdown(METRIC_NAMES, value="tangent_normal", label="Metric")
@@ -75,7 +79,7 @@ def build(pipe: GeodesicInterpolationPipeline) -> gr.Blocks:
                     width = gr.Number(native, label="Width", min_width=120)
                     height = gr.Number(native, label="Height", min_width=120)
                 with gr.Accordion("Advanced", open=False):
-                    negative = gr.Textbox(label="Negative prompt, for a guidance above 1")
+                    negative = gr.Textbox("", label="Negative prompt, for a guidance above 1")
                     guidance = gr.Slider(1, 20, 1, step=0.5, label="Guidance")
                     steps = gr.Slider(1, 200, 50, step=1, label="Steps of the whole schedule")
                     max_evals = gr.Slider(1, 1000, 200, step=1, label="Evaluations at most")
@@ -85,11 +89,12 @@ def build(pipe: GeodesicInterpolationPipeline) -> gr.Blocks:
                     start = gr.Button("Morph", variant="primary")
                     cancel = gr.Button("Cancel")
             with gr.Column(scale=5, min_width=520):
-                status = gr.Markdown(READY, min_height=90, elem_id="status")
+                status = gr.Markdown(READY, min_height=90)
                 with gr.Row():
                     videos = [_video(visible) for visible in (True, False)]
                 frames = gr.Image(
                     label="All frames",
+                    elem_id="frames",
                     show_label=False,
                     format="png",
                     interactive=False,
@@ -198,11 +203,11 @@ def serve(pipe: GeodesicInterpolationPipeline, host: str, port: int) -> None:
 
 @contextmanager
 def _as_messages() -> Iterator[None]:
-    """Errors of the input are shown on the page; torch's own are printed as well."""
+    """Shows errors of the input on the page; torch's own are printed as well."""
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
-        text = html.escape(" ".join(str(error).split()))  # messages are HTML and quote the input
+        text = html.escape(" ".join(str(error).split()), quote=False)  # it quotes the input
         raise gr.Error(text, print_exception=isinstance(error, RuntimeError)) from error
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -24,7 +25,7 @@ pytest.importorskip("matplotlib")
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
-from riemannian_diffusion.app import build  # noqa: E402
+from riemannian_diffusion.app import build, serve  # noqa: E402
 from riemannian_diffusion.app.inputs import (  # noqa: E402
     check_numbers,
     check_size,
@@ -194,6 +195,14 @@ def test_command_is_for_this_machine_alone(tiny_pipe, tmp_path, monkeypatch):
     assert launched["share"] is False
 
 
+def test_ports_that_are_taken_are_told_of(tiny_pipe):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="^--port .* of --host 127.0.0.1 cannot be used"):
+            serve(tiny_pipe, *taken.getsockname())
+
+
 @pytest.fixture
 def served(tiny_pipe, tmp_path, monkeypatch):
     """The address of the page of the tiny pipeline."""
@@ -260,7 +269,8 @@ def test_comparison_leaves_no_files_but_in_the_cache(served, paths, tmp_path, mo
     assert names == [
         f"{m}{end}" for m in ("tangent_normal", "slerp") for end in (".mp4", "_frames.zip")
     ]
-    assert not list((tmp_path / "temporary").iterdir())
+    assert not list((tmp_path / "temporary").glob(f"{tempfile.gettempprefix()}*"))
+    assert not [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("way", ["cancel", "leave"])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
+import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -193,12 +194,16 @@ def serve(pipe: GeodesicInterpolationPipeline, host: str, port: int) -> None:
         port: Where.
 
     Raises:
-        OSError: If the port is taken.
+        OSError: If the port is taken or the address is not this machine's.
     """
-    page = build(pipe)
-    page.launch(
-        server_name=host, server_port=port, share=False, ssr_mode=False, max_file_size="50mb"
-    )
+    with closing(socket.socket()) as probe:  # gradio's own message speaks of its variables
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise OSError(f"--port {port} of --host {host} cannot be used: {error}") from error
+    options = {"share": False, "ssr_mode": False, "max_file_size": "50mb"}
+    build(pipe).launch(server_name=host, server_port=port, **options)
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
-        {"interpolate": _interpolate, "evaluate": _evaluate}[args.command](args)
+        {"interpolate": _interpolate, "evaluate": _evaluate, "app": _app}[args.command](args)
     except (ValueError, OSError) as error:
         line = " ".join(str(error).split())
         print(f"riemannian-diffusion: error: {line}", file=sys.stderr)
@@ -176,6 +176,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of random frames and intervals (default: 0)")
     add("--device", help="cuda, mps or cpu (default: the first there is)")
     add("--force", action="store_true", help="overwrite the output")
+    page = commands.add_parser(
+        "app",
+        help="morph images in the browser",
+        description="Serve a page that morphs images, to this machine alone unless --host says "
+        "otherwise.",
+    )
+    add = page.add_argument
+    add("--model", help="a Stable Diffusion 1.x or 2.x directory or repository (default: shipped)")
+    add("--device", help="cuda, mps or cpu (default: the first there is)")
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="of the networks (default: float16 on cuda, float32 elsewhere)",
+    )
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    add("--port", type=int, default=7860, help="(default: 7860)")
     return parser
 
 
@@ -191,26 +207,11 @@ def _interpolate(args: argparse.Namespace) -> None:
     if args.output.exists() and args.output.is_dir() != (args.output.suffix == ""):
         raise ValueError(f"{args.output} exists and is of another kind.")
 
-    import diffusers
     import torch
-    import transformers
-
-    from riemannian_diffusion import demo
-    from riemannian_diffusion.pipelines import AutoGeodesicInterpolationPipeline
 
     images, names, num_frames, fps = _keyframes(args)
-    for library in (diffusers, transformers):  # stderr is for errors and the morph's own bars
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
     analogy = args.analogy and open_image(args.analogy, args.size)
-    device = args.device or first_device()
-    dtype = args.dtype or default_dtype(device)
-    model = args.model or demo.model_path()
-    pipe = AutoGeodesicInterpolationPipeline.from_pretrained(model, use_safetensors=True)
-    try:
-        pipe.to(device, getattr(torch, dtype))
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used: {error}") from error
+    pipe, device, dtype = _load(args)
     start = time.perf_counter()
     output = pipe(
         images,
@@ -255,6 +256,40 @@ def _interpolate(args: argparse.Namespace) -> None:
     for found in report["geodesics"]:
         if found is not None:
             print("  energy {finer_energy:.4g}, {num_evals} evaluations: {message}".format(**found))
+
+
+def _app(args: argparse.Namespace) -> None:
+    try:
+        from riemannian_diffusion.app import serve
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the app needs {error.name}: pip install 'riemannian-diffusion[app]'"
+        ) from error
+    pipe, _, _ = _load(args)
+    serve(pipe, args.host, args.port)
+
+
+def _load(args: argparse.Namespace) -> tuple:
+    """The pipeline of --model on --device, the device and the name of the dtype."""
+    import diffusers
+    import torch
+    import transformers
+
+    from riemannian_diffusion import demo
+    from riemannian_diffusion.pipelines import AutoGeodesicInterpolationPipeline
+
+    for library in (diffusers, transformers):  # stderr is for errors and the morph's own bars
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    device = args.device or first_device()
+    dtype = args.dtype or default_dtype(device)
+    model = args.model or demo.model_path()
+    pipe = AutoGeodesicInterpolationPipeline.from_pretrained(model, use_safetensors=True)
+    try:
+        pipe.to(device, getattr(torch, dtype))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used: {error}") from error
+    return pipe, device, dtype
 
 
 def _keyframes(args: argparse.Namespace) -> tuple[list, list[str], int, float]:

@@ -1,0 +1,391 @@
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import imageio_ffmpeg
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from riemannian_diffusion.cli import main
+
+gr = pytest.importorskip("gradio")
+pytest.importorskip("matplotlib")
+
+from gradio_client import Client, handle_file  # noqa: E402
+from gradio_client.exceptions import AppError  # noqa: E402
+
+from riemannian_diffusion.app import build, serve  # noqa: E402
+from riemannian_diffusion.app.inputs import (  # noqa: E402
+    check_numbers,
+    check_size,
+    fit_images,
+    parse_prompts,
+)
+from riemannian_diffusion.app.outputs import (  # noqa: E402
+    draw_energies,
+    draw_speeds,
+    sheet,
+    summarise,
+    write_files,
+)
+from riemannian_diffusion.app.studio import Cancelled, Studio  # noqa: E402
+
+FAST = {"num_frames": 3, "num_inference_steps": 6, "strength": 0.5, "max_evals": 3}
+LONG = 1000  # steps: much longer than any of these tests
+
+
+def quiet(phase, done, total):
+    pass
+
+
+@pytest.fixture
+def pictures(keyframes):
+    arrays = [(frame * 255).byte().permute(1, 2, 0).numpy() for frame in keyframes]
+    return [PIL.Image.fromarray(array) for array in arrays]
+
+
+@pytest.fixture
+def morphs(tiny_pipe, pictures):
+    studio = Studio(tiny_pipe)
+    return [
+        studio.morph("me", name, quiet, images=pictures, seed=0, **FAST)
+        for name in ("tangent_normal", "slerp")
+    ]
+
+
+def test_prompts_are_one_for_all_or_one_each():
+    assert parse_prompts("  a cube \n") == "a cube"
+    assert parse_prompts("a\n b\n\nc") == ["a", "b", "", "c"]
+    assert parse_prompts("") == parse_prompts(None) == ""
+
+
+def test_numbers_are_finite():
+    check_numbers(fps=12, strength=0.5)
+    for bad in (None, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"fps must be a finite number, but got {bad}"):
+            check_numbers(strength=1, fps=bad)
+
+
+def test_sizes_are_what_the_model_can_draw():
+    assert check_size(64.0, 48.0, 16) == (64, 48)
+    for bad in ((65, 16), (16, 0), (-8, 16)):
+        with pytest.raises(ValueError, match="Width and height must be from 1 to 64"):
+            check_size(*bad, 16)
+    with pytest.raises(ValueError, match="height must be a finite number"):
+        check_size(16, None, 16)
+
+
+def test_images_are_cropped_scaled_and_upright(tmp_path):
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 20:40] = 255
+    image = PIL.Image.fromarray(wide)
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    image.save(tmp_path / "wide.png")
+    image.save(tmp_path / "turned.png", exif=exif)
+    first, second = fit_images([tmp_path / "wide.png", tmp_path / "turned.png"], (16, 8))
+    assert first.size == second.size == (16, 8) and first.mode == "RGB"
+    assert np.asarray(second)[4].min() == 255  # the middle of what was wide
+
+
+def test_what_is_no_image_is_named(tmp_path):
+    (tmp_path / "broken.png").write_text("no image")
+    whole = (tmp_path / "whole.png", tmp_path / "half.png")
+    PIL.Image.effect_noise((64, 64), 50).save(whole[0])
+    whole[1].write_bytes(whole[0].read_bytes()[:1000])
+    for name in ("broken.png", "half.png", "missing.png"):
+        with pytest.raises(ValueError, match=f"^{name} cannot be read as an image"):
+            fit_images([tmp_path / name], (16, 16))
+
+
+def test_a_request_gives_what_the_pipeline_gives(tiny_pipe, pictures):
+    told = []
+    options = FAST | {"space": "clean"}
+    studio = Studio(tiny_pipe)
+    assert studio.native_size == 16
+    found = studio.morph(
+        "me", "stein", lambda *phase: told.append(phase), images=pictures, seed=5, **options
+    )
+    generator = torch.Generator().manual_seed(5)
+    expected = tiny_pipe(pictures, metric="stein", generator=generator, **options)
+    assert [f.tobytes() for f in found.frames] == [f.tobytes() for f in expected.frames]
+    assert found.errors == expected.reconstruction_error
+    for iterations, geodesic in zip(found.solves, expected.geodesics, strict=True):
+        assert tuple(i.energy for i in iterations) == geodesic.energy_history
+        assert iterations[0].num_evals == 1 and iterations[-1].num_evals <= geodesic.num_evals
+    assert told[-1][0].startswith("Solving, energy ") and told[-1][2] == 6
+    studio.morph("me", "slerp", lambda *phase: told.append(phase), images=pictures, seed=5, **FAST)
+    assert told[-1] == ("Sampling", 3, 3) and ("Inverting", 1, 3) in told
+    assert not tiny_pipe.unet._forward_pre_hooks
+
+
+@pytest.mark.parametrize("metric", ["tangent_normal", "density"])
+def test_stopping_is_soon_and_leaves_the_network_alone(tiny_pipe, pictures, metric):
+    studio, left = Studio(tiny_pipe), threading.Event()
+    slow = FAST | {"num_inference_steps": LONG, "max_evals": LONG, "prompt": "a"}
+
+    def work():
+        with pytest.raises(Cancelled):
+            studio.morph("me", metric, quiet, images=pictures, seed=0, **slow)
+        left.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    studio.stop("you")
+    assert not left.wait(1)
+    studio.stop("me")
+    assert left.wait(10)
+    thread.join()
+    assert not tiny_pipe.unet._forward_pre_hooks
+    assert studio.morph("me", "slerp", quiet, images=pictures, seed=0, **FAST).frames
+
+
+def test_files(morphs, tmp_path):
+    video, packed = write_files(morphs[0], tmp_path, 12)
+    assert imageio_ffmpeg.count_frames_and_secs(video)[0] == 5
+    with zipfile.ZipFile(packed) as archive:
+        assert archive.namelist() == [f"frame_{i:04d}.png" for i in range(5)]
+        with archive.open("frame_0002.png") as file:
+            assert PIL.Image.open(file).tobytes() == morphs[0].frames[2].tobytes()
+
+
+def test_sheet_and_figures(morphs):
+    assert sheet(morphs).size == (92 + 5 * 16, 2 * 16)
+    assert [line.get_label() for line in draw_energies(morphs).axes[0].lines] == [
+        "tangent_normal, gap 1",
+        "tangent_normal, gap 2",
+    ]
+    assert draw_energies(morphs[1:]) is None
+    assert len(draw_speeds(morphs).axes[0].lines) == 2
+
+
+def test_summary(morphs):
+    text = summarise(morphs)
+    assert "tangent_normal, gap 2" in text and morphs[0].geodesics[0].message in text
+    assert f"{morphs[0].geodesics[1].lower_bound:.4g}" in text
+    assert "| slerp, gap 1 | – | – | – |" in text
+
+
+def test_command_without_gradio_says_how_to_get_it(monkeypatch, capsys):
+    for name in [n for n in sys.modules if n.startswith("riemannian_diffusion.app")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["app"]) == 2
+    error = capsys.readouterr().err
+    assert "pip install 'riemannian-diffusion[app]'" in error and error.count("\n") == 1
+
+
+def test_command_is_for_this_machine_alone(tiny_pipe, tmp_path, monkeypatch):
+    tiny_pipe.save_pretrained(tmp_path)
+    launched = {}
+    monkeypatch.setattr(gr.Blocks, "launch", lambda page, **options: launched.update(options))
+    assert main(["app", "--model", str(tmp_path), "--device", "cpu"]) == 0
+    assert launched["server_name"] == "127.0.0.1" and launched["server_port"] == 7860
+    assert launched["share"] is False
+
+
+def test_ports_that_are_taken_are_told_of(tiny_pipe):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="^--port .* of --host 127.0.0.1 cannot be used"):
+            serve(tiny_pipe, *taken.getsockname())
+
+
+@pytest.fixture
+def served(tiny_pipe, tmp_path, monkeypatch):
+    """The address of the page of the tiny pipeline."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("GRADIO_HEARTBEAT_INTERVAL", "0.5")  # when a client notices that it left
+    page = build(tiny_pipe)
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False)
+    yield url
+    page.close()
+
+
+@pytest.fixture
+def paths(pictures, tmp_path):
+    for i, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{i}.png")
+    return [str(tmp_path / f"{i}.png") for i in range(len(pictures))]
+
+
+def arguments(paths, **more):
+    """Of /morph, as fast as can be."""
+    images = [{"image": handle_file(path), "caption": None} for path in paths]
+    fast = {"num_frames": 3, "steps": 6, "strength": 0.5, "max_evals": 3, "other": "none"}
+    return {"images": images, "prompts": ""} | fast | more
+
+
+def frames_in(result):
+    (packed,) = [path for path in result[-1] if path.endswith(".zip")]
+    with zipfile.ZipFile(packed) as archive:
+        return [PIL.Image.open(archive.open(name)).tobytes() for name in archive.namelist()]
+
+
+def client_of(url):
+    return Client(url, verbose=False)
+
+
+def test_five_visitors_at_once_get_their_own(served, paths, tiny_pipe, pictures):
+    orders = [(0, 1), (1, 2), (2, 0), (1, 0), (0, 1)]
+    clients = [client_of(served) for _ in orders]
+
+    def visit(i):
+        mine = arguments([paths[k] for k in orders[i]], seed=i, space="clean", metric="stein")
+        return clients[i].predict(api_name="/morph", **mine)
+
+    with ThreadPoolExecutor(5) as pool:
+        results = list(pool.map(visit, range(5)))
+    for i, result in enumerate(results):
+        expected = tiny_pipe(
+            [pictures[k] for k in orders[i]],
+            metric="stein",
+            space="clean",
+            generator=torch.Generator().manual_seed(i),
+            **FAST,
+        )
+        assert frames_in(result) == [frame.tobytes() for frame in expected.frames]
+    assert len({tuple(frames_in(result)) for result in results}) == 5
+
+
+def test_comparison_leaves_no_files_but_in_the_cache(served, paths, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    result = client_of(served).predict(api_name="/morph", **arguments(paths, other="slerp"))
+    assert "tangent_normal, gap 1" in result[0] and "| slerp, gap 2 |" in result[0]
+    names = [path.rpartition("/")[2] for path in result[-1]]
+    assert names == [
+        f"{m}{end}" for m in ("tangent_normal", "slerp") for end in (".mp4", "_frames.zip")
+    ]
+    assert not list((tmp_path / "temporary").glob(f"{tempfile.gettempprefix()}*"))
+    assert not [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("way", ["cancel", "leave"])
+def test_a_visitor_who_cancels_or_leaves_makes_room(served, paths, way):
+    slow, fast = client_of(served), client_of(served)
+    job = slow.submit(
+        api_name="/morph", **arguments(paths, steps=200, max_evals=LONG, num_frames=65)
+    )
+    while not (job.status().progress_data or []):
+        time.sleep(0.05)
+    waiting = fast.submit(api_name="/morph", **arguments(paths[:2], metric="slerp"))
+    time.sleep(0.5)
+    assert not waiting.done()
+    if way == "cancel":
+        assert slow.predict(api_name="/cancel") == "Cancelled."
+    else:
+        slow.close()
+    assert "slerp" in waiting.result(timeout=20)[0]
+
+
+def test_bad_input_is_a_message_and_the_page_goes_on(served, paths, tmp_path):
+    client = client_of(served)
+    (tmp_path / "broken.png").write_text("no image")
+    cases = [
+        (arguments(paths[:1]), "A morph needs at least 2 images, but got 1"),
+        (arguments([]), "A morph needs at least 2 images, but got 0"),
+        (arguments(paths, prompts="a\nb"), "one prompt or one per image, but got 2 prompts for 3"),
+        (arguments([paths[0], str(tmp_path / "broken.png")]), "broken.png cannot be read"),
+        (arguments(paths, width=15), "Height and width must be multiples of 2"),
+        (arguments(paths, width=9000), "Width and height must be from 1 to 64"),
+        (arguments(paths, seed=None), "seed must be a finite number, but got None"),
+        (arguments(paths, metric="nao", space="clean"), "needs space='noise', but got 'clean'"),
+        (arguments(paths, steps=1), "leaves no step"),
+    ]
+    for given, message in cases:
+        with pytest.raises(AppError) as error:
+            client.predict(api_name="/morph", **given)
+        assert message in str(error.value)
+    good = client.predict(api_name="/morph", **arguments(paths, metric="slerp"))
+    assert len(frames_in(good)) == 5
+
+
+def test_page_asks_no_other_machine(served):
+    with urllib.request.urlopen(f"{served}config") as answer:
+        assert json.load(answer)["analytics_enabled"] is False
+
+
+@pytest.fixture
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium")
+    with api.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.slow
+def test_in_the_browser(served, browser, paths, tmp_path):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    strangers = []
+    local = (served, "data:", "blob:")
+    page.on("request", lambda r: None if r.url.startswith(local) else strangers.append(r.url))
+    page.goto(served)
+    morph = page.get_by_role("button", name="Morph", exact=True)
+    page.get_by_label("number input for Frames", exact=True).fill("3")
+    page.get_by_text("Advanced").click()
+    page.get_by_label("number input for Steps of the whole schedule").fill("6")
+    page.get_by_label("number input for Evaluations at most").fill("3")
+    page.get_by_text("Advanced").click()
+
+    morph.click()
+    page.locator("video").nth(1).wait_for(timeout=60_000)
+    page.get_by_role("cell", name="tangent_normal", exact=True).wait_for()
+    strip = page.locator("#frames img")
+    strip.wait_for()
+    assert strip.evaluate("image => image.naturalWidth") == 92 + 3 * 16
+    for video in page.locator("video").all():
+        video.evaluate("v => v.readyState >= 2 || new Promise(r => v.onloadeddata = r)")
+        assert video.evaluate("v => v.videoWidth") == 16
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    with PIL.Image.open(tmp_path / "page.png") as shot:
+        assert shot.width == 1280 and len(np.unique(np.asarray(shot.convert("L")))) > 50
+
+    page.get_by_label("Clear").first.click()
+    page.locator("input[type=file]").first.set_input_files(paths[:1])
+    page.locator("#images img").wait_for()
+    morph.click()
+    page.get_by_text("A morph needs at least 2 images, but got 1").wait_for(timeout=20_000)
+    assert not strangers
+
+
+@pytest.mark.slow
+def test_browsers_that_cancel_or_leave_make_room(served, browser, paths):
+    pages = [browser.new_page() for _ in range(2)]
+    for page in pages:
+        page.goto(served)
+        page.get_by_text("Advanced").click()
+        page.get_by_label("number input for Steps of the whole schedule").fill("200")
+        page.get_by_label("number input for Evaluations at most").fill("1000")
+        page.get_by_label("number input for Frames", exact=True).fill("65")
+        page.get_by_role("button", name="Morph", exact=True).click()
+        page.wait_for_timeout(500)
+    first, second = pages
+    first.get_by_text("tangent_normal: ").first.wait_for(timeout=20_000)
+    assert not second.get_by_text("tangent_normal: ").count()
+    for page in (second, first):  # the one that waits, then the one whose turn it is
+        page.get_by_role("button", name="Cancel").click()
+        page.get_by_text("Cancelled.").wait_for(timeout=20_000)
+    job = client_of(served).submit(api_name="/morph", **arguments(paths, metric="slerp"))
+    assert "slerp" in job.result(timeout=10)[0]
+    second.get_by_role("button", name="Morph", exact=True).click()
+    second.get_by_text("tangent_normal: ").first.wait_for(timeout=20_000)
+    second.close()
+    job = client_of(served).submit(api_name="/morph", **arguments(paths, metric="slerp"))
+    assert "slerp" in job.result(timeout=10)[0]

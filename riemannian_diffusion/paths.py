@@ -55,6 +55,25 @@ def slerp(x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
     return _with_ends((path * torch.lerp(norm0, norm1, u)).to(x0), x0, x1)
 
 
+def adain(path: Tensor) -> Tensor:
+    """Give a path's points means and spreads between those of its ends, by AdaIN.
+
+    In every channel of point k, mean and standard deviation become those of the ends interpolated
+    at `k / (K - 1)`, as DiffMorpher does with paths of noise (Zhang et al., arXiv 2312.07409).
+
+    Args:
+        path: `(K, C, h, w)`.
+
+    Returns:
+        `(K, C, h, w)`, ends bit for bit.
+    """
+    u = _fractions(len(path), path[0])
+    mean, std = path.mean((2, 3), keepdim=True), path.std((2, 3), keepdim=True)
+    scale = torch.lerp(std[:1], std[-1:], u) / std.clamp(min=1e-5)  # a constant channel stays so
+    matched = (path - mean) * scale + torch.lerp(mean[:1], mean[-1:], u)
+    return _with_ends(matched, path[0], path[-1])
+
+
 def refine(path: Tensor, factor: int) -> Tensor:
     """Put `factor - 1` points evenly into every straight segment.
 

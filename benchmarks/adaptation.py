@@ -1,0 +1,205 @@
+"""What fitting the shipped model to two images is worth: their loss, and how they come back.
+
+    python benchmarks/adaptation.py [--pairs 6] [--embedding-steps N] [--lora-steps N] ...
+
+Pairs of held-out scenes. "plain" is the model with captions, "embeddings" fits a prompt embedding
+to each image, "LoRA" a LoRA, "both" an embedding and then a LoRA (`adapt`, its defaults unless
+others are given). For each:
+
+    loss      denoising loss at 40 timesteps with noises of their own, not those fitted on; and its
+              share of the timesteps below 600
+    s         seconds of fitting, per pair
+    rest      root mean square errors of the images after DDIM inversion and sampling back, values
+              in [0, 1], mean over images / the worst; to the image encoded and decoded alone, and
+              to the image itself. Columns are the strength and the fixed-point iterations of every
+              inversion step: 0 is the usual inversion, 5 this library's. Guidance is that of the
+              sampling; images are inverted without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import time
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+from machine import describe
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from riemannian_diffusion import DiffusionScore, demo, invert, sample
+from riemannian_diffusion.adaptation import LoraMix, adapt, denoising_losses
+from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+
+HELD_OUT_SEED = 3000  # the model was trained on scenes drawn from seed 0
+WAYS = tuple((strength, iterations) for strength in (0.6, 1.0) for iterations in (0, 5))
+DEFAULTS = {name: p.default for name, p in inspect.signature(adapt).parameters.items()}
+
+
+class EachItsOwn(nn.Module):
+    """A network where every point of the batch has the LoRA of its number."""
+
+    def __init__(self, unet: nn.Module, loras: list[dict[str, Tensor]]):
+        super().__init__()
+        self.mix = LoraMix(unet, loras)
+
+    def forward(self, x, t, encoder_hidden_states, return_dict=False):
+        """As the network's own."""
+        weights = torch.eye(self.mix.num_loras, device=x.device)
+        return self.mix(x, t, encoder_hidden_states, weights, return_dict)
+
+
+def held_out(pair: int) -> tuple[Tensor, list[str]]:
+    """Renders `(2, 3, 64, 64)` and captions; kinds in turn, every third pair changes it."""
+    factors = demo.random_factors(2, torch.Generator().manual_seed(HELD_OUT_SEED + pair))
+    kinds = [demo.KINDS[(pair + (pair % 3 == 2) * end) % len(demo.KINDS)] for end in (0, 1)]
+    with torch.no_grad():
+        images = demo.render(kinds, factors)
+    return images, [demo.caption(k, float(f[1])) for k, f in zip(kinds, factors, strict=True)]
+
+
+def losses(model: nn.Module, scheduler, latents: Tensor, embeddings: Tensor) -> tuple[float, float]:
+    """The mean denoising loss on fresh noises, over all timesteps and over those below 600."""
+    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+    timesteps, found = torch.arange(12, 1000, 25), []
+    for t in timesteps:
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        at = t.repeat(len(latents)).to(latents.device)
+        found.append(denoising_losses(model, scheduler, latents, embeddings, at, noise).mean())
+    found = torch.stack(found)
+    return float(found.mean()), float(found[timesteps < 600].mean())
+
+
+def decode(pipe, latents: Tensor) -> Tensor:
+    """Images in [0, 1]."""
+    scaled = latents / pipe.vae.config.scaling_factor
+    return (pipe.vae.decode(scaled, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+
+
+def come_back(
+    pipe,
+    model: nn.Module,
+    latents: Tensor,
+    embeddings: Tensor,
+    negative: Tensor,
+    way: tuple[float, int],
+    guidances: list[float],
+    num_steps: int,
+) -> dict[float, Tensor]:
+    """Images inverted without guidance and sampled back with it."""
+    strength, iterations = way
+    scheduler = pipe.scheduler
+    scheduler.set_timesteps(num_steps)
+    timesteps = scheduler.timesteps[-int(num_steps * strength) :].tolist()
+    final_abar = float(scheduler.final_alpha_cumprod)
+
+    def level(t: int, guidance: float = 1.0) -> DiffusionScore:
+        return DiffusionScore(
+            model,
+            scheduler,
+            t,
+            encoder_hidden_states=embeddings,
+            negative_hidden_states=negative,
+            guidance_scale=guidance,
+            mode="guided" if guidance > 1 else "conditional",
+        )
+
+    noisy = invert(
+        level, latents, timesteps, final_abar=final_abar, fixed_point_iterations=iterations
+    )
+    return {
+        g: decode(pipe, sample(lambda t, g=g: level(t, g), noisy, timesteps, final_abar=final_abar))
+        for g in guidances
+    }
+
+
+def rms(images: Tensor, others: Tensor) -> Tensor:
+    """Root mean square difference of each image."""
+    return (images - others).square().flatten(1).mean(1).sqrt()
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Print the tables; returns the errors by variant, guidance, way and reference."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=int, default=6)
+    for name in ("embedding_steps", "embedding_lr", "lora_steps", "lora_lr", "rank", "batch_size"):
+        default = DEFAULTS[name]
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    parser.add_argument("--steps", type=int, default=50, help="of DDIM, at strength 1")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0])
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(argv)
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+    print(describe(args.device))
+    pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+    pipe.to(args.device, torch.float32).set_progress_bar_config(disable=True)
+    shared = {name: getattr(args, name) for name in ("rank", "batch_size")}
+    prompt_steps = {"embedding_steps": args.embedding_steps, "embedding_lr": args.embedding_lr}
+    lora_steps = {"lora_steps": args.lora_steps, "lora_lr": args.lora_lr}
+    settings = prompt_steps | lora_steps | shared | {"DDIM steps": args.steps}
+    print(", ".join(f"{k} {v}" for k, v in settings.items()))
+
+    errors: dict[tuple, list[Tensor]] = {}
+    figures: dict[str, list[tuple[float, ...]]] = {}
+    for pair in range(args.pairs):
+        images, captions = held_out(pair)
+        start = time.perf_counter()
+        both = adapt(pipe, images, captions, **prompt_steps, **lora_steps, **shared)
+        middle = time.perf_counter()
+        lora = adapt(pipe, images, captions, embedding_steps=0, **lora_steps, **shared)
+        seconds = {"both": middle - start, "LoRA": time.perf_counter() - middle}
+        seconds["embeddings"] = seconds["both"] - seconds["LoRA"]
+        variants = {
+            "plain": (None, None),
+            "embeddings": (both.embeddings, None),
+            "LoRA": (None, lora.loras),
+            "both": (both.embeddings, both.loras),
+        }
+        with torch.no_grad():
+            images = images.to(args.device)
+            latents = pipe._encode_images(images, None)
+            prompts, negative = pipe._encode_prompts(captions, "", True)
+            references = {"decoded": decode(pipe, latents), "image": images}
+            for name, (embeddings, loras) in variants.items():
+                model = pipe.unet if loras is None else EachItsOwn(pipe.unet, loras)
+                hidden = prompts if embeddings is None else embeddings.to(args.device)
+                found = losses(model, pipe.scheduler, latents, hidden)
+                figures.setdefault(name, []).append((*found, seconds.get(name, 0.0)))
+                for way in WAYS:
+                    back = come_back(
+                        pipe, model, latents, hidden, negative, way, args.guidance, args.steps
+                    )
+                    for guidance, came in back.items():
+                        for to, reference in references.items():
+                            key = (name, guidance, way, to)
+                            errors.setdefault(key, []).append(rms(came, reference).cpu())
+        print(f"pair {pair} ({' / '.join(captions)}) done", flush=True)
+    _report(errors, figures, args.guidance)
+    return errors
+
+
+def _report(errors: dict, figures: dict, guidances: list[float]) -> None:
+    print(f"\n{'':12}{'loss':>9}{'t < 600':>9}{'s':>7}")
+    for name, rows in figures.items():
+        loss, low, seconds = torch.tensor(rows, dtype=torch.float64).mean(0).tolist()
+        print(f"{name:12}{loss:9.4f}{low:9.4f}{seconds:7.0f}")
+    heads = "".join(f"{f'{s:g}, {i} iterations':>20}" for s, i in WAYS)
+    for guidance in guidances:
+        for to in ("decoded", "image"):
+            what = "the image encoded and decoded" if to == "decoded" else "the image itself"
+            print(f"\nguidance {guidance:g}, to {what}\n{'':12}{heads}")
+            for name in figures:
+                cells = ""
+                for way in WAYS:
+                    values = torch.cat(errors[name, guidance, way, to])
+                    cells += f"{f'{values.mean():.5f} / {values.max():.5f}':>20}"
+                print(f"{name:12}{cells}")
+
+
+if __name__ == "__main__":
+    main()

@@ -24,6 +24,8 @@ def check_arguments(
     extrapolate,
     analogy,
     retime,
+    adain,
+    attention_interpolation,
     num_images_per_prompt,
     output_type,
     callback_on_step_end_tensor_inputs,
@@ -71,6 +73,7 @@ def check_arguments(
         ("guidance_scale", guidance_scale),
         ("guidance_damping", guidance_damping),
         ("extrapolate", extrapolate),
+        ("attention_interpolation", attention_interpolation),
     ):
         if not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(f"`{name}` must be a finite number, but got {value!r}.")
@@ -92,6 +95,15 @@ def check_arguments(
         raise ValueError(
             "`retime` must be 'lpips', 'rmse', a distance of two batches of images or None, but "
             f"got {retime!r}."
+        )
+    if not 0 <= attention_interpolation <= 1:
+        raise ValueError(
+            f"`attention_interpolation` must be in [0, 1], but got {attention_interpolation}."
+        )
+    if space == "clean" and (adain or attention_interpolation):
+        raise ValueError(
+            "`adain` and `attention_interpolation` are options of sampling, which space='clean' "
+            "does without."
         )
     if extrapolate and analogy is not None:
         raise ValueError("`analogy` and `extrapolate` exclude each other, but both were given.")

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from riemannian_diffusion.adaptation import LoraMix
+
 Conditions = dict[str, Tensor]
 
 
@@ -52,6 +54,7 @@ class Denoiser(nn.Module):
         network: The network.
         predict: A point `(K, *shape)`, a timestep and its conditions -> the prediction.
         shapes: The conditions' shapes, as `pack` gives them.
+        mix: LoRAs of the network, whose weights are the condition "lora_weights".
     """
 
     def __init__(
@@ -59,12 +62,17 @@ class Denoiser(nn.Module):
         network: nn.Module,
         predict: Callable[[Tensor, Tensor, Conditions], Tensor],
         shapes: dict[str, torch.Size],
+        mix: LoraMix | None = None,
     ):
         super().__init__()
-        self.network, self.predict, self.shapes = network, predict, shapes
+        self.network, self.predict, self.shapes, self.mix = network, predict, shapes, mix
 
     def forward(
         self, x: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool = False
     ) -> tuple[Tensor]:
         """The prediction alone in a tuple."""
-        return (self.predict(x, timestep, unpack(encoder_hidden_states, self.shapes)),)
+        conditions = unpack(encoder_hidden_states, self.shapes)
+        if self.mix is None:
+            return (self.predict(x, timestep, conditions),)
+        with self.mix.mixing(conditions.pop("lora_weights")):
+            return (self.predict(x, timestep, conditions),)

@@ -14,6 +14,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from riemannian_diffusion.adaptation import Adaptation, LoraMix
 from riemannian_diffusion.ddim import invert, invert_steps, sample_steps
 from riemannian_diffusion.geodesics import Iterate, Solver, Start
 from riemannian_diffusion.guidance import ManifoldGuidedScore
@@ -29,9 +30,11 @@ from riemannian_diffusion.pipelines.gaps import (
 )
 from riemannian_diffusion.pipelines.inputs import Image, join_analogy, split_morphs, to_pixels
 from riemannian_diffusion.pipelines.retiming import Distance, find_distance, retimed
+from riemannian_diffusion.pipelines.sampling import InterpolatedAttentionScore, over_gaps
 from riemannian_diffusion.pipelines.schedules import Schedule, ddim_schedule
 from riemannian_diffusion.pipelines.starts import carry_over, go_on, way_between
-from riemannian_diffusion.score import DiffusionScore
+from riemannian_diffusion.paths import adain as matched
+from riemannian_diffusion.score import DiffusionScore, ScoreModel
 from riemannian_diffusion.score.diffusion import is_flow
 
 
@@ -91,6 +94,9 @@ class GeodesicInterpolationMixin:
         extrapolate: float = 0.0,
         analogy: Image | Sequence[Image] | None = None,
         retime: str | Distance | None = None,
+        adaptation: Adaptation | Sequence[Adaptation] | None = None,
+        adain: bool = False,
+        attention_interpolation: float = 0.0,
         solver: Solver | None = None,
         num_quadrature: int = 3,
         rtol: float = 1e-3,
@@ -157,6 +163,14 @@ class GeodesicInterpolationMixin:
                 images: "lpips" (needs the package lpips), "rmse", or a function of two batches
                 `(K, 3, H, W)` in [0, 1] -> `(K,)`. Keyframes stay where they are. Up to 8 rounds,
                 each of which samples the whole path again.
+            adaptation: What `riemannian_diffusion.adapt` has fitted to the keyframes, or one for each
+                morph: their prompts' embeddings, or LoRAs that are mixed point by point.
+            adain: Give noisy points means and spreads between those of the keyframes before they
+                are sampled (`riemannian_diffusion.adain`, arXiv 2312.07409).
+            attention_interpolation: Share of the sampling steps, the first ones, in which the
+                network's self-attention reads keys and values interpolated between those of the
+                keyframes (`riemannian_diffusion.interpolated_attention`, arXiv 2312.07409, there
+                0.6). The frames of a gap then are one batch, whatever `max_batch_size`.
             solver: As in `geodesic`.
             num_quadrature: As in `geodesic`.
             rtol: As in `geodesic`.
@@ -212,6 +226,8 @@ class GeodesicInterpolationMixin:
             extrapolate=extrapolate,
             analogy=analogy,
             retime=retime,
+            adain=adain,
+            attention_interpolation=attention_interpolation,
             num_images_per_prompt=num_images_per_prompt,
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
@@ -233,10 +249,11 @@ class GeodesicInterpolationMixin:
             "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
         }
         embeddings = {name: value for name, value in embeddings.items() if value is not None}
+        adaptations = [adaptation] * len(morphs) if single else adaptation or [None] * len(morphs)
         compare = retime and find_distance(retime, self._execution_device)
 
         prepared, gaps = [], []
-        for keyframes, texts in zip(morphs, prompts, strict=True):
+        for keyframes, texts, fitted in zip(morphs, prompts, adaptations, strict=True):
             # 2. Levels of noise: the last `strength` of the schedule, noisiest first
             schedule = self._schedule(num_inference_steps, tuple(keyframes.shape[-2:]))
             timesteps = schedule.timesteps[-int(num_inference_steps * strength) :]
@@ -258,6 +275,9 @@ class GeodesicInterpolationMixin:
                 )
             given = self._encode_texts(texts, negative_prompt, guided, embeddings)
             images = self._image_conditions(ip_adapter_image, ip_adapter_image_embeds, guided)
+            mix = None
+            if fitted is not None:
+                given, mix = self._adapted(fitted, given, guided, len(keyframes))
             positive, shapes = pack(given[0] | images[0])
             negative = pack(given[1] | images[1])[0][:1] if guided else None
             if len(positive) not in (1, len(keyframes)):
@@ -270,7 +290,7 @@ class GeodesicInterpolationMixin:
             score_at = partial(
                 _score_at,
                 guidance_damping,
-                Denoiser(self._network, self._predict, shapes),
+                Denoiser(self._network, self._predict, shapes, mix),
                 schedule.scheduler,
                 negative_hidden_states=negative,
                 guidance_scale=guidance_scale,
@@ -356,20 +376,27 @@ class GeodesicInterpolationMixin:
             path = torch.cat([p if i == 0 else p[1:] for i, (p, _) in enumerate(filled)])
 
             # 6. Carry the path back to clean latents
-            def carry_back(points, places=None, levels=levels, on=(timesteps, schedule.final_abar)):
-                if space == "clean":
-                    return points
-                if places is not None:
-                    levels = cache(partial(_level_along, levels, places))
-                return self._sample(
-                    levels, points, *on, callback_on_step_end, callback_on_step_end_tensor_inputs
+            places = torch.linspace(0, 1, len(path), dtype=torch.float64)
+            if adain:
+                path = over_gaps(lambda points, _: matched(points), path, places, num_frames)
+            if space == "clean":
+                carry_back = _as_it_is
+            else:
+                carry_back = partial(
+                    self._sample,
+                    levels,
+                    timesteps=timesteps,
+                    final_abar=schedule.final_abar,
+                    num_frames=num_frames,
+                    attention_interpolation=attention_interpolation,
+                    callback=callback_on_step_end,
+                    inputs=callback_on_step_end_tensor_inputs,
                 )
-
             if retime:
                 show = partial(self._show, max_batch_size=max_batch_size)
                 path, latents = retimed(path, carry_back, show, compare, num_frames)
             else:
-                latents = carry_back(path)
+                latents = carry_back(path, places)
 
             # 7. Go on beyond the last keyframe, or carry the change over to the last one
             keys = latents[:: num_frames - 1]
@@ -429,6 +456,30 @@ class GeodesicInterpolationMixin:
         """Conditions of one prompt for all keyframes or one for each, and of the negative one."""
         raise NotImplementedError
 
+    def _adapted(
+        self,
+        adaptation: Adaptation,
+        given: tuple[Conditions, Conditions],
+        guided: bool,
+        num_keyframes: int,
+    ) -> tuple[tuple[Conditions, Conditions], LoraMix | None]:
+        """Conditions with what was fitted to the keyframes, and the network's LoRAs."""
+        if adaptation.num_images != num_keyframes:
+            raise ValueError(
+                f"`adaptation` was fitted to {adaptation.num_images} images, but there are "
+                f"{num_keyframes} keyframes: fit it again with `adapt`."
+            )
+        device, (positive, negative) = self._execution_device, map(dict, given)
+        if adaptation.embeddings is not None:
+            positive["encoder_hidden_states"] = adaptation.embeddings.to(device)
+        if adaptation.loras is None:
+            return (positive, negative), None
+        positive["lora_weights"] = torch.eye(num_keyframes, device=device)
+        if guided:  # along the path the guidance's other half has the same LoRAs in equal parts
+            even = torch.full((1, num_keyframes), 1 / num_keyframes, device=device)
+            negative["lora_weights"] = even
+        return (positive, negative), LoraMix(self._network, adaptation.loras).to(device)
+
     def _image_conditions(self, images, embeddings, guided: bool) -> tuple[Conditions, Conditions]:
         """The same of images for IP-Adapters."""
         if images is None and embeddings is None:
@@ -483,9 +534,30 @@ class GeodesicInterpolationMixin:
         """Frames `(F, 3, H, W)` in [0, 1], float32."""
         return _to_unit(self._decode(latents, max_batch_size))
 
-    def _sample(self, levels, path: Tensor, timesteps, final_abar, callback, inputs) -> Tensor:
-        """Clean latents of noisy ones, the callback seeing every step."""
-        steps = sample_steps(levels, path, timesteps, final_abar=final_abar)
+    def _sample(
+        self,
+        levels,
+        path: Tensor,
+        places: Tensor,
+        *,
+        timesteps,
+        final_abar,
+        num_frames,
+        attention_interpolation,
+        callback,
+        inputs,
+    ) -> Tensor:
+        """Clean latents of noisy ones at these places of the path; the callback sees every step."""
+        shared = set(timesteps[: round(attention_interpolation * len(timesteps))])
+
+        @cache
+        def level_at(timestep: float) -> ScoreModel:
+            if timestep not in shared:
+                return levels(timestep).along(places)
+            whole = levels(timestep, max_batch_size=None)
+            return InterpolatedAttentionScore(whole, self._network, places, num_frames)
+
+        steps = sample_steps(level_at, path, timesteps, final_abar=final_abar)
         latents = None  # what is sent first starts the steps
         for i, t in enumerate(self._with_bar(timesteps, "Sampling", len(timesteps))):
             latents = steps.send(latents)
@@ -530,9 +602,8 @@ def _to_unit(frames: Tensor) -> Tensor:
     return (frames.float() / 2 + 0.5).clamp(0, 1)
 
 
-def _level_along(levels, places: Tensor, timestep: float):
-    """A level for points at these places of the path."""
-    return levels(timestep).along(places)
+def _as_it_is(path: Tensor, places: Tensor) -> Tensor:
+    return path
 
 
 def _score_at(damping: float, *args, negative_hidden_states, guidance_scale, mode, **options):

@@ -39,8 +39,8 @@ def fit_embeddings(
     latents: Tensor,
     embeddings: Tensor,
     *,
-    num_steps: int = 100,
-    lr: float = 1e-2,
+    num_steps: int = 50,
+    lr: float = 3e-2,
     batch_size: int = 4,
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
@@ -82,8 +82,8 @@ def fit_lora(
     embeddings: Tensor,
     *,
     rank: int = 16,
-    num_steps: int = 200,
-    lr: float = 2e-4,
+    num_steps: int = 100,
+    lr: float = 1e-3,
     batch_size: int = 4,
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
@@ -96,8 +96,8 @@ def fit_lora(
         latents: The images' clean latents `(P, C, h, w)`.
         embeddings: Their prompts' `(P, L, C)` or `(1, L, C)`.
         rank: Of each projection's change.
-        num_steps: Steps of Adam for each image.
-        lr: Adam's learning rate.
+        num_steps: Steps of Adam for each image; published are 200.
+        lr: Adam's learning rate; published is 2e-4.
         batch_size: Noises per step.
         generator: As in `fit_embeddings`.
         callback: As in `fit_embeddings`.
@@ -105,7 +105,8 @@ def fit_lora(
     Returns:
         For each image its LoRA, named as in `peft.get_peft_model_state_dict`:
         `<module>.lora_A.weight` `(rank, in)` and `<module>.lora_B.weight` `(out, rank)`, float32 on
-        the CPU. Their scale is 1 (`lora_alpha` equal to `rank`).
+        the CPU. Their scale is 1 (`lora_alpha` equal to `rank`); diffusers takes one with
+        `unet.load_lora_adapter(lora, prefix=None)`.
 
     Raises:
         ImportError: If peft is not installed.
@@ -368,10 +369,10 @@ def adapt(
     images: Sequence,
     prompts: str | Sequence[str] = "",
     *,
-    embedding_steps: int = 100,
-    embedding_lr: float = 1e-2,
-    lora_steps: int = 200,
-    lora_lr: float = 2e-4,
+    embedding_steps: int = 50,
+    embedding_lr: float = 3e-2,
+    lora_steps: int = 100,
+    lora_lr: float = 1e-3,
     rank: int = 16,
     batch_size: int = 4,
     seed: int = 0,
@@ -528,9 +529,10 @@ def _losses(
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, but got {batch_size}.")
     draws, latent = torch.Generator().manual_seed(seed), latent.detach().float()
+    count = len(scheduler.alphas_cumprod)
     while True:
         shares = torch.arange(batch_size) + torch.rand(batch_size, generator=draws)
-        timesteps = (shares / batch_size * len(scheduler.alphas_cumprod)).long()
+        timesteps = (shares / batch_size * count).long().clamp(max=count - 1)  # shares may round up
         noise = torch.randn(batch_size, *latent.shape, generator=draws)
         drawn = timesteps.to(latent.device), noise.to(latent.device)
         yield denoising_losses(model, scheduler, latent, embedding, *drawn).mean()

@@ -59,7 +59,7 @@ def _state(unet):
     return (
         [(name, id(module), module.training) for name, module in unet.named_modules()],
         [
-            (name, id(p), p.requires_grad, p.dtype, p.double().sum().item())
+            (name, id(p), p.requires_grad, p.detach().numpy().tobytes())
             for name, p in unet.named_parameters()
         ],
         {k: v for k, v in unet.__dict__.items() if not isinstance(v, dict)},

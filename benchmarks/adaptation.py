@@ -162,8 +162,8 @@ def main(argv: list[str] | None = None) -> dict:
         }
         with torch.no_grad():
             images = images.to(args.device)
-            latents = pipe._encode_images(images, None)
-            prompts, negative = pipe._encode_prompts(captions, "", True)
+            latents = pipe._encode(images, None)
+            prompts, negative = pipe.encode_prompt(captions, args.device, 1, True)
             references = {"decoded": decode(pipe, latents), "image": images}
             for name, (embeddings, loras) in variants.items():
                 model = pipe.unet if loras is None else EachItsOwn(pipe.unet, loras)

@@ -1,5 +1,13 @@
 """Geodesics on the data manifold that a diffusion model has learned."""
 
+from riemannian_diffusion.adaptation import (
+    Adaptation,
+    LoraMix,
+    adapt,
+    fit_embeddings,
+    fit_lora,
+    interpolated_attention,
+)
 from riemannian_diffusion.ddim import (
     ddim_step,
     invert,
@@ -34,7 +42,7 @@ from riemannian_diffusion.metrics import (
     SteinScoreMetric,
     TangentNormalMetric,
 )
-from riemannian_diffusion.paths import length, lerp, refine, resample, slerp, speed
+from riemannian_diffusion.paths import adain, length, lerp, refine, resample, slerp, speed
 from riemannian_diffusion.roadmaps import Roadmap, roadmap
 from riemannian_diffusion.score import (
     DiffusionScore,
@@ -55,11 +63,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adam",
+    "Adaptation",
     "DiffusionScore",
     "EuclideanMetric",
     "GaussianMixtureScore",
     "Geodesic",
     "Iterate",
+    "LoraMix",
     "ManifoldGuidance",
     "ManifoldGuidedScore",
     "Metric",
@@ -72,13 +82,18 @@ __all__ = [
     "Solver",
     "SteinScoreMetric",
     "TangentNormalMetric",
+    "adain",
+    "adapt",
     "analogy",
     "ddim_step",
     "exponential_map",
     "extrapolate",
+    "fit_embeddings",
+    "fit_lora",
     "frechet_mean",
     "geodesic",
     "geodesics",
+    "interpolated_attention",
     "intrinsic_dimension",
     "invert",
     "invert_steps",

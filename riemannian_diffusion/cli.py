@@ -137,6 +137,25 @@ def _parser() -> argparse.ArgumentParser:
         metavar="IMAGE",
         help="given two images, show this one instead, changed as the first changes to the second",
     )
+    add(
+        "--adapt",
+        choices=("embeddings", "lora", "both"),
+        help="fit prompt embeddings, LoRAs (extra `adapt`) or both to the images first",
+    )
+    add("--adapt-cache", type=Path, metavar="DIR", help="keep what was fitted here, and find it")
+    add(
+        "--adain",
+        action="store_true",
+        help="give noisy frames means and spreads between those of the images",
+    )
+    add(
+        "--attention-interpolation",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the sampling steps, in which self-attention is interpolated between the images "
+        "(default: 0)",
+    )
     add("--paste-endpoints", action="store_true", help="put the images in as first and last frames")
     add(
         "--fps",
@@ -230,6 +249,9 @@ def _interpolate(args: argparse.Namespace) -> None:
         extrapolate=args.extrapolate,
         analogy=analogy,
         retime=args.retime,
+        adaptation=_adaptation(args, pipe, images),
+        adain=args.adain,
+        attention_interpolation=args.attention_interpolation,
         paste_endpoints=args.paste_endpoints,
         generator=torch.Generator().manual_seed(args.seed),
     )
@@ -290,6 +312,20 @@ def _load(args: argparse.Namespace) -> tuple:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device} cannot be used: {error}") from error
     return pipe, device, dtype
+
+
+def _adaptation(args: argparse.Namespace, pipe, images: list):
+    """What --adapt asks for."""
+    if args.adapt is None:
+        return None
+    from riemannian_diffusion import adapt
+
+    skipped = {"embeddings": {"lora_steps": 0}, "lora": {"embedding_steps": 0}, "both": {}}
+    options = {"seed": args.seed, "cache_dir": args.adapt_cache} | skipped[args.adapt]
+    try:
+        return adapt(pipe, images, args.prompt or "", **options)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
 
 
 def _keyframes(args: argparse.Namespace) -> tuple[list, list[str], int, float]:

@@ -6,6 +6,7 @@ import copy
 import sys
 
 import peft
+import PIL.Image
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -13,7 +14,7 @@ from diffusers.models.attention_processor import Attention
 from networks import central_difference, randn, tiny_conditional_unet
 from safetensors.torch import save_file
 
-from riemannian_diffusion import DiffusionScore
+from riemannian_diffusion import DiffusionScore, TangentNormalMetric
 from riemannian_diffusion.adaptation import (
     LORA_TARGETS,
     Adaptation,
@@ -24,6 +25,7 @@ from riemannian_diffusion.adaptation import (
     fit_lora,
     interpolated_attention,
 )
+from riemannian_diffusion.cli import main
 from riemannian_diffusion.paths import adain
 
 FAST = {"num_steps": 3, "batch_size": 2, "lr": 0.01}
@@ -380,8 +382,8 @@ def test_adapt_is_both_fits_one_after_the_other(tiny_pipe, keyframes):
     expected = [("embeddings", i, s) for i in range(3) for s in range(2)]
     assert steps == expected + [("loras", i, s) for i in range(3) for s in range(2)]
     with torch.no_grad():
-        latents = tiny_pipe._encode_images(keyframes, None)
-        prompts = tiny_pipe._encode_prompts(["a", "b", "c"], "", False)[0]
+        latents = tiny_pipe._encode(keyframes, None)
+        prompts = tiny_pipe.encode_prompt(["a", "b", "c"], "cpu", 1, False)[0]
     given, options = (tiny_pipe.unet, tiny_pipe.scheduler, latents), {"num_steps": 2}
     options["batch_size"] = 1
     embeddings = fit_embeddings(*given, prompts, generator=_seeded(5), **options)
@@ -484,3 +486,85 @@ def test_bad_loras():
 def test_bad_adaptations(tiny_pipe, keyframes, options, message):
     with pytest.raises(ValueError, match=message):
         adapt(tiny_pipe, keyframes, **options)
+
+
+MORPH = {"num_frames": 4, "num_inference_steps": 8, "max_evals": 3, "strength": 0.5}
+MORPH |= {"output_type": "latent", "fixed_point_iterations": 8}
+
+
+@pytest.fixture
+def fitted(tiny_pipe, keyframes):
+    steps = {"embedding_steps": 2, "lora_steps": 2, "rank": 2, "lora_lr": 0.1}
+    return adapt(tiny_pipe, keyframes, ["a", "b", "c"], **steps)
+
+
+def test_the_pipeline_mixes_along_the_path(tiny_pipe, keyframes, fitted):
+    """Every point of a level has its own prompt and its own LoRAs."""
+    seen = []
+
+    def metric(score):
+        seen.append(score)
+        return TangentNormalMetric(score)
+
+    out = tiny_pipe(keyframes, adaptation=fitted, metric=metric, **MORPH)
+    assert len(out.frames) == 7 and max(out.reconstruction_error) < 1e-6
+    (score,) = seen  # both gaps at once
+    x, second = out.latents[3:], torch.ones(4, dtype=torch.long)
+    shares = torch.linspace(0, 1, 4)
+    weights = torch.stack([0 * shares, 1 - shares, shares], 1)
+    mix = LoraMix(tiny_pipe.unet, fitted.loras)
+    hidden = torch.lerp(*fitted.embeddings[1:, None], shares.view(4, 1, 1))
+    with torch.no_grad():
+        noise = mix(x, torch.tensor(score.timestep), hidden, weights)[0]
+        found = score.along(shares, second)(x)
+    torch.testing.assert_close(found, -noise / score.sigma, atol=1e-4, rtol=1e-4)
+    bare = tiny_pipe(keyframes, ["a", "b", "c"], **MORPH)
+    assert not torch.allclose(out.latents, bare.latents, atol=1e-3)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_each_morph_has_its_own(tiny_pipe, keyframes, fitted, guidance):
+    a, b, c = keyframes
+    pairs = [[a, b], [c, a]]
+    one = Adaptation(fitted.embeddings[:2], fitted.loras[:2])
+    other = Adaptation(None, fitted.loras[1:])
+    options = MORPH | {"guidance_scale": guidance}
+    batch = tiny_pipe(pairs, ["a", "b"], adaptation=[one, other], **options)
+    for i, (pair, text, own) in enumerate(zip(pairs, "ab", (one, other), strict=True)):
+        single = tiny_pipe(pair, text, adaptation=own, **options)
+        torch.testing.assert_close(batch.frames[i], single.frames, atol=1e-4, rtol=0)
+
+
+def test_the_pipeline_matches_noise_and_shares_attention(tiny_pipe, keyframes):
+    options = MORPH | {"metric": "lerp", "max_batch_size": 2}
+    plain = tiny_pipe(keyframes, ["a", "b", "c"], **options)
+    matched = tiny_pipe(keyframes, ["a", "b", "c"], adain=True, **options)
+    for i in (0, 3):
+        gap = slice(i, i + 4)
+        torch.testing.assert_close(matched.latents[gap], adain(plain.latents[gap]))
+    shared = tiny_pipe(keyframes, ["a", "b", "c"], attention_interpolation=0.5, **options)
+    assert torch.equal(shared.latents, plain.latents)
+    torch.testing.assert_close(shared.frames[::3], plain.frames[::3], atol=1e-4, rtol=0)
+    assert not torch.allclose(shared.frames, plain.frames, atol=1e-4)
+
+
+def test_an_adaptation_of_other_images_is_refused(tiny_pipe, keyframes, fitted):
+    with pytest.raises(ValueError, match="was fitted to 3 images, but there are 2 keyframes"):
+        tiny_pipe(keyframes[:2], adaptation=fitted, **MORPH)
+    with pytest.raises(ValueError, match="options of sampling, which space='clean' does without"):
+        tiny_pipe(keyframes, adain=True, space="clean", **MORPH)
+
+
+def test_from_the_command_line(tiny_pipe, keyframes, tmp_path):
+    tiny_pipe.save_pretrained(tmp_path / "model")
+    for i, frame in enumerate(keyframes[:2]):
+        pixels = (frame * 255).byte().permute(1, 2, 0).numpy()
+        PIL.Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    command = ["interpolate", str(tmp_path / "0.png"), str(tmp_path / "1.png"), "--frames", "3"]
+    command += ["--steps", "8", "--strength", "0.5", "--metric", "lerp", "--device", "cpu"]
+    command += ["--model", str(tmp_path / "model"), "--adapt", "embeddings", "--adain"]
+    command += ["--attention-interpolation", "0.5", "--adapt-cache", str(tmp_path / "cache")]
+    assert main([*command, "-o", str(tmp_path / "one.png")]) == 0
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+    assert main([*command, "-o", str(tmp_path / "two.png")]) == 0
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()

@@ -44,6 +44,8 @@ class Gap:
         noise: Shared by the whole path, in clean space.
         find_way: Gives a path along samples of the model to start from.
         levels: Timestep -> score model under these prompts.
+        score: `encoder_hidden_states` and `timestep` -> a score of the network.
+        adapted: What sets its network apart from others.
         timestep: Of the path.
         num_timesteps: Of the schedule.
         num_frames: From one keyframe to the next, both included.
@@ -58,6 +60,8 @@ class Gap:
     noise: Tensor | None
     find_way: Callable[[], Tensor]
     levels: Callable[[float], ScoreModel]
+    score: Callable[..., ScoreModel]
+    adapted: object
     timestep: float
     num_timesteps: int
     num_frames: int
@@ -67,30 +71,28 @@ class Gap:
 def solve_gaps(
     gaps: Sequence[Gap],
     metric: MetricFactory,
-    score: Callable[..., ScoreModel],
     init: Start | Sequence[Start],
     **options,
 ) -> list[Geodesic]:
-    """Geodesics across gaps, those of one size of image side by side.
+    """Geodesics across gaps, those of one size of image and one network side by side.
 
     Args:
         gaps: The gaps.
         metric: A score -> a metric.
-        score: `encoder_hidden_states` and `timestep` -> a score.
         init: As in `geodesic`, or "roadmap".
         **options: Of `geodesics`.
     """
-    sizes = {gap.x0.shape for gap in gaps}
-    if len(sizes) > 1:
+    kinds = [(gap.x0.shape, id(gap.adapted)) for gap in gaps]
+    if len(set(kinds)) > 1:
         found = {}
-        for size in sizes:
-            here = [i for i, gap in enumerate(gaps) if gap.x0.shape == size]
+        for kind in dict.fromkeys(kinds):
+            here = [i for i, other in enumerate(kinds) if other == kind]
             callback = partial(_renumbered, options["callback"], here)
             mine = options | {"callback": callback}
-            solved = solve_gaps([gaps[i] for i in here], metric, score, init, **mine)
+            solved = solve_gaps([gaps[i] for i in here], metric, init, **mine)
             found |= zip(here, solved, strict=True)
         return [found[i] for i in range(len(gaps))]
-    model = score(encoder_hidden_states=_joint_prompts(gaps), timestep=gaps[0].timestep)
+    model = gaps[0].score(encoder_hidden_states=_joint_prompts(gaps), timestep=gaps[0].timestep)
     if gaps[0].noise is not None:
         noise = gaps[0].noise
         if any(gap.noise is not noise for gap in gaps):

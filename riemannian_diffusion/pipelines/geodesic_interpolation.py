@@ -18,6 +18,7 @@ from riemannian_diffusion.adaptation import Adaptation, LoraMix
 from riemannian_diffusion.ddim import invert, invert_steps, sample_steps
 from riemannian_diffusion.geodesics import Iterate, Solver, Start
 from riemannian_diffusion.guidance import ManifoldGuidedScore
+from riemannian_diffusion.paths import adain as matched
 from riemannian_diffusion.pipelines.checks import check_arguments
 from riemannian_diffusion.pipelines.conditioning import Conditions, Denoiser, pack
 from riemannian_diffusion.pipelines.gaps import (
@@ -33,7 +34,6 @@ from riemannian_diffusion.pipelines.retiming import Distance, find_distance, ret
 from riemannian_diffusion.pipelines.sampling import InterpolatedAttentionScore, over_gaps
 from riemannian_diffusion.pipelines.schedules import Schedule, ddim_schedule
 from riemannian_diffusion.pipelines.starts import carry_over, go_on, way_between
-from riemannian_diffusion.paths import adain as matched
 from riemannian_diffusion.score import DiffusionScore, ScoreModel
 from riemannian_diffusion.score.diffusion import is_flow
 
@@ -163,8 +163,8 @@ class GeodesicInterpolationMixin:
                 images: "lpips" (needs the package lpips), "rmse", or a function of two batches
                 `(K, 3, H, W)` in [0, 1] -> `(K,)`. Keyframes stay where they are. Up to 8 rounds,
                 each of which samples the whole path again.
-            adaptation: What `riemannian_diffusion.adapt` has fitted to the keyframes, or one for each
-                morph: their prompts' embeddings, or LoRAs that are mixed point by point.
+            adaptation: What `riemannian_diffusion.adapt` has fitted to the keyframes, or a list of
+                one for each morph: their prompts' embeddings, and LoRAs mixed point by point.
             adain: Give noisy points means and spreads between those of the keyframes before they
                 are sampled (`riemannian_diffusion.adain`, arXiv 2312.07409).
             attention_interpolation: Share of the sampling steps, the first ones, in which the
@@ -342,6 +342,8 @@ class GeodesicInterpolationMixin:
                     noise=noise,
                     find_way=find_way,
                     levels=partial(score_at, encoder_hidden_states=here, mode=path_mode),
+                    score=partial(score_at, mode=path_mode),
+                    adapted=mix,
                     timestep=timesteps[0],
                     num_timesteps=schedule.num_timesteps,
                     num_frames=num_frames,
@@ -358,7 +360,6 @@ class GeodesicInterpolationMixin:
                 geodesics = solve_gaps(
                     gaps,
                     METRICS.get(metric, metric),
-                    partial(score_at, mode=path_mode),
                     init,
                     num_quadrature=num_quadrature,
                     solver=solver,

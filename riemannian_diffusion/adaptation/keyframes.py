@@ -1,0 +1,228 @@
+"""What is fitted to the keyframes of one morph, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from riemannian_diffusion.adaptation.fitting import fit_embeddings, fit_lora
+from riemannian_diffusion.media import write_atomically
+
+FORMAT = "riemannian_diffusion"
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What was fitted to the P keyframes of a morph.
+
+    Attributes:
+        embeddings: Their prompt embeddings `(P, L, C)`, or None.
+        loras: Their LoRAs as `fit_lora` returns them, or None.
+    """
+
+    embeddings: Tensor | None = None
+    loras: list[dict[str, Tensor]] | None = None
+
+    def __post_init__(self):
+        counts = {len(part) for part in (self.embeddings, self.loras) if part is not None}
+        if len(counts) != 1 or 0 in counts:
+            raise ValueError(
+                "An Adaptation needs embeddings, LoRAs or both, for the same images, but got "
+                f"them for {sorted(counts)} images."
+            )
+
+    @property
+    def num_images(self) -> int:
+        """How many it was fitted to."""
+        return len(self.loras if self.embeddings is None else self.embeddings)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write it to one safetensors file, under a temporary name first."""
+        from riemannian_diffusion import __version__
+
+        tensors = {} if self.embeddings is None else {"embeddings": self.embeddings}
+        for i, lora in enumerate(self.loras or []):
+            tensors |= {f"lora.{i}.{name}": value for name, value in lora.items()}
+        ranks = [len(value) for name, value in tensors.items() if name.endswith(".lora_A.weight")]
+        metadata = {
+            "format": FORMAT,
+            "version": __version__,
+            "num_images": str(self.num_images),
+            "rank": str(max(ranks, default=0)),
+        }
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        write_atomically(Path(path), lambda file: save_file(tensors, file, metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Adaptation:
+        """Read what `save` wrote, on the CPU.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is damaged or something else.
+        """
+        advice = "Remove it and fit again, with `adapt`."
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no adaptation, or damaged ({error}). {advice}") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} was not written by Adaptation.save. {advice}")
+        embeddings = tensors.pop("embeddings", None)
+        loras: list[dict[str, Tensor]] = [{} for _ in range(int(metadata["num_images"]))]
+        for key, value in tensors.items():
+            _, index, name = key.split(".", 2)
+            loras[int(index)][name] = value
+        return cls(embeddings, loras if tensors else None)
+
+
+def adapt(
+    pipe,
+    images: Sequence,
+    prompts: str | Sequence[str] = "",
+    *,
+    embedding_steps: int = 50,
+    embedding_lr: float = 3e-2,
+    lora_steps: int = 100,
+    lora_lr: float = 1e-3,
+    rank: int = 16,
+    batch_size: int = 4,
+    seed: int = 0,
+    cache_dir: str | os.PathLike | None = None,
+    callback: Callable[[str, int, int, float], None] | None = None,
+) -> Adaptation:
+    """Fit a pipeline's model to the keyframes of one morph: embeddings first, then LoRAs with them.
+
+    Args:
+        pipe: A `GeodesicInterpolationPipeline`; it stays as it is.
+        images: Its keyframes, as the pipeline takes them.
+        prompts: One prompt, or one per keyframe: where the embeddings start.
+        embedding_steps: Steps per image for its embedding; 0 keeps the prompts.
+        embedding_lr: Their learning rate.
+        lora_steps: Steps per image for its LoRA; 0 fits none.
+        lora_lr: Their learning rate.
+        rank: As in `fit_lora`.
+        batch_size: Noises per step.
+        seed: Of all draws.
+        cache_dir: A folder where the result is kept under a hash of everything it depends on, and
+            found next time. A damaged file is fitted again, with a warning.
+        callback: Called as `callback(part, image, step, loss)` after every step, `part` being
+            "embeddings" or "loras".
+
+    Returns:
+        The adaptation, on the CPU.
+
+    Raises:
+        ImportError: If LoRAs are asked for and peft is not installed.
+        ValueError: If an argument is out of range or the counts of images and prompts disagree.
+    """
+    from diffusers import StableDiffusionPipeline  # not with the library: it takes seconds
+
+    if not isinstance(pipe, StableDiffusionPipeline):
+        raise ValueError(
+            f"adapt is for pipelines of Stable Diffusion 1 and 2, but got {type(pipe).__name__}."
+        )
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if embedding_steps < 0 or lora_steps < 0 or embedding_steps + lora_steps == 0:
+        raise ValueError(
+            "adapt needs `embedding_steps` or `lora_steps` above 0, "
+            f"but got {embedding_steps} and {lora_steps}."
+        )
+    settings = {
+        "embeddings": [embedding_steps, embedding_lr],
+        "loras": [lora_steps, lora_lr, rank],
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    with torch.no_grad():
+        pixels = pipe._keyframes(images)
+        if len(texts) not in (1, len(pixels)):
+            raise ValueError(
+                f"`prompts` must be one prompt or one per image, but got {len(texts)} prompts for "
+                f"{len(pixels)} images."
+            )
+        file = cache_dir and Path(
+            cache_dir, f"{_digest(pipe, pixels, texts, settings)}.safetensors"
+        )
+        if file and file.exists():
+            try:
+                return Adaptation.load(file)
+            except ValueError as error:
+                warnings.warn(f"Fitting again: {error}", stacklevel=2)
+        latents = pipe._encode(pixels.to(pipe._execution_device), None)
+        embeddings = pipe.encode_prompt(texts, pipe._execution_device, 1, False)[0]
+
+    total = (embedding_steps + lora_steps) * len(pixels)
+    fitted, loras = None, None
+    with pipe.progress_bar(total=total) as bar:
+
+        def report(part: str, image: int, step: int, loss: float) -> None:
+            bar.set_description(f"Fitting {part}")
+            bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+            bar.update()
+            if callback is not None:
+                callback(part, image, step, loss)
+
+        def options(part: str) -> dict[str, Any]:
+            generator = torch.Generator().manual_seed(seed)
+            shared = {"batch_size": batch_size, "generator": generator}
+            return shared | {"callback": partial(report, part)}
+
+        given = (pipe.unet, pipe.scheduler, latents)
+        if embedding_steps:
+            fitted = embeddings = fit_embeddings(
+                *given,
+                embeddings,
+                num_steps=embedding_steps,
+                lr=embedding_lr,
+                **options("embeddings"),
+            )
+        if lora_steps:
+            loras = fit_lora(
+                *given,
+                embeddings,
+                rank=rank,
+                num_steps=lora_steps,
+                lr=lora_lr,
+                **options("loras"),
+            )
+    pipe.maybe_free_model_hooks()
+    adaptation = Adaptation(None if fitted is None else fitted.cpu(), loras)
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        adaptation.save(file)
+    return adaptation
+
+
+def _digest(pipe, pixels: Tensor, texts: list[str], settings: dict[str, Any]) -> str:
+    """A hash of everything that an adaptation depends on.
+
+    Of each weight at most 2,047 entries, evenly spread, are read: another network differs in them.
+    """
+    from riemannian_diffusion import __version__
+
+    digest = hashlib.sha256()
+    configs = [dict(part.config) for part in (pipe.unet, pipe.vae, pipe.scheduler)]
+    described = [__version__, texts, settings, configs]
+    digest.update(json.dumps(described, sort_keys=True, default=str).encode())
+    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+        for name, weight in module.state_dict().items():
+            entries = weight.flatten()[:: max(1, weight.numel() // 1024)].cpu().contiguous()
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            digest.update(entries.view(torch.uint8).numpy().tobytes())
+    digest.update(f"{tuple(pixels.shape)}".encode() + pixels.cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]

@@ -21,7 +21,7 @@ rescaled) at equal probability, the geometric mean over the other's weights and 
 Candidates, with g = eps_c - eps_u, J_D and J_r = I - J_D the Jacobians of the unconditional
 denoiser and its residual, per step beyond plain guidance's two evaluations:
     rescale         plain, its spread brought back by 0.7 (Lin et al., arXiv 2305.08891): none
-    manifold        J_D g by a difference, `ManifoldGuidedScore`: 1 evaluation
+    manifold        J_D g by a difference, `ManifoldGuidedScore` with `damping` 1: 1 evaluation
     half            half of it, (g + J_D g) / 2, its `damping` 0.5: 1 evaluation
     exact           J_D g exactly: 1 product
     cg 1, cg 10     (I + kn J_r^T J_r)^-1 g by 3 steps of conjugate gradients: 6 products
@@ -74,7 +74,7 @@ def _rescaled(conditional, unconditional, x, weight):
 
 
 def _manifold(conditional, unconditional, x, weight):
-    return ManifoldGuidedScore(conditional, unconditional, weight)(x)
+    return ManifoldGuidedScore(conditional, unconditional, weight, damping=1.0)(x)
 
 
 def _half(conditional, unconditional, x, weight):

@@ -38,7 +38,7 @@ def test_a_gaussian_is_guided_by_its_shrunken_difference():
     # Two Gaussians N(m, s^2): D = mean + c (x - mean), c = s^2 / (s^2 + sigma^2), so J_D g = c g.
     means, sigma, std = randn(2, 4), 0.7, 0.5
     pair = [GaussianMixtureScore(mean[None], sigma, std=std) for mean in means]
-    guided, x = ManifoldGuidedScore(*pair, 4.0), randn(6, 4, seed=1)
+    guided, x = ManifoldGuidedScore(*pair, 4.0, damping=1.0), randn(6, 4, seed=1)
     difference = (means[0] - means[1]) / (std**2 + sigma**2)
     expected = pair[0](x) + 3 * difference * std**2 / (std**2 + sigma**2)
     torch.testing.assert_close(guided(x), expected)
@@ -49,7 +49,7 @@ def test_damping_lies_between_plain_and_tangent_guidance(damping):
     conditional, unconditional = _mixtures([[5.0, 1, 1, 2, 1], [1.0, 1, 1, 1, 1]])
     x = randn(4, 3, seed=3)
     plain = conditional(x) + 3 * (conditional(x) - unconditional(x))
-    along = ManifoldGuidedScore(conditional, unconditional, 4.0)(x)
+    along = ManifoldGuidedScore(conditional, unconditional, 4.0, damping=1.0)(x)
     found = ManifoldGuidedScore(conditional, unconditional, 4.0, damping=damping)(x)
     torch.testing.assert_close(found, torch.lerp(plain, along, damping))
 
@@ -64,7 +64,7 @@ def test_normal_guidance_goes_and_tangent_guidance_stays():
         def __call__(self, x):
             return super().__call__(x) + torch.tensor([0.2, 0.5, -0.4]).double()
 
-    guided = ManifoldGuidedScore(Moved(line, 0.3), unconditional, 6.0)
+    guided = ManifoldGuidedScore(Moved(line, 0.3), unconditional, 6.0, damping=1.0)
     x = torch.tensor([[0.3, 0.1, 0.0]]).double()
     change = guided(x) - guided.conditional(x)
     torch.testing.assert_close(change, torch.tensor([[5 * 0.2, 0, 0]]).double(), atol=1e-6, rtol=0)
@@ -74,7 +74,7 @@ def test_for_a_small_difference_it_is_the_exact_projection():
     near = [1.0, 1.0, 1.0, 1.0, 1.001], [1.0, 1.0, 1.0, 1.0, 1.0]
     conditional, unconditional = _mixtures(near)
     x = randn(4, 3, seed=2)
-    found = ManifoldGuidedScore(conditional, unconditional, 2.0)(x) - conditional(x)
+    found = ManifoldGuidedScore(conditional, unconditional, 2.0, damping=1.0)(x) - conditional(x)
     exact = split_tangent(unconditional, x, conditional(x) - unconditional(x))[0]
     torch.testing.assert_close(found, exact, atol=1e-6, rtol=1e-3)
     assert exact.abs().max() > 1e-5
@@ -218,7 +218,7 @@ class Velocity(torch.nn.Module):
 def test_the_guider_on_a_rectified_flow():
     model, x = Velocity(randn(5, 3)), randn(4, 3)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    guider = ManifoldGuidance.from_scheduler(scheduler, guidance_scale=4.0)
+    guider = ManifoldGuidance.from_scheduler(scheduler, guidance_scale=4.0, damping=1.0)
     assert guider.config.prediction_type == "flow_prediction"
     timestep, weights = torch.tensor(600.0), torch.tensor([[5.0, 1, 1, 1, 1], [1.0] * 5]).double()
     guider.set_state(0, 10, timestep)
@@ -229,7 +229,7 @@ def test_the_guider_on_a_rectified_flow():
         batch.noise_pred = model(**call).sample
         guider.cleanup_models(model)
     pair = [GaussianMixtureScore(model.means, 0.6, alpha=0.4, weights=w) for w in weights]
-    clean = ManifoldGuidedScore(*pair, 4.0).denoise(x) / 0.4
+    clean = ManifoldGuidedScore(*pair, 4.0, damping=1.0).denoise(x) / 0.4
     torch.testing.assert_close(guider(batches)[0], (x - clean) / 0.6)
 
 

@@ -8,9 +8,9 @@ there. It is taken as the difference that one unit of guidance makes to the unco
 
     D_u(x + D_c(x) - D_u(x)) - D_u(x)  =  J_D (D_c - D_u) + O(|D_c - D_u|^2),
 
-which costs one evaluation more, three for two. A `damping` of 1 takes that; of 1/2, the default, the
-mean of that and `g`, which is `(I + J_r^T J_r)^-1 g` near the data, `J_r = I - J_D`; of 0, plain
-guidance. A half is what lost nowhere by more than 1 % of the distance from the data at equal effect.
+which costs one evaluation more, three for two. A `damping` of 1 takes that; of 1/2, the default,
+the mean of that and `g`, which is `(I + J_r^T J_r)^-1 g` near the data, `J_r = I - J_D`; of 0,
+plain guidance. A half loses nowhere more than 1 % of the distance from the data at equal effect.
 Guidance 1 is the conditional model as it was.
 Splitting guidance by the score's Jacobian is proposed in arXiv 2510.05509, version 2; the form here
 is this library's own, one of the candidates of `benchmarks/guidance.py`.

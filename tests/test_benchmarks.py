@@ -109,3 +109,17 @@ def test_distances_at_equal_probability(load):
 def test_analogies(load):
     means = load("analogies").main(["--num", "3"])
     assert means["coded"] < 0.02 and means["pipeline"] < 0.8 * means["C"]
+
+
+def test_retiming_makes_changes_even(load):
+    for key, row in load("retiming").main(["--pairs", "1", "--steps", "20"]).items():
+        assert row["worst pdv"] < 0.2 and row["worst ppl"] < 1.05, key
+
+
+def test_fitting_brings_the_usual_inversion_nearer(load):
+    options = ["--pairs", "1", "--steps", "10", "--embedding-steps", "30", "--lora-steps", "40"]
+    errors = load("adaptation").main(options)
+    plain, both = (
+        float(errors[name, 1.0, (1.0, 0), "decoded"][0].mean()) for name in ("plain", "both")
+    )
+    assert both < plain

@@ -307,3 +307,20 @@ def test_digits_through_their_own_model():
     assert changes["geodesic"].max() < 0.95 * changes["metric"].max()
     assert changes["retime"].std() < 0.1 * changes["geodesic"].std()
     assert changes["retime"].sum() < 1.2 * changes["geodesic"].sum()
+
+
+@pytest.mark.parametrize("kind", ["sd", "xl", "pixels"])
+def test_sampling_as_diffmorpher_does(kind, keyframes):
+    pipe, options = make(kind), FAST | {"output_type": "latent", "metric": "slerp"}
+    plain = pipe(keyframes[:2], prompts(kind), **options).frames
+    found = pipe(
+        keyframes[:2], prompts(kind), adain=True, attention_interpolation=0.5, **options
+    ).frames
+    torch.testing.assert_close(found[[0, -1]], plain[[0, -1]], atol=1e-4, rtol=0)
+    assert not torch.allclose(found, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_transformers_have_no_blocks_that_sample_up(kind, keyframes):
+    with pytest.raises(ValueError, match="no self-attention below blocks='up_blocks'"):
+        make(kind)(keyframes[:2], "a", attention_interpolation=0.5, **FAST)

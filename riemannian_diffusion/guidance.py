@@ -18,6 +18,7 @@ is this library's own, one of the candidates of `benchmarks/guidance.py`.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ class ManifoldGuidance(ClassifierFreeGuidance):
     `from_scheduler`, which copies the levels of noise; the defaults are Stable Diffusion's. For
     pipelines that give the network the noisy point alone and hand its prediction to the guider as
     it is, as those of Stable Diffusion XL do: not for those that join images or masks to the point
-    (inpainting, editing), crop or negate the prediction, or cache blocks of the network.
+    (inpainting, editing) or crop or negate the prediction.
 
     Args:
         guidance_scale: As in `ClassifierFreeGuidance`, and so on.
@@ -233,7 +234,9 @@ class ManifoldGuidance(ClassifierFreeGuidance):
         keep, factor = _ESTIMATES[self.config.prediction_type](*self._level())
         difference = pred_cond - pred_uncond
         args, kwargs = _moved(args, kwargs, -factor * difference)
-        output = network(*args, **kwargs)
+        context = getattr(network, "cache_context", lambda name: nullcontext())
+        with context("pred_manifold"):  # what is cached of the other evaluations is not of this one
+            output = network(*args, **kwargs)
         moved = output[0] if isinstance(output, tuple) else output.sample
         tangential = keep * difference + moved - pred_uncond
         damped = torch.lerp(difference, tangential, self.config.damping)

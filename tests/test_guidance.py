@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -298,6 +299,34 @@ def test_a_network_whose_point_is_joined_to_others_is_refused():
         guider.cleanup_models(network)
     with pytest.raises(ValueError, match=r"noisy point alone, \(1, 2\) .*, but it is \(1, 3\)"):
         guider(batches)
+
+
+def test_networks_that_cache_keep_the_third_evaluation_apart():
+    class Cached(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.here, self.seen = None, []
+
+        @contextmanager
+        def cache_context(self, name):
+            self.here = name
+            yield
+            self.here = None
+
+        def forward(self, sample):
+            self.seen.append(self.here)
+            return (sample,)
+
+    guider, network, x = ManifoldGuidance(), Cached(), randn(1, 3)
+    guider.set_state(0, 10, torch.tensor([700]))
+    batches = guider.prepare_inputs({"prompt_embeds": (None, None)})
+    for batch, name in zip(batches, ("pred_cond", "pred_uncond"), strict=True):
+        guider.prepare_models(network)
+        with network.cache_context(name):
+            batch.noise_pred = network(x)[0]
+        guider.cleanup_models(network)
+    guider(batches)
+    assert network.seen == ["pred_cond", "pred_uncond", "pred_manifold"]
 
 
 def test_a_call_that_fails_leaves_no_hook():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from riemannian_diffusion.adaptation.mixing import original
+from riemannian_diffusion.score.diffusion import frozen
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 _ADAPTER = "riemannian_diffusion"
@@ -49,7 +50,7 @@ def fit_embeddings(
     """
     embeddings = _per_image(embeddings, latents)
     seed, found = _seed(generator), []
-    with _frozen(model), torch.enable_grad():
+    with frozen(model), torch.enable_grad():
         for i, start in enumerate(embeddings):
             embedding = start.detach().clone()[None].requires_grad_()
             losses = _losses(model, scheduler, latents[i], embedding, batch_size, seed)
@@ -220,7 +221,7 @@ def _adapted(unet: nn.Module, config, seed: int) -> Iterator[list[Tensor]]:
     """The network with a new LoRA, whose float32 parameters are given; then without it."""
     draws = torch.Generator().manual_seed(seed)
     attributes = dict(unet.__dict__)
-    with _frozen(unet), torch.random.fork_rng(devices=[]):
+    with frozen(unet), torch.random.fork_rng(devices=[]):
         try:
             unet.add_adapter(config, _ADAPTER)
             for name, parameter in unet.named_parameters():
@@ -234,18 +235,6 @@ def _adapted(unet: nn.Module, config, seed: int) -> Iterator[list[Tensor]]:
             unet.unload_lora()
             unet.__dict__.clear()
             unet.__dict__.update(attributes)
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter requires a gradient inside; afterwards each is as it was."""
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        model.requires_grad_(False)
-        yield
-    finally:
-        for parameter, required in before:
-            parameter.requires_grad_(required)
 
 
 def _per_image(embeddings: Tensor, latents: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class DiffusionScore(ScoreModel):
 
         Memory is linear in the number of tokens.
         """
-        with _frozen(self.model), _uncompiled(), forward_mode_attention(self.model):
+        with frozen(self.model), _uncompiled(), forward_mode_attention(self.model):
             tangents = v.contiguous().split(self.max_batch_size or len(v))
             pairs = zip(self._chunks(x.contiguous()), tangents, strict=True)
             return torch.cat([torch.func.jvp(f, (points,), (t,))[1] for (f, points), t in pairs])
@@ -104,7 +104,7 @@ class DiffusionScore(ScoreModel):
         """`J(x)^T w` in reverse mode."""
         cotangents = w.split(self.max_batch_size or len(w))
         pairs = zip(self._chunks(x), cotangents, strict=True)
-        with _frozen(self.model), _uncompiled():
+        with frozen(self.model), _uncompiled():
             return torch.cat([torch.func.vjp(f, points)[1](c)[0] for (f, points), c in pairs])
 
     @property
@@ -155,7 +155,7 @@ class DiffusionScore(ScoreModel):
         return [(bind(c, n), p) for c, n, p in zip(*prompts, points, strict=True)]
 
     def _score(self, x: Tensor, conditional: Tensor | None, negative: Tensor | None) -> Tensor:
-        with _frozen(self.model):
+        with frozen(self.model):
             noise = self._noise(x, conditional)
             if self.mode != "conditional":
                 unconditional = self._noise(x, negative)
@@ -276,7 +276,7 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx, cotangent: Tensor):
         (points,), (enabled, dtype) = ctx.saved_tensors, ctx.cast
         points = points.detach().requires_grad_()
-        with _frozen(ctx.model), torch.enable_grad():
+        with frozen(ctx.model), torch.enable_grad():
             with torch.autocast(ctx.kind, dtype, enabled):
                 value = ctx.function(points)
             return torch.autograd.grad(value, points, cotangent)[0], None, None
@@ -292,7 +292,7 @@ def _uncompiled() -> AbstractContextManager:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter requires a gradient inside; afterwards each is as it was.
 
     Entered before torch.func's transforms: inside them no flag can be changed.

@@ -13,6 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from riemannian_diffusion.arguments import (
+    check_callable,
+    check_finite,
+    check_not_negative,
+    check_points,
+    check_whole,
+)
 from riemannian_diffusion.paths import lerp, slerp
 from riemannian_diffusion.score import ScoreModel
 
@@ -59,9 +66,8 @@ def nao(
     Raises:
         ValueError: If the shapes differ or an argument is out of range.
     """
-    for name, value, least in (("gap_weight", gap_weight, 0), ("max_steps", max_steps, 1)):
-        if not value >= least:
-            raise ValueError(f"`{name}` must be at least {least}, but got {value}.")
+    check_not_negative(gap_weight=gap_weight, lr=lr, tol=tol)
+    check_whole(1, max_steps=max_steps)
     path = lerp(x0, x1, num_points).detach().clone()
     longest = 2 * float((x1 - x0).norm()) / (num_points - 1)
     inner = path[1:-1].flatten(1).clone().requires_grad_()
@@ -123,6 +129,8 @@ def noise_diffusion(
     Raises:
         ValueError: If the shapes differ or an argument is out of range.
     """
+    check_points(x0=x0, x1=x1, clean0=clean0, clean1=clean1)
+    check_finite(alpha=alpha, clip=clip, boost=boost, noise_weight=noise_weight)
     if not (0 < alpha <= 1 and clip > 0 and 0 <= noise_weight < 1):
         raise ValueError(
             "`alpha` must be in (0, 1], `clip` positive and `noise_weight` in [0, 1), but got "
@@ -189,9 +197,9 @@ def density_geodesic(
     Raises:
         ValueError: If the shapes differ or an argument is out of range.
     """
-    for name, value in (("num_stages", num_stages), ("steps_per_stage", steps_per_stage)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, but got {value}.")
+    check_callable(levels=levels)
+    check_whole(1, num_stages=num_stages, steps_per_stage=steps_per_stage)
+    check_finite(exponent=exponent, spread=spread, lr=lr)
     if not exponent > 0 or spread < 0:
         raise ValueError(
             f"`exponent` must be positive and `spread` not negative, but got {exponent} and "

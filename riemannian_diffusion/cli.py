@@ -6,7 +6,9 @@ import argparse
 import json
 import platform
 import sys
+import tempfile
 import time
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -40,15 +42,20 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process where None.
 
     Returns:
-        Exit status: 0, or 2 for bad input, which is reported in one line.
+        Exit status: 0, 2 for bad input or 130 for an interrupt, each reported in one line.
     """
     args = _parser().parse_args(argv)
     try:
         {"interpolate": _interpolate, "evaluate": _evaluate, "app": _app}[args.command](args)
-    except (ValueError, OSError) as error:
-        line = " ".join(str(error).split())
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise  # torch tells of too little memory so, and of its own defects
+        line = " ".join(str(error).split()) or "out of memory"
         print(f"riemannian-diffusion: error: {line}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("riemannian-diffusion: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -215,16 +222,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _interpolate(args: argparse.Namespace) -> None:
+    if not args.output.name:
+        raise ValueError(f"--output must name a file or a folder, but got {args.output}.")
     if args.output.suffix.lower() not in ("", ".gif", ".mp4", ".png"):
         raise ValueError(
             f"--output must end in .gif, .mp4, .png or nothing, but got {args.output}."
         )
-    if args.fps is not None and not 0 < args.fps < float("inf"):
-        raise ValueError(f"--fps must be positive and finite, but got {args.fps}.")
+    if args.fps is not None and not 0.01 <= args.fps <= 1000:
+        raise ValueError(f"--fps must be in [0.01, 1000], but got {args.fps}.")
     report_path = args.output.with_suffix(".json")
     _check_output(args, report_path)
-    if args.output.exists() and args.output.is_dir() != (args.output.suffix == ""):
-        raise ValueError(f"{args.output} exists and is of another kind.")
+    for path, is_folder in ((args.output, args.output.suffix == ""), (report_path, False)):
+        if path.exists() and path.is_dir() != is_folder:
+            raise ValueError(f"{path} exists and is of another kind.")
 
     import torch
 
@@ -265,7 +275,7 @@ def _interpolate(args: argparse.Namespace) -> None:
         "fps": fps,
         "seconds": round(time.perf_counter() - start, 2),
         "arguments": {k: _plain(v) for k, v in vars(args).items()} | {"images": names},
-        "model": str(args.model or "shipped"),
+        "model": args.model or "shipped",
         "device": str(device),
         "dtype": dtype,
         "versions": installed_versions(
@@ -305,10 +315,19 @@ def _load(args: argparse.Namespace) -> tuple:
         library.utils.logging.disable_progress_bar()
     device = args.device or first_device()
     dtype = args.dtype or default_dtype(device)
-    model = args.model or demo.model_path()
-    pipe = AutoGeodesicInterpolationPipeline.from_pretrained(model, use_safetensors=True)
+    model = demo.model_path() if args.model is None else args.model
     try:
-        pipe.to(device, getattr(torch, dtype))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipe = AutoGeodesicInterpolationPipeline.from_pretrained(
+                model, torch_dtype=getattr(torch, dtype)
+            )
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # a broken model fails in as many ways as there are libraries
+        raise OSError(f"--model {model} cannot be loaded: {error}") from error
+    try:
+        pipe.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device} cannot be used: {error}") from error
     return pipe, device, dtype
@@ -345,7 +364,9 @@ def _keyframes(args: argparse.Namespace) -> tuple[list, list[str], int, float]:
         names = [f"{paths[0]}#{place}" for place in clip.places]
         return clip.frames, names, args.frames or last - first + 1, args.fps or clip.fps
     if len(paths) == 1 and paths[0].is_dir():
-        paths = list(images_in(paths[0])) or paths
+        folder, paths = paths[0], list(images_in(paths[0]))
+        if not paths:
+            raise ValueError(f"the folder {folder} holds no images.")
     if len(paths) == 1:
         raise ValueError(f"a morph needs two or more images, but got {paths[0]} alone.")
     return [open_image(path, args.size) for path in paths], [*map(str, paths)], num_frames, fps
@@ -358,8 +379,6 @@ def _evaluate(args: argparse.Namespace) -> None:
         _check_output(args)
         if args.output.is_dir():
             raise ValueError(f"{args.output} exists and is of another kind.")
-
-    import warnings
 
     import torch
 
@@ -374,20 +393,17 @@ def _evaluate(args: argparse.Namespace) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device} cannot be used: {error}") from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the table repeats them
-            result = evaluate(
-                (files.load() for files in found),
-                protocol,
-                device=device,
-                max_batch_size=args.max_batch_size,
-                num_resamples=args.resamples,
-                seed=args.seed,
-                skip_missing=not args.strict,
-            )
-    except ImportError as error:
-        raise ValueError(str(error)) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the table repeats them
+        result = evaluate(
+            (files.load() for files in found),
+            protocol,
+            device=device,
+            max_batch_size=args.max_batch_size,
+            num_resamples=args.resamples,
+            seed=args.seed,
+            skip_missing=not args.strict,
+        )
     if args.output is not None:
         names = ("riemannian-diffusion", "torch", "lpips", "torchmetrics", "torch-fidelity")
         report = result.as_dict() | {
@@ -407,6 +423,13 @@ def _check_output(args: argparse.Namespace, *also: Path) -> None:
             raise ValueError(f"{path} exists: choose another --output, or overwrite with --force.")
     if not args.output.parent.is_dir():
         raise ValueError(f"the folder {args.output.parent} of --output does not exist.")
+    try:
+        with tempfile.TemporaryFile(dir=args.output.parent):
+            pass
+    except OSError as error:  # told now, not when there is something to write
+        raise OSError(
+            f"the folder {args.output.parent} of --output cannot be written to: {error}"
+        ) from error
 
 
 def installed_versions(packages: tuple[str, ...]) -> dict[str, str]:

@@ -15,6 +15,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.arguments import (
+    check_callable,
+    check_kind,
+    check_points,
+    check_tensor,
+    check_whole,
+    is_finite,
+)
 from riemannian_diffusion.score import ScoreModel
 
 Levels = Callable[[float], ScoreModel]
@@ -33,8 +41,13 @@ def ddim_step(x: Tensor, eps: Tensor, abar_from: float, abar_to: float) -> Tenso
         `(K, *shape)` at the level `abar_to`.
 
     Raises:
-        ValueError: If a level lies outside (0, 1].
+        ValueError: If a level lies outside (0, 1], or the shapes differ.
     """
+    check_tensor(x=x, eps=eps)
+    if x.shape != eps.shape:
+        raise ValueError(
+            f"`x` and `eps` must have one shape, but are {tuple(x.shape)} and {tuple(eps.shape)}."
+        )
     return _step(x, eps, *(_factors(abar) for abar in (abar_from, abar_to)))
 
 
@@ -93,8 +106,11 @@ def sdedit(
     Returns:
         Samples of the model near the given points `(K, *shape)`, the farther the noisier the level.
     """
+    check_points(x=x)
     levels = _checked(timesteps)
-    level = model(levels[-1])
+    level = _level(model, levels[-1])
+    if generator is not None:
+        check_kind(torch.Generator, generator=generator)
     device = x.device if generator is None else generator.device
     noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
     return sample(model, level.alpha * x + level.sigma * noise, levels, final_abar=final_abar)
@@ -109,13 +125,11 @@ def invert_steps(
     fixed_point_iterations: int = 3,
 ) -> Iterator[Tensor]:
     """The steps of `invert`, one level after the other."""
-    if fixed_point_iterations < 0:
-        raise ValueError(
-            f"`fixed_point_iterations` must not be negative, but got {fixed_point_iterations}."
-        )
+    check_points(x=x)
+    check_whole(0, fixed_point_iterations=fixed_point_iterations)
     here = _factors(final_abar)
     for timestep in _checked(timesteps):
-        level = model(timestep)
+        level = _level(model, timestep)
         there = level.alpha, level.sigma
         guess = x
         for _ in range(1 + fixed_point_iterations):
@@ -131,20 +145,32 @@ def sample_steps(
 
     A caller may `send` back other points to go on from.
     """
+    check_points(x=x)
     levels = _checked(timesteps)[::-1]
     for i, timestep in enumerate(levels):
-        level, there = model(timestep), _factors(final_abar)
+        level, there = _level(model, timestep), _factors(final_abar)
         if i + 1 < len(levels):
-            following = model(levels[i + 1])
+            following = _level(model, levels[i + 1])
             there = following.alpha, following.sigma
         x = _step(x, -level.sigma * level(x), (level.alpha, level.sigma), there)
         sent = yield x
         x = x if sent is None else sent
 
 
+def _level(model: Levels, timestep: float) -> ScoreModel:
+    check_callable(model=model)
+    level = model(timestep)
+    if not isinstance(level, ScoreModel):
+        raise ValueError(
+            f"`model` must give a ScoreModel for timestep {timestep}, but gave "
+            f"{type(level).__name__}."
+        )
+    return level
+
+
 def _factors(abar: float) -> tuple[float, float]:
     """Of data and noise."""
-    if not 0 < abar <= 1:
+    if not (is_finite(abar) and 0 < abar <= 1):
         raise ValueError(f"Levels must be in (0, 1], but got {abar}.")
     return abar**0.5, (1 - abar) ** 0.5
 
@@ -155,7 +181,12 @@ def _step(x: Tensor, eps: Tensor, here: tuple[float, float], there: tuple[float,
 
 
 def _checked(timesteps: Iterable[float]) -> list[float]:
-    levels = sorted(t.item() if isinstance(t, Tensor) else t for t in timesteps)
+    if not isinstance(timesteps, Iterable):
+        raise ValueError(f"`timesteps` must be one or more different levels, but got {timesteps}.")
+    levels = [t.item() if isinstance(t, Tensor) else t for t in timesteps]
+    if not all(map(is_finite, levels)):
+        raise ValueError(f"`timesteps` must be finite numbers, but got {levels}.")
+    levels.sort()
     if not levels or len(set(levels)) < len(levels):
         raise ValueError(f"`timesteps` must be one or more different levels, but got {levels}.")
     return levels

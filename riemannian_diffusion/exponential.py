@@ -20,6 +20,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.arguments import (
+    check_callable,
+    check_finite,
+    check_kind,
+    check_not_negative,
+    check_points,
+    check_whole,
+    is_finite,
+    kind_of,
+)
 from riemannian_diffusion.geodesics import Solver, Start, geodesics
 from riemannian_diffusion.metrics import Metric, PullbackMetric, SteinScoreMetric
 from riemannian_diffusion.paths import refine, segment_lengths
@@ -59,9 +69,10 @@ def exponential_map(
         ValueError: If shapes differ, values are not finite, `num_steps` is less than 1, or a step
             is too long for its equation to be solved.
     """
+    check_kind(Metric, metric=metric)
     _check_tangent(x, v)
-    if num_steps < 1:
-        raise ValueError(f"`num_steps` must be at least 1, but got {num_steps}.")
+    check_whole(1, num_steps=num_steps)
+    check_not_negative(rtol=rtol)
     (x, v), metric, h = _own(x, v), _with_gradient(metric), 1 / num_steps
     step = _chord_step if isinstance(metric, PullbackMetric) else _midpoint_step
     points, velocity, momentum = [x], v, _lower(metric, x[None], v[None])[0]
@@ -112,6 +123,7 @@ def logarithm_map(
     Raises:
         ValueError: As `geodesic`, and if no geodesic was found.
     """
+    check_points(x=x, y=y)
     x, y = _own(x, y)
     options = (num_points, num_quadrature, init, solver, rtol, max_evals)
     return _logarithms(metric, x[None], y[None], *options)[0][0]
@@ -143,7 +155,8 @@ def parallel_transport(metric: PullbackMetric, path: Tensor, v: Tensor) -> Tenso
         raise ValueError(
             f"parallel_transport needs a PullbackMetric, but got {type(metric).__name__}."
         )
-    if path.ndim < 2 or not path.isfinite().all():
+    check_points(path=path)
+    if path.ndim < 2 or len(path) == 0:
         raise ValueError(f"`path` must be finite points (K, *shape), but got {tuple(path.shape)}.")
     _check_tangent(path[0], v)
     path, v = _own(path, v)
@@ -200,18 +213,26 @@ def frechet_mean(
     Raises:
         ValueError: If points, weights or start are none, or no geodesic was found.
     """
-    if points.ndim < 2 or len(points) == 0 or not points.isfinite().all():
+    check_kind(Metric, metric=metric)
+    check_points(points=points)
+    check_whole(2, num_points=num_points)
+    check_whole(1, max_steps=max_steps)
+    check_not_negative(rtol=rtol)
+    if points.ndim < 2 or len(points) == 0:
         raise ValueError(
             f"`points` must be finite (N, *shape), but they are {tuple(points.shape)}."
         )
     if weights is None:
         weights = points.new_ones(len(points))
+    check_points(weights=weights)
     weights = weights.to(points)
     if weights.shape != points.shape[:1] or (weights < 0).any() or not weights.sum() > 0:
         raise ValueError(
             f"`weights` must be ({len(points)},), non-negative and not all 0, but got {weights}."
         )
-    if init is not None and (init.shape != points.shape[1:] or not init.isfinite().all()):
+    if init is not None:
+        check_points(init=init)
+    if init is not None and init.shape != points.shape[1:]:
         raise ValueError(
             f"`init` must be a finite point {tuple(points.shape[1:])}, but it is "
             f"{tuple(init.shape)}."
@@ -402,7 +423,8 @@ def _raise(metric: Metric, x: Tensor, p: Tensor, guess: Tensor, rtol: float) -> 
 
 
 def _check_tangent(x: Tensor, v: Tensor) -> None:
-    if x.shape != v.shape or x.ndim == 0 or not (x.isfinite().all() and v.isfinite().all()):
+    check_points(x=x, v=v)
+    if x.shape != v.shape or x.ndim == 0:
         raise ValueError(
             "A point and its tangent must be finite and of one shape, but they are "
             f"{tuple(x.shape)} and {tuple(v.shape)}."
@@ -448,13 +470,16 @@ def extrapolate(
         ValueError: If the path is no path, the distance is not positive, or the metric has no score
             and `project` is None.
     """
-    if path.ndim < 2 or len(path) < 2 or not path.isfinite().all():
+    check_points(path=path)
+    if path.ndim < 2 or len(path) < 2:
         raise ValueError(
             "`path` must be finite points `(K, *shape)`, at least 2, but it is "
-            f"{tuple(path.shape)}{'' if path.isfinite().all() else ' with NaN or infinite values'}."
+            f"{tuple(path.shape)}."
         )
-    if not 0 < distance < math.inf:
+    if not (is_finite(distance) and distance > 0):
         raise ValueError(f"`distance` must be positive and finite, but got {distance}.")
+    if max_residual != math.inf:
+        check_finite(max_residual=max_residual)
     if not max_residual > 0:
         raise ValueError(f"`max_residual` must be positive, but got {max_residual}.")
     if project is None:
@@ -464,6 +489,7 @@ def extrapolate(
                 "that brings points back to the manifold."
             )
         project = metric.score.denoise
+    project = _checked(project)
     usual = float(segment_lengths(path).mean())
     if not 0 < usual < math.inf:
         raise ValueError(f"`path` must have a length, but its mean step is {usual} long.")
@@ -483,6 +509,22 @@ def extrapolate(
                 break
         points.append(there)
     return torch.stack(points)
+
+
+def _checked(project: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same, refusing what are no finite points of the shape it was given."""
+    check_callable(project=project)
+
+    def projected(x: Tensor) -> Tensor:
+        found = project(x)
+        if not isinstance(found, Tensor) or found.shape != x.shape or not found.isfinite().all():
+            raise ValueError(
+                f"`project` must return finite points {tuple(x.shape)}, as it is given, but gave "
+                f"{tuple(found.shape) if isinstance(found, Tensor) else kind_of(found)}."
+            )
+        return found
+
+    return projected
 
 
 def _step(project, here: Tensor, direction: Tensor, size: float) -> Tensor:
@@ -527,13 +569,16 @@ def analogy(
     Raises:
         ValueError: If the path is no path, the way does not lead from A to C, or shapes differ.
     """
+    check_kind(ScoreModel, score=score)
+    check_points(start=start)
     for name, points in (("path", path), ("way", path if way is None else way)):
-        if points.ndim < 2 or len(points) < 2 or not points.isfinite().all():
+        check_points(**{name: points})
+        if points.ndim < 2 or len(points) < 2:
             raise ValueError(
                 f"`{name}` must be finite points (K, *shape), at least 2, but it is "
                 f"{tuple(points.shape)}."
             )
-    if start.shape != path.shape[1:] or not start.isfinite().all():
+    if start.shape != path.shape[1:]:
         raise ValueError(
             f"`start` must be a finite point {tuple(path.shape[1:])}, but it is "
             f"{tuple(start.shape)}."
@@ -542,7 +587,7 @@ def analogy(
         way = torch.stack([path[0], start])
     elif not (torch.equal(way[0], path[0]) and torch.equal(way[-1], start)):
         raise ValueError("`way` must lead from the first point of `path` to `start`.")
-    project = score.denoise if project is None else project
+    project = _checked(score.denoise if project is None else project)
     path, way, start = _own(path, way, start)
     steps = path.diff(dim=0)
     for k in range(len(steps) - 1, 0, -1):  # back to A, each joined by the next

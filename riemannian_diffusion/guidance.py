@@ -27,6 +27,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import ClassifierFreeGuidance
 from torch import Tensor, nn
 
+from riemannian_diffusion.arguments import check_finite, check_kind
 from riemannian_diffusion.score import ScoreModel
 
 
@@ -54,6 +55,8 @@ class ManifoldGuidedScore(ScoreModel):
         *,
         damping: float = 0.5,
     ):
+        check_kind(ScoreModel, conditional=conditional, unconditional=unconditional)
+        check_finite(guidance_scale=guidance_scale)
         if not guidance_scale >= 1:
             raise ValueError(f"`guidance_scale` must be at least 1, but got {guidance_scale}.")
         _check_damping(damping)
@@ -267,6 +270,7 @@ _ESTIMATES = {
 
 
 def _check_damping(damping: float) -> None:
+    check_finite(damping=damping)
     if not 0 <= damping <= 1:
         raise ValueError(f"`damping` must be in [0, 1], but got {damping}.")
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
@@ -47,13 +50,41 @@ def images_in(folder: Path) -> tuple[Path, ...]:
     )
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """An image file for as long as it is read.
+
+    Raises:
+        OSError: Whatever goes wrong meanwhile: Pillow's errors are of many kinds, and not all of
+            them name the file.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise OSError(f"{path} cannot be read as an image: {error}") from error
+
+
 def open_image(path: Path, size: tuple[int, int] | None):
     """An image file, upright, RGB; cropped and scaled to (width, height) where given."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    with Image.open(path) as image:
-        image = ImageOps.exif_transpose(image).convert("RGB")
+    with opened(path) as image:
+        image = converted(ImageOps.exif_transpose(image), "RGB")
     return _fitted(image, size)
+
+
+def converted(image, mode: str):
+    """A PIL image in another mode; of 16-bit greys, which Pillow clips, the upper 8 bits."""
+    from PIL import Image
+
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    return image.convert(mode)
 
 
 def read_clip(path: Path, places: Sequence[int], size: tuple[int, int] | None = None) -> Clip:
@@ -108,7 +139,11 @@ def write_frames(frames: list, output: Path, fps: float) -> None:
     if suffix == "":
         _write_directory(frames, output)
     elif suffix == ".gif":
-        options = {"append_images": frames[1:], "duration": round(1000 / fps), "loop": 0}
+        options = {
+            "append_images": frames[1:],
+            "duration": round(1000 / fps),
+            "loop": 0,
+        }
         write_atomically(output, lambda path: frames[0].save(path, save_all=True, **options))
     elif suffix == ".mp4":
         write_atomically(output, lambda path: _write_video(frames, path, fps))
@@ -129,14 +164,17 @@ def write_atomically(path: Path, write) -> None:
 def _write_directory(frames: list, output: Path) -> None:
     temporary = output.with_name(f".{os.getpid()}-{output.name}")
     try:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a process of this number that was killed
         temporary.mkdir()
         for i, frame in enumerate(frames):
             frame.save(temporary / f"frame_{i:04d}.png")
         if output.exists():  # only with --force: replace the frames, leave what else is there
-            for old in output.glob("frame_[0-9][0-9][0-9][0-9].png"):
-                old.unlink()
-            for new in temporary.iterdir():
-                new.replace(output / new.name)
+            names = {new.name for new in temporary.iterdir()}
+            for name in sorted(names):
+                (temporary / name).replace(output / name)
+            for old in output.glob("frame_*.png"):
+                if re.fullmatch(r"frame_\d{4,}\.png", old.name) and old.name not in names:
+                    old.unlink()
         else:
             temporary.replace(output)
     finally:
@@ -145,16 +183,21 @@ def _write_directory(frames: list, output: Path) -> None:
 
 def _write_video(frames: list, path: Path, fps: float) -> None:
     import imageio_ffmpeg
-    import numpy as np
 
     width, height = frames[0].size
     writer = imageio_ffmpeg.write_frames(
         path, (width, height), fps=fps, quality=9, macro_block_size=2, ffmpeg_log_level="error"
     )
-    writer.send(None)
-    for frame in frames:
-        writer.send(np.ascontiguousarray(np.asarray(frame.convert("RGB"))))
-    writer.close()
+    with closing(writer):
+        writer.send(None)
+        for frame in frames:
+            writer.send(np.ascontiguousarray(np.asarray(frame.convert("RGB"))))
+    try:  # ffmpeg tells nobody that the disk was full when it finished the file
+        num_frames, _ = imageio_ffmpeg.count_frames_and_secs(path)
+    except RuntimeError:
+        num_frames = 0
+    if num_frames != len(frames):
+        raise OSError(f"ffmpeg wrote {num_frames} of {len(frames)} frames: is the disk full?")
 
 
 def _grid(frames: list):

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.arguments import check_kind, check_not_negative
 from riemannian_diffusion.paths import length
 from riemannian_diffusion.score.model import Placed, ScoreModel, even_fractions
 
@@ -131,8 +132,8 @@ class SteinScoreMetric(Metric):
         detach_score: bool = True,
         normalize: bool = False,
     ):
-        if not lam >= 0:
-            raise ValueError(f"`lam` must not be negative, but got {lam}.")
+        check_kind(ScoreModel, score=score)
+        check_not_negative(lam=lam)
         self.score, self.lam = score, lam
         self.detach_score, self.normalize = detach_score, normalize
 
@@ -161,9 +162,8 @@ class _ScorePullback(PullbackMetric):
     """A pullback whose embedding is linear in the point and its residuals, one per shared noise."""
 
     def __init__(self, score: ScoreModel, **weights: float):
-        for name, weight in weights.items():
-            if not weight >= 0:
-                raise ValueError(f"`{name}` must not be negative, but got {weight}.")
+        check_kind(ScoreModel, score=score)
+        check_not_negative(**weights)
         self.score = score
 
     @abstractmethod

@@ -7,6 +7,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.arguments import (
+    check_kind,
+    check_points,
+    check_tensor,
+    check_whole,
+    kind_of,
+)
+
 
 class HasEnergy(Protocol):
     """What gives every segment of a path an energy: a `Metric`."""
@@ -19,7 +27,7 @@ def lerp(x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
     """The straight path from `x0` to `x1`, `(num_points, *shape)`; its ends equal them bit for bit.
 
     Raises:
-        ValueError: If the shapes differ or `num_points` is less than 2.
+        ValueError: If the shapes differ, values are not finite or `num_points` is less than 2.
     """
     _check_ends(x0, x1, num_points)
     u = _fractions(num_points, x0)
@@ -33,8 +41,8 @@ def slerp(x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
     linearly. Where the two directions agree, or one of the points is 0, it is the straight path.
 
     Raises:
-        ValueError: If the shapes differ, `num_points` is less than 2, or the directions are
-            opposite (no arc between them is the shortest).
+        ValueError: If the shapes differ, values are not finite, `num_points` is less than 2, or
+            the directions are opposite (no arc between them is the shortest).
     """
     _check_ends(x0, x1, num_points)
     wide0, wide1 = x0.cpu().double(), x1.cpu().double()  # not every device has float64
@@ -79,6 +87,8 @@ def refine(path: Tensor, factor: int) -> Tensor:
 
     `(K, *shape) -> ((K - 1) factor + 1, *shape)`. Differentiable; the given points stay.
     """
+    check_kind(Tensor, path=path)
+    check_whole(1, factor=factor)
     if factor == 1:
         return path
     u = torch.arange(factor, dtype=path.dtype, device=path.device) / factor
@@ -99,8 +109,13 @@ def speed(path: Tensor, metric: HasEnergy | None = None) -> Tensor:
 
 def segment_lengths(path: Tensor, metric: HasEnergy | None = None) -> Tensor:
     """The length of each segment, `(K, *shape) -> (K - 1,)`, in the metric or in flat space."""
+    check_tensor(path=path)
+    if path.ndim < 2:
+        raise ValueError(f"`path` must be points (K, *shape), but got {tuple(path.shape)}.")
     if metric is None:
         return (path[1:] - path[:-1]).flatten(1).norm(dim=1)
+    if not hasattr(metric, "energy"):
+        raise ValueError(f"`metric` must be a Metric, but got {kind_of(metric)}.")
     return (2 * metric.energy(path) / (len(path) - 1)).clamp(min=0).sqrt()
 
 
@@ -111,11 +126,14 @@ def resample(path: Tensor, num_points: int, *, metric: HasEnergy | None = None) 
     metric's, or flat.
 
     Raises:
-        ValueError: If the path has fewer than 2 points or `num_points` is less than 2.
+        ValueError: If the path is not finite or has fewer than 2 points, or `num_points` is less
+            than 2.
     """
-    if len(path) < 2 or num_points < 2:
+    check_points(path=path)
+    check_whole(2, num_points=num_points)
+    if path.ndim < 2 or len(path) < 2:
         raise ValueError(
-            f"A path needs at least 2 points, but got {len(path)} and `num_points`={num_points}."
+            f"`path` must be at least 2 points (K, *shape), but got {tuple(path.shape)}."
         )
     arc = torch.cat([path.new_zeros(1), segment_lengths(path, metric).cumsum(0)])
     return points_at(path, arc, torch.linspace(0, 1, num_points, dtype=torch.float64))
@@ -136,12 +154,12 @@ def points_at(path: Tensor, arc: Tensor, u: Tensor) -> Tensor:
 
 
 def _check_ends(x0: Tensor, x1: Tensor, num_points: int) -> None:
+    check_points(x0=x0, x1=x1)
     if x0.shape != x1.shape:
         raise ValueError(
             f"`x0` and `x1` must have one shape, but got {tuple(x0.shape)} and {tuple(x1.shape)}."
         )
-    if num_points < 2:
-        raise ValueError(f"`num_points` must be at least 2, but got {num_points}.")
+    check_whole(2, num_points=num_points)
 
 
 def _fractions(num_points: int, like: Tensor) -> Tensor:

@@ -21,6 +21,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.arguments import (
+    check_callable,
+    check_finite,
+    check_kind,
+    check_points,
+    check_whole,
+    is_finite,
+)
 from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import lerp, resample, segment_lengths
 
@@ -101,6 +109,10 @@ def roadmap(
             a draw returns another shape or values that are not finite, or a number is out of range.
     """
     _check(draws, x0, x1, max_samples, batch_size, max_hop, num_neighbors, power)
+    if metric is not None:
+        check_kind(Metric, metric=metric)
+    if generator is not None:
+        check_kind(torch.Generator, generator=generator)
     points = torch.stack([x0, x1])
     chord = float((x1 - x0).norm())
     graph: Graph = [{1: chord**power}, {0: chord**power}]
@@ -138,6 +150,8 @@ def roadmap(
 def _draw(draws: Sequence[Draw], centres: Tensor) -> Tensor:
     # strided, so that every way of drawing serves all kinds of centres
     samples = [draw(centres[i :: len(draws)]) for i, draw in enumerate(draws)]
+    if not all(isinstance(drawn, Tensor) for drawn in samples):
+        raise ValueError("`draws` must give tensors, but one gave none.")
     samples = torch.cat([s for s in samples if len(s)])
     if samples.shape != centres.shape or not samples.isfinite().all():
         raise ValueError(
@@ -215,6 +229,10 @@ def _cheapest(graph: Graph, start: int) -> tuple[list[float], list[int]]:
 
 
 def _check(draws, x0, x1, max_samples, batch_size, max_hop, num_neighbors, power) -> None:
+    check_kind(Sequence, draws=draws)
+    for draw in draws:
+        check_callable(draws=draw)
+    check_points(x0=x0, x1=x1)
     if not draws:
         raise ValueError("`draws` must hold at least one way to draw samples, but is empty.")
     if x0.shape != x1.shape or torch.equal(x0, x1):
@@ -222,13 +240,9 @@ def _check(draws, x0, x1, max_samples, batch_size, max_hop, num_neighbors, power
             "`x0` and `x1` must be different points of one shape, but their shapes are "
             f"{tuple(x0.shape)} and {tuple(x1.shape)}."
         )
-    for name, value in (
-        ("max_samples", max_samples),
-        ("batch_size", batch_size),
-        ("num_neighbors", num_neighbors),
-        ("power", power),
-    ):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, but got {value}.")
-    if not 0 < max_hop <= 1:
+    check_whole(1, max_samples=max_samples, batch_size=batch_size, num_neighbors=num_neighbors)
+    check_finite(power=power)
+    if power < 1:
+        raise ValueError(f"`power` must be at least 1, but got {power}.")
+    if not (is_finite(max_hop) and 0 < max_hop <= 1):
         raise ValueError(f"`max_hop` must be in (0, 1], but got {max_hop}.")

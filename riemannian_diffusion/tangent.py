@@ -14,6 +14,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.arguments import (
+    check_finite,
+    check_kind,
+    check_not_negative,
+    check_points,
+    check_tensor,
+    check_whole,
+    is_whole,
+)
 from riemannian_diffusion.score.model import ScoreModel, even_fractions
 
 NUM_SPARE = 8  # tangents iterated beyond those asked for
@@ -64,11 +73,16 @@ def tangent_spectrum(
     Raises:
         ValueError: If points or rank are out of range.
     """
-    size, x = _size_of(x), x.to(torch.promote_types(x.dtype, torch.float32))
-    if not 1 <= rank <= size:
+    check_kind(ScoreModel, score=score)
+    size = _size_of(x)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    check_not_negative(rtol=rtol)
+    check_whole(1, max_iterations=max_iterations)
+    if not (is_whole(rank) and 1 <= rank <= size):
         raise ValueError(f"`rank` must be in [1, {size}], but got {rank}.")
     if generator is None:
         generator = torch.Generator().manual_seed(0)
+    check_kind(torch.Generator, generator=generator)
     num = min(size, rank + NUM_SPARE)
     drawn = torch.randn(len(x), num, size, generator=generator, device=generator.device)
     tangents, before = _orthonormal(drawn.to(x)), None
@@ -123,18 +137,19 @@ def intrinsic_dimension(
     Raises:
         ValueError: If an argument is out of range.
     """
+    check_kind(ScoreModel, score=score)
     size = _size_of(x)
     if method not in ("spectrum", "scores"):
         raise ValueError(f"`method` must be 'spectrum' or 'scores', but got {method!r}.")
     most = size if max_dim is None else max_dim
-    if not 1 <= most <= size:
+    if not (is_whole(most) and 1 <= most <= size):
         raise ValueError(f"`max_dim` must be in [1, {size}], but got {max_dim}.")
     if generator is None:
         generator = torch.Generator().manual_seed(0)
+    check_kind(torch.Generator, generator=generator)
     if method == "scores":
         num = 4 * size if num_samples is None else num_samples
-        if num < size:
-            raise ValueError(f"`num_samples` must be at least {size}, but got {num_samples}.")
+        check_whole(size, num_samples=num)
         return _dimension_from_scores(score, x, num, generator)
     rank = min(most, 7)
     while True:  # one value more than dimensions, to see the fall after the last
@@ -167,6 +182,7 @@ def _dimension_from_scores(score, x: Tensor, num: int, generator) -> Dimension:
 @torch.no_grad()
 def split_tangent(score: ScoreModel, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """The tangential part `J_D v` of vectors and the normal rest, both `(K, *shape)`."""
+    _check_tangents(score, x, v=v)
     tangential = v + score.sigma**2 * score.jvp(x, v)
     return tangential, v - tangential
 
@@ -187,6 +203,10 @@ def second_fundamental_form(
         v: Tangents, `(K, *shape)`.
         step: Of the difference, in standard deviations of the noise.
     """
+    _check_tangents(score, x, u=u, v=v)
+    check_finite(step=step)
+    if not step > 0:
+        raise ValueError(f"`step` must be positive, but got {step}.")
     norms = u.flatten(1).norm(dim=1).clamp(min=1e-30).view(-1, *[1] * (x.ndim - 1))
     h = step * score.sigma / norms
     ahead, behind = score.jvp(x + h * u, v), score.jvp(x - h * u, v)
@@ -218,8 +238,20 @@ def _orthonormal(vectors: Tensor) -> Tensor:
     return torch.linalg.qr(vectors.mT).Q.mT
 
 
+def _check_tangents(score: ScoreModel, x: Tensor, **tangents: Tensor) -> None:
+    check_kind(ScoreModel, score=score)
+    check_tensor(x=x, **tangents)
+    for name, v in tangents.items():
+        if v.shape != x.shape or x.ndim < 2:
+            raise ValueError(
+                f"`{name}` must be tangents (K, *shape) at the points `x` {tuple(x.shape)}, but it "
+                f"is {tuple(v.shape)}."
+            )
+
+
 def _size_of(x: Tensor) -> int:
-    if x.ndim < 2 or not x.is_floating_point() or not x.isfinite().all():
+    check_points(x=x)
+    if x.ndim < 2 or x.numel() == 0:
         raise ValueError(
             f"`x` must be finite floating-point points (K, *shape), but it is {tuple(x.shape)}."
         )

@@ -210,9 +210,12 @@ def test_a_straighter_path_where_the_exponent_is_small():
 POINT = torch.zeros(3)
 BAD = [
     (lambda: nao(POINT, torch.ones(4), 3), r"must have one shape"),
-    (lambda: nao(POINT, POINT, 1), r"`num_points` must be at least 2, but got 1"),
-    (lambda: nao(POINT, POINT, 3, gap_weight=-1), r"`gap_weight` must be at least 0, but got -1"),
-    (lambda: nao(POINT, POINT, 3, max_steps=0), r"`max_steps` must be at least 1, but got 0"),
+    (lambda: nao(POINT, POINT, 1), r"`num_points` must be a whole number of at least 2, but got 1"),
+    (lambda: nao(POINT, POINT, 3, gap_weight=-1), r"`gap_weight` must not be negative, but got -1"),
+    (
+        lambda: nao(POINT, POINT, 3, max_steps=0),
+        r"`max_steps` must be a whole number of at least 1, but got 0",
+    ),
     (
         lambda: noise_diffusion(POINT, POINT, 3, clean0=POINT, clean1=POINT[:2], alpha=0.5),
         r"All points must have one shape, but got \[\(2,\), \(3,\)\]",
@@ -223,7 +226,7 @@ BAD = [
     ),
     (
         lambda: density_geodesic(lambda t: None, 0, POINT, POINT, 3, num_stages=0),
-        r"`num_stages` must be at least 1, but got 0",
+        r"`num_stages` must be a whole number of at least 1, but got 0",
     ),
     (
         lambda: density_geodesic(lambda t: None, 0, POINT, POINT, 3, exponent=0.0),

@@ -125,7 +125,7 @@ BAD = [
     (["only.png", "-o", "x.gif"], "two or more images, but got only.png alone"),
     (["a.png", "b.png", "-o", "x.gif"], "No such file or directory: 'a.png'"),
     (["broken.png", "broken.png", "-o", "x.gif"], "cannot identify image file"),
-    (["-o", "x.gif", "--fps", "0"], "--fps must be positive and finite, but got 0.0"),
+    (["-o", "x.gif", "--fps", "0"], "--fps must be in [0.01, 1000], but got 0.0"),
     (["-o", "x.gif", "--frames", "many"], "argument --frames: invalid int value: 'many'"),
     (["-o", "x.gif", "--metric", "flat"], "argument --metric: invalid choice: 'flat'"),
     (["-o", "x.gif", "--size", "0x4"], "must be like 512 or 768x512, but got '0x4'"),

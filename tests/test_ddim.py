@@ -313,7 +313,10 @@ def test_bad_arguments(function, options, message):
 
 
 def test_bad_number_of_iterations():
-    with pytest.raises(ValueError, match="`fixed_point_iterations` must not be negative.*got -1"):
+    with pytest.raises(
+        ValueError,
+        match="`fixed_point_iterations` must be a whole number of at least 0, but got -1",
+    ):
         invert(mixture_levels, randn(2, 1, 2, 2), [1], fixed_point_iterations=-1)
 
 

@@ -386,7 +386,10 @@ ONE = vector(1, 2)
     [
         (lambda: exponential_map(FLAT, ONE, vector(1)), r"of one shape, but they are \(2,\)"),
         (lambda: exponential_map(FLAT, ONE, NAN), "must be finite and of one shape"),
-        (lambda: exponential_map(FLAT, ONE, ONE, num_steps=0), "`num_steps` must be at least 1"),
+        (
+            lambda: exponential_map(FLAT, ONE, ONE, num_steps=0),
+            "`num_steps` must be a whole number of at least 1",
+        ),
         (
             lambda: exponential_map(Sphere(), vector(1.5, 0), vector(3, 9), num_steps=1),
             "step 1 of 1.*take more steps, or a shorter `v`",

@@ -755,11 +755,11 @@ INVALID = [
     ({"x0": vector(math.nan, 0)}, "`x0` must be a floating-point tensor of finite values"),
     ({"x1": vector(math.inf, 0)}, "`x1` must be a floating-point tensor of finite values"),
     ({"x1": torch.ones(2, dtype=torch.long)}, "`x1` must be a floating-point tensor"),
-    ({"num_points": 1}, "`num_points` must be at least 2, but got 1"),
-    ({"num_quadrature": 0}, "`num_quadrature` must be at least 1, but got 0"),
-    ({"max_evals": 0}, "`max_evals` must be at least 1, but got 0"),
+    ({"num_points": 1}, "`num_points` must be a whole number of at least 2, but got 1"),
+    ({"num_quadrature": 0}, "`num_quadrature` must be a whole number of at least 1, but got 0"),
+    ({"max_evals": 0}, "`max_evals` must be a whole number of at least 1, but got 0"),
     ({"rtol": -1e-3}, "`rtol` must not be negative, but got -0.001"),
-    ({"rtol": math.nan}, "`rtol` must not be negative, but got nan"),
+    ({"rtol": math.nan}, "`rtol` must be a finite number, but got nan"),
     ({"init": "arc"}, "`init` must be 'slerp', 'lerp', a path or a callable, but got 'arc'"),
     ({"init": []}, "`init` must name at least one start, but got an empty list"),
     ({"init": ["lerp", "arc"]}, "`init` must be 'slerp', .* a callable, but got 'arc'"),
@@ -782,7 +782,11 @@ def test_bad_arguments(options, message):
 @pytest.mark.parametrize(
     "solver, options, message",
     [
-        (PathLBFGS, {"history_size": 0}, "`history_size` must be at least 1, but got 0"),
+        (
+            PathLBFGS,
+            {"history_size": 0},
+            "`history_size` must be a whole number of at least 1, but got 0",
+        ),
         (Adam, {"lr": 0.0}, "`lr` >= `final_lr` > 0 must hold, but got 0.0 and 0.0001"),
         (Adam, {"lr": 1e-4, "final_lr": 1e-3}, "`lr` >= `final_lr` > 0 must hold"),
         (Adam, {"final_lr": 0.0}, "`lr` >= `final_lr` > 0 must hold"),

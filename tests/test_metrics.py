@@ -327,12 +327,16 @@ def test_normalised_score_has_unit_size_at_noise():
     "metric, options, message",
     [
         (SteinScoreMetric, {"lam": -1.0}, "`lam` must not be negative, but got -1.0"),
-        (SteinScoreMetric, {"lam": float("nan")}, "`lam` must not be negative, but got nan"),
+        (SteinScoreMetric, {"lam": float("nan")}, "`lam` must be a finite number, but got nan"),
         (ScoreJacobianMetric, {"ridge": -0.1}, "`ridge` must not be negative, but got -0.1"),
-        (ScoreJacobianMetric, {"ridge": float("nan")}, "`ridge` must not be negative"),
+        (ScoreJacobianMetric, {"ridge": float("nan")}, "`ridge` must be a finite number"),
         (TangentNormalMetric, {"normal_weight": -2}, "`normal_weight` must not be .* got -2"),
         (TangentNormalMetric, {"tangent_weight": -1}, "`tangent_weight` must not be .* got -1"),
-        (TangentNormalMetric, {"tangent_weight": float("nan")}, "`tangent_weight` must not be"),
+        (
+            TangentNormalMetric,
+            {"tangent_weight": float("nan")},
+            "must be a finite number",
+        ),
     ],
 )
 def test_bad_weights(metric, options, message):

@@ -128,8 +128,18 @@ def test_slerp_of_nearly_opposite_points_keeps_its_plane():
     [
         (torch.zeros(3), torch.zeros(4), 5, r"one shape, but got \(3,\) and \(4,\)"),
         (torch.zeros(3), torch.zeros(1, 3), 5, r"one shape, but got \(3,\) and \(1, 3\)"),
-        (torch.zeros(3), torch.ones(3), 1, "`num_points` must be at least 2, but got 1"),
-        (torch.zeros(3), torch.ones(3), 0, "`num_points` must be at least 2, but got 0"),
+        (
+            torch.zeros(3),
+            torch.ones(3),
+            1,
+            "`num_points` must be a whole number of at least 2, but got 1",
+        ),
+        (
+            torch.zeros(3),
+            torch.ones(3),
+            0,
+            "`num_points` must be a whole number of at least 2, but got 0",
+        ),
     ],
 )
 def test_bad_ends(function, x0, x1, num_points, message):
@@ -241,8 +251,8 @@ def test_resample_passes_over_repeated_points():
 @pytest.mark.parametrize(
     "num_given, num_points, message",
     [
-        (1, 5, "at least 2 points, but got 1 and `num_points`=5"),
-        (3, 1, "at least 2 points, but got 3 and `num_points`=1"),
+        (1, 5, r"`path` must be at least 2 points .* got \(1, 2\)"),
+        (3, 1, "`num_points` must be a whole number of at least 2, but got 1"),
     ],
 )
 def test_bad_resampling(num_given, num_points, message):

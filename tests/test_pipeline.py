@@ -426,7 +426,7 @@ BAD = [
     ({"max_samples": 0}, r"`max_samples` must be a whole number of at least 1, but got 0"),
     ({"init": ["slerp", "graph"]}, r"`init` must be one of .*'roadmap'.*, but got 'graph'"),
     ({"init": "graph"}, r"`init` must be one of .*'roadmap'.*, but got 'graph'"),
-    ({"max_evals": 0}, r"`max_evals` must be at least 1, but got 0"),
+    ({"max_evals": 0}, r"`max_evals` must be a whole number of at least 1, but got 0"),
     (
         {"callback_on_step_end_tensor_inputs": ["noise"]},
         r"must be among \['latents'\], but got \['noise'\]",

@@ -741,7 +741,7 @@ def test_rounding_of_the_model_does_not_reach_the_points():
             "mode='difference' needs both",
         ),
         ({"mode": "guided", "negative_hidden_states": prompts(1)}, "mode='guided' needs both"),
-        ({"max_batch_size": 0}, "`max_batch_size` must be at least 1 or None, but got 0"),
+        ({"max_batch_size": 0}, "`max_batch_size` must be a whole number of at least 1, but got 0"),
         ({"scheduler": object()}, "`scheduler` must have `alphas_cumprod`.*but got object"),
         (
             {"scheduler": DDIMScheduler(rescale_betas_zero_snr=True), "timestep": 999},

@@ -192,12 +192,12 @@ SCORE, POINT = SCORES["not symmetric"][0], randn(1, 12)
         (lambda: tangent_spectrum(SCORE, POINT, 0), r"`rank` must be in \[1, 12\], but got 0"),
         (lambda: tangent_basis(SCORE, POINT, 13), r"`rank` must be in \[1, 12\], but got 13"),
         (lambda: tangent_spectrum(SCORE, POINT[0], 2), r"points \(K, \*shape\), but it is \(12,\)"),
-        (lambda: tangent_spectrum(SCORE, POINT * math.nan, 2), "`x` must be finite"),
+        (lambda: tangent_spectrum(SCORE, POINT * math.nan, 2), "`x` must be .* finite values"),
         (lambda: intrinsic_dimension(SCORE, POINT, method="pca"), "'scores', but got 'pca'"),
         (lambda: intrinsic_dimension(SCORE, POINT, max_dim=99), r"`max_dim` must be in \[1, 12\]"),
         (
             lambda: intrinsic_dimension(SCORE, POINT, method="scores", num_samples=5),
-            "`num_samples` must be at least 12, but got 5",
+            "`num_samples` must be a whole number of at least 12, but got 5",
         ),
     ],
 )

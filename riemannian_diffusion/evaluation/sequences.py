@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.media import IMAGE_SUFFIXES, images_in, sorted_by_name
+from riemannian_diffusion.media import (
+    IMAGE_SUFFIXES,
+    images_in,
+    open_image,
+    opened,
+    sorted_by_name,
+)
 
 _ORIENTATION_TAG, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: height and width change places
 
@@ -107,14 +111,11 @@ def _find_sequence(folder: Path) -> SequenceFiles:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    with PIL.Image.open(path) as image:
+    with opened(path) as image:
         turned = image.getexif().get(_ORIENTATION_TAG) in _TURNED
         return image.size if turned else image.size[::-1]
 
 
 def _read(paths: tuple[Path, ...]) -> Tensor:
-    images = []
-    for path in paths:
-        with PIL.Image.open(path) as image:
-            images.append(np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB")))
+    images = [np.asarray(open_image(path, None)) for path in paths]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # (N, 3, H, W)

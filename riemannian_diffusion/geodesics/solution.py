@@ -10,6 +10,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.arguments import (
+    check_callable,
+    check_kind,
+    check_not_negative,
+    check_points,
+    check_whole,
+    kind_of,
+)
 from riemannian_diffusion.geodesics.energies import Answer, Ask, Energies
 from riemannian_diffusion.geodesics.solvers import PathLBFGS, Solver
 from riemannian_diffusion.metrics import Metric, PullbackMetric
@@ -79,9 +87,12 @@ class Geodesic:
         Raises:
             ValueError: If a fraction lies outside [0, 1].
         """
-        fractions = torch.as_tensor(u, dtype=torch.float64, device="cpu")
-        if not ((fractions >= 0) & (fractions <= 1)).all():
-            raise ValueError(f"`u` must lie in [0, 1], but got {u}.")
+        try:
+            fractions = torch.as_tensor(u, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"`u` must be numbers in [0, 1], but got {u!r}.") from error
+        if fractions.ndim > 1 or not ((fractions >= 0) & (fractions <= 1)).all():
+            raise ValueError(f"`u` must lie in [0, 1], one number or (U,), but got {u}.")
         points = points_at(self._fine_path, self._arc, fractions.reshape(-1))
         return points if fractions.ndim else points[0]
 
@@ -189,7 +200,8 @@ def geodesics(
     Raises:
         ValueError: As in `geodesic`.
     """
-    if x0.ndim < 2 or x0.shape != x1.shape or len(x0) == 0:
+    check_points(x0=x0, x1=x1)
+    if x0.ndim < 2 or x0.shape != x1.shape or x0.numel() == 0:
         raise ValueError(
             "`x0` and `x1` must be points (P, *shape) of one shape, "
             f"but got {tuple(x0.shape)} and {tuple(x1.shape)}."
@@ -208,7 +220,7 @@ def geodesics(
 @torch.inference_mode(False)  # also inside a caller's inference mode the energy has a gradient
 def _solve(metric, x0, x1, num_points, num_quadrature, inits, solver, rtol, max_evals, callback):
     """Solve every pair, answering the questions of all that are not done in one go."""
-    _check(metric, x0, x1, num_points, num_quadrature, rtol, max_evals)
+    _check(metric, num_points, num_quadrature, solver, rtol, max_evals, callback)
     metrics = [metric] if isinstance(metric, Metric) else list(metric)
     solver = PathLBFGS() if solver is None else solver
     if not inits:
@@ -348,29 +360,25 @@ class _Solve:
 
 
 def _check_ends(x0: Tensor, x1: Tensor) -> None:
-    if x0.shape != x1.shape or x0.ndim == 0:
+    check_points(x0=x0, x1=x1)
+    if x0.shape != x1.shape or x0.ndim == 0 or x0.numel() == 0:
         raise ValueError(
             "`x0` and `x1` must be points of one shape, "
             f"but got {tuple(x0.shape)} and {tuple(x1.shape)}."
         )
 
 
-def _check(metric, x0, x1, num_points, num_quadrature, rtol, max_evals) -> None:
+def _check(metric, num_points, num_quadrature, solver, rtol, max_evals, callback) -> None:
     stages = metric if isinstance(metric, Sequence) else [metric]
     if not stages or not all(isinstance(stage, Metric) for stage in stages):
         raise ValueError(f"`metric` must be a Metric or a sequence of them, but got {metric!r}.")
-    for name, point in (("x0", x0), ("x1", x1)):
-        if not (point.is_floating_point() and point.isfinite().all()):
-            raise ValueError(f"`{name}` must be a floating-point tensor of finite values.")
-    for name, value, least in (
-        ("num_points", num_points, 2),
-        ("num_quadrature", num_quadrature, 1),
-        ("max_evals", max_evals, 1),
-    ):
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}, but got {value}.")
-    if not rtol >= 0:
-        raise ValueError(f"`rtol` must not be negative, but got {rtol}.")
+    check_whole(2, num_points=num_points)
+    check_whole(1, num_quadrature=num_quadrature, max_evals=max_evals)
+    check_not_negative(rtol=rtol)
+    if solver is not None:
+        check_kind(Solver, solver=solver)
+    if callback is not None:
+        check_callable(callback=callback)
 
 
 def _initial_path(init, x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
@@ -378,7 +386,10 @@ def _initial_path(init, x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
         init = {"slerp": slerp, "lerp": lerp}.get(init, init)
     if not (isinstance(init, Tensor) or callable(init)):
         raise ValueError(f"`init` must be 'slerp', 'lerp', a path or a callable, but got {init!r}.")
-    path = (init if isinstance(init, Tensor) else init(x0, x1, num_points)).detach().to(x0)
+    path = init if isinstance(init, Tensor) else init(x0, x1, num_points)
+    if not isinstance(path, Tensor):
+        raise ValueError(f"`init` must return a path, but gave {kind_of(path)}.")
+    path = path.detach().to(x0)
     if path.shape != (num_points, *x0.shape):
         raise ValueError(f"`init` must be {(num_points, *x0.shape)}, but got {tuple(path.shape)}.")
     if not path.isfinite().all():

@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.arguments import check_finite, check_whole
+
 T = TypeVar("T")
 Evaluating = Generator[Tensor, tuple[float, Tensor], T]
 
@@ -56,8 +58,7 @@ class PathLBFGS(Solver):
     patience = 3
 
     def __init__(self, history_size: int = 10, precondition: bool = True):
-        if history_size < 1:
-            raise ValueError(f"`history_size` must be at least 1, but got {history_size}.")
+        check_whole(1, history_size=history_size)
         self.history_size, self.precondition = history_size, precondition
 
     def iterate(self, points, flat_energy, max_evals):
@@ -131,6 +132,7 @@ class Adam(Solver):
     patience = None
 
     def __init__(self, lr: float = 1e-3, final_lr: float = 1e-4):
+        check_finite(lr=lr, final_lr=final_lr)
         if not lr >= final_lr > 0:
             raise ValueError(f"`lr` >= `final_lr` > 0 must hold, but got {lr} and {final_lr}.")
         self.lr, self.final_lr = lr, final_lr

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
+from collections.abc import Mapping
 
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.arguments import (
+    check_callable,
+    check_finite,
+    check_kind,
+    check_not_negative,
+    check_points,
+    check_whole,
+    kind_of,
+)
+from riemannian_diffusion.geodesics import Solver
 from riemannian_diffusion.pipelines.gaps import CURVES, METRICS, NOISE_CURVES
 
 
 def check_arguments(
     *,
+    negative_prompt,
     num_frames,
     metric,
     space,
@@ -19,6 +32,11 @@ def check_arguments(
     guidance_scale,
     guidance_damping,
     score_mode,
+    solver,
+    num_quadrature,
+    rtol,
+    max_evals,
+    fixed_point_iterations,
     max_batch_size,
     max_samples,
     extrapolate,
@@ -27,7 +45,10 @@ def check_arguments(
     adain,
     attention_interpolation,
     num_images_per_prompt,
+    generator,
+    cross_attention_kwargs,
     output_type,
+    callback_on_step_end,
     callback_on_step_end_tensor_inputs,
     known_tensor_inputs,
 ) -> None:
@@ -56,29 +77,30 @@ def check_arguments(
     ):
         if value not in allowed:
             raise ValueError(f"`{name}` must be one of {allowed}, but got {value!r}.")
-    for name, value, least in (
-        ("num_frames", num_frames, 2),
-        ("num_inference_steps", num_inference_steps, 1),
-        ("max_batch_size", max_batch_size, 1),
-        ("max_samples", max_samples, 1),
+    check_whole(2, num_frames=num_frames)
+    check_whole(
+        1,
+        num_inference_steps=num_inference_steps,
+        max_samples=max_samples,
+        num_quadrature=num_quadrature,
+        max_evals=max_evals,
+    )
+    check_whole(0, fixed_point_iterations=fixed_point_iterations)
+    if max_batch_size is not None:
+        check_whole(1, max_batch_size=max_batch_size)
+    check_finite(strength=strength, guidance_damping=guidance_damping)
+    check_finite(attention_interpolation=attention_interpolation)
+    check_not_negative(guidance_scale=guidance_scale, extrapolate=extrapolate, rtol=rtol)
+    for name, value, kind in (
+        ("solver", solver, Solver),
+        ("generator", generator, torch.Generator),
+        ("cross_attention_kwargs", cross_attention_kwargs, dict),
+        ("negative_prompt", negative_prompt, str),
     ):
-        if name == "max_batch_size" and value is None:
-            continue
-        if not isinstance(value, int) or value < least:
-            raise ValueError(
-                f"`{name}` must be a whole number of at least {least}, but got {value!r}."
-            )
-    for name, value in (
-        ("strength", strength),
-        ("guidance_scale", guidance_scale),
-        ("guidance_damping", guidance_damping),
-        ("extrapolate", extrapolate),
-        ("attention_interpolation", attention_interpolation),
-    ):
-        if not isinstance(value, Real) or not math.isfinite(value):
-            raise ValueError(f"`{name}` must be a finite number, but got {value!r}.")
-    if extrapolate < 0:
-        raise ValueError(f"`extrapolate` must not be negative, but got {extrapolate}.")
+        if value is not None:
+            check_kind(kind, **{name: value})
+    if callback_on_step_end is not None:
+        check_callable(callback_on_step_end=callback_on_step_end)
     if not 0 <= guidance_damping <= 1:
         raise ValueError(f"`guidance_damping` must be in [0, 1], but got {guidance_damping}.")
     if guidance_damping and not guidance_scale > 1:
@@ -114,9 +136,60 @@ def check_arguments(
             f"`strength` {strength} of `num_inference_steps` {num_inference_steps} leaves no "
             "step: raise one of them."
         )
+    if not isinstance(callback_on_step_end_tensor_inputs, (list, tuple)):
+        raise ValueError(
+            "`callback_on_step_end_tensor_inputs` must be a list, but got "
+            f"{callback_on_step_end_tensor_inputs!r}."
+        )
     unknown = set(callback_on_step_end_tensor_inputs) - set(known_tensor_inputs)
     if unknown:
         raise ValueError(
             "`callback_on_step_end_tensor_inputs` must be among "
             f"{list(known_tensor_inputs)}, but got {sorted(unknown)}."
         )
+
+
+def check_embeddings(embeddings: Mapping[str, Tensor], config: Mapping, pooled: bool) -> None:
+    """Check embeddings that are given in place of texts.
+
+    Args:
+        embeddings: Those given, by name.
+        config: The network's, which knows how wide they are.
+        pooled: Whether the model needs pooled ones beside them.
+
+    Raises:
+        ValueError: If one has another shape than the network takes, or lacks its counterpart.
+    """
+    check_points(**embeddings)
+    width = config.get("joint_attention_dim") or config.get("cross_attention_dim")
+    for prefix in ("", "negative_"):
+        name, other = f"{prefix}prompt_embeds", f"{prefix}pooled_prompt_embeds"
+        if (other in embeddings) != (pooled and name in embeddings):
+            need = f"needs `{other}` with `{name}`" if pooled else f"takes no `{other}`"
+            raise ValueError(f"This model {need}, but got {sorted(embeddings)}.")
+        for key, rank in ((name, 3), (other, 2)):
+            one = embeddings.get(key)
+            if one is not None and (one.ndim != rank or one.numel() == 0):
+                shape = "(1, L, C) or (P, L, C)" if rank == 3 else "(1, C) or (P, C)"
+                raise ValueError(f"`{key}` must be {shape}, but got {tuple(one.shape)}.")
+        one = embeddings.get(name)
+        if one is not None and isinstance(width, int) and one.shape[2] != width:
+            raise ValueError(
+                f"`{name}` must be {width} wide for this model, but got {tuple(one.shape)}."
+            )
+
+
+def latents_of(changed, before: Tensor) -> Tensor:
+    """The latents that a callback has returned, or those before it.
+
+    Raises:
+        ValueError: If it has returned something else.
+    """
+    latents = changed.get("latents", before) if isinstance(changed, dict) else changed
+    if not isinstance(latents, Tensor) or latents.shape != before.shape:
+        shape = tuple(latents.shape) if isinstance(latents, Tensor) else kind_of(latents)
+        raise ValueError(
+            '`callback_on_step_end` must return a dict, whose "latents" are '
+            f"{tuple(before.shape)}, but gave {shape}."
+        )
+    return latents

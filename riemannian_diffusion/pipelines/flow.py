@@ -71,6 +71,7 @@ class GeodesicInterpolationFlowPipeline(GeodesicInterpolationMixin):
         )
 
     _even_levels = False
+    _pools_prompts = True
 
 
 class GeodesicInterpolationSD3Pipeline(GeodesicInterpolationFlowPipeline, StableDiffusion3Pipeline):

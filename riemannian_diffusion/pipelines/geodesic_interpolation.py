@@ -15,11 +15,16 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from riemannian_diffusion.adaptation import Adaptation, LoraMix
+from riemannian_diffusion.arguments import check_kind, check_points
 from riemannian_diffusion.ddim import invert, invert_steps, sample_steps
 from riemannian_diffusion.geodesics import Iterate, Solver, Start
 from riemannian_diffusion.guidance import ManifoldGuidedScore
 from riemannian_diffusion.paths import adain as matched
-from riemannian_diffusion.pipelines.checks import check_arguments
+from riemannian_diffusion.pipelines.checks import (
+    check_arguments,
+    check_embeddings,
+    latents_of,
+)
 from riemannian_diffusion.pipelines.conditioning import Conditions, Denoiser, pack
 from riemannian_diffusion.pipelines.gaps import (
     CURVES,
@@ -212,6 +217,7 @@ class GeodesicInterpolationMixin:
             image = join_analogy(image, analogy)
         single, morphs, prompts = split_morphs(image, prompt)
         check_arguments(
+            negative_prompt=negative_prompt,
             num_frames=num_frames,
             metric=metric,
             space=space,
@@ -221,6 +227,11 @@ class GeodesicInterpolationMixin:
             guidance_scale=guidance_scale,
             guidance_damping=guidance_damping,
             score_mode=score_mode,
+            solver=solver,
+            num_quadrature=num_quadrature,
+            rtol=rtol,
+            max_evals=max_evals,
+            fixed_point_iterations=fixed_point_iterations,
             max_batch_size=max_batch_size,
             max_samples=max_samples,
             extrapolate=extrapolate,
@@ -229,7 +240,10 @@ class GeodesicInterpolationMixin:
             adain=adain,
             attention_interpolation=attention_interpolation,
             num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            cross_attention_kwargs=cross_attention_kwargs,
             output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             known_tensor_inputs=self._callback_tensor_inputs,
         )
@@ -250,6 +264,7 @@ class GeodesicInterpolationMixin:
         }
         embeddings = {name: value for name, value in embeddings.items() if value is not None}
         adaptations = [adaptation] * len(morphs) if single else adaptation or [None] * len(morphs)
+        check_embeddings(embeddings, self._network.config, self._pools_prompts)
         compare = retime and find_distance(retime, self._execution_device)
 
         prepared, gaps = [], []
@@ -280,6 +295,11 @@ class GeodesicInterpolationMixin:
                 given, mix = self._adapted(fitted, given, guided, len(keyframes))
             positive, shapes = pack(given[0] | images[0])
             negative = pack(given[1] | images[1])[0][:1] if guided else None
+            if guided and negative.shape[1:] != positive.shape[1:]:
+                raise ValueError(
+                    "Positive and negative embeddings must have one shape, but packed they are "
+                    f"{tuple(positive.shape[1:])} and {tuple(negative.shape[1:])}."
+                )
             if len(positive) not in (1, len(keyframes)):
                 raise ValueError(
                     "Embeddings must be one for all keyframes or one for each, but there are "
@@ -287,6 +307,7 @@ class GeodesicInterpolationMixin:
                 )
             pixels = keyframes.to(self._execution_device)  # (P, 3, H, W) in [0, 1]
             clean = self._encode(pixels, max_batch_size)  # (P, C, h, w)
+            _check_finite(clean, "Encoding the images")
             score_at = partial(
                 _score_at,
                 guidance_damping,
@@ -311,6 +332,7 @@ class GeodesicInterpolationMixin:
                     fixed_point_iterations=fixed_point_iterations,
                 )
                 *_, ends = self._with_bar(steps, "Inverting", len(timesteps))
+                _check_finite(ends, "Inverting the images")
             last = partial(score_at, encoder_hidden_states=positive[-1:], mode=mode)
             prepared.append((pixels, clean, levels, last, schedule, timesteps))
             for i in range(len(ends) - 1):
@@ -399,6 +421,8 @@ class GeodesicInterpolationMixin:
             else:
                 latents = carry_back(path, places)
 
+            _check_finite(latents, "Sampling")
+
             # 7. Go on beyond the last keyframe, or carry the change over to the last one
             keys = latents[:: num_frames - 1]
             if extrapolate:
@@ -413,7 +437,9 @@ class GeodesicInterpolationMixin:
             if output_type == "latent":
                 frames, errors = latents, (keys - clean).square().flatten(1).mean(1)
             else:
-                frames, flags = self._check_safety(self._decode(latents, max_batch_size))
+                decoded = self._decode(latents, max_batch_size)
+                _check_finite(decoded, "Decoding the latents")
+                frames, flags = self._check_safety(decoded)
                 frames = _to_unit(frames)
                 places = slice(None, len(path), num_frames - 1)
                 shown = self._show(keys, max_batch_size) if is_analogy else frames[places]
@@ -434,6 +460,7 @@ class GeodesicInterpolationMixin:
 
     # What a model may do differently
 
+    _pools_prompts = False  # the network takes pooled embeddings beside the prompt's
     _embeds_guidance = False  # guidance is an input of the network, not two evaluations
 
     @property
@@ -485,6 +512,13 @@ class GeodesicInterpolationMixin:
         """The same of images for IP-Adapters."""
         if images is None and embeddings is None:
             return {}, {}
+        if getattr(self._network, "encoder_hid_proj", None) is None:
+            raise ValueError(
+                "`ip_adapter_image` and its embeddings need an IP-Adapter: call `load_ip_adapter`."
+            )
+        if embeddings is not None:
+            check_kind(Sequence, ip_adapter_image_embeds=embeddings)
+            check_points(**{f"ip_adapter_image_embeds[{i}]": e for i, e in enumerate(embeddings)})
         found = self.prepare_ip_adapter_image_embeds(
             images, embeddings, self._execution_device, 1, guided
         )
@@ -564,7 +598,7 @@ class GeodesicInterpolationMixin:
             latents = steps.send(latents)
             if callback is not None:
                 changed = callback(self, i, t, {"latents": latents} if inputs else {}) or {}
-                latents = changed.get("latents", latents)
+                latents = latents_of(changed, latents)
             if self._interrupt:
                 break
         return latents
@@ -605,6 +639,14 @@ def _to_unit(frames: Tensor) -> Tensor:
 
 def _as_it_is(path: Tensor, places: Tensor) -> Tensor:
     return path
+
+
+def _check_finite(values: Tensor, what: str) -> None:
+    if not values.isfinite().all():
+        raise ValueError(
+            f"{what} gave NaN or infinite values: the model's weights are broken, or its dtype is "
+            "too narrow for it."
+        )
 
 
 def _score_at(damping: float, *args, negative_hidden_states, guidance_scale, mode, **options):

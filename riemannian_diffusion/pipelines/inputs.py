@@ -9,6 +9,9 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.arguments import kind_of
+from riemannian_diffusion.media import converted
+
 Image = PIL.Image.Image | np.ndarray | Tensor
 
 
@@ -17,12 +20,14 @@ def split_morphs(image, prompt) -> tuple[bool, list[list[Image]], list[list[str]
     _check_is_several(image)
     single = not (len(image) > 0 and all(isinstance(i, (list, tuple)) for i in image))
     morphs = [list(image)] if single else [list(i) for i in image]
+    if not isinstance(prompt, (str, list, tuple)):
+        raise ValueError(f"`prompt` must be one or more strings, but got {kind_of(prompt)}.")
     if isinstance(prompt, str):
         prompts = [[prompt]] * len(morphs)
     elif single or all(isinstance(p, str) for p in prompt) and len(prompt) != len(morphs):
         prompts = [list(prompt)] * len(morphs)
     else:
-        prompts = [[p] if isinstance(p, str) else list(p) for p in prompt]
+        prompts = [list(p) if isinstance(p, (list, tuple)) else [p] for p in prompt]
     if len(prompts) != len(morphs):
         raise ValueError(f"`prompt` is for {len(prompts)} morphs, but `image` has {len(morphs)}.")
     for images, texts in zip(morphs, prompts, strict=True):
@@ -56,15 +61,18 @@ def join_analogy(image, analogy):
 
 
 def _check_is_several(image) -> None:
-    if isinstance(image, (str, bytes, PIL.Image.Image)) or not hasattr(image, "__len__"):
+    several = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) > 0
+    if not several:
         raise ValueError(f"`image` must be two or more images, but got {type(image).__name__}.")
 
 
 def to_pixels(image: Image, index: int, num_channels: int = 3) -> Tensor:
     """One keyframe as `(3, H, W)` or `(1, H, W)`, float32 in [0, 1]."""
     if isinstance(image, PIL.Image.Image):
-        image = np.array(image.convert("RGB" if num_channels == 3 else "L"))
+        image = np.array(converted(image, "RGB" if num_channels == 3 else "L"))
     if isinstance(image, np.ndarray):
+        if image.dtype.kind not in "fiub":
+            raise ValueError(f"Image {index} must hold real numbers, but got {image.dtype}.")
         image = torch.from_numpy(image.copy())
         image = image[..., None] if image.ndim == 2 and num_channels == 1 else image
         image = image.permute(2, 0, 1) if image.ndim == 3 else image
@@ -79,6 +87,10 @@ def to_pixels(image: Image, index: int, num_channels: int = 3) -> Tensor:
         raise ValueError(
             f"Image {index} must be (H, W, {num_channels}) as an array or ({num_channels}, H, W) "
             f"as a tensor, but its channels-first shape is {tuple(image.shape)}."
+        )
+    if image.is_complex() or image.numel() == 0:
+        raise ValueError(
+            f"Image {index} must hold real numbers, but got {tuple(image.shape)}, {image.dtype}."
         )
     image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
     if not image.isfinite().all():

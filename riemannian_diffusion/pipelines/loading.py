@@ -36,11 +36,16 @@ class AutoGeodesicInterpolationPipeline:
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> DiffusionPipeline:
         """As in diffusers, of any model that one of the pipelines fits.
 
+        Weights are read from safetensors alone; `use_safetensors=None` would also take pickles,
+        which can run code.
+
         Raises:
             ValueError: If none does.
+            OSError: If there is no such model, or it has no safetensors.
         """
+        kwargs.setdefault("use_safetensors", True)
         config = DiffusionPipeline.load_config(pretrained_model_name_or_path, **kwargs)
-        kind = cls._for(config["_class_name"], pretrained_model_name_or_path)
+        kind = cls._for(config.get("_class_name"), pretrained_model_name_or_path)
         return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod

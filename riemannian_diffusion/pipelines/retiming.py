@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.arguments import kind_of
 from riemannian_diffusion.paths import points_at
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -61,7 +62,9 @@ def retimed(
         points = points_at(path, even, places)
         latents = carry(points, places)
         frames = show(latents)
-        changes = distance(frames[:-1], frames[1:]).double().cpu().view(-1, num_frames - 1)
+        changes = distance(frames[:-1], frames[1:])
+        _check_changes(changes, len(frames) - 1)
+        changes = changes.double().cpu().view(-1, num_frames - 1)
         mean = changes.mean(1).clamp(min=1e-30)
         spread = float((changes.std(1, correction=0) / mean).max())
         if not spread < least / 2:
@@ -78,3 +81,12 @@ def retimed(
             gaps.append(points_at(here, arc, share)[:, 0] if arc[-1] > 0 else here[:, 0])
         places = torch.cat([gap if i == 0 else gap[1:] for i, gap in enumerate(gaps)])
     return best
+
+
+def _check_changes(changes: Tensor, num: int) -> None:
+    known = isinstance(changes, Tensor) and changes.shape == (num,)
+    if not (known and changes.isfinite().all() and (changes >= 0).all()):
+        raise ValueError(
+            f"`retime` must give ({num},) finite distances of at least 0 for {num} pairs of frames,"
+            f" but gave {changes if known else kind_of(changes)}."
+        )

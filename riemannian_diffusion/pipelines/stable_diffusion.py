@@ -63,6 +63,7 @@ class GeodesicInterpolationXLPipeline(GeodesicInterpolationMixin, StableDiffusio
     """
 
     _callback_tensor_inputs = ["latents"]
+    _pools_prompts = True
 
     def _encode_texts(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from riemannian_diffusion.arguments import check_finite, check_kind, check_tensor, check_whole
 from riemannian_diffusion.score.attention import forward_mode_attention
 from riemannian_diffusion.score.model import ScoreModel, entries_of, even_fractions
 
@@ -59,6 +60,8 @@ class DiffusionScore(ScoreModel):
         mode: str = "conditional",
         max_batch_size: int | None = None,
     ):
+        check_kind(nn.Module, model=model)
+        check_finite(timestep=timestep, guidance_scale=guidance_scale)
         timestep, self.alpha, self.sigma, prediction = _level(scheduler, timestep)
         if mode not in ("conditional", "guided", "difference"):
             raise ValueError(
@@ -70,10 +73,14 @@ class DiffusionScore(ScoreModel):
             raise ValueError(
                 f"mode={mode!r} needs both `encoder_hidden_states` and `negative_hidden_states`."
             )
-        if max_batch_size is not None and max_batch_size < 1:
-            raise ValueError(
-                f"`max_batch_size` must be at least 1 or None, but got {max_batch_size}."
-            )
+        if max_batch_size is not None:
+            check_whole(1, max_batch_size=max_batch_size)
+        for name, prompts in (
+            ("encoder_hidden_states", encoder_hidden_states),
+            ("negative_hidden_states", negative_hidden_states),
+        ):
+            if prompts is not None:
+                check_tensor(**{name: prompts})
         self.model, self.timestep, self.prediction_type = model, timestep, prediction
         self.encoder_hidden_states = encoder_hidden_states
         self.negative_hidden_states = negative_hidden_states

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.arguments import check_finite, check_kind, check_points
 from riemannian_diffusion.score.model import ScoreModel
 
 
@@ -38,18 +39,24 @@ class GaussianMixtureScore(ScoreModel):
         weights: Tensor | None = None,
         alpha: float = 1.0,
     ):
-        if means.ndim < 2 or not means.is_floating_point() or len(means) == 0:
+        check_points(means=means)
+        check_finite(sigma=sigma, std=std, alpha=alpha)
+        if means.ndim < 2 or len(means) == 0:
             raise ValueError(
                 "`means` must be a floating-point tensor (M, *shape), "
-                f"but got {tuple(means.shape)}, {means.dtype}."
+                f"but got {tuple(means.shape)}."
             )
         if sigma < 0 or std < 0 or alpha <= 0 or sigma + alpha * std == 0:
             raise ValueError(
                 "`sigma` and `std` must not be negative nor both 0, and `alpha` must be positive, "
                 f"but got sigma={sigma}, std={std}, alpha={alpha}."
             )
+        if weights is not None:
+            check_kind(Tensor, weights=weights)
         if weights is not None and (
-            weights.shape != means.shape[:1] or (weights < 0).any() or weights.sum() <= 0
+            weights.shape != means.shape[:1]
+            or (weights < 0).any()
+            or not 0 < weights.sum() < math.inf
         ):
             raise ValueError(
                 f"`weights` must be ({len(means)},), non-negative and not all 0, but got {weights}."
@@ -77,9 +84,11 @@ class GaussianMixtureScore(ScoreModel):
         return self.jvp(x, w)
 
     def _in_chunks(self, function: Callable[..., Tensor], x: Tensor, *more: Tensor) -> Tensor:
-        if x.shape[1:] != self.means.shape[1:]:
+        check_kind(Tensor, x=x)
+        if x.shape[1:] != self.means.shape[1:] or any(a.shape != x.shape for a in more):
             raise ValueError(
-                f"`x` must be (K, {str(tuple(self.means.shape[1:]))[1:]}, but got {tuple(x.shape)}."
+                f"`x` must be (K, {str(tuple(self.means.shape[1:]))[1:]}, but got "
+                f"{' and '.join(str(tuple(a.shape)) for a in (x, *more))}."
             )
         size = max(1, self.max_logits // len(self.means))
         inputs = [a.split(size) for a in (x, *more)]

@@ -6,6 +6,7 @@ import copy
 
 from torch import Tensor
 
+from riemannian_diffusion.arguments import check_kind, check_points
 from riemannian_diffusion.score.model import ScoreModel, entries_of, even_fractions
 
 
@@ -25,6 +26,10 @@ class SharedNoiseScore(ScoreModel):
     """
 
     def __init__(self, score: ScoreModel, noise: Tensor):
+        check_kind(ScoreModel, score=score)
+        check_points(noise=noise)
+        if noise.numel() == 0:
+            raise ValueError(f"`noise` must have values, but is {tuple(noise.shape)}.")
         self.score, self.noise = score, noise
         self.alpha, self.sigma = 1.0, score.sigma / score.alpha
         self._u: Tensor | None = None

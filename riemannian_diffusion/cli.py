@@ -209,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         "otherwise.",
     )
     add = page.add_argument
-    add("--model", help="a Stable Diffusion 1.x or 2.x directory or repository (default: shipped)")
+    add("--model", help="a directory or repository, as for `interpolate` (default: shipped)")
     add("--device", help="cuda, mps or cpu (default: the first there is)")
     add(
         "--dtype",
@@ -259,7 +259,7 @@ def _interpolate(args: argparse.Namespace) -> None:
         extrapolate=args.extrapolate,
         analogy=analogy,
         retime=args.retime,
-        adaptation=_adaptation(args, pipe, images),
+        adaptation=_adaptation(args, pipe, images if analogy is None else [*images, analogy]),
         adain=args.adain,
         attention_interpolation=args.attention_interpolation,
         paste_endpoints=args.paste_endpoints,
@@ -361,8 +361,9 @@ def _keyframes(args: argparse.Namespace) -> tuple[list, list[str], int, float]:
                 f"--clip-frames must name an earlier and a later frame of {paths[0]}, but got "
                 f"{first} and {last}."
             )
+        num_frames = last - first + 1 if args.frames is None else args.frames
         names = [f"{paths[0]}#{place}" for place in clip.places]
-        return clip.frames, names, args.frames or last - first + 1, args.fps or clip.fps
+        return clip.frames, names, num_frames, args.fps or clip.fps
     if len(paths) == 1 and paths[0].is_dir():
         folder, paths = paths[0], list(images_in(paths[0]))
         if not paths:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 
+import accelerate
 import peft
 import PIL.Image
 import pytest
@@ -568,3 +569,29 @@ def test_from_the_command_line(tiny_pipe, keyframes, tmp_path):
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
     assert main([*command, "-o", str(tmp_path / "two.png")]) == 0
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_loras_under_sequential_offload(tiny_pipe, keyframes, fitted):
+    options = MORPH | {"metric": "lerp"}
+    expected = tiny_pipe(keyframes, adaptation=fitted, **options).frames
+    accelerate.cpu_offload(tiny_pipe.unet, torch.device("cpu"))
+    found = tiny_pipe(keyframes, adaptation=fitted, **options).frames
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert next(tiny_pipe.unet.parameters()).device.type == "meta"
+
+
+def test_an_analogy_has_the_adaptation_of_a_b_and_c(tiny_pipe, keyframes, fitted):
+    a, b, c = keyframes
+    options = MORPH | {"metric": "lerp"}
+    found = tiny_pipe([a, b], adaptation=fitted, analogy=c, **options).latents
+    turned = Adaptation(fitted.embeddings[[1, 0, 2]], [fitted.loras[i] for i in (1, 0, 2)])
+    expected = tiny_pipe([b, a, c], adaptation=turned, **options).latents
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_adaptations_are_one_for_each_morph(tiny_pipe, keyframes, fitted):
+    pairs = [[keyframes[0], keyframes[1]]] * 2
+    with pytest.raises(ValueError, match="must be a Sequence, but got Adaptation"):
+        tiny_pipe(pairs, adaptation=fitted, **MORPH)
+    with pytest.raises(ValueError, match="one for each of 2 morphs, but got 1 of"):
+        tiny_pipe(pairs, adaptation=[fitted], **MORPH)

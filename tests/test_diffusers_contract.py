@@ -268,3 +268,12 @@ def test_interruption_stops_sampling(pipe, keyframes):
 
     frames(pipe, keyframes, callback_on_step_end=stop)
     assert steps == [0, 1]
+
+
+def test_ip_adapter_embeddings_of_a_wrong_count(pipe, keyframes):
+    pipe.unet._load_ip_adapter_weights([ip_adapter(pipe.unet)])
+    given = {"ip_adapter_image_embeds": [torch.zeros(3, 1, 6)]}
+    with pytest.raises(ValueError, match=r"one for each, 1 or 2, but got \[3\]"):
+        frames(pipe, keyframes, **given)
+    with pytest.raises(ValueError, match=r"as many negative ones, 2 or 4, but got \[3\]"):
+        frames(pipe, keyframes, guidance_scale=2.0, **given)

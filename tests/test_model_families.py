@@ -324,3 +324,77 @@ def test_sampling_as_diffmorpher_does(kind, keyframes):
 def test_transformers_have_no_blocks_that_sample_up(kind, keyframes):
     with pytest.raises(ValueError, match="no self-attention below blocks='up_blocks'"):
         make(kind)(keyframes[:2], "a", attention_interpolation=0.5, **FAST)
+
+
+def _embeddings(pipe, texts):
+    """As the arguments of a call."""
+    encoded = pipe._encode_texts(texts, None, False, {})[0]
+    names = {"encoder_hidden_states": "prompt_embeds", "text_embeds": "pooled_prompt_embeds"}
+    names["pooled_projections"] = "pooled_prompt_embeds"
+    return {names[name]: value for name, value in encoded.items()}
+
+
+@pytest.mark.parametrize("kind", PROMPTED)
+def test_one_negative_embedding_serves_all_prompts(kind, keyframes):
+    pipe = make(kind)
+    pipe._cross_attention_kwargs = None
+    options = FAST | {"output_type": "latent", "metric": "slerp", "guidance_scale": 2.0}
+    expected = pipe(keyframes[:2], ["a", "b"], negative_prompt="c", **options).frames
+    negative = {f"negative_{n}": v for n, v in _embeddings(pipe, ["c"]).items()}
+    found = pipe(keyframes[:2], ["a", "b"], **negative, **options).frames
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    two = {f"negative_{n}": v for n, v in _embeddings(pipe, ["c", "d"]).items()}
+    with pytest.raises(ValueError, match="must be the same for all keyframes, but got 2"):
+        pipe(keyframes[:2], ["a", "b"], **two, **options)
+    longer = dict(negative)
+    name = "negative_prompt_embeds"
+    longer[name] = torch.cat([negative[name]] * 2, 1)
+    with pytest.raises(ValueError, match="Positive and negative conditions must have one shape"):
+        pipe(keyframes[:2], ["a", "b"], **longer, **options)
+
+
+def test_fluxs_own_guidance_is_long_as_its_prompts(keyframes):
+    pipe = make("flux")
+    pipe._cross_attention_kwargs = None
+    given = _embeddings(pipe, ["a"])
+    given["prompt_embeds"] = given["prompt_embeds"][:, :6]
+    pipe(keyframes[:2], **given, negative_prompt="dog", guidance_scale=2.0, **FAST)
+
+
+def test_guidance_that_is_an_input_is_all_there_is(keyframes):
+    pipe = make("flux", guidance_embeds=True)
+    for more in ({"guidance_damping": 0.5}, {"negative_prompt": "b"}):
+        with pytest.raises(ValueError, match="nothing to damp"):
+            pipe(keyframes[:2], "a", guidance_scale=3.0, **more, **FAST)
+
+
+@pytest.mark.parametrize("kind", ["sd", "xl"])
+def test_what_an_analogy_is_given_is_that_of_a_b_and_c(kind, keyframes):
+    pipe = make(kind)
+    pipe._cross_attention_kwargs = None
+    a, b, c = keyframes
+    options = FAST | {"output_type": "latent", "metric": "lerp", "analogy": c}
+    expected = pipe([a, b], ["a", "b", "c"], **options)
+    found = pipe([a, b], **_embeddings(pipe, ["a", "b", "c"]), **options)
+    torch.testing.assert_close(found.frames, expected.frames, atol=1e-5, rtol=0)
+    turned = pipe([a, b], **_embeddings(pipe, ["b", "a", "c"]), **options)
+    assert not torch.allclose(turned.latents, expected.latents, atol=1e-4)
+
+
+def test_a_community_folder_is_its_pipeline(tmp_path):
+    StableDiffusionPipeline(**tiny.stable_diffusion()).save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    text = index.read_text().replace(
+        '"StableDiffusionPipeline"', '["pipeline", "GeodesicInterpolation"]'
+    )
+    index.write_text(text)
+    pipe = AutoGeodesicInterpolationPipeline.from_pretrained(tmp_path)
+    assert type(pipe) is GeodesicInterpolationPipeline
+
+
+def test_a_network_that_is_stored_narrower_than_it_computes(keyframes):
+    pipe = make("sd")
+    expected = pipe(keyframes[:2], "a", output_type="latent", **FAST).frames
+    pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    found = pipe(keyframes[:2], "a", output_type="latent", **FAST).frames
+    assert float((found - expected).abs().max()) < 0.3

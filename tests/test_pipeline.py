@@ -460,3 +460,22 @@ def test_schedulers_that_cannot_be_converted(tiny_pipe, keyframes):
     tiny_pipe.scheduler = DDIMScheduler(beta_schedule="scaled_linear", prediction_type="bad")
     with pytest.raises(ValueError, match="prediction_type='bad'"):
         tiny_pipe(keyframes[:2], **FAST)
+
+
+def test_interrupted_while_re_timing_the_last_whole_round_stays(tiny_pipe, keyframes):
+    steps = []
+
+    def stop(pipe, step, timestep, tensors):
+        steps.append(step)
+        pipe._interrupt = len(steps) == 5  # the first step of the second round
+
+    options = FAST | {"output_type": "latent", "metric": "lerp", "extrapolate": 0.5}
+    plain = tiny_pipe(keyframes[:2], **options | {"extrapolate": 0.0}).frames
+    found = tiny_pipe(keyframes[:2], retime="rmse", callback_on_step_end=stop, **options).frames
+    assert steps == [0, 1, 2, 3, 0]
+    torch.testing.assert_close(found, plain)  # the first round, and nothing beyond it
+
+
+def test_differences_of_equal_prompts_are_refused(tiny_pipe, keyframes):
+    with pytest.raises(ValueError, match="'score_jacobian' reads the difference of `prompt`"):
+        tiny_pipe(keyframes[:2], metric="score_jacobian", score_mode="difference", **FAST)

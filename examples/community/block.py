@@ -30,6 +30,8 @@ COMPONENTS = {
     "scheduler": DDIMScheduler,
 }
 
+OUTPUTS = ("frames", "geodesics", "latents", "reconstruction_error", "nsfw_content_detected")
+
 
 class GeodesicInterpolationBlock(ModularPipelineBlocks):
     """Images in, frames out: the inputs are the arguments of the pipeline's call."""
@@ -56,7 +58,7 @@ class GeodesicInterpolationBlock(ModularPipelineBlocks):
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
         """The entries of `GeodesicInterpolationOutput`."""
-        return [OutputParam(name) for name in ("frames", "geodesics", "reconstruction_error")]
+        return [OutputParam(name) for name in OUTPUTS]
 
     def __call__(self, components, state):
         """Run the pipeline with the components that are there."""
@@ -64,6 +66,6 @@ class GeodesicInterpolationBlock(ModularPipelineBlocks):
         pipe = GeodesicInterpolationXLPipeline(**{n: getattr(components, n) for n in COMPONENTS})
         found = pipe(**{one.name: getattr(block, one.name) for one in self.inputs})
         for output in self.intermediate_outputs:
-            setattr(block, output.name, found[output.name])
+            setattr(block, output.name, getattr(found, output.name))
         self.set_block_state(state, block)
         return components, state

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from riemannian_diffusion.adaptation.mixing import original
-from riemannian_diffusion.score.diffusion import frozen
+from riemannian_diffusion.score.diffusion import dtype_of, frozen
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 _ADAPTER = "riemannian_diffusion"
@@ -151,7 +151,7 @@ def denoising_losses(
         raise ValueError(
             f"The scheduler's `prediction_type` must be one of {list(_TARGETS)}, but got {kind!r}."
         )
-    dtype = next(model.parameters()).dtype
+    dtype = dtype_of(model)
     hidden = embeddings.to(noise.device, dtype).expand(len(noise), -1, -1)
     noisy = (alpha * latents + sigma * noise).to(dtype)
     output = model(noisy, timesteps, encoder_hidden_states=hidden, return_dict=False)[0]

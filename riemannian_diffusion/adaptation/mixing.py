@@ -11,6 +11,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from riemannian_diffusion.score.diffusion import dtype_of
+
 
 class LoraMix(nn.Module):
     """A network with a mixture of LoRAs of its own for each point of the batch.
@@ -21,7 +23,7 @@ class LoraMix(nn.Module):
 
     Args:
         unet: The network, called as in `fit_embeddings`.
-        loras: P LoRAs as `fit_lora` returns them.
+        loras: P LoRAs as `fit_lora` returns them, on the device that points will be on.
 
     Raises:
         ValueError: If there is no LoRA, or the network has no such modules.
@@ -36,7 +38,7 @@ class LoraMix(nn.Module):
             )
         self.unet, self.num_loras = original(unet), len(loras)
         self._names = [k.removesuffix(".lora_A.weight") for k in loras[0] if ".lora_A." in k]
-        like = next(unet.parameters())
+        dtype = dtype_of(unet)
         for i, name in enumerate(self._names):
             try:
                 self.unet.get_submodule(name)
@@ -46,8 +48,8 @@ class LoraMix(nn.Module):
                 ) from error
             down = torch.cat([lora[f"{name}.lora_A.weight"] for lora in loras])  # (P r, in)
             up = torch.cat([lora[f"{name}.lora_B.weight"] for lora in loras], 1)  # (out, P r)
-            self.register_buffer(f"_down{i}", down.to(like), persistent=False)
-            self.register_buffer(f"_up{i}", up.to(like), persistent=False)
+            self.register_buffer(f"_down{i}", down.to(dtype), persistent=False)
+            self.register_buffer(f"_up{i}", up.to(dtype), persistent=False)
         self._weights: Tensor | None = None  # of the call in progress
 
     def forward(

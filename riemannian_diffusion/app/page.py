@@ -22,10 +22,11 @@ from riemannian_diffusion.app.outputs import (
     write_files,
 )
 from riemannian_diffusion.app.studio import Cancelled, Studio
-from riemannian_diffusion.cli import METRIC_NAMES
+from riemannian_diffusion.pipelines.gaps import CURVES, METRICS
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
 
 NO_METRIC = "none"
+METRIC_NAMES = [*METRICS, *CURVES]
 KEEP_FILES = (3600, 24 * 3600)  # how often old files are looked for, and their age, in seconds
 READY, CANCELLED = "Ready: press **Morph**.", "Cancelled."
 

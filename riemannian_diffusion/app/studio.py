@@ -119,8 +119,9 @@ class Studio:
 
     def stop(self, visitor: str) -> None:
         """Tell the visitor's morph to stop, where there is one."""
-        if visitor in self._stops:
-            self._stops[visitor].set()
+        stop = self._stops.get(visitor)
+        if stop is not None:
+            stop.set()
 
     def morph(
         self, visitor: str, metric: str, report: Report, *, images: Sequence, seed: int, **options
@@ -153,7 +154,8 @@ class Studio:
                     )
                 seconds = time.perf_counter() - start
         finally:
-            self._stops.pop(visitor, None)
+            if self._stops.get(visitor) is stop:  # and not that of a later morph
+                del self._stops[visitor]
         errors = output.reconstruction_error
         return Morph(metric, output.frames, output.geodesics, solver.solves, errors, seconds)
 

@@ -173,6 +173,8 @@ def check_embeddings(embeddings: Mapping[str, Tensor], config: Mapping, pooled: 
                 shape = "(1, L, C) or (P, L, C)" if rank == 3 else "(1, C) or (P, C)"
                 raise ValueError(f"`{key}` must be {shape}, but got {tuple(one.shape)}.")
         one = embeddings.get(name)
+        if prefix and one is not None and not torch.equal(one, one[:1].expand_as(one)):
+            raise ValueError(f"`{name}` must be the same for all keyframes, but got {len(one)}.")
         if one is not None and isinstance(width, int) and one.shape[2] != width:
             raise ValueError(
                 f"`{name}` must be {width} wide for this model, but got {tuple(one.shape)}."

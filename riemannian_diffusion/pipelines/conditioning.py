@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from riemannian_diffusion.adaptation import LoraMix
+from riemannian_diffusion.score.diffusion import dtype_of
 
 Conditions = dict[str, Tensor]
 
@@ -66,6 +67,11 @@ class Denoiser(nn.Module):
     ):
         super().__init__()
         self.network, self.predict, self.shapes, self.mix = network, predict, shapes, mix
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The network's."""
+        return dtype_of(self.network)
 
     def forward(
         self, x: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool = False

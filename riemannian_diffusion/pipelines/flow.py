@@ -6,16 +6,16 @@ With `x_t = (1 - t) x_0 + t eps` the network predicts the velocity `v = eps - x_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from riemannian_diffusion.pipelines.conditioning import Conditions
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
-from riemannian_diffusion.pipelines.inputs import given_texts, lora_scale
+from riemannian_diffusion.pipelines.inputs import lora_scale
 from riemannian_diffusion.pipelines.schedules import Schedule, flow_schedule
+
+MAX_TOKENS = 512  # of Flux's T5, padded to as many
 
 
 class GeodesicInterpolationFlowPipeline(GeodesicInterpolationMixin):
@@ -79,14 +79,7 @@ class GeodesicInterpolationSD3Pipeline(GeodesicInterpolationFlowPipeline, Stable
 
     _callback_tensor_inputs = ["latents"]
 
-    def _encode_texts(
-        self,
-        texts: Sequence[str],
-        negative_prompt: str,
-        guided: bool,
-        embeddings: dict[str, Tensor],
-    ) -> tuple[Conditions, Conditions]:
-        texts, negatives = given_texts(texts, negative_prompt, embeddings)
+    def _encode_texts(self, texts, negatives, guided: bool, embeddings: dict[str, Tensor]):
         hidden, negative, pooled, negative_pooled = self.encode_prompt(
             *(texts, None, None),
             device=self._execution_device,
@@ -100,7 +93,9 @@ class GeodesicInterpolationSD3Pipeline(GeodesicInterpolationFlowPipeline, Stable
             {"encoder_hidden_states": negative, "pooled_projections": negative_pooled},
         )
 
-    def _image_conditions(self, images, embeddings, guided: bool) -> tuple[Conditions, Conditions]:
+    def _image_conditions(
+        self, images, embeddings, guided: bool, num_keyframes: int
+    ) -> tuple[Conditions, Conditions]:
         if images is not None or embeddings is not None:
             raise ValueError("IP-Adapters of Stable Diffusion 3 are not supported.")
         return {}, {}
@@ -129,31 +124,28 @@ class GeodesicInterpolationFluxPipeline(GeodesicInterpolationFlowPipeline, FluxP
     def _embeds_guidance(self) -> bool:
         return self.transformer.config.guidance_embeds
 
-    def _encode_texts(
-        self,
-        texts: Sequence[str],
-        negative_prompt: str,
-        guided: bool,
-        embeddings: dict[str, Tensor],
-    ) -> tuple[Conditions, Conditions]:
-        texts, negatives = given_texts(texts, negative_prompt, embeddings)
-        encoded = []
-        for prompts, prefix in ((texts, ""), (negatives, "negative_")):
-            names = ("prompt_embeds", "pooled_prompt_embeds")
-            given = {n: embeddings[prefix + n] for n in names if prefix + n in embeddings}
-            if prefix and not guided:
-                encoded.append({})
-                continue
-            hidden, pooled, _ = self.encode_prompt(
-                *(None if given else prompts or "", None),
-                device=self._execution_device,
-                lora_scale=lora_scale(self._cross_attention_kwargs),
-                **given,
-            )
-            encoded.append({"encoder_hidden_states": hidden, "pooled_projections": pooled})
-        return encoded[0], encoded[1]
+    def _encode_texts(self, texts, negatives, guided: bool, embeddings: dict[str, Tensor]):
+        positive = self._encode_one(texts, embeddings, "", MAX_TOKENS)
+        if not guided:
+            return positive, {}
+        length = positive["encoder_hidden_states"].shape[1]
+        return positive, self._encode_one(negatives, embeddings, "negative_", length)
 
-    def _image_conditions(self, images, embeddings, guided: bool) -> tuple[Conditions, Conditions]:
+    def _encode_one(self, texts, embeddings, prefix: str, length: int) -> Conditions:
+        names = ("prompt_embeds", "pooled_prompt_embeds")
+        given = {n: embeddings[prefix + n] for n in names if prefix + n in embeddings}
+        hidden, pooled, _ = self.encode_prompt(
+            *(None if given else texts or "", None),
+            device=self._execution_device,
+            max_sequence_length=length,
+            lora_scale=lora_scale(self._cross_attention_kwargs),
+            **given,
+        )
+        return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
+
+    def _image_conditions(
+        self, images, embeddings, guided: bool, num_keyframes: int
+    ) -> tuple[Conditions, Conditions]:
         if images is not None or embeddings is not None:
             raise ValueError("IP-Adapters of Flux are not supported.")
         return {}, {}

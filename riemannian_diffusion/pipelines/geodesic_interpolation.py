@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor, nn
+from torch import Tensor
 
-from riemannian_diffusion.adaptation import Adaptation, LoraMix
-from riemannian_diffusion.arguments import check_kind, check_points
+from riemannian_diffusion.adaptation import Adaptation
+from riemannian_diffusion.arguments import check_kind
 from riemannian_diffusion.ddim import invert, invert_steps, sample_steps
 from riemannian_diffusion.geodesics import Iterate, Solver, Start
 from riemannian_diffusion.guidance import ManifoldGuidedScore
@@ -25,7 +24,6 @@ from riemannian_diffusion.pipelines.checks import (
     check_embeddings,
     latents_of,
 )
-from riemannian_diffusion.pipelines.conditioning import Conditions, Denoiser, pack
 from riemannian_diffusion.pipelines.gaps import (
     CURVES,
     METRICS,
@@ -34,10 +32,10 @@ from riemannian_diffusion.pipelines.gaps import (
     MetricFactory,
     solve_gaps,
 )
-from riemannian_diffusion.pipelines.inputs import Image, join_analogy, split_morphs, to_pixels
+from riemannian_diffusion.pipelines.inputs import Image, join_analogy, split_morphs
+from riemannian_diffusion.pipelines.model import MorphableModel, to_unit
 from riemannian_diffusion.pipelines.retiming import Distance, find_distance, retimed
 from riemannian_diffusion.pipelines.sampling import InterpolatedAttentionScore, over_gaps
-from riemannian_diffusion.pipelines.schedules import Schedule, ddim_schedule
 from riemannian_diffusion.pipelines.starts import carry_over, go_on, way_between
 from riemannian_diffusion.score import DiffusionScore, ScoreModel
 from riemannian_diffusion.score.diffusion import is_flow
@@ -66,17 +64,12 @@ class GeodesicInterpolationOutput(BaseOutput):
     nsfw_content_detected: Any
 
 
-class GeodesicInterpolationMixin:
+class GeodesicInterpolationMixin(MorphableModel):
     """Morphs images into each other along geodesics of a diffusion model's data manifold.
 
-    Mixed into a diffusers pipeline, whose components and ways of loading it takes over. What
-    differs between models are six methods: how texts become conditions (`_encode_texts`), what
-    the network predicts under them (`_predict`), which levels of noise there are (`_schedule`), how
-    images become latents and back (`_encode`, `_decode`), and by what their sizes divide
-    (`_size_factor`).
+    Mixed into a diffusers pipeline, whose components and ways of loading it takes over.
     """
 
-    _image_channels = 3
     _callback_tensor_inputs = ["latents"]
 
     @torch.no_grad()
@@ -188,13 +181,13 @@ class GeodesicInterpolationMixin:
                 of "density" and of a roadmap.
             prompt_embeds: In place of prompts, as `encode_prompt` gives them: `(1, L, C)` for all
                 keyframes or one for each.
-            negative_prompt_embeds: The same for the negative prompt.
+            negative_prompt_embeds: The same for the negative prompt, alike for all.
             pooled_prompt_embeds: The same for the pooled embeddings of models that take them.
-            negative_pooled_prompt_embeds: The same for the negative prompt.
+            negative_pooled_prompt_embeds: The same for the negative prompt, alike for all.
             ip_adapter_image: Images for IP-Adapters, as in the model's own pipeline.
             ip_adapter_image_embeds: Their embeddings, one tensor per adapter: `(1, N, D)` for all
                 keyframes or one for each, interpolated along the path; behind as many negative ones
-                where there is guidance.
+                where there is guidance or the metric's score needs a negative prompt.
             cross_attention_kwargs: For the network's attention, such as `{"scale": 0.5}` for LoRAs.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: Return a `GeodesicInterpolationOutput`, else a tuple of its entries.
@@ -208,8 +201,8 @@ class GeodesicInterpolationMixin:
         Raises:
             ValueError: If an argument is out of range, the images' sizes differ or do not divide by
                 the autoencoder's factor, counts of images and prompts disagree, an image has
-                non-finite values, the scheduler cannot be converted to DDIM, or "density" is to
-                climb along the difference of equal prompts.
+                non-finite values, the scheduler cannot be converted to DDIM (or to the levels of a
+                rectified flow), or the metric is to read the difference of equal prompts.
         """
         # 1. Check inputs; one morph is a batch of one
         is_analogy = analogy is not None
@@ -248,8 +241,7 @@ class GeodesicInterpolationMixin:
             known_tensor_inputs=self._callback_tensor_inputs,
         )
         if is_analogy:
-            morphs = [[b, a, c] for a, b, c in morphs]
-            prompts = [[p[1], p[0], p[2]] if len(p) == 3 else p for p in prompts]
+            morphs = [[images[i] for i in ANALOGY] for images in morphs]
         morphs = [self._keyframes(images) for images in morphs]
         self._guidance_scale, self._interrupt = guidance_scale, False
         self._cross_attention_kwargs = cross_attention_kwargs
@@ -263,7 +255,12 @@ class GeodesicInterpolationMixin:
             "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
         }
         embeddings = {name: value for name, value in embeddings.items() if value is not None}
-        adaptations = [adaptation] * len(morphs) if single else adaptation or [None] * len(morphs)
+        adaptations = _one_each(adaptation, len(morphs), single)
+        if self._embeds_guidance and (guidance_damping or (negative_prompt and not score_mode)):
+            raise ValueError(
+                "This model takes `guidance_scale` as an input of its network: there is no "
+                "`negative_prompt` and nothing to damp."
+            )
         check_embeddings(embeddings, self._network.config, self._pools_prompts)
         compare = retime and find_distance(retime, self._execution_device)
 
@@ -281,37 +278,26 @@ class GeodesicInterpolationMixin:
 
             # 3. Encode prompts and keyframes
             guided = {mode, path_mode} != {"conditional"}
-            difference = metric == "density" and path_mode == "difference"
-            if difference and not embeddings and set(texts) == {negative_prompt}:
+            given = (ip_adapter_image, ip_adapter_image_embeds)
+            bare = not embeddings and given == (None, None) and fitted is None
+            if path_mode == "difference" and bare and set(texts) == {negative_prompt}:
                 raise ValueError(
-                    "metric='density' climbs along the difference of `prompt` and "
-                    f"`negative_prompt`, but both are {negative_prompt!r}: give another one of "
-                    "either, or score_mode='conditional'."
+                    f"metric={metric!r} reads the difference of `prompt` and `negative_prompt`, "
+                    f"but both are {negative_prompt!r}: give another one of either, or "
+                    "score_mode='conditional'."
                 )
-            given = self._encode_texts(texts, negative_prompt, guided, embeddings)
-            images = self._image_conditions(ip_adapter_image, ip_adapter_image_embeds, guided)
-            mix = None
-            if fitted is not None:
-                given, mix = self._adapted(fitted, given, guided, len(keyframes))
-            positive, shapes = pack(given[0] | images[0])
-            negative = pack(given[1] | images[1])[0][:1] if guided else None
-            if guided and negative.shape[1:] != positive.shape[1:]:
-                raise ValueError(
-                    "Positive and negative embeddings must have one shape, but packed they are "
-                    f"{tuple(positive.shape[1:])} and {tuple(negative.shape[1:])}."
-                )
-            if len(positive) not in (1, len(keyframes)):
-                raise ValueError(
-                    "Embeddings must be one for all keyframes or one for each, but there are "
-                    f"{len(positive)} for {len(keyframes)} keyframes."
-                )
+            denoiser, positive, negative = self._condition(
+                *(texts, negative_prompt, guided, embeddings, given, fitted, len(keyframes))
+            )
+            if is_analogy and len(positive) == 3:
+                positive = positive[ANALOGY]
             pixels = keyframes.to(self._execution_device)  # (P, 3, H, W) in [0, 1]
             clean = self._encode(pixels, max_batch_size)  # (P, C, h, w)
             _check_finite(clean, "Encoding the images")
             score_at = partial(
                 _score_at,
                 guidance_damping,
-                Denoiser(self._network, self._predict, shapes, mix),
+                denoiser,
                 schedule.scheduler,
                 negative_hidden_states=negative,
                 guidance_scale=guidance_scale,
@@ -365,7 +351,7 @@ class GeodesicInterpolationMixin:
                     find_way=find_way,
                     levels=partial(score_at, encoder_hidden_states=here, mode=path_mode),
                     score=partial(score_at, mode=path_mode),
-                    adapted=mix,
+                    adapted=denoiser.mix,
                     timestep=timesteps[0],
                     num_timesteps=schedule.num_timesteps,
                     num_frames=num_frames,
@@ -417,19 +403,21 @@ class GeodesicInterpolationMixin:
                 )
             if retime:
                 show = partial(self._show, max_batch_size=max_batch_size)
-                path, latents = retimed(path, carry_back, show, compare, num_frames)
+                stopped = partial(getattr, self, "_interrupt")
+                path, latents = retimed(path, carry_back, show, compare, num_frames, stopped)
             else:
                 latents = carry_back(path, places)
 
             _check_finite(latents, "Sampling")
+            carried = is_analogy and not self._interrupt
 
             # 7. Go on beyond the last keyframe, or carry the change over to the last one
             keys = latents[:: num_frames - 1]
-            if extrapolate:
+            if extrapolate and not self._interrupt:
                 gap = latents[len(path) - num_frames :]
                 beyond = go_on(gap, last, schedule.timestep_of, extrapolate)
                 latents = torch.cat([latents, beyond])
-            elif is_analogy and not self._interrupt:
+            elif carried:
                 latents = carry_over(latents, last, schedule.timestep_of)
 
             # 8. Decode, measure the keyframes' reconstruction, paste
@@ -440,12 +428,12 @@ class GeodesicInterpolationMixin:
                 decoded = self._decode(latents, max_batch_size)
                 _check_finite(decoded, "Decoding the latents")
                 frames, flags = self._check_safety(decoded)
-                frames = _to_unit(frames)
+                frames = to_unit(frames)
                 places = slice(None, len(path), num_frames - 1)
-                shown = self._show(keys, max_batch_size) if is_analogy else frames[places]
+                shown = self._show(keys, max_batch_size) if carried else frames[places]
                 errors = (shown - pixels).square().flatten(1).mean(1)
                 if paste_endpoints:
-                    if is_analogy:
+                    if carried:
                         frames[0] = pixels[-1]
                     else:
                         frames[places] = pixels
@@ -457,117 +445,6 @@ class GeodesicInterpolationMixin:
         self.maybe_free_model_hooks()
         entries = results[0] if single else tuple(map(list, zip(*results, strict=True)))
         return GeodesicInterpolationOutput(*entries) if return_dict else entries
-
-    # What a model may do differently
-
-    _pools_prompts = False  # the network takes pooled embeddings beside the prompt's
-    _embeds_guidance = False  # guidance is an input of the network, not two evaluations
-
-    @property
-    def _network(self) -> nn.Module:
-        return self.unet
-
-    @property
-    def _size_factor(self) -> int:
-        return self.vae_scale_factor
-
-    def _schedule(self, num_inference_steps: int, size: tuple[int, int]) -> Schedule:
-        return ddim_schedule(self.scheduler, num_inference_steps)
-
-    def _encode_texts(
-        self,
-        texts: Sequence[str],
-        negative_prompt: str,
-        guided: bool,
-        embeddings: dict[str, Tensor],
-    ) -> tuple[Conditions, Conditions]:
-        """Conditions of one prompt for all keyframes or one for each, and of the negative one."""
-        raise NotImplementedError
-
-    def _adapted(
-        self,
-        adaptation: Adaptation,
-        given: tuple[Conditions, Conditions],
-        guided: bool,
-        num_keyframes: int,
-    ) -> tuple[tuple[Conditions, Conditions], LoraMix | None]:
-        """Conditions with what was fitted to the keyframes, and the network's LoRAs."""
-        if adaptation.num_images != num_keyframes:
-            raise ValueError(
-                f"`adaptation` was fitted to {adaptation.num_images} images, but there are "
-                f"{num_keyframes} keyframes: fit it again with `adapt`."
-            )
-        device, (positive, negative) = self._execution_device, map(dict, given)
-        if adaptation.embeddings is not None:
-            positive["encoder_hidden_states"] = adaptation.embeddings.to(device)
-        if adaptation.loras is None:
-            return (positive, negative), None
-        positive["lora_weights"] = torch.eye(num_keyframes, device=device)
-        if guided:  # along the path the guidance's other half has the same LoRAs in equal parts
-            even = torch.full((1, num_keyframes), 1 / num_keyframes, device=device)
-            negative["lora_weights"] = even
-        return (positive, negative), LoraMix(self._network, adaptation.loras).to(device)
-
-    def _image_conditions(self, images, embeddings, guided: bool) -> tuple[Conditions, Conditions]:
-        """The same of images for IP-Adapters."""
-        if images is None and embeddings is None:
-            return {}, {}
-        if getattr(self._network, "encoder_hid_proj", None) is None:
-            raise ValueError(
-                "`ip_adapter_image` and its embeddings need an IP-Adapter: call `load_ip_adapter`."
-            )
-        if embeddings is not None:
-            check_kind(Sequence, ip_adapter_image_embeds=embeddings)
-            check_points(**{f"ip_adapter_image_embeds[{i}]": e for i, e in enumerate(embeddings)})
-        found = self.prepare_ip_adapter_image_embeds(
-            images, embeddings, self._execution_device, 1, guided
-        )
-        halves = [one.chunk(2) if guided else (one, one) for one in found]
-        negative, positive = ({f"image_{i}": h[n] for i, h in enumerate(halves)} for n in (0, 1))
-        return positive, negative
-
-    def _predict(self, x: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
-        """The network's prediction at points `(K, C, h, w)`."""
-        raise NotImplementedError
-
-    def _encode(self, pixels: Tensor, max_batch_size: int | None) -> Tensor:
-        """The modes of the latents' posteriors, scaled, float32."""
-        with self._vae_as_configured() as dtype:
-            images = (2 * pixels - 1).to(dtype).split(max_batch_size or len(pixels))
-            modes = [self.vae.encode(batch).latent_dist.mode() for batch in images]
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        return (torch.cat(modes).float() - shift) * self.vae.config.scaling_factor
-
-    def _decode(self, latents: Tensor, max_batch_size: int | None) -> Tensor:
-        """Frames `(F, 3, H, W)` in [-1, 1]."""
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        with self._vae_as_configured() as dtype:
-            scaled = (latents / self.vae.config.scaling_factor + shift).to(dtype)
-            batches = scaled.split(max_batch_size or len(scaled))
-            return torch.cat([self.vae.decode(batch, return_dict=False)[0] for batch in batches])
-
-    def _check_safety(self, frames: Tensor) -> tuple[Tensor, list[bool] | None]:
-        """Frames and a flag for each, where there is a safety checker."""
-        return frames, None
-
-    # What is the same for all
-
-    @contextmanager
-    def _vae_as_configured(self) -> Iterator[torch.dtype]:
-        """The dtype to run the autoencoder in: float32 where half precision overflows in it."""
-        dtype = self.vae.dtype
-        upcast = dtype == torch.float16 and self.vae.config.get("force_upcast", False)
-        try:
-            if upcast:
-                self.vae.to(torch.float32)
-            yield self.vae.dtype
-        finally:
-            if upcast:
-                self.vae.to(dtype)
-
-    def _show(self, latents: Tensor, max_batch_size: int | None) -> Tensor:
-        """Frames `(F, 3, H, W)` in [0, 1], float32."""
-        return _to_unit(self._decode(latents, max_batch_size))
 
     def _sample(
         self,
@@ -585,7 +462,7 @@ class GeodesicInterpolationMixin:
         """Clean latents of noisy ones at these places of the path; the callback sees every step."""
         shared = set(timesteps[: round(attention_interpolation * len(timesteps))])
 
-        @cache
+        @lru_cache(maxsize=2)  # one step needs two; each holds embeddings of every point
         def level_at(timestep: float) -> ScoreModel:
             if timestep not in shared:
                 return levels(timestep).along(places)
@@ -603,25 +480,6 @@ class GeodesicInterpolationMixin:
                 break
         return latents
 
-    def _keyframes(self, images: Sequence[Image]) -> Tensor:
-        """Keyframes `(P, 3, H, W)` in [0, 1], checked."""
-        pixels = [to_pixels(image, i, self._image_channels) for i, image in enumerate(images)]
-        if len(pixels) < 2:
-            raise ValueError(f"A morph needs at least 2 images, but got {len(pixels)}.")
-        sizes = [tuple(p.shape[-2:]) for p in pixels]
-        if len(set(sizes)) > 1:
-            raise ValueError(
-                f"All images of a morph must have one size, but got (height, width) {sizes}: "
-                "resize or crop them first."
-            )
-        factor = self._size_factor
-        if sizes[0][0] % factor or sizes[0][1] % factor:
-            raise ValueError(
-                f"Height and width must be multiples of {factor}, but got {sizes[0]}: resize or "
-                "crop the images first."
-            )
-        return torch.stack(pixels)
-
     def _with_bar(self, iterable: Iterable, description: str, total: int) -> Iterator:
         with self.progress_bar(total=total) as bar:
             bar.set_description(description)
@@ -631,10 +489,22 @@ class GeodesicInterpolationMixin:
 
 
 _POSTPROCESSOR = VaeImageProcessor()
+ANALOGY = [1, 0, 2]  # the way from B by A to C
 
 
-def _to_unit(frames: Tensor) -> Tensor:
-    return (frames.float() / 2 + 0.5).clamp(0, 1)
+def _one_each(adaptation, num: int, single: bool) -> list[Adaptation | None]:
+    """The adaptation of every morph."""
+    if adaptation is None or single:
+        found = [adaptation] * num
+    else:
+        check_kind(Sequence, adaptation=adaptation)
+        found = list(adaptation)
+    if len(found) != num or not all(isinstance(one, (Adaptation, type(None))) for one in found):
+        raise ValueError(
+            f"`adaptation` must be an Adaptation, or a list of one for each of {num} morphs, but "
+            f"got {len(found)} of {sorted({type(one).__name__ for one in found})}."
+        )
+    return found
 
 
 def _as_it_is(path: Tensor, places: Tensor) -> Tensor:

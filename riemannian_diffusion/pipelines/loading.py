@@ -25,6 +25,7 @@ _PIPELINES = {  # by the class named in the model's model_index.json
     "FluxImg2ImgPipeline": GeodesicInterpolationFluxPipeline,
     "DDPMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "DDIMPipeline": GeodesicInterpolationUnconditionalPipeline,
+    "GeodesicInterpolation": GeodesicInterpolationPipeline,  # examples/community/pipeline.py
 }
 _PIPELINES |= {kind.__name__: kind for kind in tuple(_PIPELINES.values())}
 
@@ -45,7 +46,10 @@ class AutoGeodesicInterpolationPipeline:
         """
         kwargs.setdefault("use_safetensors", True)
         config = DiffusionPipeline.load_config(pretrained_model_name_or_path, **kwargs)
-        kind = cls._for(config.get("_class_name"), pretrained_model_name_or_path)
+        name = config.get("_class_name")
+        if isinstance(name, (list, tuple)) and name:  # [file, class]: its code is not run
+            name = name[-1]
+        kind = cls._for(name, pretrained_model_name_or_path)
         return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod

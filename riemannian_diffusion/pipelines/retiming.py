@@ -38,6 +38,7 @@ def retimed(
     show: Callable[[Tensor], Tensor],
     distance: Distance,
     num_frames: int,
+    stopped: Callable[[], bool],
 ) -> tuple[Tensor, Tensor]:
     """Move the points of a path along it until neighbouring frames differ equally.
 
@@ -52,15 +53,19 @@ def retimed(
         show: Clean latents -> frames in [0, 1].
         distance: Of frames, `(K, 3, H, W) x2 -> (K,)`.
         num_frames: From one keyframe to the next, both included.
+        stopped: Whether a round was interrupted; then the best one before it is the last.
 
     Returns:
         The path and its clean latents.
     """
     even = torch.linspace(0, 1, len(path), dtype=torch.float64)
-    places, least, best, power = even, float("inf"), (path, path), 1.0
+    places, least, best, power = even, float("inf"), None, 1.0
     for _ in range(MAX_ROUNDS):
         points = points_at(path, even, places)
         latents = carry(points, places)
+        best = best or (points, latents)
+        if stopped():
+            break
         frames = show(latents)
         changes = distance(frames[:-1], frames[1:])
         _check_changes(changes, len(frames) - 1)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
 from riemannian_diffusion.pipelines.conditioning import Conditions
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
-from riemannian_diffusion.pipelines.inputs import given_texts, lora_scale
+from riemannian_diffusion.pipelines.inputs import lora_scale
 
 
 class GeodesicInterpolationPipeline(GeodesicInterpolationMixin, StableDiffusionPipeline):
@@ -22,14 +20,7 @@ class GeodesicInterpolationPipeline(GeodesicInterpolationMixin, StableDiffusionP
 
     _callback_tensor_inputs = ["latents"]
 
-    def _encode_texts(
-        self,
-        texts: Sequence[str],
-        negative_prompt: str,
-        guided: bool,
-        embeddings: dict[str, Tensor],
-    ) -> tuple[Conditions, Conditions]:
-        texts, negatives = given_texts(texts, negative_prompt, embeddings)
+    def _encode_texts(self, texts, negatives, guided: bool, embeddings: dict[str, Tensor]):
         positive, negative = self.encode_prompt(
             texts,
             self._execution_device,
@@ -65,14 +56,7 @@ class GeodesicInterpolationXLPipeline(GeodesicInterpolationMixin, StableDiffusio
     _callback_tensor_inputs = ["latents"]
     _pools_prompts = True
 
-    def _encode_texts(
-        self,
-        texts: Sequence[str],
-        negative_prompt: str,
-        guided: bool,
-        embeddings: dict[str, Tensor],
-    ) -> tuple[Conditions, Conditions]:
-        texts, negatives = given_texts(texts, negative_prompt, embeddings)
+    def _encode_texts(self, texts, negatives, guided: bool, embeddings: dict[str, Tensor]):
         hidden, negative, pooled, negative_pooled = self.encode_prompt(
             texts,
             device=self._execution_device,

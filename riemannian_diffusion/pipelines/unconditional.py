@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from diffusers import DDIMPipeline
 from torch import Tensor
@@ -30,22 +28,19 @@ class GeodesicInterpolationUnconditionalPipeline(GeodesicInterpolationMixin, DDI
     def _size_factor(self) -> int:
         return 2 ** (len(self.unet.config.block_out_channels) - 1)
 
-    def _encode_texts(
-        self,
-        texts: Sequence[str],
-        negative_prompt: str,
-        guided: bool,
-        embeddings: dict[str, Tensor],
-    ) -> tuple[Conditions, Conditions]:
-        if guided or any(texts) or negative_prompt or embeddings:
+    def _encode_texts(self, texts, negatives, guided: bool, embeddings: dict[str, Tensor]):
+        if guided or any(texts or []) or negatives or embeddings or self._cross_attention_kwargs:
             raise ValueError(
-                "An unconditional model takes no prompts and no guidance, but got prompts "
-                f"{list(texts)}, {negative_prompt!r}, guidance_scale={self._guidance_scale}."
+                "An unconditional model takes no prompts and no guidance, nor "
+                f"`cross_attention_kwargs`, but got prompts {texts}, {negatives}, "
+                f"guidance_scale={self._guidance_scale}."
             )
         nothing = torch.zeros(1, 1, 1, device=self._execution_device)
         return {"encoder_hidden_states": nothing}, {}
 
-    def _image_conditions(self, images, embeddings, guided: bool) -> tuple[Conditions, Conditions]:
+    def _image_conditions(
+        self, images, embeddings, guided: bool, num_keyframes: int
+    ) -> tuple[Conditions, Conditions]:
         if images is not None or embeddings is not None:
             raise ValueError("An unconditional model takes no `ip_adapter_image`.")
         return {}, {}

@@ -117,7 +117,7 @@ class DiffusionScore(ScoreModel):
     @property
     def rounding(self) -> float:
         """Relative rounding in the network's dtype."""
-        return torch.finfo(next(self.model.parameters()).dtype).eps
+        return torch.finfo(dtype_of(self.model)).eps
 
     def along(self, u: Tensor, pairs: Tensor | None = None) -> DiffusionScore:
         """The model under the prompts at fractions `u` of the paths of these pairs."""
@@ -172,13 +172,13 @@ class DiffusionScore(ScoreModel):
         return -noise / self.sigma
 
     def _noise(self, x: Tensor, hidden: Tensor | None) -> Tensor:
-        parameter = next(self.model.parameters())
+        dtype = dtype_of(self.model)
         timestep = torch.tensor(self.timestep, device=x.device)
         prompt = {}
         if hidden is not None:
-            hidden = hidden.to(device=x.device, dtype=parameter.dtype)
+            hidden = hidden.to(device=x.device, dtype=dtype)
             prompt["encoder_hidden_states"] = hidden.expand(len(x), -1, -1)
-        output = self.model(x.to(parameter.dtype), timestep, **prompt, return_dict=False)[0]
+        output = self.model(x.to(dtype), timestep, **prompt, return_dict=False)[0]
         if output.shape != x.shape:
             raise ValueError(
                 f"The model turned {tuple(x.shape)} into {tuple(output.shape)}: a score needs "
@@ -296,6 +296,14 @@ def _is_checkpointing(model: nn.Module) -> bool:
 def _uncompiled() -> AbstractContextManager:
     """Compiled functions run as they were written: torch.func's transforms reject them."""
     return torch.compiler.set_stance("force_eager")
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """What a model computes in, which its first parameter may be stored narrower than."""
+    dtype = getattr(model, "dtype", None)
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    return next(p.dtype for p in model.parameters() if p.is_floating_point())
 
 
 @contextmanager

@@ -676,7 +676,7 @@ def _num_frames(path: Path) -> int:
 def test_a_kill_leaves_whole_files(place):
     """Twelve processes, killed at random moments while they write over what is there."""
     for output in ("out", "out.gif"):
-        assert run("-o", output, "--frames", "5") == 0
+        assert run("-o", output, "--frames", "5", "--force") == 0
     noise = np.random.default_rng(0).integers(0, 255, (9, 64, 64, 3), dtype=np.uint8)
     for output in ("many", "many.gif", "many.png"):
         write_frames([PIL.Image.fromarray(one) for one in noise], Path(output), 12.0)

@@ -246,7 +246,10 @@ BAD_USES = [
     (lambda: geodesic(METRIC, P[:2], Q[:2]), r"`x` must be \(K, 3"),
     (lambda: geodesic(FLAT, P, Q)("x"), r"`u` must be numbers in \[0, 1\], but got 'x'"),
     (lambda: geodesic(FLAT, P, Q)(NAN), r"`u` must lie in \[0, 1\].* got nan"),
-    (lambda: geodesic(FLAT, P, Q)(torch.zeros(2, 2)), r"`u` must lie in .* \(U,\)"),
+    (
+        lambda: geodesic(FLAT, P, Q)(torch.zeros(2, 2)),
+        r"`u` must be one number or \(U,\), but got \(2, 2\)",
+    ),
     (lambda: geodesics(FLAT, [P], [Q]), "`x0` must be a floating-point tensor.* got list"),
     (lambda: geodesics(FLAT, MEANS[:0], MEANS[:0]), r"must be points \(P, \*shape\)"),
     (lambda: exponential_map(3, P, Q), "`metric` must be a Metric, but got int"),

@@ -467,7 +467,7 @@ def _size(text: str) -> tuple[int, int]:
         size = int(width), int(height or width)
     except ValueError:
         size = (0, 0)
-    if min(size) < 1:
+    if not 1 <= min(size) <= max(size) <= 2**14:
         raise argparse.ArgumentTypeError(f"must be like 512 or 768x512, but got {text!r}")
     return size
 

@@ -170,11 +170,12 @@ def _write_directory(frames: list, output: Path) -> None:
             frame.save(temporary / f"frame_{i:04d}.png")
         if output.exists():  # only with --force: replace the frames, leave what else is there
             names = {new.name for new in temporary.iterdir()}
-            for name in sorted(names):
-                (temporary / name).replace(output / name)
-            for old in output.glob("frame_*.png"):
-                if re.fullmatch(r"frame_\d{4,}\.png", old.name) and old.name not in names:
-                    old.unlink()
+            for new in sorted_by_name(temporary):
+                new.replace(output / new.name)
+            old = [p for p in sorted_by_name(output) if re.fullmatch(r"frame_\d{4,}\.png", p.name)]
+            for path in reversed(old):  # no gap, whenever this ends
+                if path.name not in names:
+                    path.unlink()
         else:
             temporary.replace(output)
     finally:

@@ -790,7 +790,7 @@ def test_bad_arguments(options, message):
         (Adam, {"lr": 0.0}, "`lr` >= `final_lr` > 0 must hold, but got 0.0 and 0.0001"),
         (Adam, {"lr": 1e-4, "final_lr": 1e-3}, "`lr` >= `final_lr` > 0 must hold"),
         (Adam, {"final_lr": 0.0}, "`lr` >= `final_lr` > 0 must hold"),
-        (Adam, {"lr": math.nan}, "`lr` >= `final_lr` > 0 must hold, but got nan"),
+        (Adam, {"lr": math.nan}, "`lr` must be a finite number, but got nan"),
     ],
 )
 def test_bad_hyperparameters(solver, options, message):

@@ -91,8 +91,10 @@ class Geodesic:
             fractions = torch.as_tensor(u, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"`u` must be numbers in [0, 1], but got {u!r}.") from error
-        if fractions.ndim > 1 or not ((fractions >= 0) & (fractions <= 1)).all():
-            raise ValueError(f"`u` must lie in [0, 1], one number or (U,), but got {u}.")
+        if fractions.ndim > 1:
+            raise ValueError(f"`u` must be one number or (U,), but got {tuple(fractions.shape)}.")
+        if not ((fractions >= 0) & (fractions <= 1)).all():
+            raise ValueError(f"`u` must lie in [0, 1], but got {u}.")
         points = points_at(self._fine_path, self._arc, fractions.reshape(-1))
         return points if fractions.ndim else points[0]
 

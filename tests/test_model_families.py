@@ -393,8 +393,9 @@ def test_a_community_folder_is_its_pipeline(tmp_path):
 
 
 def test_a_network_that_is_stored_narrower_than_it_computes(keyframes):
-    pipe = make("sd")
-    expected = pipe(keyframes[:2], "a", output_type="latent", **FAST).frames
+    """Without derivatives: the weights that these need are narrow again when they are taken."""
+    pipe, options = make("sd"), FAST | {"output_type": "latent", "metric": "slerp"}
+    expected = pipe(keyframes[:2], "a", **options).frames
     pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
-    found = pipe(keyframes[:2], "a", output_type="latent", **FAST).frames
+    found = pipe(keyframes[:2], "a", **options).frames
     assert float((found - expected).abs().max()) < 0.3

@@ -858,5 +858,5 @@ def test_evaluation_stands_beside_the_pipelines_and_needs_no_extra_to_import():
         if inside:
             assert not any("pipelines" in name for name in names), path
             assert not {n.partition(".")[0] for n in names} & {"lpips", "torchmetrics"}, path
-        elif path.name not in ("cli.py", "retiming.py"):  # by LPIPS, where it is asked for
+        elif path.name not in ("commands.py", "retiming.py"):  # by LPIPS, where it is asked for
             assert not any("evaluation" in name for name in names), path

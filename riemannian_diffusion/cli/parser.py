@@ -1,0 +1,201 @@
+"""The command line's options."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import version
+from pathlib import Path
+
+METRIC_NAMES = (
+    *("tangent_normal", "score_jacobian", "stein", "euclidean"),
+    *("slerp", "lerp", "nao", "noise_diffusion", "density"),
+)
+
+
+INIT_NAMES = ("slerp", "lerp", "roadmap")
+
+
+PROTOCOL_NAMES = ("diffmorpher17", "saito11", "saito11_vgg", "saito_video3", "aid", "any")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """Report a bad command line in one line, exit status 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    whole = _Parser(
+        prog="riemannian-diffusion",
+        description="Images in, a morph out, and its measures; or a page that does so.",
+    )
+    whole.add_argument(
+        "--version",
+        action="version",
+        version=f"riemannian-diffusion {version('riemannian-diffusion')}",
+    )
+    commands = whole.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    morph = commands.add_parser(
+        "interpolate",
+        help="morph images into each other",
+        description="Morph two or more images into each other along a geodesic of a diffusion "
+        "model. Without images, the two that ship with the package; a folder stands for the images "
+        "in it, by name, and a video for two of its frames, the middle of which is filled.",
+    )
+    add = morph.add_argument
+    add(
+        "images",
+        nargs="*",
+        type=Path,
+        help="two or more images of one size, a folder of them, or a video",
+    )
+    add("-o", "--output", type=Path, required=True, help=".gif, .mp4, .png (a grid) or a directory")
+    add(
+        "--model",
+        help="a directory or repository of Stable Diffusion 1, 2, XL or 3, Flux, or an "
+        "unconditional DDPM or DDIM (default: shipped)",
+    )
+    add("--prompt", action="append", help="what the images show: once, or once per image")
+    add("--negative-prompt", default="", help="what they do not show, for --guidance above 1")
+    add("--metric", choices=METRIC_NAMES, default="tangent_normal")
+    add("--space", choices=("noise", "clean"), default="noise", help="where the path runs")
+    add(
+        "--init",
+        action="append",
+        choices=INIT_NAMES,
+        help="where the solve starts (default: slerp); given more than once, each is solved from "
+        "and the path of least energy is kept",
+    )
+    add(
+        "--frames",
+        type=int,
+        help="from each image to the next, both included (default: 17, of a video as many as there "
+        "were)",
+    )
+    add(
+        "--clip-frames",
+        type=int,
+        nargs=2,
+        default=(0, -1),
+        metavar=("FIRST", "LAST"),
+        help="which frames of a video to morph between, negative ones counted from its end "
+        "(default: the first and the last)",
+    )
+    add("--steps", type=int, default=50, help="DDIM steps of the whole schedule (default: 50)")
+    add("--strength", type=float, default=0.6, help="noise level, in (0, 1] (default: 0.6)")
+    add("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")
+    add(
+        "--guidance-damping",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="keep guidance on the data manifold, up to 1 (default: 0, plain guidance)",
+    )
+    add("--max-evals", type=int, default=200, help="evaluations per gap at most (default: 200)")
+    add("--max-batch-size", type=int, default=8, help="less needs less memory (default: 8)")
+    add("--size", type=_size, help="crop and scale the images to this size first: 512 or 768x512")
+    add(
+        "--retime",
+        choices=("lpips", "rmse"),
+        help="space frames evenly in what is seen to change, at the cost of sampling them again",
+    )
+    add(
+        "--extrapolate",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="go on beyond the last image by this share of the last gap (default: 0)",
+    )
+    add(
+        "--analogy",
+        type=Path,
+        metavar="IMAGE",
+        help="given two images, show this one instead, changed as the first changes to the second",
+    )
+    add(
+        "--adapt",
+        choices=("embeddings", "lora", "both"),
+        help="fit prompt embeddings, LoRAs (extra `adapt`) or both to the images first",
+    )
+    add("--adapt-cache", type=Path, metavar="DIR", help="keep what was fitted here, and find it")
+    add(
+        "--adain",
+        action="store_true",
+        help="give noisy frames means and spreads between those of the images",
+    )
+    add(
+        "--attention-interpolation",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the sampling steps, in which self-attention is interpolated between the images "
+        "(default: 0)",
+    )
+    add("--paste-endpoints", action="store_true", help="put the images in as first and last frames")
+    add(
+        "--fps",
+        type=float,
+        help="frames per second of .gif and .mp4 (default: 12, of a video its own)",
+    )
+    add("--ping-pong", action="store_true", help="go back again at the end, so that it can repeat")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="of what is random in --space clean, --init roadmap and --metric density (default: 0)",
+    )
+    add("--device", help="cuda, mps or cpu (default: the first there is)")
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="of the networks (default: float16 on cuda, float32 elsewhere)",
+    )
+    add("--force", action="store_true", help="overwrite the output")
+    measure = commands.add_parser(
+        "evaluate",
+        help="measure folders of frames by a named protocol",
+        description="Measure folders of frames by a named protocol: a table, and JSON with -o. DIR "
+        "holds one folder per sequence, its frames sorted by name, as the model made them (not "
+        "--paste-endpoints). A folder may hold the original images in inputs/0.png and "
+        "inputs/1.png, and true middle frames in truth/. What cannot be computed, for want of "
+        "those or of a network's weights, is listed with the reason.",
+    )
+    add = measure.add_argument
+    add("directory", type=Path, metavar="DIR", help="a folder with one folder per sequence")
+    add("--protocol", choices=PROTOCOL_NAMES, required=True)
+    add("-o", "--output", type=Path, help="write everything to this JSON file, too")
+    add("--strict", action="store_true", help="fail where a network or a library is missing")
+    add("--resamples", type=int, default=1000, help="behind each interval; 0: none (default: 1000)")
+    add("--max-batch-size", type=int, default=8, help="less needs less memory (default: 8)")
+    add("--seed", type=int, default=0, help="of random frames and intervals (default: 0)")
+    add("--device", help="cuda, mps or cpu (default: the first there is)")
+    add("--force", action="store_true", help="overwrite the output")
+    page = commands.add_parser(
+        "app",
+        help="morph images in the browser",
+        description="Serve a page that morphs images, to this machine alone unless --host says "
+        "otherwise.",
+    )
+    add = page.add_argument
+    add("--model", help="a directory or repository, as for `interpolate` (default: shipped)")
+    add("--device", help="cuda, mps or cpu (default: the first there is)")
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="of the networks (default: float16 on cuda, float32 elsewhere)",
+    )
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    add("--port", type=int, default=7860, help="(default: 7860)")
+    return whole
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    try:
+        size = int(width), int(height or width)
+    except ValueError:
+        size = (0, 0)
+    if not 1 <= min(size) <= max(size) <= 2**14:
+        raise argparse.ArgumentTypeError(f"must be like 512 or 768x512, but got {text!r}")
+    return size

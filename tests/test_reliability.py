@@ -168,7 +168,7 @@ BAD_CALLS = [
     ({"prompt_embeds": WIDE, "prompt": "a"}, "`prompt` or `prompt_embeds`, but not both"),
     (
         {"negative_prompt_embeds": WIDE[:, :7], "guidance_scale": 2.0},
-        r"Positive and negative embeddings must have one shape.*\(12, 16\) and \(7, 16\)",
+        r"Positive and negative conditions must have one shape.*\(12, 16\).*\(7, 16\)",
     ),
     ({"pooled_prompt_embeds": WIDE[0]}, "This model takes no `pooled_prompt_embeds`"),
     ({"ip_adapter_image_embeds": [WIDE]}, "need an IP-Adapter: call `load_ip_adapter`"),

@@ -16,6 +16,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from test_model_families import make
 
 from riemannian_diffusion.cli import main
 
@@ -128,6 +129,16 @@ def test_a_request_gives_what_the_pipeline_gives(tiny_pipe, pictures):
     studio.morph("me", "slerp", lambda *phase: told.append(phase), images=pictures, seed=5, **FAST)
     assert told[-1] == ("Sampling", 3, 3) and ("Inverting", 1, 3) in told
     assert not tiny_pipe.unet._forward_pre_hooks
+
+
+@pytest.mark.parametrize("kind", ["xl", "sd3", "flux", "pixels"])
+def test_every_kind_of_model(kind, pictures):
+    pipe = make(kind)
+    studio, told = Studio(pipe), []
+    options = FAST | {"images": pictures[:2], "seed": 0, "prompt": ""}
+    morph = studio.morph("me", "tangent_normal", lambda *phase: told.append(phase), **options)
+    assert len(morph.frames) == FAST["num_frames"] and told and len(morph.solves) == 1
+    assert studio.native_size in (16, 256)  # Flux does not say; its pipeline does
 
 
 @pytest.mark.parametrize("metric", ["tangent_normal", "density"])

@@ -78,6 +78,7 @@ class GeodesicInterpolationSD3Pipeline(GeodesicInterpolationFlowPipeline, Stable
     """The same of Stable Diffusion 3 and 3.5."""
 
     _callback_tensor_inputs = ["latents"]
+    _has_ip_adapters = False
 
     def _encode_texts(self, texts, negatives, guided: bool, embeddings: dict[str, Tensor]):
         hidden, negative, pooled, negative_pooled = self.encode_prompt(
@@ -92,13 +93,6 @@ class GeodesicInterpolationSD3Pipeline(GeodesicInterpolationFlowPipeline, Stable
             {"encoder_hidden_states": hidden, "pooled_projections": pooled},
             {"encoder_hidden_states": negative, "pooled_projections": negative_pooled},
         )
-
-    def _image_conditions(
-        self, images, embeddings, guided: bool, num_keyframes: int
-    ) -> tuple[Conditions, Conditions]:
-        if images is not None or embeddings is not None:
-            raise ValueError("IP-Adapters of Stable Diffusion 3 are not supported.")
-        return {}, {}
 
     def _predict(self, x: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
         return self.transformer(
@@ -118,6 +112,7 @@ class GeodesicInterpolationFluxPipeline(GeodesicInterpolationFlowPipeline, FluxP
     """
 
     _callback_tensor_inputs = ["latents"]
+    _has_ip_adapters = False
     _even_levels = True
 
     @property
@@ -142,13 +137,6 @@ class GeodesicInterpolationFluxPipeline(GeodesicInterpolationFlowPipeline, FluxP
             **given,
         )
         return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
-
-    def _image_conditions(
-        self, images, embeddings, guided: bool, num_keyframes: int
-    ) -> tuple[Conditions, Conditions]:
-        if images is not None or embeddings is not None:
-            raise ValueError("IP-Adapters of Flux are not supported.")
-        return {}, {}
 
     def _predict(self, x: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
         num, channels, height, width = x.shape

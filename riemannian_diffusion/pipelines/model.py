@@ -22,11 +22,12 @@ class MorphableModel:
     Mixed into a diffusers pipeline. A model says how texts become conditions (`_encode_texts`) and
     what its network predicts under them (`_predict`), and where it is not as Stable Diffusion: its
     network, its levels of noise (`_schedule`), how images become latents and back (`_encode`,
-    `_decode`, `_size_factor`, `_image_channels`), what embeddings of images it takes
-    (`_image_conditions`) and what checks its frames (`_check_safety`).
+    `_decode`, `_size_factor`, `_image_channels`), whether IP-Adapters fit it, and what checks its
+    frames (`_check_safety`).
     """
 
     _image_channels = 3
+    _has_ip_adapters = True
     _pools_prompts = False  # the network takes pooled embeddings beside the prompt's
     _embeds_guidance = False  # guidance is an input of the network, not two evaluations
 
@@ -62,6 +63,8 @@ class MorphableModel:
         """Conditions of images for IP-Adapters, and negative ones."""
         if images is None and embeddings is None:
             return {}, {}
+        if not self._has_ip_adapters:
+            raise ValueError(f"{type(self).__name__} takes no `ip_adapter_image`.")
         if getattr(self._network, "encoder_hid_proj", None) is None:
             raise ValueError(
                 "`ip_adapter_image` and its embeddings need an IP-Adapter: call `load_ip_adapter`."

@@ -19,6 +19,7 @@ class GeodesicInterpolationUnconditionalPipeline(GeodesicInterpolationMixin, DDI
     """
 
     _callback_tensor_inputs = ["latents"]
+    _has_ip_adapters = False
 
     @property
     def _image_channels(self) -> int:
@@ -37,13 +38,6 @@ class GeodesicInterpolationUnconditionalPipeline(GeodesicInterpolationMixin, DDI
             )
         nothing = torch.zeros(1, 1, 1, device=self._execution_device)
         return {"encoder_hidden_states": nothing}, {}
-
-    def _image_conditions(
-        self, images, embeddings, guided: bool, num_keyframes: int
-    ) -> tuple[Conditions, Conditions]:
-        if images is not None or embeddings is not None:
-            raise ValueError("An unconditional model takes no `ip_adapter_image`.")
-        return {}, {}
 
     def _predict(self, x: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
         return self.unet(x, timestep, return_dict=False)[0]

@@ -33,11 +33,11 @@ class GeodesicInterpolationFlowPipeline(GeodesicInterpolationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in diffusers."""
+        """As in diffusers, from safetensors alone."""
         if cls is not GeodesicInterpolationFlowPipeline:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         config = DiffusionPipeline.load_config(pretrained_model_name_or_path, **kwargs)
-        kind = cls._kind_of(config["_class_name"])
+        kind = cls._kind_of(str(config.get("_class_name")))
         return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod

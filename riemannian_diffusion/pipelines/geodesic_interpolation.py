@@ -72,6 +72,15 @@ class GeodesicInterpolationMixin(MorphableModel):
 
     _callback_tensor_inputs = ["latents"]
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in diffusers, but from safetensors alone.
+
+        `use_safetensors=None` would also take pickles, which can run code.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
     @torch.no_grad()
     def __call__(
         self,

@@ -37,14 +37,10 @@ class AutoGeodesicInterpolationPipeline:
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> DiffusionPipeline:
         """As in diffusers, of any model that one of the pipelines fits.
 
-        Weights are read from safetensors alone; `use_safetensors=None` would also take pickles,
-        which can run code.
-
         Raises:
             ValueError: If none does.
             OSError: If there is no such model, or it has no safetensors.
         """
-        kwargs.setdefault("use_safetensors", True)
         config = DiffusionPipeline.load_config(pretrained_model_name_or_path, **kwargs)
         name = config.get("_class_name")
         if isinstance(name, (list, tuple)) and name:  # [file, class]: its code is not run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -43,9 +44,9 @@ def retimed(
     """Move the points of a path along it until neighbouring frames differ equally.
 
     Each round takes the frames' changes for the speed between the points and moves them to equal
-    shares of their sum, within every gap between keyframes. Changes of a distance that grows with
-    the square of a step (LPIPS, structural similarity) overshoot so, and go on by their root. What
-    changes at once, no round can divide; the round whose changes are the most even is kept.
+    shares of their sum, within every gap between keyframes. Of a distance that grows with the
+    square of a step (LPIPS, structural similarity) it takes the root, as two steps in one tell.
+    What changes at once, no round can divide; the round whose changes are the most even is kept.
 
     Args:
         path: `(F, *shape)`.
@@ -59,7 +60,7 @@ def retimed(
         The path and its clean latents.
     """
     even = torch.linspace(0, 1, len(path), dtype=torch.float64)
-    places, least, best, power = even, float("inf"), None, 1.0
+    places, least, best = even, float("inf"), None
     for _ in range(MAX_ROUNDS):
         points = points_at(path, even, places)
         latents = carry(points, places)
@@ -67,13 +68,11 @@ def retimed(
         if stopped():
             break
         frames = show(latents)
-        changes = distance(frames[:-1], frames[1:])
-        _check_changes(changes, len(frames) - 1)
-        changes = changes.double().cpu().view(-1, num_frames - 1)
+        changes = _changes(distance, frames, 1)
+        power = _power(changes, distance, frames)
+        changes = changes.view(-1, num_frames - 1)
         mean = changes.mean(1).clamp(min=1e-30)
         spread = float((changes.std(1, correction=0) / mean).max())
-        if not spread < least / 2:
-            power /= 2
         if spread < least:
             least, best = spread, (points, latents)
         if not EVEN < spread < float("inf"):
@@ -88,10 +87,22 @@ def retimed(
     return best
 
 
-def _check_changes(changes: Tensor, num: int) -> None:
+def _power(changes: Tensor, distance: Distance, frames: Tensor) -> float:
+    """The power, from 1/2 to 1, of a distance that is a length: two steps are twice as long."""
+    if len(frames) < 3:
+        return 1.0
+    double = _changes(distance, frames, 2).mean()
+    ratio = float(double / (changes[:-1] + changes[1:]).mean().clamp(min=1e-30))
+    return 1 / min(2.0, max(1.0, 1 + math.log2(max(ratio, 1e-30))))
+
+
+def _changes(distance: Distance, frames: Tensor, step: int) -> Tensor:
+    """Of frames so many apart, float64, checked."""
+    changes, num = distance(frames[:-step], frames[step:]), len(frames) - step
     known = isinstance(changes, Tensor) and changes.shape == (num,)
     if not (known and changes.isfinite().all() and (changes >= 0).all()):
         raise ValueError(
             f"`retime` must give ({num},) finite distances of at least 0 for {num} pairs of frames,"
             f" but gave {changes if known else kind_of(changes)}."
         )
+    return changes.double().cpu()

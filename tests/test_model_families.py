@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import accelerate
 import numpy as np
 import PIL.Image
 import pytest
@@ -399,3 +400,30 @@ def test_a_network_that_is_stored_narrower_than_it_computes(keyframes):
     pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
     found = pipe(keyframes[:2], "a", **options).frames
     assert float((found - expected).abs().max()) < 0.3
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux", "pixels"])
+@pytest.mark.parametrize("way", ["model", "sequential"])
+def test_hooks_of_offloading_are_called(kind, way, keyframes):
+    """As `enable_*_offload` sets them, with the CPU for the accelerator."""
+    pipe, options = make(kind), FAST | {"output_type": "latent", "metric": "lerp"}
+    expected = pipe(keyframes[:2], prompts(kind), **options).frames
+    cpu, hook = torch.device("cpu"), None
+    for module in (c for c in pipe.components.values() if isinstance(c, torch.nn.Module)):
+        if way == "model":
+            _, hook = accelerate.cpu_offload_with_hook(module, cpu, prev_module_hook=hook)
+        else:
+            accelerate.cpu_offload(module, cpu, offload_buffers=len(module._parameters) > 0)
+    found = pipe(keyframes[:2], prompts(kind), **options).frames
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux", "pixels"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_near(kind, dtype, keyframes):
+    pipe, options = make(kind), FAST | {"output_type": "pt", "metric": "lerp"}
+    expected = pipe(keyframes[:2], prompts(kind), **options).frames
+    found = pipe.to(dtype)(keyframes[:2], prompts(kind), **options).frames
+    assert found.dtype == torch.float32
+    limit = 0.02 if dtype == torch.float16 else 0.1
+    assert float((found - expected).square().mean().sqrt()) < limit

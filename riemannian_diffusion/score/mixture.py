@@ -10,6 +10,7 @@ from torch import Tensor
 
 from riemannian_diffusion.arguments import check_finite, check_kind, check_points
 from riemannian_diffusion.score.model import ScoreModel
+from riemannian_diffusion.score.where import Where
 
 
 class GaussianMixtureScore(ScoreModel):
@@ -67,7 +68,7 @@ class GaussianMixtureScore(ScoreModel):
         self.log_weights = (weights / weights.sum()).to(means).log()
         self.variance = self.sigma**2 + (self.alpha * self.std) ** 2
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, where: Where | None = None) -> Tensor:
         """The score at each point, `(K, *shape) -> (K, *shape)`."""
         return self._in_chunks(self._score, x)
 
@@ -75,11 +76,11 @@ class GaussianMixtureScore(ScoreModel):
         """The log-density at each point, `(K, *shape) -> (K,)`."""
         return self._in_chunks(self._log_prob, x)
 
-    def jvp(self, x: Tensor, v: Tensor) -> Tensor:
+    def jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """`J(x) v` in closed form, from the posterior covariance of the means."""
         return self._in_chunks(self._jvp, x, v)
 
-    def vjp(self, x: Tensor, w: Tensor) -> Tensor:
+    def vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
         """`J(x)^T w`: the Jacobian of an exact score is symmetric."""
         return self.jvp(x, w)
 

@@ -2,64 +2,61 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
-from typing import TypeVar
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-P = TypeVar("P", bound="Placed")
+from riemannian_diffusion.score.where import Where
 
 
-class Placed:
-    """What depends on where on its path a point lies, and on memory and dtype, by its parts.
+class Composite:
+    """An object that is made of scores and metrics, and of nothing else that needs a network.
 
-    The parts are the attributes that are scores or metrics, or lists or tuples of these.
+    Its parts are found among its attributes, also in lists, tuples and dicts. They answer the
+    questions about memory and rounding.
     """
 
-    def along(self: P, u: Tensor, pairs: Tensor | None = None) -> P:
-        """The same for points of paths, where it depends on the place (prompts do); else itself.
-
-        Args:
-            u: `(K,)`, the fraction of its path at which each point lies.
-            pairs: `(K,)`, the pair of ends that each point's path belongs to; None where all
-                share prompts and noises.
-        """
-
-        def place(value):
-            if isinstance(value, Placed):
-                return value.along(u, pairs)
-            if type(value) in (list, tuple):
-                there = type(value)(place(one) for one in value)
-                return value if all(a is b for a, b in zip(there, value, strict=True)) else there
-            return value
-
-        there = {name: place(value) for name, value in vars(self).items()}
-        if all(there[name] is value for name, value in vars(self).items()):
-            return self
-        placed = copy.copy(self)
-        vars(placed).update(there)
-        return placed
+    def parts(self) -> Iterator[Composite]:
+        """The scores and metrics of which this one is made."""
+        return _parts_in(vars(self).values())
 
     def points_at_once(self, x: Tensor) -> int:
-        """How many of these points may be differentiated in one call."""
-        return min([len(x), *(part.points_at_once(x) for part in _parts_of(self))])
+        """The number of these points `(K, *shape)` that one call may differentiate."""
+        return min([len(x), *(part.points_at_once(x) for part in self.parts())])
 
     def use_less_memory(self, x: Tensor) -> bool:
-        """Called where memory ran out on these points: True if a call on them now needs less."""
-        return any([part.use_less_memory(x) for part in _parts_of(self)])
+        """Called after memory ran out on points `(K, *shape)`.
+
+        Returns:
+            Whether the next call on them needs less.
+        """
+        return any([part.use_less_memory(x) for part in self.parts()])
 
     @property
     def rounding(self) -> float:
-        """Relative rounding of its values by a network's dtype; 0 where there is no network."""
-        return max([0.0, *(part.rounding for part in _parts_of(self))])
+        """Relative rounding error of a network's values; 0 where there is no network."""
+        return max([0.0, *(part.rounding for part in self.parts())])
 
 
-class ScoreModel(Placed, ABC):
+def _parts_in(values) -> Iterator[Composite]:
+    for value in values:
+        if isinstance(value, Composite):
+            yield value
+        elif type(value) in (list, tuple):
+            yield from _parts_in(value)
+        elif type(value) is dict:
+            yield from _parts_in(value.values())
+
+
+class ScoreModel(Composite, ABC):
     """The score `grad log p(x)` of the data at one noise level, `x = alpha x_0 + sigma eps`.
 
-    Points are `(K, *shape)`: the points of a path are the batch. Calls are differentiable in `x`.
+    Points are `(K, *shape)`: the points of a path are the batch. Calls are differentiable in `x`
+    and pure functions of their arguments: `score(x, where)[i]` depends on point i alone. `where`
+    gives the places of the points on their paths; a score that changes along the path raises a
+    `ValueError` where it is None, and all others ignore it.
 
     Attributes:
         alpha: Factor of the clean data at this level, in (0, 1].
@@ -70,63 +67,30 @@ class ScoreModel(Placed, ABC):
     sigma: float
 
     @abstractmethod
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, where: Where | None = None) -> Tensor:
         """The score at each point, `(K, *shape) -> (K, *shape)`."""
 
-    def denoise(self, x: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, where: Where | None = None) -> Tensor:
         """`E[alpha x_0 | x] = x + sigma^2 score(x)`, `(K, *shape) -> (K, *shape)` (Tweedie)."""
-        return x + self.sigma**2 * self(x)
+        return x + self.sigma**2 * self(x, where)
 
-    def jvp(self, x: Tensor, v: Tensor) -> Tensor:
+    def jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """`J(x) v` with `J` the Jacobian of the score: one tangent per point, all `(K, *shape)`."""
-        return torch.func.jvp(self.__call__, (x.contiguous(),), (v.contiguous(),))[1]
+        primal, tangent = (x.contiguous(),), (v.contiguous(),)
+        return torch.func.jvp(lambda points: self(points, where), primal, tangent)[1]
 
-    def vjp(self, x: Tensor, w: Tensor) -> Tensor:
+    def vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
         """`J(x)^T w`: one cotangent per point, all `(K, *shape)`."""
-        return torch.func.vjp(self.__call__, x)[1](w)[0]
+        return torch.func.vjp(lambda points: self(points, where), x)[1](w)[0]
 
-    def stack(self, x: Tensor) -> Tensor:
-        """Every score this model consists of, `(K, *shape) -> (K, S, *shape)`.
+    def stack(self, x: Tensor, where: Where | None = None) -> Tensor:
+        """All scores of which this model consists, `(K, *shape) -> (K, S, *shape)`.
 
-        S is 1 but for `SharedNoiseScore`. Metrics average over S, so that a model read under
+        S is 1 except for `SharedNoiseScore`. Metrics average over S, so that a model read under
         several noises gives the mean of their metrics.
         """
-        return self(x)[:, None]
+        return self(x, where)[:, None]
 
-    def stack_jvp(self, x: Tensor, v: Tensor) -> Tensor:
+    def stack_jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """The derivative of `stack` along `v`, `(K, S, *shape)`."""
-        return self.jvp(x, v)[:, None]
-
-
-def even_fractions(num: int) -> Tensor:
-    """Where the points of a path lie on it, `(num,)` float64; NaN for one point alone."""
-    u = torch.linspace(0, 1, num, dtype=torch.float64)
-    return u if num > 1 else torch.full_like(u, torch.nan)
-
-
-def entries_of(values: Tensor, pairs: Tensor | None, name: str) -> Tensor:
-    """The index into values `(P, ...)`, one for each pair, that each point takes; or `[0]`.
-
-    Raises:
-        ValueError: If there are several and no pairs are named, or fewer than pairs.
-    """
-    if len(values) == 1:
-        return torch.zeros(1 if pairs is None else len(pairs), dtype=torch.long)
-    if pairs is None:
-        raise ValueError(
-            f"`{name}` {tuple(values.shape)} belongs to {len(values)} pairs: solve them with "
-            "`geodesics`, or say by `along(u, pairs)` which pair each point belongs to."
-        )
-    if len(pairs) and int(pairs.max()) >= len(values):
-        raise ValueError(
-            f"`{name}` {tuple(values.shape)} has {len(values)} entries, too few for pair number "
-            f"{int(pairs.max()) + 1}: give one for each pair, or one for all."
-        )
-    return pairs
-
-
-def _parts_of(whole: Placed) -> list[Placed]:
-    values = []
-    for value in vars(whole).values():
-        values += value if type(value) in (list, tuple) else [value]
-    return [value for value in values if isinstance(value, Placed)]
+        return self.jvp(x, v, where)[:, None]

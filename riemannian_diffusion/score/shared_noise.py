@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind, check_points
-from riemannian_diffusion.score.model import ScoreModel, entries_of, even_fractions
+from riemannian_diffusion.score.model import ScoreModel
+from riemannian_diffusion.score.where import Where
 
 
 class SharedNoiseScore(ScoreModel):
@@ -22,7 +21,7 @@ class SharedNoiseScore(ScoreModel):
     Args:
         score: The model at one level, in noisy coordinates.
         noise: Standard normal, `shape`, or `(S, *shape)` for S noises, or `(P, S, *shape)` for S
-            noises in each of the P pairs of `geodesics`.
+            noises in each of the P pairs of `geodesics`; then calls need `where`.
     """
 
     def __init__(self, score: ScoreModel, noise: Tensor):
@@ -32,47 +31,38 @@ class SharedNoiseScore(ScoreModel):
             raise ValueError(f"`noise` must have values, but is {tuple(noise.shape)}.")
         self.score, self.noise = score, noise
         self.alpha, self.sigma = 1.0, score.sigma / score.alpha
-        self._u: Tensor | None = None
-        self._pairs: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, where: Where | None = None) -> Tensor:
         """The mean over noises of the score at `x + sigma noise`, `(K, *shape) -> (K, *shape)`."""
-        return self.stack(x).mean(1)
+        return self.stack(x, where).mean(1)
 
-    def denoise(self, x: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, where: Where | None = None) -> Tensor:
         """The estimate of the clean point, `x + sigma (sigma score(x) + noise)`, averaged."""
-        return x + self.sigma**2 * self(x) + self.sigma * self._noises(x).mean(1)
+        noise = self._noises(x, where).mean(1)
+        return x + self.sigma**2 * self(x, where) + self.sigma * noise
 
-    def jvp(self, x: Tensor, v: Tensor) -> Tensor:
+    def jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """`J(x) v`, averaged over noises."""
-        return self.stack_jvp(x, v).mean(1)
+        return self.stack_jvp(x, v, where).mean(1)
 
-    def vjp(self, x: Tensor, w: Tensor) -> Tensor:
+    def vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
         """`J(x)^T w`, averaged over noises."""
-        score, points = self._noisy(x)
+        points, places = self._noisy(x, where)
         cotangents = w[:, None].expand(points.shape).flatten(0, 1)
-        parts = score.vjp(points.flatten(0, 1), cotangents).view_as(points)
+        parts = self.score.vjp(points.flatten(0, 1), cotangents, places).view_as(points)
         return self.score.alpha**2 * parts.mean(1)
 
-    def stack(self, x: Tensor) -> Tensor:
+    def stack(self, x: Tensor, where: Where | None = None) -> Tensor:
         """One score per noise, `(K, *shape) -> (K, S, *shape)`."""
-        score, points = self._noisy(x)
-        return self.score.alpha * score(points.flatten(0, 1)).view_as(points)
+        points, places = self._noisy(x, where)
+        return self.score.alpha * self.score(points.flatten(0, 1), places).view_as(points)
 
-    def stack_jvp(self, x: Tensor, v: Tensor) -> Tensor:
+    def stack_jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """The derivative of `stack` along `v`."""
-        score, points = self._noisy(x)
+        points, places = self._noisy(x, where)
         tangents = v[:, None].expand(points.shape).flatten(0, 1)
-        parts = score.jvp(points.flatten(0, 1), tangents).view_as(points)
+        parts = self.score.jvp(points.flatten(0, 1), tangents, places).view_as(points)
         return self.score.alpha**2 * parts
-
-    def along(self, u: Tensor, pairs: Tensor | None = None) -> SharedNoiseScore:
-        """The model for points at fractions `u` of the paths of these pairs."""
-        placed = copy.copy(self)
-        if pairs is None and self._pairs is not None and len(self._pairs.unique()) == 1:
-            pairs = self._pairs[:1].expand(len(u))  # other points of the path it was placed on
-        placed._u, placed._pairs = u, pairs
-        return placed
 
     def points_at_once(self, x: Tensor) -> int:
         """As the model underneath, which is given S points for one."""
@@ -86,25 +76,30 @@ class SharedNoiseScore(ScoreModel):
     def _num_noises(self, x: Tensor) -> int:
         return self.noise.shape[-x.ndim] if self.noise.ndim >= x.ndim else 1
 
-    def _noises(self, x: Tensor) -> Tensor:
+    def _noises(self, x: Tensor, where: Where | None) -> Tensor:
         """The noises of each point, `(K or 1, S, *shape)`."""
         noise = self.noise.to(x)
-        if noise.ndim == x.ndim + 1:
-            noise = noise[entries_of(noise, self._pairs, "noise").to(noise.device)]
-        elif noise.ndim == x.ndim:
-            noise = noise[None]
-        else:
-            noise = noise[None, None]
+        if noise.ndim <= x.ndim:
+            noise = noise.view(1, self._num_noises(x), *noise.shape[noise.ndim - x.ndim + 1 :])
+        elif noise.ndim == x.ndim + 1 and len(noise) > 1:
+            if where is None:
+                raise ValueError(
+                    f"`noise` {tuple(noise.shape)} differs between {len(noise)} pairs, so each "
+                    "point needs its pair: pass `where=Where(u, pair)`."
+                )
+            if len(where) and int(where.pair.max()) >= len(noise):
+                raise ValueError(
+                    f"`noise` {tuple(noise.shape)} is given for {len(noise)} pairs, but a point "
+                    f"belongs to pair number {int(where.pair.max()) + 1}."
+                )
+            noise = noise[where.pair.to(noise.device)]
         if noise.shape[2:] != x.shape[1:]:
             raise ValueError(
                 f"`noise` is {tuple(self.noise.shape)}, which does not fit points {tuple(x.shape)}."
             )
         return noise
 
-    def _noisy(self, x: Tensor) -> tuple[ScoreModel, Tensor]:
-        """The model underneath in the places of the noisy points, and these, `(K, S, *shape)`."""
-        points = self.score.alpha * x[:, None] + self.score.sigma * self._noises(x)
-        num = points.shape[1]
-        u = even_fractions(len(x)) if self._u is None else self._u
-        pairs = None if self._pairs is None else self._pairs.repeat_interleave(num)
-        return self.score.along(u.repeat_interleave(num), pairs), points
+    def _noisy(self, x: Tensor, where: Where | None) -> tuple[Tensor, Where | None]:
+        """The noisy points `(K, S, *shape)`, and the places of all K S of them."""
+        points = self.score.alpha * x[:, None] + self.score.sigma * self._noises(x, where)
+        return points, None if where is None else where.repeat_interleave(points.shape[1])

@@ -1,0 +1,251 @@
+"""What a network is conditioned on besides the noisy point, and how it changes along a path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.score.where import Where
+
+KINDS = ("interpolated", "mask", "fixed")
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """One named input of a network.
+
+    Attributes:
+        values: `(B, P, *shape)`: P knots, evenly spaced, on each of B paths. P is 1 for one value
+            on the whole path, and B is 1 for the same values on all paths.
+        kind: How it changes between knots. "interpolated": linearly. "mask": a point between two
+            knots has what either of them has (a boolean or, or the larger value). "fixed": it does
+            not change, and P is 1.
+
+    Raises:
+        ValueError: If the shape or the kind is none of these.
+    """
+
+    values: Tensor
+    kind: str = "interpolated"
+
+    def __post_init__(self):
+        if self.values.ndim < 2 or 0 in self.values.shape[:2]:
+            raise ValueError(
+                f"A condition must be (B, P, *shape), but got {tuple(self.values.shape)}."
+            )
+        if self.kind not in KINDS:
+            raise ValueError(f"`kind` must be one of {KINDS}, but got {self.kind!r}.")
+        if self.kind == "fixed" and self.values.shape[1] > 1:
+            raise ValueError(
+                f"A fixed condition has one value per path, but got {self.values.shape[1]} knots."
+            )
+
+    @classmethod
+    def of(cls, values: Tensor, kind: str = "interpolated") -> Condition:
+        """A condition of one path from its knots `(P, *shape)`."""
+        return cls(values[None], kind)
+
+    @property
+    def num_paths(self) -> int:
+        """The number of paths B; 1 where all paths share the values."""
+        return self.values.shape[0]
+
+    @property
+    def num_knots(self) -> int:
+        """The number of knots P on each path."""
+        return self.values.shape[1]
+
+    def at(self, where: Where | None, num: int, name: str) -> Tensor:
+        """The values at points.
+
+        Args:
+            where: The places of the points, which are needed unless all points share one value.
+            num: The number of points K.
+            name: What to call the condition in an error.
+
+        Returns:
+            `(1, *shape)` where all points share one value, else `(K, *shape)`.
+
+        Raises:
+            ValueError: If places are needed but missing, or there are not as many as points.
+        """
+        if self.num_paths == self.num_knots == 1:
+            return self.values[0]
+        if where is None:
+            raise ValueError(
+                f"`{name}` changes along the path ({self.num_knots} knots, {self.num_paths} "
+                "paths), so each point needs its place on it: pass `where=Where(u, pair)`."
+            )
+        if len(where) != num:
+            raise ValueError(
+                f"`where` must have a place for each of {num} points, but has {len(where)}."
+            )
+        pair = torch.zeros_like(where.pair)
+        if self.num_paths > 1:
+            pair = where.pair
+            if num and int(pair.max()) >= self.num_paths:
+                raise ValueError(
+                    f"`{name}` is given for {self.num_paths} paths, but a point lies on path "
+                    f"number {int(pair.max()) + 1}."
+                )
+        place = where.u * (self.num_knots - 1)
+        left = place.long().clamp(max=max(0, self.num_knots - 2))
+        right = (left + 1).clamp(max=self.num_knots - 1)
+        weight = place - left
+        device = self.values.device
+        before = self.values[pair.to(device), left.to(device)]
+        after = self.values[pair.to(device), right.to(device)]
+        weight = weight.to(device).view(-1, *[1] * (before.ndim - 1))
+        if self.kind == "mask":
+            both = before | after if before.dtype == torch.bool else torch.maximum(before, after)
+            return torch.where(weight == 0, before, torch.where(weight == 1, after, both))
+        return torch.lerp(before, after, weight.to(before.dtype))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
+        """The condition with other values, by a function of `(B, P, *shape)`."""
+        return replace(self, values=function(self.values))
+
+
+Named = Mapping[str, Condition]
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """All that a network is conditioned on.
+
+    Attributes:
+        positive: Conditions by the name under which the network's `predict` finds them.
+        negative: The same under the negative prompt, with the same names, for guidance; None
+            where the model has none.
+        loras: LoRAs of the network, one for each keyframe, as `fit_lora` returns them; the
+            condition "lora_weights" says how much of each a point has. Or None.
+        options: Further arguments of the network that are the same everywhere and are no tensors,
+            such as `{"scale": 0.5}` for the attention.
+
+    Raises:
+        ValueError: If positive and negative conditions do not fit together.
+    """
+
+    positive: Named
+    negative: Named | None = None
+    loras: Sequence[Mapping[str, Tensor]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.negative is None:
+            return
+        shapes = [
+            {name: tuple(c.values.shape[2:]) for name, c in part.items()}
+            for part in (self.positive, self.negative)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                "Positive and negative conditions must have one shape each, but they have "
+                f"{shapes[0]} and {shapes[1]}."
+            )
+
+    @property
+    def num_knots(self) -> int:
+        """The number of knots: that of the keyframes, or 1 where all share their conditions."""
+        return max((c.num_knots for c in self.positive.values()), default=1)
+
+    def map(self, function: Callable[[Condition], Condition]) -> Conditions:
+        """The same with every condition replaced by a function of it."""
+        positive, negative = (
+            None if part is None else {name: function(c) for name, c in part.items()}
+            for part in (self.positive, self.negative)
+        )
+        return replace(self, positive=positive, negative=negative)
+
+    def to(self, device: torch.device | str) -> Conditions:
+        """The same on a device."""
+        there = self.map(lambda c: c.map(lambda values: values.to(device)))
+        if self.loras is None:
+            return there
+        loras = tuple({n: w.to(device) for n, w in lora.items()} for lora in self.loras)
+        return replace(there, loras=loras)
+
+    def at_knots(self, knots: Sequence[int]) -> Conditions:
+        """The same on a path through some of the knots, in this order."""
+        index = list(knots)
+        return self.map(
+            lambda c: c if c.num_knots == 1 else c.map(lambda values: values[:, index])
+        )
+
+    def mean(self) -> Conditions:
+        """The same with one value on the whole path: the mean of the knots, or all of the masks."""
+
+        def merged(condition: Condition) -> Condition:
+            if condition.num_knots == 1:
+                return condition
+            if condition.kind == "mask":
+                return condition.map(lambda values: values.amax(1, keepdim=True))
+            return condition.map(lambda values: values.mean(1, keepdim=True))
+
+        return self.map(merged)
+
+    def by_gap(self) -> Conditions:
+        """The same for each gap between neighbouring knots: `(B, P) -> (B (P - 1), 2)`."""
+
+        def split(condition: Condition) -> Condition:
+            if condition.num_knots == 1:
+                return condition
+            return condition.map(
+                lambda values: torch.stack([values[:, :-1], values[:, 1:]], 2).flatten(0, 1)
+            )
+
+        return self.map(split)
+
+    @staticmethod
+    def join(parts: Sequence[tuple[Conditions, int]]) -> Conditions:
+        """Conditions of several groups of paths as one.
+
+        Args:
+            parts: Conditions, and the number of paths that have them.
+
+        Raises:
+            ValueError: If they differ in names, shapes, options or LoRAs.
+        """
+        first = parts[0][0]
+        if any(not _alike(first, other) for other, _ in parts):
+            raise ValueError("Paths that are solved side by side must have conditions of one kind.")
+
+        def joined(named: Sequence[tuple[Named, int]]) -> dict[str, Condition]:
+            found = {}
+            for name, condition in named[0][0].items():
+                mine = [(part[name], count) for part, count in named]
+                if all(_same(condition, other) for other, _ in mine) and condition.num_paths == 1:
+                    found[name] = condition
+                    continue
+                knots = max(c.num_knots for c, _ in mine)
+                values = [
+                    c.values.expand(count, knots, *c.values.shape[2:]) for c, count in mine
+                ]
+                found[name] = replace(condition, values=torch.cat(values))
+            return found
+
+        positive = joined([(part.positive, count) for part, count in parts])
+        negative = None
+        if first.negative is not None:
+            negative = joined([(part.negative, count) for part, count in parts])
+        return replace(first, positive=positive, negative=negative)
+
+
+def _alike(a: Conditions, b: Conditions) -> bool:
+    """Whether paths with these conditions can be solved in one batch of one network."""
+    if a.loras is not b.loras or a.options != b.options:
+        return False
+    return (a.negative is None) == (b.negative is None) and all(
+        None is x is y
+        or {n: (c.kind, c.values.shape[2:]) for n, c in x.items()}
+        == {n: (c.kind, c.values.shape[2:]) for n, c in y.items()}
+        for x, y in ((a.positive, b.positive), (a.negative, b.negative))
+    )
+
+
+def _same(a: Condition, b: Condition) -> bool:
+    return a is b or (a.values.shape == b.values.shape and torch.equal(a.values, b.values))

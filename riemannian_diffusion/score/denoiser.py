@@ -1,0 +1,48 @@
+"""The score of any denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from riemannian_diffusion.arguments import check_callable, check_finite, kind_of
+from riemannian_diffusion.score.model import ScoreModel
+from riemannian_diffusion.score.where import Where
+
+
+class DenoiserScore(ScoreModel):
+    """The score of a denoiser `D(x) = E[alpha x_0 | x]`, `(D(x) - x) / sigma^2` (Tweedie).
+
+    Any function will do: a network of EDM, k-diffusion or azula at one noise level, or a formula.
+
+    Args:
+        function: Points `(K, *shape)` -> denoised points `(K, *shape)`, differentiable, each by
+            itself.
+        sigma: Standard deviation of the noise, positive.
+        alpha: Factor of the clean data, positive; 1 for models of `x_0 + sigma eps`.
+
+    Raises:
+        ValueError: If `function` is no function, or a factor is not positive.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], sigma: float, *, alpha: float = 1.0):
+        check_callable(function=function)
+        check_finite(sigma=sigma, alpha=alpha)
+        if not (sigma > 0 and alpha > 0):
+            raise ValueError(
+                f"`sigma` and `alpha` must be positive, but got sigma={sigma}, alpha={alpha}."
+            )
+        self.function, self.sigma, self.alpha = function, float(sigma), float(alpha)
+
+    def __call__(self, x: Tensor, where: Where | None = None) -> Tensor:
+        """The score at each point, `(K, *shape) -> (K, *shape)`."""
+        return (self.denoise(x) - x) / self.sigma**2
+
+    def denoise(self, x: Tensor, where: Where | None = None) -> Tensor:
+        """The function itself, `(K, *shape) -> (K, *shape)`."""
+        denoised = self.function(x)
+        if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
+            found = tuple(denoised.shape) if isinstance(denoised, Tensor) else kind_of(denoised)
+            raise ValueError(f"`function` must turn {tuple(x.shape)} into as many, not {found}.")
+        return denoised

@@ -1,0 +1,251 @@
+"""The score of a network under conditions, at one noise level."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from riemannian_diffusion.arguments import check_finite, check_whole
+from riemannian_diffusion.events import network_called
+from riemannian_diffusion.score.attention import forward_mode_attention
+from riemannian_diffusion.score.conditions import Conditions, Named
+from riemannian_diffusion.score.model import ScoreModel
+from riemannian_diffusion.score.where import Where
+
+MODES = ("conditional", "guided", "difference")
+
+# A network's output at points (K, *shape), for a timestep and conditions (K, ...) by their names.
+Predict = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+
+
+class Level(NamedTuple):
+    """One noise level of a model.
+
+    Attributes:
+        timestep: What the network is told.
+        alpha: Factor of the clean data.
+        sigma: Standard deviation of the noise.
+        prediction_type: What the network predicts: "epsilon", "v_prediction", "sample" or
+            "flow_prediction", the velocity `eps - x_0` of a rectified flow.
+    """
+
+    timestep: float
+    alpha: float
+    sigma: float
+    prediction_type: str
+
+
+NOISE_FROM: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
+    "epsilon": lambda output, x, alpha, sigma: output,
+    "v_prediction": lambda output, x, alpha, sigma: alpha * output + sigma * x,
+    "sample": lambda output, x, alpha, sigma: (x - alpha * output) / sigma,
+    "flow_prediction": lambda output, x, alpha, sigma: x + alpha * output,
+}
+
+
+class NetworkScore(ScoreModel):
+    """The score of a network under fixed conditions at one level, `score = -eps / sigma`.
+
+    The network runs in its own dtype; points, scores and products keep the caller's. Parameters
+    receive no gradient.
+
+    Args:
+        network: The network.
+        predict: `(x, timestep, conditions) -> prediction`, which calls the network and reads
+            nothing but its arguments.
+        level: The noise level.
+        conditions: What the network is conditioned on along the path.
+        guidance_scale: Weight `g` of mode "guided".
+        mode: "conditional" takes `eps = eps_cond`; "guided" takes `eps_neg + g (eps_cond -
+            eps_neg)` (classifier-free guidance); "difference" takes `eps_cond - eps_neg`.
+        max_batch_size: Largest batch given to the network; None for no limit. Longer calls run in
+            chunks, and their reverse pass recomputes one chunk at a time, so memory does not grow
+            with the number of points.
+
+    Raises:
+        ValueError: If the mode is unknown, or needs negative conditions and there are none.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        predict: Predict,
+        level: Level,
+        conditions: Conditions,
+        *,
+        guidance_scale: float = 1.0,
+        mode: str = "conditional",
+        max_batch_size: int | None = None,
+    ):
+        check_finite(guidance_scale=guidance_scale)
+        if mode not in MODES:
+            raise ValueError(f"`mode` must be one of {MODES}, but got {mode!r}.")
+        if mode != "conditional" and conditions.negative is None:
+            raise ValueError(
+                f"mode={mode!r} needs negative conditions, such as a negative prompt's, beside the "
+                "positive ones."
+            )
+        if max_batch_size is not None:
+            check_whole(1, max_batch_size=max_batch_size)
+        self.network, self.predict, self.level = network, predict, level
+        self.alpha, self.sigma = level.alpha, level.sigma
+        self.conditions, self.guidance_scale, self.mode = conditions, guidance_scale, mode
+        self.max_batch_size = max_batch_size
+
+    def __call__(self, x: Tensor, where: Where | None = None) -> Tensor:
+        """The score at each point, `(K, *shape) -> (K, *shape)`."""
+        chunks = self._chunks(x, where)
+        differentiated = torch.is_grad_enabled() and x.requires_grad
+        if differentiated and (len(chunks) > 1 or _is_checkpointing(self.network)):
+            parts = [_Recomputed.apply(points, score, self.network) for score, points in chunks]
+        else:
+            parts = [score(points) for score, points in chunks]
+        return torch.cat(parts)
+
+    def jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
+        """`J(x) v` in forward mode, whatever attention the model runs with.
+
+        Memory is linear in the number of tokens.
+        """
+        with frozen(self.network), _uncompiled(), forward_mode_attention(self.network):
+            tangents = v.contiguous().split(self.max_batch_size or max(1, len(v)))
+            pairs = zip(self._chunks(x.contiguous(), where), tangents, strict=True)
+            return torch.cat([torch.func.jvp(f, (points,), (t,))[1] for (f, points), t in pairs])
+
+    def vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
+        """`J(x)^T w` in reverse mode."""
+        cotangents = w.split(self.max_batch_size or max(1, len(w)))
+        pairs = zip(self._chunks(x, where), cotangents, strict=True)
+        with frozen(self.network), _uncompiled():
+            return torch.cat([torch.func.vjp(f, points)[1](c)[0] for (f, points), c in pairs])
+
+    @property
+    def rounding(self) -> float:
+        """Relative rounding error in the network's dtype."""
+        return torch.finfo(dtype_of(self.network)).eps
+
+    def points_at_once(self, x: Tensor) -> int:
+        """At most `max_batch_size`."""
+        return min(self.max_batch_size or len(x), len(x))
+
+    def use_less_memory(self, x: Tensor) -> bool:
+        """Halve the batches given to the network, with a warning; False where they are single."""
+        size = self.points_at_once(x)
+        if size <= 1:
+            return False
+        self.max_batch_size = size // 2
+        warnings.warn(
+            f"Out of memory with {size} points at once: continuing with `max_batch_size="
+            f"{self.max_batch_size}`. Pass that to avoid the failed attempt.",
+            stacklevel=2,
+        )
+        return True
+
+    def _chunks(
+        self, x: Tensor, where: Where | None
+    ) -> list[tuple[Callable[[Tensor], Tensor], Tensor]]:
+        """Functions that give the score of a chunk, and the chunks, in order."""
+        if where is not None and len(where) != len(x):
+            raise ValueError(
+                f"`where` must have a place for each of {len(x)} points, but has {len(where)}."
+            )
+        size = self.max_batch_size or max(1, len(x))
+
+        def bind(start: int) -> Callable[[Tensor], Tensor]:
+            here = None if where is None else where[start : start + size]
+            return lambda points: self._score(points, here)
+
+        return [(bind(i * size), points) for i, points in enumerate(x.split(size))]
+
+    def _score(self, x: Tensor, where: Where | None) -> Tensor:
+        with frozen(self.network):
+            noise = self._noise(x, where, self.conditions.positive)
+            if self.mode != "conditional":
+                negative = self._noise(x, where, self.conditions.negative or {})
+                noise = noise - negative
+                if self.mode == "guided":
+                    noise = negative + self.guidance_scale * noise
+        return -noise / self.sigma
+
+    def _noise(self, x: Tensor, where: Where | None, named: Named) -> Tensor:
+        dtype = dtype_of(self.network)
+        conditions = {}
+        for name, condition in named.items():
+            value = condition.at(where, len(x), name).to(x.device)
+            value = value.to(dtype) if value.is_floating_point() else value
+            conditions[name] = value.expand(len(x), *value.shape[1:])
+        network_called()
+        timestep = torch.tensor(self.level.timestep, device=x.device)
+        output = self.predict(x.to(dtype), timestep, conditions)
+        if output.shape != x.shape:
+            raise ValueError(
+                f"The model turned {tuple(x.shape)} into {tuple(output.shape)}: a score needs "
+                "equal shapes (models that also predict a variance, or are given a mask, are not "
+                "supported)."
+            )
+        noise_from = NOISE_FROM[self.level.prediction_type]
+        return noise_from(output.to(x.dtype), x, self.alpha, self.sigma)
+
+
+class _Recomputed(torch.autograd.Function):
+    """A function of points whose reverse pass evaluates it again.
+
+    Unlike `torch.utils.checkpoint` it keeps the parameters frozen for the whole reverse pass, in
+    which a network with checkpoints of its own evaluates its blocks once more.
+    """
+
+    @staticmethod
+    def forward(ctx, points: Tensor, function: Callable[[Tensor], Tensor], network: nn.Module):
+        ctx.save_for_backward(points)
+        ctx.function, ctx.network, ctx.kind = function, network, points.device.type
+        ctx.cast = torch.is_autocast_enabled(ctx.kind), torch.get_autocast_dtype(ctx.kind)
+        return function(points)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, cotangent: Tensor):
+        (points,), (enabled, dtype) = ctx.saved_tensors, ctx.cast
+        points = points.detach().requires_grad_()
+        with frozen(ctx.network), torch.enable_grad():
+            with torch.autocast(ctx.kind, dtype, enabled):
+                value = ctx.function(points)
+            return torch.autograd.grad(value, points, cotangent)[0], None, None
+
+
+def _is_checkpointing(network: nn.Module) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in network.modules())
+
+
+def _uncompiled() -> AbstractContextManager:
+    """Compiled functions run as they were written: torch.func's transforms reject them."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """The dtype that a network computes in; its parameters may be stored in a narrower one."""
+    dtype = getattr(network, "dtype", None)
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """No parameter requires a gradient inside; afterwards each is as it was.
+
+    Enter it before torch.func's transforms: inside them no flag can be changed.
+    """
+    changed = [p for p in network.parameters() if p.requires_grad]
+    try:
+        for parameter in changed:
+            parameter.requires_grad = False
+        yield
+    finally:
+        for parameter in changed:
+            parameter.requires_grad = True

@@ -1,8 +1,9 @@
-"""The arguments of a call that are neither images nor prompts."""
+"""Arguments of the stages, checked before any work begins."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,136 +18,104 @@ from riemannian_diffusion.arguments import (
     kind_of,
 )
 from riemannian_diffusion.geodesics import Solver
-from riemannian_diffusion.pipelines.gaps import CURVES, METRICS, NOISE_CURVES
+from riemannian_diffusion.score.network import MODES
+
+SPACES = ("noise", "clean")
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-def check_arguments(
-    *,
-    negative_prompt,
-    num_frames,
-    metric,
-    space,
-    init,
-    strength,
-    num_inference_steps,
-    guidance_scale,
-    guidance_damping,
-    score_mode,
-    solver,
-    num_quadrature,
-    rtol,
-    max_evals,
-    fixed_point_iterations,
-    max_batch_size,
-    max_samples,
-    extrapolate,
-    analogy,
-    retime,
-    adain,
-    attention_interpolation,
-    num_images_per_prompt,
-    generator,
-    cross_attention_kwargs,
-    output_type,
-    callback_on_step_end,
-    callback_on_step_end_tensor_inputs,
-    known_tensor_inputs,
-) -> None:
-    """Check them, and how they go together.
+def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Refuse a value that is not among those allowed.
 
     Raises:
-        ValueError: If one is out of range, or two exclude each other.
+        ValueError: Naming the argument.
     """
-    names = [*METRICS, *CURVES]
-    if not callable(metric) and metric not in names:
-        raise ValueError(
-            f"`metric` must be one of {', '.join(names)} or a callable `ScoreModel -> Metric`, "
-            f"but got {metric!r}."
-        )
-    if metric in NOISE_CURVES and space != "noise":
-        raise ValueError(f"metric={metric!r} needs space='noise', but got {space!r}.")
-    for name, value, allowed in (
-        ("space", space, ("noise", "clean")),
-        *(
-            ("init", start, ("slerp", "lerp", "roadmap"))
-            for start in (init if isinstance(init, (list, tuple)) else [init])
-            if isinstance(start, str)
-        ),
-        ("score_mode", score_mode, (None, "conditional", "guided", "difference")),
-        ("output_type", output_type, ("pil", "np", "pt", "latent")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"`{name}` must be one of {allowed}, but got {value!r}.")
-    check_whole(2, num_frames=num_frames)
-    check_whole(
-        1,
-        num_inference_steps=num_inference_steps,
-        max_samples=max_samples,
-        num_quadrature=num_quadrature,
-        max_evals=max_evals,
-    )
-    check_whole(0, fixed_point_iterations=fixed_point_iterations)
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {allowed}, but got {value!r}.")
+
+
+def check_generator(generator: torch.Generator | None) -> None:
+    """Refuse what is no generator.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if generator is not None:
+        check_kind(torch.Generator, generator=generator)
+
+
+def check_batch_size(max_batch_size: int | None) -> None:
+    """Refuse what is no batch size.
+
+    Raises:
+        ValueError: If it is below 1.
+    """
     if max_batch_size is not None:
         check_whole(1, max_batch_size=max_batch_size)
-    check_finite(strength=strength, guidance_damping=guidance_damping)
+
+
+def check_inversion(
+    space: str,
+    strength: float,
+    num_inference_steps: int,
+    fixed_point_iterations: int,
+    max_batch_size: int | None,
+    generator: torch.Generator | None,
+) -> None:
+    """Check the numbers of the stage `invert`.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    check_choice("space", space, SPACES)
+    check_whole(1, num_inference_steps=num_inference_steps)
+    check_whole(0, fixed_point_iterations=fixed_point_iterations)
+    check_finite(strength=strength)
+    if not 0 < strength <= 1:
+        raise ValueError(f"`strength` must be in (0, 1], but got {strength}.")
+    check_batch_size(max_batch_size)
+    check_generator(generator)
+
+
+def check_solve(
+    solver: Solver | None,
+    max_evals: int,
+    rtol: float,
+    num_quadrature: int,
+    score_mode: str | None,
+    generator: torch.Generator | None,
+) -> None:
+    """Check the options of the stage `solve`.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    if solver is not None:
+        check_kind(Solver, solver=solver)
+    check_whole(1, max_evals=max_evals, num_quadrature=num_quadrature)
+    check_not_negative(rtol=rtol)
+    check_choice("score_mode", score_mode, (None, *MODES))
+    check_generator(generator)
+
+
+def check_sampling(adain: bool, attention_interpolation: float, space: str, callback: Any) -> None:
+    """Check the options of the stage `sample`.
+
+    Raises:
+        ValueError: If one is out of range, or the path is not sampled at all.
+    """
     check_finite(attention_interpolation=attention_interpolation)
-    check_not_negative(guidance_scale=guidance_scale, extrapolate=extrapolate, rtol=rtol)
-    for name, value, kind in (
-        ("solver", solver, Solver),
-        ("generator", generator, torch.Generator),
-        ("cross_attention_kwargs", cross_attention_kwargs, dict),
-        ("negative_prompt", negative_prompt, str),
-    ):
-        if value is not None:
-            check_kind(kind, **{name: value})
-    if callback_on_step_end is not None:
-        check_callable(callback_on_step_end=callback_on_step_end)
-    if not 0 <= guidance_damping <= 1:
-        raise ValueError(f"`guidance_damping` must be in [0, 1], but got {guidance_damping}.")
-    if guidance_damping and not guidance_scale > 1:
-        raise ValueError(
-            f"`guidance_damping` {guidance_damping} needs a `guidance_scale` above 1, "
-            f"but got {guidance_scale}."
-        )
-    if num_images_per_prompt != 1:
-        raise ValueError(
-            f"`num_images_per_prompt` must be 1, but got {num_images_per_prompt}: between two "
-            "keyframes there is one geodesic. For other ones vary `generator` or `init`."
-        )
-    if retime is not None and not callable(retime) and retime not in ("lpips", "rmse"):
-        raise ValueError(
-            "`retime` must be 'lpips', 'rmse', a distance of two batches of images or None, but "
-            f"got {retime!r}."
-        )
     if not 0 <= attention_interpolation <= 1:
         raise ValueError(
             f"`attention_interpolation` must be in [0, 1], but got {attention_interpolation}."
         )
     if space == "clean" and (adain or attention_interpolation):
         raise ValueError(
-            "`adain` and `attention_interpolation` are options of sampling, which space='clean' "
-            "does without."
+            "`adain` and `attention_interpolation` are options of sampling, and a path in "
+            "space='clean' is not sampled."
         )
-    if extrapolate and analogy is not None:
-        raise ValueError("`analogy` and `extrapolate` exclude each other, but both were given.")
-    if not 0 < strength <= 1:
-        raise ValueError(f"`strength` must be in (0, 1], but got {strength}.")
-    if int(num_inference_steps * strength) < 1:
-        raise ValueError(
-            f"`strength` {strength} of `num_inference_steps` {num_inference_steps} leaves no "
-            "step: raise one of them."
-        )
-    if not isinstance(callback_on_step_end_tensor_inputs, (list, tuple)):
-        raise ValueError(
-            "`callback_on_step_end_tensor_inputs` must be a list, but got "
-            f"{callback_on_step_end_tensor_inputs!r}."
-        )
-    unknown = set(callback_on_step_end_tensor_inputs) - set(known_tensor_inputs)
-    if unknown:
-        raise ValueError(
-            "`callback_on_step_end_tensor_inputs` must be among "
-            f"{list(known_tensor_inputs)}, but got {sorted(unknown)}."
-        )
+    if callback is not None:
+        check_callable(callback_on_step_end=callback)
 
 
 def check_embeddings(embeddings: Mapping[str, Tensor], config: Mapping, pooled: bool) -> None:

@@ -1,84 +1,274 @@
-"""What networks are conditioned on besides the noisy point, as one tensor.
-
-A path of prompts is interpolated linearly, and so is all else that belongs to a keyframe: pooled
-embeddings, embeddings of images for IP-Adapters. Packed into further rows of the prompt's
-embedding, all of it follows the path as one.
-"""
+"""Conditions of a morph, the model under them, and what was loaded from files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from riemannian_diffusion.adaptation import LoraMix
-from riemannian_diffusion.score.diffusion import dtype_of
-
-Conditions = dict[str, Tensor]
-
-
-def pack(conditions: Conditions) -> tuple[Tensor, dict[str, torch.Size]]:
-    """Conditions as one tensor.
-
-    Args:
-        conditions: `(P, *shape)` each, P the same or 1; the first is the prompt's `(P, L, C)`.
-
-    Returns:
-        `(P, R, C)`, and each one's shape.
-    """
-    num = max(len(value) for value in conditions.values())
-    hidden = next(iter(conditions.values()))
-    width, rows = hidden.shape[-1], []
-    for value in conditions.values():
-        flat = value.to(hidden).expand(num, *value.shape[1:]).flatten(1)
-        flat = nn.functional.pad(flat, (0, -flat.shape[1] % width))
-        rows.append(flat.view(num, -1, width))
-    return torch.cat(rows, 1), {name: value.shape[1:] for name, value in conditions.items()}
+from riemannian_diffusion.adaptation import Adaptation, LoraMix
+from riemannian_diffusion.arguments import check_kind, check_points
+from riemannian_diffusion.levels import Levels, Schedule
+from riemannian_diffusion.pipelines.checks import check_embeddings
+from riemannian_diffusion.pipelines.inputs import given_texts
+from riemannian_diffusion.pipelines.model import LORA_WEIGHTS, MixedPrediction, MorphableModel
+from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
+from riemannian_diffusion.pipelines.storage import digest_of
+from riemannian_diffusion.score import Condition, Conditions
 
 
-def unpack(packed: Tensor, shapes: dict[str, torch.Size]) -> Conditions:
-    """The conditions again, `(K, *shape)` each, of their packing `(K, R, C)`."""
-    conditions, start = {}, 0
-    for name, shape in shapes.items():
-        num_rows = -(-shape.numel() // packed.shape[-1])
-        flat = packed[:, start : start + num_rows].flatten(1)
-        conditions[name] = flat[:, : shape.numel()].view(-1, *shape)
-        start += num_rows
-    return conditions
+class ConditionedModel(MorphableModel):
+    """A model with conditions: prompts, embeddings, images for IP-Adapters, adaptations."""
 
-
-class Denoiser(nn.Module):
-    """A network called like `UNet2DConditionModel`, whatever it is conditioned on.
-
-    Args:
-        network: The network.
-        predict: A point `(K, *shape)`, a timestep and its conditions -> the prediction.
-        shapes: The conditions' shapes, as `pack` gives them.
-        mix: LoRAs of the network, whose weights are the condition "lora_weights".
-    """
-
-    def __init__(
+    @torch.no_grad()
+    def condition(
         self,
-        network: nn.Module,
-        predict: Callable[[Tensor, Tensor, Conditions], Tensor],
-        shapes: dict[str, torch.Size],
-        mix: LoraMix | None = None,
-    ):
-        super().__init__()
-        self.network, self.predict, self.shapes, self.mix = network, predict, shapes, mix
+        prompt: str | Sequence[str] = "",
+        negative_prompt: str = "",
+        *,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Sequence[Tensor] | None = None,
+        adaptation: Adaptation | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        do_classifier_free_guidance: bool = True,
+    ) -> Conditions:
+        """Everything that the network is conditioned on, for one morph.
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The network's."""
-        return dtype_of(self.network)
+        Args:
+            prompt: One prompt for all keyframes, or one for each: along the path their embeddings
+                are interpolated.
+            negative_prompt: Used by guidance above 1 and by `score_mode="difference"`.
+            prompt_embeds: Embeddings in place of prompts, as `encode_prompt` gives them: `(1, L,
+                C)` for all keyframes or `(P, L, C)`.
+            negative_prompt_embeds: The same for the negative prompt, equal for all keyframes.
+            pooled_prompt_embeds: Pooled embeddings `(1, C)` or `(P, C)`, for models that take them.
+            negative_pooled_prompt_embeds: The same for the negative prompt.
+            ip_adapter_image: Images for IP-Adapters, as in the model's own pipeline.
+            ip_adapter_image_embeds: Embeddings of such images, one tensor per adapter: `(1, N, D)`
+                for all keyframes or `(P, N, D)`, interpolated along the path; after as many
+                negative ones, unless `do_classifier_free_guidance` is False.
+            adaptation: What `riemannian_diffusion.adapt` has fitted to the keyframes: embeddings of
+                their prompts, and LoRAs that are mixed for each point.
+            cross_attention_kwargs: Arguments of the network's attention, such as `{"scale": 0.5}`
+                for LoRAs.
+            do_classifier_free_guidance: Whether negative conditions are prepared. Guidance and
+                differences need them.
 
-    def forward(
-        self, x: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool = False
-    ) -> tuple[Tensor]:
-        """The prediction alone in a tuple."""
-        conditions = unpack(encoder_hidden_states, self.shapes)
-        if self.mix is None:
-            return (self.predict(x, timestep, conditions),)
-        with self.mix.mixing(conditions.pop("lora_weights")):
-            return (self.predict(x, timestep, conditions),)
+        Returns:
+            The conditions, for `invert` or `__call__`.
+
+        Raises:
+            ValueError: If an argument has a wrong shape, two exclude each other, or the model does
+                not take one.
+
+        Examples:
+            >>> from riemannian_diffusion import demo
+            >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+            >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+            >>> conditions = pipe.condition(["a red cube", "a blue cube"])
+            >>> tuple(conditions.positive["encoder_hidden_states"].values.shape)
+            (1, 2, 16, 64)
+        """
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        if not (isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)):
+            raise ValueError(f"`prompt` must be one or more strings, but got {prompt!r}.")
+        if not texts:
+            raise ValueError("`prompt` must be one or more strings, but got none.")
+        check_kind(str, negative_prompt=negative_prompt)
+        if cross_attention_kwargs is not None:
+            check_kind(dict, cross_attention_kwargs=cross_attention_kwargs)
+        options = dict(cross_attention_kwargs or {})
+        embeddings = {
+            "prompt_embeds": prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "pooled_prompt_embeds": pooled_prompt_embeds,
+            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+        }
+        embeddings = {name: value for name, value in embeddings.items() if value is not None}
+        if self._embeds_guidance and negative_prompt:
+            raise ValueError(
+                "This model takes `guidance_scale` as an input of its network, so it has no use "
+                "for a `negative_prompt`."
+            )
+        check_embeddings(embeddings, self.network.config, self._pools_prompts)
+        guided = do_classifier_free_guidance
+        prompts, negatives = given_texts(texts, negative_prompt, embeddings)
+        num = len(texts) if prompts else len(embeddings["prompt_embeds"])
+        embeddings = {
+            name: value[:1].expand(num, *value.shape[1:]) if "negative" in name else value
+            for name, value in embeddings.items()
+        }
+        scale = options.get("scale")
+        positive, negative = self._encode_texts(prompts, negatives, guided, embeddings, scale)
+        shown, unlike = self._image_conditions(
+            ip_adapter_image, ip_adapter_image_embeds, guided
+        )
+        loras = None
+        if adaptation is not None:
+            check_kind(Adaptation, adaptation=adaptation)
+            if adaptation.embeddings is not None:
+                fitted = adaptation.embeddings.to(self.device_of_work)
+                positive["encoder_hidden_states"] = Condition.of(fitted)
+            if adaptation.loras is not None:
+                loras = adaptation.loras
+                weights = torch.eye(adaptation.num_images, device=self.device_of_work)
+                shown[LORA_WEIGHTS] = Condition.of(weights)
+                # the negative prompt has all LoRAs in equal parts, everywhere on the path
+                unlike[LORA_WEIGHTS] = Condition.of(weights.mean(0, keepdim=True))
+        knots = {c.num_knots for c in (positive | shown).values()} - {1}
+        if len(knots) > 1:
+            raise ValueError(
+                "Prompts, embeddings and `adaptation` must be one for all keyframes or one for "
+                f"each, but there are some for {' and some for '.join(map(str, sorted(knots)))}."
+            )
+        if negative is not None:
+            negative = {
+                name: c.map(lambda values: values[:, :1]) for name, c in (negative | unlike).items()
+            }
+        found = Conditions(positive | shown, negative, loras, options)
+        return found.to(self.device_of_work)
+
+    def _image_conditions(
+        self, images: Any, embeddings: Sequence[Tensor] | None, guided: bool
+    ) -> tuple[dict[str, Condition], dict[str, Condition]]:
+        """Conditions of images for IP-Adapters, and negative ones."""
+        if images is None and embeddings is None:
+            return {}, {}
+        if not self._has_ip_adapters:
+            raise ValueError(f"{type(self).__name__} takes no `ip_adapter_image`.")
+        if getattr(self.network, "encoder_hid_proj", None) is None:
+            raise ValueError(
+                "`ip_adapter_image` and its embeddings need an IP-Adapter: call `load_ip_adapter`."
+            )
+        if embeddings is not None:
+            check_kind(Sequence, ip_adapter_image_embeds=embeddings)
+            check_points(**{f"ip_adapter_image_embeds[{i}]": e for i, e in enumerate(embeddings)})
+            if guided and any(len(one) % 2 for one in embeddings):
+                raise ValueError(
+                    "`ip_adapter_image_embeds` must have as many negative ones before the positive "
+                    f"ones, but got {[len(one) for one in embeddings]}; without negative ones pass "
+                    "do_classifier_free_guidance=False."
+                )
+        found = self.prepare_ip_adapter_image_embeds(
+            images, embeddings, self.device_of_work, 1, guided
+        )
+        halves = [one.chunk(2) if guided else (one, one) for one in found]
+        negative, positive = (
+            {f"image_{i}": Condition.of(half[n]) for i, half in enumerate(halves)} for n in (0, 1)
+        )
+        return positive, negative
+
+    def _levels(
+        self,
+        conditions: Conditions,
+        schedule: Schedule,
+        *,
+        guidance_scale: float,
+        guidance_damping: float,
+        max_batch_size: int | None,
+    ) -> Levels:
+        """The model under conditions, connected to this pipeline's network."""
+        if self._embeds_guidance:
+            if guidance_damping:
+                raise ValueError(
+                    "This model takes `guidance_scale` as an input of its network, so there is "
+                    "nothing to damp: leave `guidance_damping` at 0."
+                )
+            value = torch.full((1, 1), float(guidance_scale), device=self.device_of_work)
+            guidance = {"guidance": Condition(value, "fixed")}
+            positive, negative = (
+                None if part is None else dict(part) | guidance
+                for part in (conditions.positive, conditions.negative)
+            )
+            conditions = replace(conditions, positive=positive, negative=negative)
+            guidance_scale = 1.0
+        options = (guidance_scale, guidance_damping, max_batch_size)
+        return self._connect(Levels(None, None, schedule, conditions, *options))
+
+    def _connect(self, levels: Levels) -> Levels:
+        """Levels with this pipeline's network and scheduler, on its device."""
+        conditions = levels.conditions.to(self.device_of_work)
+        predict = self._prediction(conditions.options)
+        if conditions.loras is not None:
+            predict = MixedPrediction(predict, LoraMix(self.network, conditions.loras))
+        schedule = replace(levels.schedule, scheduler=self.scheduler)
+        return replace(
+            levels,
+            network=self.network,
+            predict=predict,
+            schedule=schedule,
+            conditions=conditions,
+        )
+
+    @overload
+    def connect(self, made: Keyframes) -> Keyframes: ...
+    @overload
+    def connect(self, made: MorphPath) -> MorphPath: ...
+    def connect(self, made: Keyframes | MorphPath) -> Keyframes | MorphPath:
+        """Connect what was loaded from a file to this pipeline's model.
+
+        Stages do so with whatever they are given; what is connected already stays as it is.
+
+        Args:
+            made: Keyframes or a path.
+
+        Returns:
+            The same on this pipeline's device, with its network.
+
+        Raises:
+            ValueError: If another model made them.
+        """
+        if isinstance(made, MorphPath):
+            if made.keys.levels.network is not None:
+                return made
+            names = ("points", "latents", "beyond", "transported")
+            moved = {name: getattr(made, name) for name in names}
+            moved = {n: v if v is None else v.to(self.device_of_work) for n, v in moved.items()}
+            return replace(made, keys=self.connect(made.keys), **moved)
+        check_kind(Keyframes, keys=made)
+        if made.levels.network is not None:
+            return made
+        if made.model != self._digest():
+            raise ValueError(
+                "These keyframes were made with another model, or with a scheduler of other "
+                "levels: load that model, or invert the images again."
+            )
+        names = ("pixels", "clean", "points", "noise")
+        moved = {name: getattr(made, name) for name in names}
+        moved = {n: v if v is None else v.to(self.device_of_work) for n, v in moved.items()}
+        return replace(made, levels=self._connect(made.levels), **moved)
+
+    def _conditions_for(
+        self,
+        num: int,
+        prompt: str | Sequence[str],
+        negative_prompt: str,
+        conditions: Conditions | None,
+    ) -> Conditions:
+        """Conditions that fit a number of keyframes."""
+        if conditions is None:
+            conditions = self.condition(prompt, negative_prompt)
+        else:
+            check_kind(Conditions, conditions=conditions)
+            if negative_prompt or (any(prompt) if isinstance(prompt, (list, tuple)) else prompt):
+                raise ValueError("Give `prompt` and `negative_prompt`, or `conditions`, not both.")
+        if conditions.num_knots not in (1, num):
+            raise ValueError(
+                "Prompts, embeddings and adaptations must be one for all keyframes or one for "
+                f"each, but there are {conditions.num_knots} for {num} keyframes."
+            )
+        return conditions
+
+    def _digest(self) -> str:
+        """A digest of everything of the model on which points depend."""
+        vae = getattr(self, "vae", None)
+        scheduler = self.scheduler
+        config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+        return digest_of((self.network, vae), type(scheduler).__name__, config)

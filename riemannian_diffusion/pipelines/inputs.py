@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
 import PIL.Image
@@ -41,29 +42,55 @@ def split_morphs(image, prompt) -> tuple[bool, list[list[Image]], list[list[str]
     return single, morphs, prompts
 
 
-def join_analogy(image, analogy):
-    """The image C of an analogy, put behind A and B; one for each morph where there are several."""
-    _check_is_several(image)
-    if not isinstance(analogy, (list, tuple)):
-        if any(isinstance(one, (list, tuple)) for one in image) or len(image) != 2:
-            raise ValueError(
-                f"`analogy` needs two images, A and B, but `image` has {len(image)} entries: for a "
-                "list of morphs give a list of images C."
-            )
-        return [*image, analogy]
-    if len(analogy) != len(image) or not all(
-        isinstance(morph, (list, tuple)) and len(morph) == 2 for morph in image
-    ):
-        raise ValueError(
-            f"`analogy` has {len(analogy)} images: `image` must be as many pairs of images A and B."
-        )
-    return [[*morph, one] for morph, one in zip(image, analogy, strict=True)]
-
-
 def _check_is_several(image) -> None:
     several = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) > 0
     if not several:
         raise ValueError(f"`image` must be two or more images, but got {type(image).__name__}.")
+
+
+def is_images(value: object) -> TypeGuard[Sequence[Image]]:
+    """Whether a value is a list of images, and not of paths."""
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) > 0
+        and all(
+            isinstance(one, (PIL.Image.Image, np.ndarray))
+            or (isinstance(one, Tensor) and one.ndim == 3)
+            for one in value
+        )
+    )
+
+
+def to_keyframes(
+    images: Sequence[Image] | Tensor, num_channels: int, factor: int, *, least: int = 2
+) -> Tensor:
+    """Images of one size as `(P, C, H, W)`, float32 in [0, 1].
+
+    Args:
+        images: PIL images, arrays or tensors.
+        num_channels: 3 for colours, 1 for greys.
+        factor: What height and width must be multiples of, in pixels.
+        least: The least number of images.
+
+    Raises:
+        ValueError: If there are fewer, their sizes differ or do not fit, or one is no image.
+    """
+    _check_is_several(images)
+    pixels = [to_pixels(image, i, num_channels) for i, image in enumerate(images)]
+    if len(pixels) < least:
+        raise ValueError(f"A morph needs at least {least} images, but got {len(pixels)}.")
+    sizes = [tuple(p.shape[-2:]) for p in pixels]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"All images of a morph must have one size, but got (height, width) {sizes}: resize or "
+            "crop them first."
+        )
+    if sizes[0][0] % factor or sizes[0][1] % factor:
+        raise ValueError(
+            f"Height and width must be multiples of {factor}, but got {sizes[0]}: resize or crop "
+            "the images first."
+        )
+    return torch.stack(pixels)
 
 
 def to_pixels(image: Image, index: int, num_channels: int = 3) -> Tensor:
@@ -121,8 +148,3 @@ def given_texts(
     num = len(texts) if embeds is None else len(embeds)
     positive = list(texts) if embeds is None else None
     return positive, [negative_prompt] * num if negative_prompt else None
-
-
-def lora_scale(attention_kwargs: dict | None) -> float | None:
-    """The scale of LoRAs that attention is given, which text encoders take, too."""
-    return (attention_kwargs or {}).get("scale")

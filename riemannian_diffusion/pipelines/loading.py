@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from diffusers import DiffusionPipeline
 
-from riemannian_diffusion.pipelines.flow import (
-    GeodesicInterpolationFluxPipeline,
-    GeodesicInterpolationSD3Pipeline,
-)
+from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
 from riemannian_diffusion.pipelines.stable_diffusion import (
     GeodesicInterpolationPipeline,
     GeodesicInterpolationXLPipeline,
 )
+from riemannian_diffusion.pipelines.stable_diffusion_3 import GeodesicInterpolationSD3Pipeline
 from riemannian_diffusion.pipelines.unconditional import GeodesicInterpolationUnconditionalPipeline
 
 _PIPELINES = {  # by the class named in the model's model_index.json

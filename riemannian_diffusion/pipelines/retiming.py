@@ -3,87 +3,92 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import kind_of
+from riemannian_diffusion.events import Event
+from riemannian_diffusion.measures import Distance, lpips_distance, rmse
 from riemannian_diffusion.paths import points_at
 
-Distance = Callable[[Tensor, Tensor], Tensor]
-
 MAX_ROUNDS = 8
-EVEN = 0.05  # standard deviation of the changes over their mean, at which they are even
+EVEN = 0.05  # changes are even where their standard deviation is this share of their mean
+
+Shown = tuple[Any, Tensor, bool]  # what was made at some times, its frames, whether to go on
 
 
-def rmse(x: Tensor, y: Tensor) -> Tensor:
-    """Root mean squared difference of images, `(K, 3, H, W) x2 -> (K,)`."""
-    return (x - y).square().flatten(1).mean(1).sqrt()
+def check_distance(name: str | Distance) -> None:
+    """Refuse what is no distance of images.
+
+    Raises:
+        ValueError: If it is neither a name nor a function.
+    """
+    if not callable(name) and name not in ("lpips", "rmse"):
+        raise ValueError(
+            f"`distance` must be 'lpips', 'rmse' or a function of two batches of images, but got "
+            f"{name!r}."
+        )
 
 
 def find_distance(name: str | Distance, device: torch.device) -> Distance:
     """A distance of images in [0, 1]: "lpips", "rmse" or the caller's own."""
+    check_distance(name)
     if callable(name):
         return name
-    if name == "rmse":
-        return rmse
-    from riemannian_diffusion.evaluation import lpips_distance  # needs the lpips package
-
-    return lpips_distance("alex", device=str(device))
+    return rmse if name == "rmse" else lpips_distance("alex", device=str(device))
 
 
-def retimed(
-    path: Tensor,
-    carry: Callable[[Tensor, Tensor], Tensor],
-    show: Callable[[Tensor], Tensor],
+def retiming(
+    times: Tensor,
+    num_per_gap: list[int],
+    show: Callable[[Tensor], Generator[Event, Any, Shown]],
     distance: Distance,
-    num_frames: int,
-    stopped: Callable[[], bool],
-) -> tuple[Tensor, Tensor]:
-    """Move the points of a path along it until neighbouring frames differ equally.
+) -> Generator[Event, Any, Any]:
+    """Move points along a path until neighbouring frames differ equally within each gap.
 
     Each round takes the frames' changes for the speed between the points and moves them to equal
-    shares of their sum, within every gap between keyframes. Of a distance that grows with the
-    square of a step (LPIPS, structural similarity) it takes the root, as two steps in one tell.
-    What changes at once, no round can divide; the round whose changes are the most even is kept.
+    shares of their sum, within every gap between keyframes. If a distance grows with the square of
+    a step (LPIPS, structural similarity), as two steps in one show, its root is taken. What changes
+    at once, no round can divide; the round whose changes are the most even is kept.
 
     Args:
-        path: `(F, *shape)`.
-        carry: Points and their places, `(F,)` fractions of the path -> clean latents.
-        show: Clean latents -> frames in [0, 1].
-        distance: Of frames, `(K, 3, H, W) x2 -> (K,)`.
-        num_frames: From one keyframe to the next, both included.
-        stopped: Whether a round was interrupted; then the best one before it is the last.
+        times: The times of the points at first, `(F,)` float64.
+        num_per_gap: The number of points of each gap, both keyframes included.
+        show: Times -> what lies there, its frames in [0, 1], and whether to go on. Where it says
+            no, the best round before it is the last.
+        distance: The distance of frames, `(K, 3, H, W) x2 -> (K,)`.
 
     Returns:
-        The path and its clean latents.
+        What lies at the best times.
     """
-    even = torch.linspace(0, 1, len(path), dtype=torch.float64)
-    places, least, best = even, float("inf"), None
-    for _ in range(MAX_ROUNDS):
-        points = points_at(path, even, places)
-        latents = carry(points, places)
-        best = best or (points, latents)
-        if stopped():
+    least, best = float("inf"), None
+    for number in range(MAX_ROUNDS):
+        yield Event("retime", number, None)
+        made, frames, proceeds = yield from show(times)
+        best = made if best is None else best
+        if not proceeds:
             break
-        frames = show(latents)
         changes = _changes(distance, frames, 1)
         power = _power(changes, distance, frames)
-        changes = changes.view(-1, num_frames - 1)
-        mean = changes.mean(1).clamp(min=1e-30)
-        spread = float((changes.std(1, correction=0) / mean).max())
+        by_gap = changes.split([num - 1 for num in num_per_gap])
+        spread = max(
+            float(change.std(correction=0) / change.mean().clamp(min=1e-30)) for change in by_gap
+        )
         if spread < least:
-            least, best = spread, (points, latents)
+            least, best = spread, made
         if not EVEN < spread < float("inf"):
             break
-        gaps = []
-        for i, change in enumerate(changes):
+        gaps, start = [], 0
+        for change in by_gap:
             arc = torch.cat([torch.zeros(1).double(), change.pow(power).cumsum(0)])
-            here = places[i * (num_frames - 1) : (i + 1) * (num_frames - 1) + 1, None]
-            share = torch.linspace(0, 1, num_frames, dtype=torch.float64)
+            here = times[start : start + len(change) + 1, None]
+            share = torch.linspace(0, 1, len(here), dtype=torch.float64)
             gaps.append(points_at(here, arc, share)[:, 0] if arc[-1] > 0 else here[:, 0])
-        places = torch.cat([gap if i == 0 else gap[1:] for i, gap in enumerate(gaps)])
+            start += len(change)
+        times = torch.cat([gap if i == 0 else gap[1:] for i, gap in enumerate(gaps)])
     return best
 
 
@@ -97,12 +102,12 @@ def _power(changes: Tensor, distance: Distance, frames: Tensor) -> float:
 
 
 def _changes(distance: Distance, frames: Tensor, step: int) -> Tensor:
-    """Of frames so many apart, float64, checked."""
+    """The distances of frames that are `step` apart, float64, checked."""
     changes, num = distance(frames[:-step], frames[step:]), len(frames) - step
     known = isinstance(changes, Tensor) and changes.shape == (num,)
     if not (known and changes.isfinite().all() and (changes >= 0).all()):
         raise ValueError(
-            f"`retime` must give ({num},) finite distances of at least 0 for {num} pairs of frames,"
-            f" but gave {changes if known else kind_of(changes)}."
+            f"`distance` must give ({num},) finite values of at least 0 for {num} pairs of frames, "
+            f"but gave {changes if known else kind_of(changes)}."
         )
     return changes.double().cpu()

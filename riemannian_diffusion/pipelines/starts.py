@@ -1,39 +1,93 @@
-"""Ways between clean latents on which a solve may start, and ways beyond and beside them."""
+"""Paths on which a solve may start, and paths beyond and beside one that was found."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.arguments import check_whole
 from riemannian_diffusion.ddim import sdedit
-from riemannian_diffusion.exponential import analogy, extrapolate
-from riemannian_diffusion.metrics import EuclideanMetric, TangentNormalMetric
+from riemannian_diffusion.geodesics import Start
+from riemannian_diffusion.geometry import analogy, extrapolate
+from riemannian_diffusion.levels import Levels
+from riemannian_diffusion.metrics import TangentNormalMetric
 from riemannian_diffusion.paths import length
+from riemannian_diffusion.pipelines.curves import Gap
+from riemannian_diffusion.pipelines.inputs import Image, is_images
 from riemannian_diffusion.roadmaps import Roadmap, roadmap
 from riemannian_diffusion.score import ScoreModel, SharedNoiseScore
 
-DRAW_NOISES = (0.8, 1.6, 2.8)  # that samples are carried to, in units of the clean latents
-METRIC_NOISE = 0.5  # at which the metric tells leaps
-BEYOND_NOISE = 0.25  # whose denoiser brings points beyond the last keyframe back
-CARRY_NOISE = 0.5  # whose denoiser finds the tangents of an analogy
+DRAW_NOISES = (0.8, 1.6, 2.8)  # noise levels of the samples, in units of the clean latents
+METRIC_NOISE = 0.5  # noise level of the metric that finds leaps
+BEYOND_NOISE = 0.25  # noise level of the denoiser that keeps an extension on the data
+TRANSPORT_NOISE = 0.5  # noise level of the denoiser that finds tangents for an analogy
 DRAW_STEPS = 6
 
+NAMED_STARTS = ("slerp", "lerp", "roadmap")
 
-def way_between(
-    clean0: Tensor,
-    clean1: Tensor,
-    num_points: int,
-    levels: Callable[[float], ScoreModel],
-    timestep_of: Callable[[float], int],
-    carry: Callable[[Tensor], Tensor],
-    **options,
-) -> Tensor:
-    """Points of a way between clean latents, carried to the space of the path."""
-    way = clean_roadmap(levels, timestep_of, clean0, clean1, **options)
-    return carry(way(clean0, clean1, num_points))
+
+@dataclass(frozen=True)
+class RoadmapStart:
+    """A start for `solve` along samples of the model; see `riemannian_diffusion.roadmap`.
+
+    Attributes:
+        max_samples: Most samples for each gap, at least 1.
+    """
+
+    max_samples: int = 768
+
+    def __post_init__(self):
+        check_whole(1, max_samples=self.max_samples)
+
+
+MorphStart = Start | RoadmapStart | Sequence[Image]
+
+
+def as_starts(init: MorphStart | Sequence[MorphStart] | None, space: str) -> list[MorphStart]:
+    """The starts that an `init` stands for, checked.
+
+    Args:
+        init: One start, a list of them, or None: slerp in noise space and lerp in clean space.
+        space: The space of the path.
+
+    Raises:
+        ValueError: If a name is unknown or there is no start.
+    """
+    if init is None:
+        return ["slerp" if space == "noise" else "lerp"]
+    starts: list[MorphStart] = list(init) if isinstance(init, (list, tuple)) else [init]
+    starts = [init] if is_images(init) else starts
+    if not starts:
+        raise ValueError("`init` must name at least one start, but got an empty list.")
+    for one in starts:
+        if isinstance(one, str):
+            known = one in NAMED_STARTS
+        else:
+            known = isinstance(one, (Tensor, RoadmapStart)) or callable(one) or is_images(one)
+        if not known:
+            raise ValueError(
+                f"`init` must be one of {', '.join(NAMED_STARTS)}, a path, a RoadmapStart, a list "
+                f"of images or a function, but got {one!r}."
+            )
+    return starts
+
+
+def roadmap_path(gap: Gap, start: RoadmapStart) -> Tensor:
+    """Points between the clean latents of a gap along samples of the model, `(F, C, h, w)`."""
+    levels, clean = gap.levels, gap.clean
+    found = clean_roadmap(
+        lambda timestep: levels(timestep, mode=levels.mode),
+        levels.schedule.timestep_of,
+        *clean,
+        final_abar=levels.schedule.final_abar,
+        max_samples=start.max_samples,
+        generator=gap.generator,
+    )
+    return found(*clean, gap.num_frames)
 
 
 def clean_roadmap(
@@ -46,7 +100,17 @@ def clean_roadmap(
     max_samples: int,
     generator: torch.Generator | None,
 ) -> Roadmap:
-    """A roadmap between clean latents `shape`, of SDEdit samples to three noise levels."""
+    """A roadmap between clean latents `shape`, of SDEdit samples to three noise levels.
+
+    Args:
+        levels: Timestep -> score, the same for all points.
+        timestep_of: A noise in units of the clean latents -> timestep.
+        x0: Clean latents, `shape`.
+        x1: Clean latents, `shape`.
+        final_abar: As in `sample`.
+        max_samples: As in `roadmap`.
+        generator: Source of random numbers.
+    """
     draws = []
     for noise in DRAW_NOISES:
         top = timestep_of(noise)
@@ -69,14 +133,9 @@ def clean_roadmap(
     return roadmap(draws, x0, x1, metric=metric, **options)
 
 
-def go_on(
-    latents: Tensor,
-    levels: Callable[[float], ScoreModel],
-    timestep_of: Callable[[float], int],
-    share: float,
-) -> Tensor:
-    """The continuation of clean latents by a share of their length, `(M, C, h, w)`."""
-    level = levels(timestep_of(BEYOND_NOISE))
+def continuation(latents: Tensor, levels: Levels, share: float) -> Tensor:
+    """Clean latents beyond the last of `(F, C, h, w)`, by a share of their length."""
+    level = levels(levels.schedule.timestep_of(BEYOND_NOISE))
 
     def denoise(x: Tensor) -> Tensor:
         return level.denoise(level.alpha * x) / level.alpha
@@ -84,15 +143,20 @@ def go_on(
     distance = share * float(length(latents))
     if not distance > 0:
         return latents[:0]
-    return extrapolate(EuclideanMetric(), latents, distance, project=denoise)[len(latents) :]
+    return extrapolate(latents, distance, project=denoise)[len(latents) :]
 
 
-def carry_over(
-    latents: Tensor, levels: Callable[[float], ScoreModel], timestep_of: Callable[[float], int]
-) -> Tensor:
-    """Frames from C on, of clean latents `(2 F - 1, C, h, w)` that lead from B by A to C."""
-    middle = len(latents) // 2
-    path, way = latents[: middle + 1].flip(0), latents[middle:]
-    level = levels(timestep_of(CARRY_NOISE))
-    carried = analogy(level, level.alpha * path, level.alpha * way[-1], way=level.alpha * way)
-    return carried / level.alpha
+def transported(change: Tensor, bridge: Tensor, levels: Levels) -> Tensor:
+    """The change of a path, from the end of another path on.
+
+    Args:
+        change: Clean latents from A to B, `(F, C, h, w)`.
+        bridge: Clean latents from A to C, `(M, C, h, w)`.
+        levels: The model under the conditions of C.
+
+    Returns:
+        Clean latents from C on, `(F, C, h, w)`.
+    """
+    level = levels(levels.schedule.timestep_of(TRANSPORT_NOISE))
+    path, bridge = level.alpha * change, level.alpha * bridge
+    return analogy(level, path, bridge[-1], bridge=bridge) / level.alpha

@@ -1,13 +1,32 @@
-"""Geodesics of unconditional models of images in pixel space."""
+"""Geodesic interpolation for unconditional models of images in pixel space."""
 
 from __future__ import annotations
 
-import torch
-from diffusers import DDIMPipeline
-from torch import Tensor
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-from riemannian_diffusion.pipelines.conditioning import Conditions
+from diffusers import DDIMPipeline
+from torch import Tensor, nn
+
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.score.network import Predict
+
+
+@dataclass(frozen=True)
+class UnconditionalPrediction:
+    """The prediction of a `UNet2DModel`.
+
+    Attributes:
+        unet: The network.
+    """
+
+    unet: nn.Module
+
+    def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        """The network's output at points `(K, C, H, W)`."""
+        return self.unet(x, timestep, return_dict=False)[0]
 
 
 class GeodesicInterpolationUnconditionalPipeline(GeodesicInterpolationMixin, DDIMPipeline):
@@ -15,10 +34,9 @@ class GeodesicInterpolationUnconditionalPipeline(GeodesicInterpolationMixin, DDI
 
     Loads from repositories and directories of `DDPMPipeline` and `DDIMPipeline`. There are no
     prompts and no guidance; latents are images in [-1, 1], and no step of sampling clips them,
-    whatever the scheduler's `clip_sample`, since inversion could not undo that.
+    whatever the scheduler's `clip_sample` says: inversion could not undo that.
     """
 
-    _callback_tensor_inputs = ["latents"]
     _has_ip_adapters = False
 
     @property
@@ -29,21 +47,27 @@ class GeodesicInterpolationUnconditionalPipeline(GeodesicInterpolationMixin, DDI
     def _size_factor(self) -> int:
         return 2 ** (len(self.unet.config.block_out_channels) - 1)
 
-    def _encode_texts(self, texts, negatives, guided: bool, embeddings: dict[str, Tensor]):
-        if guided or any(texts or []) or negatives or embeddings or self._cross_attention_kwargs:
+    def _encode_texts(self, texts, negatives, guided, embeddings, scale):
+        if any(texts or []) or negatives or embeddings:
             raise ValueError(
-                "An unconditional model takes no prompts and no guidance, nor "
-                f"`cross_attention_kwargs`, but got prompts {texts}, {negatives}, "
-                f"guidance_scale={self._guidance_scale}."
+                "An unconditional model takes no `prompt`, no `negative_prompt` and no embeddings, "
+                f"but got {texts} and {negatives}."
             )
-        nothing = torch.zeros(1, 1, 1, device=self._execution_device)
-        return {"encoder_hidden_states": nothing}, {}
+        return {}, None
 
-    def _predict(self, x: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
-        return self.unet(x, timestep, return_dict=False)[0]
+    def _prediction(self, options: Mapping[str, Any]) -> Predict:
+        if options:
+            raise ValueError(
+                f"An unconditional model takes no `cross_attention_kwargs`, but got {dict(options)}."
+            )
+        return UnconditionalPrediction(self.unet)
 
-    def _encode(self, pixels: Tensor, max_batch_size: int | None) -> Tensor:
+    @contextmanager
+    def _vae_ready(self) -> Iterator[None]:
+        yield  # there is no autoencoder
+
+    def _encode_pixels(self, pixels: Tensor) -> Tensor:
         return 2 * pixels - 1
 
-    def _decode(self, latents: Tensor, max_batch_size: int | None) -> Tensor:
+    def _decode_latents(self, latents: Tensor) -> Tensor:
         return latents

@@ -235,6 +235,31 @@ class Conditions:
         return replace(first, positive=positive, negative=negative)
 
 
+    @staticmethod
+    def through(parts: Sequence[tuple[Conditions, int]]) -> Conditions:
+        """Conditions of a path through the knots of several others, in order.
+
+        Args:
+            parts: Conditions, and the number of keyframes that have them. The negative ones are
+                those of the first.
+
+        Raises:
+            ValueError: If they differ in names, shapes, options or LoRAs.
+        """
+        first = parts[0][0]
+        if any(not _alike(first, other) for other, _ in parts):
+            raise ValueError("Keyframes of one path must have conditions of one kind.")
+        positive = {}
+        for name, condition in first.positive.items():
+            mine = [(part.positive[name], count) for part, count in parts]
+            if condition.num_knots == 1 and all(_same(condition, other) for other, _ in mine):
+                positive[name] = condition
+                continue
+            knots = [c.values.expand(-1, count, *c.values.shape[2:]) for c, count in mine]
+            positive[name] = replace(condition, values=torch.cat(knots, 1))
+        return replace(first, positive=positive)
+
+
 def _alike(a: Conditions, b: Conditions) -> bool:
     """Whether paths with these conditions can be solved in one batch of one network."""
     if a.loras is not b.loras or a.options != b.options:

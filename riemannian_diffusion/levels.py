@@ -1,0 +1,277 @@
+"""A model under fixed conditions at every noise level: timestep -> score.
+
+`Schedule` is read from the scheduler object that is given. A scheduler rebuilt from its config
+would lose the values that were left at their defaults.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from riemannian_diffusion.arguments import check_finite, check_not_negative, check_whole
+from riemannian_diffusion.guidance.score import ManifoldGuidedScore
+from riemannian_diffusion.score.conditions import Conditions
+from riemannian_diffusion.score.diffusion import is_flow, level_at
+from riemannian_diffusion.score.model import ScoreModel
+from riemannian_diffusion.score.network import Level, NetworkScore, Predict
+
+NOISIEST = 0.999  # the noisiest level of a flow: at 1 there are no data left
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The noise levels that sampling visits, and all others that the scheduler has.
+
+    Attributes:
+        levels: The levels of the steps, noisiest first.
+        final_abar: Squared factor of the data at the clean level, in (0, 1].
+        scheduler: The scheduler object, for other levels; None after loading from a file.
+    """
+
+    levels: tuple[Level, ...]
+    final_abar: float
+    scheduler: Any = None
+
+    @property
+    def timesteps(self) -> list[float]:
+        """The timesteps of the steps, noisiest first."""
+        return [level.timestep for level in self.levels]
+
+    @property
+    def num_timesteps(self) -> int:
+        """The number of timesteps of training."""
+        if is_flow(self.scheduler):
+            return self.scheduler.config.num_train_timesteps
+        return len(self.scheduler.alphas_cumprod)
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether the levels are those of a rectified flow."""
+        return self.levels[0].prediction_type == "flow_prediction"
+
+    def last(self, strength: float) -> Schedule:
+        """The last steps only: a share in (0, 1] of all, at least one.
+
+        Raises:
+            ValueError: If that leaves no step.
+        """
+        num = int(len(self.levels) * strength)
+        if num < 1:
+            raise ValueError(
+                f"`strength` {strength} of `num_inference_steps` {len(self.levels)} leaves no "
+                "step: raise one of them."
+            )
+        return replace(self, levels=self.levels[-num:])
+
+    def at(self, timestep: float) -> Level:
+        """The level of a timestep, one of the steps or any other.
+
+        Raises:
+            ValueError: If the scheduler has no such level.
+        """
+        for level in self.levels:
+            if level.timestep == timestep:
+                return level
+        return level_at(self.scheduler, timestep)
+
+    def timestep_of(self, noise: float) -> int:
+        """The timestep whose noise, in units of the clean data, is nearest to `noise`."""
+        if self.is_flow:
+            return round(self.num_timesteps * noise / (1 + noise))
+        abar = self.scheduler.alphas_cumprod.cpu().double()
+        return int((((1 - abar) / abar).sqrt() - noise).abs().argmin())
+
+
+def read_schedule(
+    scheduler: Any, num_steps: int, *, num_tokens: int | None = None, even: bool = False
+) -> Schedule:
+    """The levels that a scheduler visits in a number of steps.
+
+    Args:
+        scheduler: A scheduler of diffusers with `alphas_cumprod`, or of a rectified flow. A copy of
+            it is asked for its timesteps; it stays as it is.
+        num_steps: The number of steps, at least 1.
+        num_tokens: The number of image tokens, on which the shift of some flows depends.
+        even: For a flow, whether levels are even before the shift, down to `1 / num_steps`.
+
+    Raises:
+        ValueError: If the scheduler has no such levels.
+    """
+    check_whole(1, num_inference_steps=num_steps)
+    if is_flow(scheduler):
+        return _read_flow(scheduler, num_steps, num_tokens, even)
+    level_at(scheduler, 0)  # refuses schedulers without levels of the known kinds
+    own = copy.deepcopy(scheduler)
+    own.set_timesteps(num_steps)
+    timesteps = own.timesteps.cpu().double().tolist()
+    levels: dict[float, Level] = {}
+    for i, timestep in enumerate(timesteps):
+        if timestep not in levels:  # multistep schedulers visit some levels twice
+            levels[timestep] = _level_of_step(own, i, timestep)
+    final_abar = getattr(scheduler, "final_alpha_cumprod", 1.0)
+    order = sorted(levels.values(), key=lambda level: -level.timestep)
+    return Schedule(tuple(order), float(final_abar), scheduler)
+
+
+def _level_of_step(scheduler: Any, index: int, timestep: float) -> Level:
+    """The level of one step: by its index in the training schedule, or else by its own sigma."""
+    if timestep == int(timestep) and not _has_own_sigmas(scheduler):
+        return level_at(scheduler, timestep)
+    noise = float(scheduler.sigmas[index])  # in units of the clean data
+    alpha = 1 / math.sqrt(1 + noise**2)
+    prediction = level_at(scheduler, int(timestep)).prediction_type
+    return Level(timestep, alpha, alpha * noise, prediction)
+
+
+def _has_own_sigmas(scheduler: Any) -> bool:
+    """Whether the noise of a step is another than that of its timestep in training."""
+    config = scheduler.config
+    names = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+    return any(config.get(name) for name in names)
+
+
+def _read_flow(scheduler: Any, num_steps: int, num_tokens: int | None, even: bool) -> Schedule:
+    own, options = copy.deepcopy(scheduler), {}
+    if own.config.get("use_dynamic_shifting"):
+        options["mu"] = _shift(own.config, num_tokens)
+    if even and "sigmas" in inspect.signature(own.set_timesteps).parameters:
+        options["sigmas"] = torch.linspace(
+            1.0, 1 / num_steps, num_steps, dtype=torch.float64
+        ).numpy()
+        own.set_timesteps(**options)
+    else:
+        own.set_timesteps(num_steps, **options)
+    timesteps = own.timesteps.double().clamp(max=NOISIEST * own.config.num_train_timesteps)
+    visited = torch.unique(timesteps).flip(0).tolist()
+    return Schedule(tuple(level_at(scheduler, t) for t in visited), 1.0, scheduler)
+
+
+def _shift(config: Any, num_tokens: int | None) -> float:
+    """The shift of a flow for a number of image tokens, linear as in diffusers' FluxPipeline."""
+    if num_tokens is None:
+        raise ValueError("This flow's shift depends on the image size: give `num_tokens`.")
+    slope = (config.max_shift - config.base_shift) / (
+        config.max_image_seq_len - config.base_image_seq_len
+    )
+    return num_tokens * slope + config.base_shift - slope * config.base_image_seq_len
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """A model under fixed conditions, at any noise level: timestep -> `ScoreModel`.
+
+    It reads nothing from a pipeline: what is kept of one call gives the same values after another.
+
+    Attributes:
+        network: The network; None after loading from a file, until a pipeline connects it.
+        predict: `(x, timestep, conditions) -> prediction`, which calls the network.
+        schedule: The noise levels.
+        conditions: What the network is conditioned on along the path.
+        guidance_scale: Classifier-free guidance above 1.
+        guidance_damping: Keeps guidance on the data manifold: above 0, up to 1, it is the `damping`
+            of `ManifoldGuidedScore`, at 3 evaluations of the network for 2.
+        max_batch_size: Largest batch given to the network; None for no limit.
+
+    Raises:
+        ValueError: If a number is out of range, or guidance has no negative conditions.
+    """
+
+    network: nn.Module | None
+    predict: Predict | None
+    schedule: Schedule
+    conditions: Conditions
+    guidance_scale: float = 1.0
+    guidance_damping: float = 0.0
+    max_batch_size: int | None = None
+
+    def __post_init__(self):
+        check_not_negative(guidance_scale=self.guidance_scale)
+        check_finite(guidance_damping=self.guidance_damping)
+        if self.max_batch_size is not None:
+            check_whole(1, max_batch_size=self.max_batch_size)
+        if not 0 <= self.guidance_damping <= 1:
+            raise ValueError(
+                f"`guidance_damping` must be in [0, 1], but got {self.guidance_damping}."
+            )
+        if self.guidance_damping and not self.guides:
+            raise ValueError(
+                f"`guidance_damping` {self.guidance_damping} needs a `guidance_scale` above 1, "
+                f"but got {self.guidance_scale}."
+            )
+        if self.guides and self.conditions.negative is None:
+            raise ValueError(
+                f"`guidance_scale` {self.guidance_scale} needs negative conditions, but these "
+                "conditions have none."
+            )
+
+    @property
+    def guides(self) -> bool:
+        """Whether scores are guided."""
+        return self.guidance_scale > 1
+
+    @property
+    def mode(self) -> str:
+        """The mode of the scores that sampling uses, "conditional" or "guided"."""
+        return "guided" if self.guides else "conditional"
+
+    def __call__(self, timestep: float, *, mode: str | None = None) -> ScoreModel:
+        """The score at the level of a timestep.
+
+        Args:
+            timestep: A timestep of the schedule, or any other of the scheduler.
+            mode: "conditional", "guided" or "difference" as in `DiffusionScore`; None for the one
+                that sampling uses.
+
+        Raises:
+            ValueError: If there is no such level or mode, the mode reads the difference of equal
+                conditions, or no model is connected.
+        """
+        if self.network is None or self.predict is None:
+            raise ValueError(
+                "These levels come from a file and have no model yet: pass what was loaded to a "
+                "stage of the pipeline, or to `pipe.connect`."
+            )
+        mode = self.mode if mode is None else mode
+        if mode == "difference":
+            self._check_difference()
+        level = self.schedule.at(timestep)
+        if mode == "guided" and self.guidance_damping:
+            conditions = self.conditions
+            negative = Conditions(conditions.negative or {}, None, conditions.loras)
+            return ManifoldGuidedScore(
+                self._score(level, conditions, mode="conditional"),
+                self._score(level, negative, mode="conditional"),
+                self.guidance_scale,
+                damping=self.guidance_damping,
+            )
+        return self._score(
+            level, self.conditions, mode=mode, guidance_scale=self.guidance_scale
+        )
+
+    def _score(self, level: Level, conditions: Conditions, **options) -> NetworkScore:
+        options["max_batch_size"] = self.max_batch_size
+        return NetworkScore(self.network, self.predict, level, conditions, **options)
+
+    def _check_difference(self) -> None:
+        positive, negative = self.conditions.positive, self.conditions.negative
+        if negative is None:
+            raise ValueError(
+                "mode='difference' reads the difference of a prompt and a negative prompt, but "
+                "these conditions have no negative ones."
+            )
+        same = (
+            torch.equal(one.values, negative[name].values.expand(one.values.shape))
+            for name, one in positive.items()
+        )
+        if all(same):
+            raise ValueError(
+                "The metric reads the difference of `prompt` and `negative_prompt`, but both are "
+                "the same: give another one of either, or score_mode='conditional'."
+            )

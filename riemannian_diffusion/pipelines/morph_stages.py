@@ -1,0 +1,396 @@
+"""The stages of a morph as methods of a pipeline: invert, solve, sample and what follows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from riemannian_diffusion.arguments import check_kind
+from riemannian_diffusion.events import Event, Listener, run
+from riemannian_diffusion.geodesics import Geodesic, Solver
+from riemannian_diffusion.paths import adain as matched
+from riemannian_diffusion.paths import points_at
+from riemannian_diffusion.pipelines.checks import (
+    check_inversion,
+    check_sampling,
+    check_solve,
+    latents_of,
+)
+from riemannian_diffusion.pipelines.conditioning import ConditionedModel
+from riemannian_diffusion.pipelines.curves import (
+    CURVES,
+    METRICS,
+    NOISE_CURVES,
+    UNIT_CURVES,
+    Gap,
+    MetricFactory,
+)
+from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
+from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
+from riemannian_diffusion.pipelines.progress import ProgressBars
+from riemannian_diffusion.pipelines.stages import (
+    inverting,
+    sampling,
+    solving_gaps,
+    to_path_space,
+)
+from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
+from riemannian_diffusion.score import Conditions
+
+T = TypeVar("T")
+Step = Callable[[Any, int, int, dict], Any]
+OnStep = Callable[[int, float, Tensor], tuple[Tensor, bool]]
+
+
+class MorphStages(ConditionedModel):
+    """The stages of a morph, each a method that works on its own."""
+
+    _interrupt: bool = False  # set by callbacks of sampling, as in diffusers
+
+    @torch.no_grad()
+    def invert(
+        self,
+        image: Sequence[Image] | Tensor,
+        prompt: str | Sequence[str] = "",
+        negative_prompt: str = "",
+        *,
+        space: str = "noise",
+        strength: float = 0.6,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        guidance_damping: float = 0.0,
+        conditions: Conditions | None = None,
+        fixed_point_iterations: int = 5,
+        frame_numbers: Sequence[int] | None = None,
+        max_batch_size: int | None = 8,
+        generator: torch.Generator | None = None,
+        on_event: Listener | None = None,
+    ) -> Keyframes:
+        """Carry images into the space of a path.
+
+        Args:
+            image: Two or more keyframes of one size: PIL images, arrays `(H, W, 3)` (uint8, or
+                floats in [0, 1]), or tensors `(3, H, W)` in [0, 1]; 1 in place of 3 for a model of
+                grey images.
+            prompt: One prompt, or one for each keyframe.
+            negative_prompt: Used by guidance and by `score_mode="difference"`.
+            space: "noise": the images are inverted by DDIM and the path runs among noisy latents
+                (arXiv 2510.05509). "clean": the path runs between the clean latents, read under one
+                shared noise (arXiv 2505.11128); its ends are exact and nothing is inverted.
+            strength: Noise level of the path, as a share of the steps, in (0, 1].
+            num_inference_steps: Steps of the whole schedule.
+            guidance_scale: Classifier-free guidance above 1, in every stage alike.
+            guidance_damping: Keeps guidance on the data manifold: above 0, up to 1, it is the
+                `damping` of `ManifoldGuidedScore`, at 3 evaluations of the network for 2.
+            conditions: What `condition` returned, in place of the prompts.
+            fixed_point_iterations: As in `riemannian_diffusion.invert`.
+            frame_numbers: The number of each keyframe's frame, rising from 0.
+            max_batch_size: Largest batch given to the networks; None for no limit.
+            generator: Source of the shared noise of `space="clean"`.
+            on_event: Receives events; None shows progress bars.
+
+        Returns:
+            The keyframes, which `solve` takes, and which can be saved.
+
+        Raises:
+            ValueError: If an argument is out of range, the images' sizes differ or do not fit the
+                model, or the scheduler has no levels of the model's kind.
+
+        Examples:
+            >>> from PIL import Image
+            >>> from riemannian_diffusion import demo
+            >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+            >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+            >>> images = [Image.open(path) for path in demo.endpoint_paths()]
+            >>> keys = pipe.invert(images, num_inference_steps=5)
+            >>> tuple(keys.points.shape)
+            (2, 4, 16, 16)
+        """
+        check_inversion(
+            *(space, strength, num_inference_steps, fixed_point_iterations),
+            *(max_batch_size, generator),
+        )
+        pixels = to_keyframes(image, self._image_channels, self._size_factor)
+        conditions = self._conditions_for(len(pixels), prompt, negative_prompt, conditions)
+        schedule = self._read_schedule(num_inference_steps, tuple(pixels.shape[-2:]))
+        levels = self._levels(
+            conditions,
+            schedule.last(strength),
+            guidance_scale=guidance_scale,
+            guidance_damping=guidance_damping,
+            max_batch_size=max_batch_size,
+        )
+        pixels = pixels.to(self.device_of_work)
+        draft = Keyframes(
+            *(pixels, pixels[:0], pixels[:0], space, levels, None, fixed_point_iterations),
+            model=self._digest(),
+        )
+        if frame_numbers is not None:
+            draft = draft.placed(list(frame_numbers))
+        return self._run(self._inverting(draft, generator), on_event)
+
+    @overload
+    def solve(self, keys: Keyframes, *args: Any, **options: Any) -> MorphPath: ...
+    @overload
+    def solve(self, keys: Sequence[Keyframes], *args: Any, **options: Any) -> list[MorphPath]: ...
+    @torch.no_grad()
+    def solve(
+        self,
+        keys: Keyframes | Sequence[Keyframes],
+        metric: str | MetricFactory = "tangent_normal",
+        *,
+        num_frames: int | Sequence[int] | None = None,
+        init: MorphStart | Sequence[MorphStart] | None = None,
+        solver: Solver | None = None,
+        max_evals: int = 200,
+        rtol: float = 1e-3,
+        num_quadrature: int = 3,
+        score_mode: str | None = None,
+        checkpoint: str | os.PathLike | None = None,
+        generator: torch.Generator | None = None,
+        on_event: Listener | None = None,
+    ) -> MorphPath | list[MorphPath]:
+        """Find the path between keyframes.
+
+        The pace is even within a gap between two keyframes: each has as many frames as it is
+        given, whatever its length. So the speed jumps at a keyframe where the lengths per frame
+        differ; `path.geodesics[i].length` over its number of steps is the speed in gap i.
+
+        Args:
+            keys: Keyframes, or a list of them, which is solved side by side.
+            metric: "tangent_normal", "score_jacobian", "stein", "euclidean"; or a factory
+                `ScoreModel -> Metric`; or a curve that is no metric's geodesic: "slerp", "lerp"
+                and, in noise space, "nao", "noise_diffusion" and "density" of
+                `riemannian_diffusion.baselines`. "noise_diffusion" misses the keyframes.
+            num_frames: Frames from each keyframe to the next, both included, at least 2: one number
+                or one for each gap. None takes the keyframes' own `frame_numbers`, or else 17.
+            init: Where the solve starts: None is slerp in noise space and lerp in clean space.
+                Otherwise as in `geodesic`; or "roadmap" or a `RoadmapStart`, along samples of the
+                model; or a list of images, such as the frames of a video model, which are carried
+                into the space of the path. From a list of starts, the path of least energy is kept.
+            solver: As in `geodesic`.
+            max_evals: As in `geodesic`, for each gap.
+            rtol: As in `geodesic`.
+            num_quadrature: As in `geodesic`.
+            score_mode: The metric's score: "conditional", "guided" or "difference" (see
+                `DiffusionScore`). None takes the one that sampling uses, but for "density" the
+                published "difference".
+            checkpoint: A file that holds the state of the solve after every iteration. If it
+                exists, the solve resumes from it.
+            generator: Source of the levels and noises of "density" and of roadmaps.
+            on_event: Receives events; None shows progress bars.
+
+        Returns:
+            The path, or one for each of the list.
+
+        Raises:
+            ValueError: If an argument is out of range, or the metric reads the difference of equal
+                prompts.
+
+        Examples:
+            >>> from PIL import Image
+            >>> from riemannian_diffusion import demo
+            >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+            >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+            >>> images = [Image.open(path) for path in demo.endpoint_paths()]
+            >>> keys = pipe.invert(images, num_inference_steps=5)
+            >>> path = pipe.solve(keys, "score_jacobian", num_frames=5, max_evals=5)
+            >>> tuple(path.points.shape)
+            (5, 4, 16, 16)
+        """
+        several = [keys] if isinstance(keys, Keyframes) else list(keys)
+        for one in several:
+            check_kind(Keyframes, keys=one)
+        several = [self.connect(one) for one in several]
+        check_solve(solver, max_evals, rtol, num_quadrature, score_mode, generator)
+        for one in several:
+            check_metric(metric, one.space, one.levels.schedule.is_flow)
+        starts = [as_starts(init, one.space) for one in several]
+        if any(len(other) != len(starts[0]) or one.space != several[0].space
+               for one, other in zip(several, starts, strict=True)):
+            raise ValueError("Keyframes that are solved side by side must be in one space.")
+        gaps = []
+        for one in several:
+            frames = one.frames_per_gap(
+                list(num_frames) if isinstance(num_frames, (list, tuple)) else num_frames
+            )
+            mode = score_mode or ("difference" if metric == "density" else one.levels.mode)
+            for i, num in enumerate(frames):
+                conditions = one.levels.conditions.at_knots([i, i + 1])
+                levels = replace(one.levels, conditions=conditions)
+                gaps.append(Gap(one, i, num, levels, mode, generator))
+        if not isinstance(metric, str) or metric not in CURVES:
+            for gap in gaps:  # refuses a mode that these conditions do not have
+                gap.levels(gap.timestep, mode=gap.mode)
+        events = solving_gaps(
+            gaps,
+            metric,
+            starts[0],
+            self._points_of_images,
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            num_quadrature=num_quadrature,
+            solver=solver,
+            rtol=rtol,
+            max_evals=max_evals,
+        )
+        found = iter(self._run(events, on_event))
+        name = metric if isinstance(metric, str) else getattr(metric, "__name__", "custom")
+        paths = [_joined(one, [next(found) for _ in range(one.num_gaps)], name) for one in several]
+        return paths[0] if isinstance(keys, Keyframes) else paths
+
+    @torch.no_grad()
+    def sample(
+        self,
+        path: MorphPath,
+        *,
+        adain: bool = False,
+        attention_interpolation: float = 0.0,
+        callback_on_step_end: Step | None = None,
+        on_event: Listener | None = None,
+    ) -> MorphPath:
+        """Carry the points of a path back to clean latents.
+
+        Args:
+            path: The path.
+            adain: Give noisy points means and spreads between those of the keyframes first
+                (`riemannian_diffusion.adain`, arXiv 2312.07409).
+            attention_interpolation: Share of the sampling steps, the first ones, in which the
+                network's self-attention reads keys and values interpolated between those of the
+                keyframes (`riemannian_diffusion.interpolated_attention`, arXiv 2312.07409, there
+                0.6). The frames of a gap then are one batch, whatever `max_batch_size`.
+            callback_on_step_end: Called as `callback(pipe, step, timestep, {"latents": ...})` after
+                every step; it may return changed latents, or set `pipe._interrupt`.
+            on_event: Receives events; None shows progress bars.
+
+        Returns:
+            The path with its clean latents. In clean space these are its points.
+
+        Raises:
+            ValueError: If an option does not fit the space, or a value is not finite.
+
+        Examples:
+            >>> from PIL import Image
+            >>> from riemannian_diffusion import demo
+            >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+            >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+            >>> images = [Image.open(path) for path in demo.endpoint_paths()]
+            >>> keys = pipe.invert(images, num_inference_steps=5)
+            >>> path = pipe.sample(pipe.solve(keys, "slerp", num_frames=3))
+            >>> tuple(path.latents.shape)
+            (3, 4, 16, 16)
+        """
+        path = self.connect(path)
+        check_sampling(adain, attention_interpolation, path.keys.space, callback_on_step_end)
+        path = replace(path, attention_interpolation=attention_interpolation)
+        if adain:
+            pieces = [matched(path.points[gap]) for gap in path.gaps]
+            points = torch.cat([p if i == 0 else p[1:] for i, p in enumerate(pieces)])
+            path = replace(path, points=points)
+        self._interrupt = False
+        events = self._sampling(path, self._on_step(callback_on_step_end))
+        return self._run(events, on_event)[0]
+
+    # Parts of the stages
+
+    def _run(self, events: Generator[Event, Any, T], on_event: Listener | None) -> T:
+        """Run a stage to its end, shown by progress bars where nobody listens."""
+        bars = None if on_event is not None else ProgressBars(self)
+        try:
+            return run(events, on_event or bars)
+        finally:
+            if bars is not None:
+                bars.close()
+            self.maybe_free_model_hooks()
+
+    def _inverting(
+        self, draft: Keyframes, generator: torch.Generator | None
+    ) -> Generator[Event, Any, Keyframes]:
+        """Events of encoding and inversion; returns the keyframes with latents and points."""
+        levels = draft.levels
+        clean = yield from self._encoding(draft.pixels, levels.max_batch_size)
+        points, noise = clean, None
+        if draft.space == "clean":
+            noise = randn_tensor(clean.shape[1:], generator, clean.device, clean.dtype)
+        else:
+            points = yield from inverting(
+                levels, clean, draft.where, draft.fixed_point_iterations
+            )
+        return replace(draft, clean=clean, points=points, noise=noise)
+
+    def _sampling(
+        self, path: MorphPath, on_step: OnStep
+    ) -> Generator[Event, Any, tuple[MorphPath, bool]]:
+        """Events of sampling; returns the path with latents, and whether it came to its end."""
+        if path.keys.space == "clean":
+            return replace(path, latents=path.points), True
+        latents, proceeds = yield from sampling(path, on_step)
+        return replace(path, latents=latents), proceeds
+
+    def _on_step(self, callback: Step | None) -> OnStep:
+        """What follows each step of sampling: the callback, and whether it interrupts."""
+
+        def on_step(index: int, timestep: float, latents: Tensor) -> tuple[Tensor, bool]:
+            if callback is not None:
+                changed = callback(self, index, timestep, {"latents": latents}) or {}
+                latents = latents_of(changed, latents)
+            return latents, not self._interrupt
+
+        return on_step
+
+    def _points_of_images(self, gap: Gap, images: Sequence[Image]) -> Tensor:
+        """Images along a gap as points of the path's space, as many as the gap has frames."""
+        pixels = to_keyframes(images, self._image_channels, self._size_factor)
+        if pixels.shape[1:] != gap.keys.pixels.shape[1:]:
+            raise ValueError(
+                f"The images of `init` must have the keyframes' size, but are "
+                f"{tuple(pixels.shape[1:])} and not {tuple(gap.keys.pixels.shape[1:])}."
+            )
+        if gap.keys.num_gaps > 1:
+            raise ValueError("`init` takes images for two keyframes only, but there are more.")
+        clean = run(self._encoding(pixels.to(gap.clean.device), gap.levels.max_batch_size))
+        clean[0], clean[-1] = gap.clean
+        points = to_path_space(gap, clean)
+        u = torch.linspace(0, 1, len(points), dtype=torch.float64)
+        points = points_at(points, u, torch.linspace(0, 1, gap.num_frames, dtype=torch.float64))
+        points[0], points[-1] = gap.ends
+        return points
+
+
+def check_metric(metric: str | MetricFactory, space: str, is_flow: bool) -> None:
+    """Refuse what is no metric, or none for a space or a kind of model.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    names = [*METRICS, *CURVES]
+    if not callable(metric) and metric not in names:
+        raise ValueError(
+            f"`metric` must be one of {', '.join(names)} or a function `ScoreModel -> Metric`, but "
+            f"got {metric!r}."
+        )
+    if metric in NOISE_CURVES and space != "noise":
+        raise ValueError(f"metric={metric!r} needs space='noise', but got {space!r}.")
+    if metric in UNIT_CURVES and is_flow:
+        raise ValueError(
+            f"metric={metric!r} is for models whose squared factors of data and noise add to 1, "
+            "not for rectified flows."
+        )
+
+
+def _joined(keys: Keyframes, found: list[Geodesic | Tensor], metric: str) -> MorphPath:
+    """The path through all gaps of a morph."""
+    points, times = [], []
+    for i, one in enumerate(found):
+        piece = one.path if isinstance(one, Geodesic) else one
+        u = i + torch.linspace(0, 1, len(piece), dtype=torch.float64)
+        points.append(piece if i == 0 else piece[1:])
+        times.append(u if i == 0 else u[1:])
+    geodesics = tuple(one if isinstance(one, Geodesic) else None for one in found)
+    return MorphPath(keys, torch.cat(points), torch.cat(times), geodesics, metric)

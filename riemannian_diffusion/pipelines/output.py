@@ -1,0 +1,33 @@
+"""What a morph returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.utils import BaseOutput
+
+
+@dataclass
+class GeodesicInterpolationOutput(BaseOutput):
+    """What a morph returns; each entry is a list for a list of morphs.
+
+    Attributes:
+        frames: The frames, first to last: PIL images, an array `(F, H, W, 3)` or a tensor `(F, 3,
+            H, W)` in [0, 1], or clean latents `(F, C, h, w)`.
+        geodesics: One `riemannian_diffusion.Geodesic` per gap between keyframes, or None for a
+            curve that is none.
+        latents: The path `(F, C, h, w)`, float32, in the space it was solved in: noisy latents, or
+            clean ones.
+        reconstruction_error: Mean squared error of each keyframe's frame before pasting, of images
+            in [0, 1] (of latents for `output_type="latent"`).
+        nsfw_content_detected: One flag per frame, or None without a safety checker.
+        path: The `MorphPath`, which further stages take and which can be saved.
+    """
+
+    frames: Any
+    geodesics: Any
+    latents: Any
+    reconstruction_error: Any
+    nsfw_content_detected: Any
+    path: Any

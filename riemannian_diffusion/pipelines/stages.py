@@ -1,0 +1,242 @@
+"""The stages of a morph as generators of events; each returns its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from riemannian_diffusion.adaptation import interpolated_attention
+from riemannian_diffusion.arguments import kind_of
+from riemannian_diffusion.ddim import invert, invert_steps, sample_steps
+from riemannian_diffusion.events import Event
+from riemannian_diffusion.geodesics import Geodesic, Problem, initial_path, solving
+from riemannian_diffusion.levels import Levels
+from riemannian_diffusion.metrics import Metric
+from riemannian_diffusion.pipelines.curves import CURVES, METRICS, Gap, MetricFactory
+from riemannian_diffusion.pipelines.inputs import is_images
+from riemannian_diffusion.pipelines.model import check_finite_values
+from riemannian_diffusion.pipelines.morph import MorphPath
+from riemannian_diffusion.pipelines.starts import MorphStart, RoadmapStart, roadmap_path
+from riemannian_diffusion.paths import points_at
+from riemannian_diffusion.score import Conditions, ScoreModel, SharedNoiseScore, Where
+
+Stage = Generator[Event, Any, Any]
+
+
+def inverting(
+    levels: Levels, clean: Tensor, where: Where, fixed_point_iterations: int
+) -> Generator[Event, Any, Tensor]:
+    """Carry clean latents `(K, C, h, w)` to the noisiest step of the levels' schedule."""
+    schedule = levels.schedule
+    steps = invert_steps(
+        levels,
+        clean,
+        schedule.timesteps,
+        final_abar=schedule.final_abar,
+        fixed_point_iterations=fixed_point_iterations,
+        where=where,
+    )
+    points, total = clean, len(schedule.levels)
+    yield Event("invert", 0, total, clean)
+    for i, points in enumerate(steps):
+        yield Event("invert", i + 1, total, points, timestep=schedule.timesteps[-1 - i])
+    check_finite_values(points, "Inverting the images")
+    return points
+
+
+def solving_gaps(
+    gaps: Sequence[Gap],
+    metric: str | MetricFactory,
+    starts: Sequence[MorphStart],
+    images_to_points: Callable[[Gap, Any], Tensor],
+    *,
+    checkpoint: Path | None,
+    **options: Any,
+) -> Generator[Event, Any, list[Geodesic | Tensor]]:
+    """Find a path through every gap; those of one network and one size side by side.
+
+    Args:
+        gaps: The gaps.
+        metric: A metric's or a curve's name, or a factory `ScoreModel -> Metric`.
+        starts: Where to start, as `as_starts` gives them.
+        images_to_points: A gap and images -> points of the path's space.
+        checkpoint: A file for the state of the solve, or None.
+        **options: Options of `geodesics`.
+
+    Returns:
+        A geodesic for each gap, or the points `(F, C, h, w)` of a curve.
+    """
+    found: dict[int, Geodesic | Tensor] = {}
+    if isinstance(metric, str) and metric in CURVES:
+        for i, gap in enumerate(gaps):
+            yield Event("solve", i, len(gaps), gap=i)
+            found[i] = CURVES[metric](gap)
+        yield Event("solve", len(gaps), len(gaps), gap=len(gaps) - 1)
+        return [found[i] for i in range(len(gaps))]
+    factory = METRICS[metric] if isinstance(metric, str) else metric
+    groups: dict[tuple, list[int]] = {}
+    for i, gap in enumerate(gaps):
+        groups.setdefault(_batch_of(gap), []).append(i)
+    spent = [0] * len(gaps)
+    yield Event("solve", 0)
+    for number, members in enumerate(groups.values()):
+        mine = [gaps[i] for i in members]
+        made = factory(_joint_score(mine))
+        metrics = made if isinstance(made, (list, tuple)) else [made]
+        if not metrics or not all(isinstance(one, Metric) for one in metrics):
+            raise ValueError(f"`metric` must make a Metric of a score, but made {kind_of(made)}.")
+        problems = []
+        for pair, gap in enumerate(mine):
+            paths = [_start_of(gap, start, images_to_points) for start in starts]
+            problems.append(Problem(*gap.ends, paths, pair))
+        file = checkpoint
+        if checkpoint is not None and number > 0:
+            file = checkpoint.with_name(f"{checkpoint.stem}-{number}{checkpoint.suffix}")
+        iterates = solving(metrics, problems, checkpoint=file, **options)
+        while True:
+            try:
+                iterate = next(iterates)
+            except StopIteration as end:
+                found |= zip(members, end.value, strict=True)
+                break
+            spent[members[iterate.pair]] = iterate.num_evals
+            yield Event(
+                "solve",
+                sum(spent),
+                None,
+                iterate.path,
+                iterate.energy,
+                members[iterate.pair],
+                iterate.ended,
+            )
+    return [found[i] for i in range(len(gaps))]
+
+
+def _batch_of(gap: Gap) -> tuple:
+    """What gaps must share to be solved in one batch."""
+    levels, conditions = gap.levels, gap.levels.conditions
+    return (
+        *(tuple(gap.ends.shape), id(levels.network), gap.timestep, gap.mode, gap.keys.space),
+        *(levels.guidance_scale, levels.guidance_damping, levels.max_batch_size),
+        *(repr(dict(conditions.options)), conditions.loras and id(conditions.loras)),
+        tuple((n, c.kind, c.values.shape[2:]) for n, c in conditions.positive.items()),
+    )
+
+
+def _joint_score(gaps: Sequence[Gap]) -> ScoreModel:
+    """The score of the gaps' level; each gap's conditions and noise are those of its number."""
+    first = gaps[0]
+    joined = Conditions.join([(gap.levels.conditions, 1) for gap in gaps])
+    score = replace(first.levels, conditions=joined)(first.timestep, mode=first.mode)
+    if first.keys.noise is None:
+        return score
+    noise = first.keys.noise
+    if any(gap.keys.noise is not noise for gap in gaps):
+        noises = [gap.keys.noise for gap in gaps if gap.keys.noise is not None]
+        noise = torch.stack(noises)[:, None]  # (B, 1, C, h, w)
+    return SharedNoiseScore(score, noise)
+
+
+def _start_of(gap: Gap, start: MorphStart, images_to_points) -> Tensor:
+    """A start as points of the path's space, `(F, C, h, w)`."""
+    if start == "roadmap" or isinstance(start, RoadmapStart):
+        start = start if isinstance(start, RoadmapStart) else RoadmapStart()
+        middle = replace(gap.levels, conditions=gap.levels.conditions.mean())
+        clean = roadmap_path(replace(gap, levels=middle), start)
+        return to_path_space(gap, clean)
+    if is_images(start):
+        return images_to_points(gap, start)
+    return initial_path(start, *gap.ends, gap.num_frames)
+
+
+def to_path_space(gap: Gap, clean: Tensor) -> Tensor:
+    """Clean latents `(F, C, h, w)` along a gap as points of the path's space."""
+    if gap.keys.space == "clean":
+        return clean.clone()
+    schedule = gap.levels.schedule
+    return invert(
+        gap.levels,
+        clean,
+        schedule.timesteps,
+        final_abar=schedule.final_abar,
+        fixed_point_iterations=gap.keys.fixed_point_iterations,
+        where=Where.even(len(clean)),
+    )
+
+
+class InterpolatedAttentionScore(ScoreModel):
+    """A score whose network reads keys and values interpolated between those of two keyframes.
+
+    It takes a whole path at a time, and gives the network the points of a gap as one batch.
+
+    Args:
+        score: The score; it must not split batches.
+        network: The network that it evaluates.
+        path: The path.
+    """
+
+    def __init__(self, score: ScoreModel, network: nn.Module, path: MorphPath):
+        self.alpha, self.sigma = score.alpha, score.sigma
+        self.score, self.network = score, network
+        self._times, self._gaps = path.times, path.gaps
+
+    def __call__(self, x: Tensor, where: Where | None = None) -> Tensor:
+        """The score at every point of the path."""
+        pieces = []
+        for i, gap in enumerate(self._gaps):
+            here = None if where is None else where[gap]
+            with interpolated_attention(self.network, self._times[gap] - i):
+                value = self.score(x[gap], here)
+            pieces.append(value if i == 0 else value[1:])  # a keyframe belongs to two gaps
+        return torch.cat(pieces)
+
+
+def sampling(
+    path: MorphPath, on_step: Callable[[int, float, Tensor], tuple[Tensor, bool]]
+) -> Generator[Event, Any, tuple[Tensor, bool]]:
+    """Carry the points of a path back to clean latents.
+
+    Args:
+        path: The path, in noise space.
+        on_step: Called with the number of the step, its timestep and its latents after each step;
+            returns the latents to continue from, and whether to go on.
+
+    Returns:
+        Clean latents `(F, C, h, w)`, and whether sampling came to its end.
+    """
+    levels, where = path.keys.levels, path.where
+    schedule = levels.schedule
+    timesteps, total = schedule.timesteps, len(schedule.levels)
+    shared = set(timesteps[: round(path.attention_interpolation * total)])
+
+    def level_at(timestep: float) -> ScoreModel:
+        if timestep not in shared:
+            return levels(timestep)
+        whole = replace(levels, max_batch_size=None)(timestep)
+        assert levels.network is not None
+        return InterpolatedAttentionScore(whole, levels.network, path)
+
+    steps = sample_steps(
+        level_at, path.points, timesteps, final_abar=schedule.final_abar, where=where
+    )
+    latents, proceeds = None, True  # None starts the steps
+    yield Event("sample", 0, total, path.points)
+    for i, timestep in enumerate(timesteps):
+        latents, proceeds = on_step(i, timestep, steps.send(latents))
+        yield Event("sample", i + 1, total, latents, timestep=timestep)
+        if not proceeds:
+            break
+    assert latents is not None
+    check_finite_values(latents, "Sampling")
+    return latents, proceeds
+
+
+def replaced_times(path: MorphPath, times: Tensor) -> MorphPath:
+    """The path with its points moved along it to other times, not yet sampled there."""
+    points = points_at(path.points, path.times, times / path.keys.num_gaps)
+    return replace(path, points=points, times=times, latents=None, beyond=None, transported=None)

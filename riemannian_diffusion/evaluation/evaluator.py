@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.evaluation import measures as m
-from riemannian_diffusion.evaluation.backbones import inception_features, lpips_distance
+from riemannian_diffusion import measures as m
 from riemannian_diffusion.evaluation.bootstrap import bootstrap_interval
 from riemannian_diffusion.evaluation.definitions import MEASURES
 from riemannian_diffusion.evaluation.distributions import (
@@ -21,10 +21,11 @@ from riemannian_diffusion.evaluation.distributions import (
     kernel_statistic,
     too_small_for_fid,
 )
-from riemannian_diffusion.evaluation.measures import Distance
 from riemannian_diffusion.evaluation.protocols import PROTOCOLS, Protocol
 from riemannian_diffusion.evaluation.results import Evaluation, Result
 from riemannian_diffusion.evaluation.sequences import FrameSequence
+from riemannian_diffusion.measures import Distance, inception_features, lpips_distance
+from riemannian_diffusion.measures.frames import import_extra
 
 FEW_SEQUENCES = 10  # a bootstrap over fewer covers visibly less than it says
 
@@ -189,17 +190,18 @@ class _Statistic:
 
 
 def _networks(protocol, distance, features, device, skip_missing) -> tuple[dict, dict[str, str]]:
-    """The networks that the protocol needs, and why the measures of the others are missing."""
-    loaders = {
+    """Networks that the protocol needs, and for each measure without its network the reason."""
+    loaders: dict[str, Callable[[], Any]] = {
         "distance": lambda: lpips_distance(protocol.lpips_network, device=device),
         "features": lambda: inception_features(device=device),
-        "torchmetrics": lambda: m.import_extra("torchmetrics"),
+        "torchmetrics": lambda: import_extra("torchmetrics"),
     }
     if distance is not None:
         loaders["distance"] = lambda: distance
     if features is not None:
         loaders["features"] = lambda: features
-    found, missing = {}, {}
+    found: dict[str, Any] = {}
+    missing: dict[str, str] = {}
     for need, load in loaders.items():
         users = [name for name in protocol.measures if need in MEASURES[name].needs]
         try:
@@ -215,11 +217,11 @@ def _networks(protocol, distance, features, device, skip_missing) -> tuple[dict,
 
 @torch.no_grad()
 def _measure(sequence, protocol, wanted, networks, max_batch_size, generator) -> _Record:
-    """All that is needed of one sequence; measures of data that it lacks are left out."""
+    """Measures of one sequence; those that need data which it lacks are left out."""
     frames = _pixels(sequence.frames, sequence.name, "frames")
     kind = _Kind(
         len(frames),
-        tuple(frames.shape[-2:]),
+        (frames.shape[-2], frames.shape[-1]),
         sequence.inputs is not None,
         sequence.truth is not None,
     )

@@ -640,7 +640,8 @@ import os, random, signal, sys, time
 import numpy as np
 from PIL import Image
 from riemannian_diffusion import cli, media
-from riemannian_diffusion import pipelines
+from riemannian_diffusion.cli import commands
+from riemannian_diffusion.pipelines import AutoGeodesicInterpolationPipeline
 
 random.seed(0)
 noise = np.random.default_rng(0).integers(0, 255, (9, 64, 64, 3), dtype=np.uint8)

@@ -309,7 +309,7 @@ BAD_USES = [
     (lambda: roadmap([same], P * NAN, Q), "`x0` must be .* has NaN or infinite ones"),
     (lambda: roadmap([same], P, Q, power=NAN), "`power` must be a finite number, but got nan"),
     (lambda: roadmap([same], P, Q, max_samples=1.5), "`max_samples` must be a whole number"),
-    (lambda: roadmap([lambda x: None], P, Q), "`draws` must give tensors"),
+    (lambda: roadmap([lambda x: None], P, Q), "`draws` must return a tensor"),
     (lambda: roadmap([same], P, Q, metric=3), "`metric` must be a Metric, but got int"),
     (lambda: SteinScoreMetric(3), "`score` must be a ScoreModel, but got int"),
     (lambda: SteinScoreMetric(SCORE, lam=INF), "`lam` must be a finite number, but got inf"),

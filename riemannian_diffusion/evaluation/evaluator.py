@@ -227,7 +227,8 @@ def _measure(sequence, protocol, wanted, networks, max_batch_size, generator) ->
     )
     protocol.check(sequence.name, kind.num_frames, kind.resolution)
     ends, middle = frames[[0, -1]], frames[1:-1]
-    inputs = truth = None
+    inputs: Tensor | None = None
+    truth: Tensor | None = None
     if kind.inputs:
         inputs = _pixels(sequence.inputs, sequence.name, "inputs", ends.shape)
     if kind.truth:
@@ -238,7 +239,7 @@ def _measure(sequence, protocol, wanted, networks, max_batch_size, generator) ->
     if any(name in _OF_GAPS for name in wanted):
         gaps = m.adjacent_distances(frames, distance, max_batch_size=max_batch_size)
         values |= {name: float(of(gaps)) for name, of in _OF_GAPS.items() if name in wanted}
-    if kind.truth:
+    if truth is not None:
         wide, true = middle.double(), truth.double()
         for name, of in _OF_TRUTH.items():
             if name in wanted:
@@ -246,7 +247,7 @@ def _measure(sequence, protocol, wanted, networks, max_batch_size, generator) ->
         if "lpips" in wanted:
             apart = m.distances(middle, truth, distance, max_batch_size=max_batch_size)
             values["lpips"] = float(apart.mean())
-    if kind.inputs and "re" in wanted:
+    if inputs is not None and "re" in wanted:
         values["re"] = float(m.mse(ends.double(), inputs.double()).mean())
     if "largest_step" in wanted:
         values["largest_step"] = float(m.largest_step(frames.double()))

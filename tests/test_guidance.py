@@ -124,7 +124,7 @@ def test_a_metric_reads_it_with_prompts_along_the_path():
     ("pair", "scale", "message"),
     [
         (_mixtures([[1.0] * 5] * 2), 0.5, "at least 1, but got 0.5"),
-        (_mixtures([[1.0] * 5]) + _mixtures([[1.0] * 5], sigma=0.4), 2.0, "one level"),
+        (_mixtures([[1.0] * 5]) + _mixtures([[1.0] * 5], sigma=0.4), 2.0, "one noise level"),
     ],
 )
 def test_bad_scores(pair, scale, message):

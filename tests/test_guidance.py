@@ -124,7 +124,7 @@ def test_a_metric_reads_it_with_prompts_along_the_path():
     ("pair", "scale", "message"),
     [
         (_mixtures([[1.0] * 5] * 2), 0.5, "at least 1, but got 0.5"),
-        (_mixtures([[1.0] * 5]) + _mixtures([[1.0] * 5], sigma=0.4), 2.0, "one level"),
+        (_mixtures([[1.0] * 5]) + _mixtures([[1.0] * 5], sigma=0.4), 2.0, "one noise level"),
     ],
 )
 def test_bad_scores(pair, scale, message):
@@ -259,7 +259,7 @@ def test_bad_guiders():
         ManifoldGuidedScore(*_mixtures([[1.0] * 5] * 2), 2.0, damping=-1)
     with pytest.raises(ValueError, match="prediction_type.*'noise'"):
         ManifoldGuidance(prediction_type="noise")
-    with pytest.raises(ValueError, match="no schedule of betas"):
+    with pytest.raises(ValueError, match="must have a schedule of betas"):
         ManifoldGuidance.from_scheduler(DDIMScheduler(trained_betas=[0.1, 0.2]))
     guider = ManifoldGuidance()
     guider.set_state(0, 10, torch.tensor(700))
@@ -279,7 +279,7 @@ def test_a_network_whose_point_is_joined_to_others_is_refused():
         guider.prepare_models(network)
         batch.noise_pred = network(randn(1, 3, seed=i))[0]
         guider.cleanup_models(network)
-    with pytest.raises(ValueError, match=r"noisy point alone, \(1, 2\) .*, but it is \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"noisy point alone, \(1, 2\) .*, but got \(1, 3\)"):
         guider(batches)
 
 

@@ -1,25 +1,50 @@
 """Diffusers pipelines: images in, frames out."""
 
-from riemannian_diffusion.pipelines.flow import (
-    GeodesicInterpolationFlowPipeline,
-    GeodesicInterpolationFluxPipeline,
-    GeodesicInterpolationSD3Pipeline,
-)
-from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationOutput
-from riemannian_diffusion.pipelines.loading import AutoGeodesicInterpolationPipeline
-from riemannian_diffusion.pipelines.stable_diffusion import (
-    GeodesicInterpolationPipeline,
-    GeodesicInterpolationXLPipeline,
-)
-from riemannian_diffusion.pipelines.unconditional import GeodesicInterpolationUnconditionalPipeline
+from typing import TYPE_CHECKING
+
+from riemannian_diffusion.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
+    from riemannian_diffusion.pipelines.loading import AutoGeodesicInterpolationPipeline
+    from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
+    from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
+    from riemannian_diffusion.pipelines.stable_diffusion import (
+        GeodesicInterpolationPipeline,
+        GeodesicInterpolationXLPipeline,
+    )
+    from riemannian_diffusion.pipelines.stable_diffusion_3 import GeodesicInterpolationSD3Pipeline
+    from riemannian_diffusion.pipelines.starts import RoadmapStart
+    from riemannian_diffusion.pipelines.unconditional import (
+        GeodesicInterpolationUnconditionalPipeline,
+    )
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "flux": ("GeodesicInterpolationFluxPipeline",),
+            "loading": ("AutoGeodesicInterpolationPipeline",),
+            "morph": ("Keyframes", "MorphPath"),
+            "output": ("GeodesicInterpolationOutput",),
+            "stable_diffusion": (
+                "GeodesicInterpolationPipeline",
+                "GeodesicInterpolationXLPipeline",
+            ),
+            "stable_diffusion_3": ("GeodesicInterpolationSD3Pipeline",),
+            "starts": ("RoadmapStart",),
+            "unconditional": ("GeodesicInterpolationUnconditionalPipeline",),
+        },
+    )
 
 __all__ = [
     "AutoGeodesicInterpolationPipeline",
-    "GeodesicInterpolationFlowPipeline",
     "GeodesicInterpolationFluxPipeline",
     "GeodesicInterpolationOutput",
     "GeodesicInterpolationPipeline",
     "GeodesicInterpolationSD3Pipeline",
     "GeodesicInterpolationUnconditionalPipeline",
     "GeodesicInterpolationXLPipeline",
+    "Keyframes",
+    "MorphPath",
+    "RoadmapStart",
 ]

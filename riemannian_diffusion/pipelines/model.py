@@ -203,7 +203,6 @@ class MorphableModel:
         return self._schedule(num_inference_steps, size)
 
 
-
 def _batches(stage: str, function, values: Tensor, max_batch_size: int | None):
     """Events of a function of batches; returns what it gives, in order, checked to be finite."""
     size = max_batch_size or len(values)

@@ -17,15 +17,13 @@ from riemannian_diffusion.events import Event
 from riemannian_diffusion.geodesics import Geodesic, Problem, initial_path, solving
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.metrics import Metric
+from riemannian_diffusion.paths import points_at
 from riemannian_diffusion.pipelines.curves import CURVES, METRICS, Gap, MetricFactory
 from riemannian_diffusion.pipelines.inputs import is_images
 from riemannian_diffusion.pipelines.model import check_finite_values
 from riemannian_diffusion.pipelines.morph import MorphPath
 from riemannian_diffusion.pipelines.starts import MorphStart, RoadmapStart, roadmap_path
-from riemannian_diffusion.paths import points_at
 from riemannian_diffusion.score import Conditions, ScoreModel, SharedNoiseScore, Where
-
-Stage = Generator[Event, Any, Any]
 
 
 def inverting(
@@ -144,8 +142,9 @@ def _joint_score(gaps: Sequence[Gap]) -> ScoreModel:
 
 def _start_of(gap: Gap, start: MorphStart, images_to_points) -> Tensor:
     """A start as points of the path's space, `(F, C, h, w)`."""
-    if start == "roadmap" or isinstance(start, RoadmapStart):
-        start = start if isinstance(start, RoadmapStart) else RoadmapStart()
+    if isinstance(start, str) and start == "roadmap":
+        start = RoadmapStart()
+    if isinstance(start, RoadmapStart):
         middle = replace(gap.levels, conditions=gap.levels.conditions.mean())
         clean = roadmap_path(replace(gap, levels=middle), start)
         return to_path_space(gap, clean)

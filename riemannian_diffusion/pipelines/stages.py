@@ -14,7 +14,7 @@ from riemannian_diffusion.adaptation import interpolated_attention
 from riemannian_diffusion.arguments import kind_of
 from riemannian_diffusion.ddim import invert, invert_steps, sample_steps
 from riemannian_diffusion.events import Event
-from riemannian_diffusion.geodesics import Geodesic, Problem, initial_path, solving
+from riemannian_diffusion.geodesics import Geodesic, Problem, Start, solving
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import points_at
@@ -90,8 +90,10 @@ def solving_gaps(
             raise ValueError(f"`metric` must make a Metric of a score, but made {kind_of(made)}.")
         problems = []
         for pair, gap in enumerate(mine):
-            paths = [_start_of(gap, start, images_to_points) for start in starts]
-            problems.append(Problem(*gap.ends, paths, pair))
+            from_where = [_start_of(gap, start, images_to_points) for start in starts]
+            problems.append(
+                Problem.between(*gap.ends, num_points=gap.num_frames, init=from_where, pair=pair)
+            )
         file = checkpoint
         if checkpoint is not None and number > 0:
             file = checkpoint.with_name(f"{checkpoint.stem}-{number}{checkpoint.suffix}")
@@ -110,7 +112,7 @@ def solving_gaps(
                 iterate.path,
                 iterate.energy,
                 members[iterate.pair],
-                iterate.ended,
+                iterate.iteration,
             )
     return [found[i] for i in range(len(gaps))]
 
@@ -140,8 +142,8 @@ def _joint_score(gaps: Sequence[Gap]) -> ScoreModel:
     return SharedNoiseScore(score, noise)
 
 
-def _start_of(gap: Gap, start: MorphStart, images_to_points) -> Tensor:
-    """A start as points of the path's space, `(F, C, h, w)`."""
+def _start_of(gap: Gap, start: MorphStart, images_to_points) -> Start:
+    """A start as `geodesic` takes it: samples and images as points of the path's space."""
     if isinstance(start, str) and start == "roadmap":
         start = RoadmapStart()
     if isinstance(start, RoadmapStart):
@@ -150,7 +152,7 @@ def _start_of(gap: Gap, start: MorphStart, images_to_points) -> Tensor:
         return to_path_space(gap, clean)
     if is_images(start):
         return images_to_points(gap, start)
-    return initial_path(start, *gap.ends, gap.num_frames)
+    return start
 
 
 def to_path_space(gap: Gap, clean: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from riemannian_diffusion.files import write_atomically
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
@@ -87,12 +89,14 @@ def converted(image, mode: str):
     return image.convert(mode)
 
 
-def read_clip(path: Path, places: Sequence[int], size: tuple[int, int] | None = None) -> Clip:
+def read_clip(
+    path: Path, places: Sequence[int] | None = None, size: tuple[int, int] | None = None
+) -> Clip:
     """Frames of a video file.
 
     Args:
         path: The file, of any kind that ffmpeg reads.
-        places: Numbers of the frames, from 0; negative ones count from the end.
+        places: Numbers of the frames, from 0; negative ones count from the end. None takes all.
         size: Crop and scale them to (width, height).
 
     Raises:
@@ -110,6 +114,7 @@ def read_clip(path: Path, places: Sequence[int], size: tuple[int, int] | None = 
         meta = next(reader)
     except (RuntimeError, OSError, StopIteration) as error:
         raise OSError(f"{path} cannot be read as a video: {error}") from error
+    places = range(num_frames) if places is None else places
     wanted = [place + num_frames if place < 0 else place for place in places]
     for place, given in zip(wanted, places, strict=True):
         if not 0 <= place < num_frames:
@@ -149,16 +154,6 @@ def write_frames(frames: list, output: Path, fps: float) -> None:
         write_atomically(output, lambda path: _write_video(frames, path, fps))
     else:
         write_atomically(output, _grid(frames).save)
-
-
-def write_atomically(path: Path, write) -> None:
-    """Call `write` with a temporary path beside `path`, then move that to `path`."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_directory(frames: list, output: Path) -> None:

@@ -15,7 +15,7 @@ from models import FAST, flags, to_pil
 from riemannian_diffusion.cli import main
 from riemannian_diffusion.cli.parser import INIT_NAMES, METRIC_NAMES, PROTOCOL_NAMES
 from riemannian_diffusion.evaluation import PROTOCOLS
-from riemannian_diffusion.pipelines.gaps import CURVES, METRICS
+from riemannian_diffusion.pipelines.curves import CURVES, METRICS
 from riemannian_diffusion.runtime import default_dtype
 
 FLAGS = flags(**FAST, device="cpu")

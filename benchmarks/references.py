@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import tiny  # noqa: E402
+import models  # noqa: E402
 
 from riemannian_diffusion import Adaptation, adapt, demo  # noqa: E402
 from riemannian_diffusion.pipelines import (  # noqa: E402
@@ -28,11 +28,11 @@ from riemannian_diffusion.pipelines import (  # noqa: E402
 
 FOLDER = Path(__file__).parent / "references"
 KINDS = {
-    "sd": (GeodesicInterpolationPipeline, tiny.stable_diffusion),
-    "xl": (GeodesicInterpolationXLPipeline, tiny.stable_diffusion_xl),
-    "sd3": (GeodesicInterpolationSD3Pipeline, tiny.stable_diffusion_3),
-    "flux": (GeodesicInterpolationFluxPipeline, tiny.flux),
-    "pixels": (GeodesicInterpolationUnconditionalPipeline, tiny.unconditional),
+    "sd": (GeodesicInterpolationPipeline, models.stable_diffusion),
+    "xl": (GeodesicInterpolationXLPipeline, models.stable_diffusion_xl),
+    "sd3": (GeodesicInterpolationSD3Pipeline, models.stable_diffusion_3),
+    "flux": (GeodesicInterpolationFluxPipeline, models.flux),
+    "pixels": (GeodesicInterpolationUnconditionalPipeline, models.unconditional),
 }
 TINY = {"num_frames": 5, "num_inference_steps": 10, "max_evals": 8}
 SHIPPED = {"num_frames": 5, "num_inference_steps": 25}

@@ -7,12 +7,12 @@ import sys
 
 import accelerate
 import peft
-import PIL.Image
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import Attention
-from networks import central_difference, randn, tiny_conditional_unet
+from exact import central_difference
+from models import FAST, flags, prompted_score_unet, randn, seeded, to_pil
 from safetensors.torch import save_file
 
 from riemannian_diffusion import DiffusionScore, TangentNormalMetric
@@ -29,13 +29,9 @@ from riemannian_diffusion.adaptation import (
 from riemannian_diffusion.cli import main
 from riemannian_diffusion.paths import adain
 
-FAST = {"num_steps": 3, "batch_size": 2, "lr": 0.01}
+FIT = {"num_steps": 3, "batch_size": 2, "lr": 0.01}
 X, T, PROMPTS = randn(3, 2, 8, 8), torch.tensor(400), randn(3, 4, 6, seed=1)
 LATENTS = randn(3, 2, 8, 8, seed=2).float()
-
-
-def _seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def _loras(unet, count=2, rank=3):
@@ -93,7 +89,7 @@ def test_the_embedding_found_is_the_one_known_to_be_right(prediction):
         num_train_timesteps=10, beta_start=0.3, beta_end=0.5, prediction_type=prediction
     )
     model, latents = Remembered(scheduler), randn(2, 2, 4, 4).float()
-    options = {"num_steps": 150, "lr": 0.1, "batch_size": 4, "generator": _seeded()}
+    options = {"num_steps": 150, "lr": 0.1, "batch_size": 4, "generator": seeded()}
     found = fit_embeddings(model, scheduler, latents, torch.zeros(1, 4, 8), **options)
     torch.testing.assert_close(found.view_as(latents), latents, atol=0.02, rtol=0)
     assert model.unused.requires_grad and model.unused.grad is None
@@ -101,16 +97,16 @@ def test_the_embedding_found_is_the_one_known_to_be_right(prediction):
 
 @pytest.mark.parametrize("fit", [fit_embeddings, fit_lora])
 def test_images_do_not_depend_on_each_other(fit):
-    unet, scheduler, losses = tiny_conditional_unet(), DDIMScheduler(), []
+    unet, scheduler, losses = prompted_score_unet(), DDIMScheduler(), []
     told = {"callback": lambda *args: losses.append(args)}
     state = torch.get_rng_state()
-    together = fit(unet, scheduler, LATENTS, PROMPTS, generator=_seeded(), **FAST, **told)
+    together = fit(unet, scheduler, LATENTS, PROMPTS, generator=seeded(), **FIT, **told)
     assert torch.equal(torch.get_rng_state(), state)
     assert [loss[:2] for loss in losses] == [(i, step) for i in range(3) for step in range(3)]
     for i in (0, 2):
         one = slice(i, i + 1)
-        (alone,) = fit(unet, scheduler, LATENTS[one], PROMPTS[one], generator=_seeded(), **FAST)
-        other = fit(unet, scheduler, LATENTS[one], PROMPTS[one], generator=_seeded(1), **FAST)
+        (alone,) = fit(unet, scheduler, LATENTS[one], PROMPTS[one], generator=seeded(), **FIT)
+        other = fit(unet, scheduler, LATENTS[one], PROMPTS[one], generator=seeded(1), **FIT)
         if fit is fit_lora:
             assert all(torch.equal(alone[name], together[i][name]) for name in alone)
             assert not any(torch.equal(alone[name], other[0][name]) for name in alone)
@@ -120,7 +116,7 @@ def test_images_do_not_depend_on_each_other(fit):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_both_lower_the_loss_on_noises_they_have_not_seen(dtype):
-    unet, scheduler = tiny_conditional_unet().to(dtype), DDIMScheduler()
+    unet, scheduler = prompted_score_unet().to(dtype), DDIMScheduler()
     latents, prompts = LATENTS[:1], PROMPTS[:1].to(dtype)
     draws = torch.arange(20, 1000, 40), randn(25, 2, 8, 8, seed=9).float()
 
@@ -136,7 +132,7 @@ def test_both_lower_the_loss_on_noises_they_have_not_seen(dtype):
         def forward(self, *args, **kwargs):
             return self.mix(*args, **kwargs, weights=torch.ones(1, 1))
 
-    options = {"num_steps": 30, "batch_size": 4, "lr": 0.05, "generator": _seeded()}
+    options = {"num_steps": 30, "batch_size": 4, "lr": 0.05, "generator": seeded()}
     embeddings = fit_embeddings(unet, scheduler, latents, prompts, **options)
     loras = fit_lora(unet, scheduler, latents, prompts, **options)
     assert embeddings.dtype == torch.float32 and embeddings.shape == (1, 4, 6)
@@ -149,7 +145,7 @@ def test_both_lower_the_loss_on_noises_they_have_not_seen(dtype):
 @pytest.mark.parametrize("fit", [fit_embeddings, fit_lora])
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_network_is_left_as_it_was(fit, fails):
-    unet = tiny_conditional_unet()
+    unet = prompted_score_unet()
     next(unet.parameters()).requires_grad_(False)
     before = _state(unet)
 
@@ -158,7 +154,7 @@ def test_the_network_is_left_as_it_was(fit, fails):
             raise KeyboardInterrupt
 
     try:
-        fit(unet, DDIMScheduler(), LATENTS, PROMPTS, callback=stop, **FAST)
+        fit(unet, DDIMScheduler(), LATENTS, PROMPTS, callback=stop, **FIT)
     except KeyboardInterrupt:
         assert fails
     assert _state(unet) == before and all(p.grad is None for p in unet.parameters())
@@ -176,7 +172,7 @@ def _with_peft(unet, lora):
 
 
 def test_one_lora_alone_is_that_of_peft_and_none_the_bare_network():
-    unet = tiny_conditional_unet()
+    unet = prompted_score_unet()
     loras, before = _loras(unet), _state(unet)
     mix = LoraMix(unet, loras)
     for i in range(2):
@@ -203,7 +199,7 @@ WEIGHTS = torch.tensor([[1.0, 0.0], [0.3, 0.7], [-0.5, 2.0]]).double()
 
 
 def test_each_point_has_a_mixture_of_its_own():
-    unet = tiny_conditional_unet()
+    unet = prompted_score_unet()
     loras = _loras(unet)
     found = LoraMix(unet, loras)(X, T, PROMPTS, WEIGHTS)[0]
     for k in range(3):
@@ -213,7 +209,7 @@ def test_each_point_has_a_mixture_of_its_own():
 
 
 def test_a_mixture_in_half_precision():
-    unet = tiny_conditional_unet()
+    unet = prompted_score_unet()
     expected = LoraMix(unet, _loras(unet))(X, T, PROMPTS, WEIGHTS)[0]
     loras = _loras(unet)
     mix = LoraMix(unet.half(), loras)
@@ -223,7 +219,7 @@ def test_a_mixture_in_half_precision():
 
 
 def test_derivatives_of_a_mixture():
-    unet = tiny_conditional_unet()
+    unet = prompted_score_unet()
 
     class Mixed(torch.nn.Module):
         def __init__(self):
@@ -252,7 +248,7 @@ def test_checkpoints_remember_the_weights_of_their_call():
         second = mix(x, T, PROMPTS, 1 - weights)[0]
         return torch.autograd.grad((first * second.square()).sum(), (x, weights))
 
-    unet = tiny_conditional_unet().train()
+    unet = prompted_score_unet().train()
     expected = gradients(unet)
     unet.enable_gradient_checkpointing()
     before = _state(unet)
@@ -262,7 +258,7 @@ def test_checkpoints_remember_the_weights_of_their_call():
 
 
 def test_a_call_that_fails_leaves_no_lora():
-    unet = tiny_conditional_unet()
+    unet = prompted_score_unet()
     before = _state(unet)
     mix = LoraMix(unet, _loras(unet))
     with pytest.raises(RuntimeError):
@@ -272,7 +268,7 @@ def test_a_call_that_fails_leaves_no_lora():
 
 
 def test_interpolated_attention_keeps_the_ends_and_equal_points():
-    unet, before = tiny_conditional_unet(), _state(tiny_conditional_unet())[3]
+    unet, before = prompted_score_unet(), _state(prompted_score_unet())[3]
     plain, equal = (
         _call(unet),
         _call(unet, X[:1].expand(3, -1, -1, -1), PROMPTS[:1].expand(3, 4, 6)),
@@ -287,7 +283,7 @@ def test_interpolated_attention_keeps_the_ends_and_equal_points():
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_interpolated_keys_and_values_are_those_of_interpolated_states(mixed):
-    unet, weights = tiny_conditional_unet(), torch.tensor([0.0, 0.4, 1.0]).double()
+    unet, weights = prompted_score_unet(), torch.tensor([0.0, 0.4, 1.0]).double()
     alike, seen = torch.tensor([[0.3, 0.7]]), []
     mix = LoraMix(unet, _loras(unet))
     reference = _merged(unet, _loras(unet), alike[0].double()) if mixed else copy.deepcopy(unet)
@@ -311,7 +307,7 @@ def test_interpolated_keys_and_values_are_those_of_interpolated_states(mixed):
 
 
 def test_attention_is_put_back_after_an_exception():
-    unet = tiny_conditional_unet()
+    unet = prompted_score_unet()
     before = _state(unet)
     with pytest.raises(ValueError, match="for 2 points, .* batch of 3: .* whole path"):
         with interpolated_attention(unet, torch.tensor([0.0, 1.0])):
@@ -344,7 +340,7 @@ def test_adain_interpolates_means_and_spreads():
 
 @pytest.mark.parametrize("parts", [("embeddings",), ("loras",), ("embeddings", "loras")])
 def test_saved_and_loaded(tmp_path, parts):
-    given = {"embeddings": PROMPTS[:2].float(), "loras": _loras(tiny_conditional_unet())}
+    given = {"embeddings": PROMPTS[:2].float(), "loras": _loras(prompted_score_unet())}
     before = Adaptation(**{part: given[part] for part in parts})
     before.save(tmp_path / "a.safetensors")
     after = Adaptation.load(tmp_path / "a.safetensors")
@@ -387,9 +383,9 @@ def test_adapt_is_both_fits_one_after_the_other(tiny_pipe, keyframes):
         prompts = tiny_pipe.encode_prompt(["a", "b", "c"], "cpu", 1, False)[0]
     given, options = (tiny_pipe.unet, tiny_pipe.scheduler, latents), {"num_steps": 2}
     options["batch_size"] = 1
-    embeddings = fit_embeddings(*given, prompts, generator=_seeded(5), **options)
+    embeddings = fit_embeddings(*given, prompts, generator=seeded(5), **options)
     assert torch.equal(found.embeddings, embeddings)
-    loras = fit_lora(*given, embeddings, rank=2, generator=_seeded(5), **options)
+    loras = fit_lora(*given, embeddings, rank=2, generator=seeded(5), **options)
     torch.testing.assert_close(found.loras, loras, atol=0, rtol=0)
     alone = adapt(tiny_pipe, keyframes, "a", **QUICK | {"embedding_steps": 0})
     assert alone.embeddings is None and len(alone.loras) == 3
@@ -454,11 +450,11 @@ def test_bad_fits(fit, change, message):
         "batch_size": 1,
     }
     with pytest.raises(ValueError, match=message):
-        fit(tiny_conditional_unet(), **arguments | change)
+        fit(prompted_score_unet(), **arguments | change)
 
 
 def test_bad_loras():
-    unet = tiny_conditional_unet()
+    unet = prompted_score_unet()
     with pytest.raises(ValueError, match="`rank` must be at least 1, but got 0"):
         fit_lora(unet, DDIMScheduler(), LATENTS, PROMPTS, rank=0)
     with pytest.raises(ValueError, match="one or more LoRAs .* but got 0"):
@@ -489,8 +485,7 @@ def test_bad_adaptations(tiny_pipe, keyframes, options, message):
         adapt(tiny_pipe, keyframes, **options)
 
 
-MORPH = {"num_frames": 4, "num_inference_steps": 8, "max_evals": 3, "strength": 0.5}
-MORPH |= {"output_type": "latent", "fixed_point_iterations": 8}
+MORPH = FAST | {"output_type": "latent", "fixed_point_iterations": 8}
 
 
 @pytest.fixture
@@ -558,11 +553,10 @@ def test_an_adaptation_of_other_images_is_refused(tiny_pipe, keyframes, fitted):
 
 def test_from_the_command_line(tiny_pipe, keyframes, tmp_path):
     tiny_pipe.save_pretrained(tmp_path / "model")
-    for i, frame in enumerate(keyframes[:2]):
-        pixels = (frame * 255).byte().permute(1, 2, 0).numpy()
-        PIL.Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    command = ["interpolate", str(tmp_path / "0.png"), str(tmp_path / "1.png"), "--frames", "3"]
-    command += ["--steps", "8", "--strength", "0.5", "--metric", "lerp", "--device", "cpu"]
+    for i, image in enumerate(to_pil(keyframes[:2])):
+        image.save(tmp_path / f"{i}.png")
+    command = ["interpolate", str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    command += flags(**FAST, metric="lerp", device="cpu")
     command += ["--model", str(tmp_path / "model"), "--adapt", "embeddings", "--adain"]
     command += ["--attention-interpolation", "0.5", "--adapt-cache", str(tmp_path / "cache")]
     assert main([*command, "-o", str(tmp_path / "one.png")]) == 0

@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from test_model_families import make
+from models import FAST, make, to_pil
 
 from riemannian_diffusion.cli import main
 
@@ -42,7 +42,6 @@ from riemannian_diffusion.app.outputs import (  # noqa: E402
 )
 from riemannian_diffusion.app.studio import Cancelled, Studio  # noqa: E402
 
-FAST = {"num_frames": 3, "num_inference_steps": 6, "strength": 0.5, "max_evals": 3}
 LONG = 1000  # steps: much longer than any of these tests
 
 
@@ -52,8 +51,7 @@ def quiet(phase, done, total):
 
 @pytest.fixture
 def pictures(keyframes):
-    arrays = [(frame * 255).byte().permute(1, 2, 0).numpy() for frame in keyframes]
-    return [PIL.Image.fromarray(array) for array in arrays]
+    return to_pil(keyframes)
 
 
 @pytest.fixture

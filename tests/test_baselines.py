@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from models import randn
 from scipy import interpolate, optimize, stats
 from torch import Tensor
 from torch.testing import assert_close
@@ -19,10 +20,6 @@ from riemannian_diffusion.baselines import (
     natural_spline,
     noise_diffusion,
 )
-
-
-def noise(*shape: int, seed: int = 0, dtype=torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 7, 16384])
@@ -73,14 +70,14 @@ def test_nao_against_scipy(gap_weight):
 
 
 def test_nao_brings_norms_back_to_those_of_noise():
-    x0, x1 = noise(4, 32, 32, seed=0), noise(4, 32, 32, seed=1)
+    x0, x1 = randn(4, 32, 32, seed=0), randn(4, 32, 32, seed=1)
     norms = nao(x0, x1, 9).flatten(1).norm(dim=1) / 64
     assert lerp(x0, x1, 9).flatten(1).norm(dim=1).min() / 64 < 0.75
     assert 0.97 < norms.min() and norms.max() < 1.03
 
 
 def test_nao_stops_when_calm():
-    x0, x1 = noise(8, seed=0), noise(8, seed=1)
+    x0, x1 = randn(8, seed=0), randn(8, seed=1)
     assert torch.equal(nao(x0, x1, 5, tol=1e9, max_steps=12), nao(x0, x1, 5, tol=1e9))
     assert not torch.equal(nao(x0, x1, 5, tol=0, max_steps=12), nao(x0, x1, 5, tol=0, max_steps=13))
     assert torch.equal(nao(x0, x1, 2), torch.stack([x0, x1]))
@@ -98,8 +95,8 @@ def test_noise_diffusion_keeps_the_variance_of_noise():
     """With g = 0.6 and independent noises the sum of squares of all weights of noise is 1."""
     zero = torch.zeros(100_000, dtype=torch.float64)
     path = noise_diffusion(
-        noise(100_000, seed=0),
-        noise(100_000, seed=1),
+        randn(100_000, seed=0),
+        randn(100_000, seed=1),
         5,
         clean0=zero,
         clean1=zero,
@@ -110,7 +107,7 @@ def test_noise_diffusion_keeps_the_variance_of_noise():
     )
     assert_close(path.std(1), torch.ones(5, dtype=torch.float64), rtol=0, atol=0.01)
     shared = path - noise_diffusion(
-        noise(100_000, seed=0), noise(100_000, seed=1), 5, clean0=zero, clean1=zero, alpha=1e-6,
+        randn(100_000, seed=0), randn(100_000, seed=1), 5, clean0=zero, clean1=zero, alpha=1e-6,
         clip=100.0, noise_weight=0.6, generator=torch.Generator().manual_seed(3),
     )  # fmt: skip
     assert_close(shared, shared[:1].expand_as(shared))  # one noise for all points
@@ -137,7 +134,7 @@ def test_density_geodesic_by_hand():
 
 
 def test_natural_spline():
-    knots, u = noise(6, 2), torch.linspace(0, 1, 41, dtype=torch.float64)
+    knots, u = randn(6, 2), torch.linspace(0, 1, 41, dtype=torch.float64)
     expected = interpolate.CubicSpline(np.linspace(0, 1, 6), knots.numpy(), bc_type="natural")
     for order, matrix in enumerate(natural_spline(6, u)):
         derivative = torch.from_numpy(expected(u.numpy(), order))
@@ -181,7 +178,7 @@ def test_density_geodesic_renoises_to_levels_nearby():
         asked.append(timestep)
         return Recorder(math.cos(timestep / 1000), seen)
 
-    x0, x1 = noise(20_000, seed=0), noise(20_000, seed=1)
+    x0, x1 = randn(20_000, seed=0), randn(20_000, seed=1)
     options = {"num_stages": 1, "steps_per_stage": 1, "spread": 50}
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)

@@ -9,21 +9,21 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from models import FAST, flags, to_pil
 
 from riemannian_diffusion.cli import METRIC_NAMES, PROTOCOL_NAMES, default_dtype, main
 from riemannian_diffusion.evaluation import PROTOCOLS
 from riemannian_diffusion.pipelines.gaps import CURVES, METRICS
 
-FAST = ["--frames", "4", "--steps", "8", "--strength", "0.5", "--max-evals", "3", "--device", "cpu"]
+FLAGS = flags(**FAST, device="cpu")
 
 
 @pytest.fixture
 def inputs(tiny_pipe, keyframes, tmp_path):
     """A saved tiny model and two image files."""
     tiny_pipe.save_pretrained(tmp_path / "model")
-    for i, frame in enumerate(keyframes[:2]):
-        pixels = (frame * 255).byte().permute(1, 2, 0).numpy()
-        PIL.Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    for i, image in enumerate(to_pil(keyframes[:2])):
+        image.save(tmp_path / f"{i}.png")
     return [str(tmp_path / "0.png"), str(tmp_path / "1.png"), "--model", str(tmp_path / "model")]
 
 
@@ -34,7 +34,7 @@ def test_names_are_the_library_s():
 @pytest.fixture
 def run(inputs, tmp_path):
     def run(output, *more):
-        return main(["interpolate", *inputs, "-o", str(tmp_path / output), *FAST, *more])
+        return main(["interpolate", *inputs, "-o", str(tmp_path / output), *FLAGS, *more])
 
     return run
 

@@ -7,15 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from models import FAST, silent, stable_diffusion_xl
 
 from riemannian_diffusion.pipelines import GeodesicInterpolationXLPipeline
 
 FILE = Path(__file__).parent.parent / "examples" / "community" / "pipeline.py"
-FAST = {"num_frames": 4, "num_inference_steps": 8, "max_evals": 3, "strength": 0.5}
-FAST["output_type"] = "pt"
+OPTIONS = FAST | {"output_type": "pt"}
 
 
 @pytest.fixture
@@ -37,9 +36,8 @@ def test_loaded_by_diffusers_it_morphs(model, tiny_pipe, keyframes, given):
         options = {}
     pipe = DiffusionPipeline.from_pretrained(model, trust_remote_code=True, **options)
     assert type(pipe).__name__ == "GeodesicInterpolation"
-    pipe.set_progress_bar_config(disable=True)
-    found = pipe(keyframes[:2], ["a", "b"], **FAST).frames
-    expected = tiny_pipe(keyframes[:2], ["a", "b"], **FAST).frames
+    found = silent(pipe)(keyframes[:2], ["a", "b"], **OPTIONS).frames
+    expected = tiny_pipe(keyframes[:2], ["a", "b"], **OPTIONS).frames
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -60,11 +58,10 @@ def test_a_block_of_a_modular_pipeline(keyframes, monkeypatch):
     monkeypatch.syspath_prepend(FILE.parent)
     from block import GeodesicInterpolationBlock
 
-    components = tiny.stable_diffusion_xl()
+    components = stable_diffusion_xl()
     pipe = GeodesicInterpolationBlock().init_pipeline()
     pipe.update_components(**components)
-    options = {"image": keyframes[:2], "prompt": ["a", "b"], **FAST}
+    options = {"image": keyframes[:2], "prompt": ["a", "b"], **OPTIONS}
     found = pipe(**options, output="frames")
-    direct = GeodesicInterpolationXLPipeline(**components)
-    direct.set_progress_bar_config(disable=True)
+    direct = silent(GeodesicInterpolationXLPipeline(**components))
     torch.testing.assert_close(found, direct(**options).frames, atol=1e-5, rtol=0)

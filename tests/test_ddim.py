@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
-from networks import tiny_unet
+from models import randn, score_unet
 from torch.testing import assert_close
 
 from riemannian_diffusion import (
@@ -29,11 +29,6 @@ SCHEDULER = DDIMScheduler(**STABLE_DIFFUSION)
 TIMESTEPS = range(1, 600, 20)  # 0.6 of 50 steps
 
 
-def randn(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
 def mixture_levels(timestep):
     """The exact model of five Gaussians among 2 x 2 images, at Stable Diffusion's levels."""
     abar = float(SCHEDULER.alphas_cumprod[timestep])
@@ -41,7 +36,7 @@ def mixture_levels(timestep):
 
 
 def unet_levels(prediction_type="epsilon"):
-    unet = tiny_unet()
+    unet = score_unet()
     scheduler = DDIMScheduler(**STABLE_DIFFUSION, prediction_type=prediction_type)
     return unet, scheduler, lambda timestep: DiffusionScore(unet, scheduler, timestep)
 

@@ -21,7 +21,6 @@ from riemannian_diffusion.demo import (
     random_factors,
     render,
 )
-from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
 HELD_OUT_SEED = 101  # the model's own images were drawn from seed 0
 
@@ -293,13 +292,6 @@ def test_a_missing_model_is_named(monkeypatch, tmp_path):
         demo.endpoint_paths()
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def test_shipped_files():
     folder = Path(demo.model_path())
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -321,27 +313,31 @@ def test_shipped_endpoints_are_renders_of_different_scenes():
     assert (images[0] - images[1]).square().mean() > 1e-3
 
 
-def test_captions_are_few_tokens_and_read_back(pipe):
+def test_captions_are_few_tokens_and_read_back(shipped_pipe):
     for kind in KINDS:
         for i in range(len(HUES)):
-            ids = pipe.tokenizer(caption(kind, i / 6)).input_ids
+            ids = shipped_pipe.tokenizer(caption(kind, i / 6)).input_ids
             assert len(ids) <= 6 + 2  # and the start and the end; "green" is four, others are one
-            assert pipe.tokenizer.decode(ids[1:-1]).strip() == caption(kind, i / 6)
-    assert len(pipe.tokenizer("a purple cube").input_ids) > 8  # any other text is spelled out
+            assert shipped_pipe.tokenizer.decode(ids[1:-1]).strip() == caption(kind, i / 6)
+    assert (
+        len(shipped_pipe.tokenizer("a purple cube").input_ids) > 8
+    )  # any other text is spelled out
 
 
 @torch.no_grad()
-def test_shipped_autoencoder_on_held_out_scenes(pipe):
+def test_shipped_autoencoder_on_held_out_scenes(shipped_pipe):
     images = render(*scenes(5))
-    decoded = pipe.vae.decode(pipe.vae.encode(2 * images - 1).latent_dist.mode()).sample
+    decoded = shipped_pipe.vae.decode(
+        shipped_pipe.vae.encode(2 * images - 1).latent_dist.mode()
+    ).sample
     assert (psnr((decoded / 2 + 0.5).clamp(0, 1), images) >= 30).all()
 
 
-def test_shipped_model_draws_what_the_caption_says(pipe):
+def test_shipped_model_draws_what_the_caption_says(shipped_pipe):
     from diffusers import StableDiffusionPipeline
 
     captions = [caption(kind, i / 6) for i, kind in enumerate(KINDS)]
-    draw = StableDiffusionPipeline.from_pipe(pipe)
+    draw = StableDiffusionPipeline.from_pipe(shipped_pipe)
     draw.set_progress_bar_config(disable=True)
     images = draw(
         captions,

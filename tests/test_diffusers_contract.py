@@ -7,11 +7,11 @@ import inspect
 import accelerate
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import ImageProjection
+from models import FAST, silent, stable_diffusion, stable_diffusion_xl
 from peft import LoraConfig, get_peft_model_state_dict
 
 from riemannian_diffusion.pipelines import (
@@ -19,15 +19,12 @@ from riemannian_diffusion.pipelines import (
     GeodesicInterpolationXLPipeline,
 )
 
-FAST = {"num_frames": 4, "num_inference_steps": 8, "max_evals": 3, "strength": 0.5}
-FAST |= {"output_type": "np", "metric": "lerp"}
+OPTIONS = FAST | {"output_type": "np", "metric": "lerp"}
 
 
 def make(kind=GeodesicInterpolationPipeline, **components):
-    made = tiny.stable_diffusion_xl if "XL" in kind.__name__ else tiny.stable_diffusion
-    pipe = kind(**made() | components)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    made = stable_diffusion_xl if "XL" in kind.__name__ else stable_diffusion
+    return silent(kind(**made() | components))
 
 
 @pytest.fixture(params=[GeodesicInterpolationPipeline, GeodesicInterpolationXLPipeline])
@@ -36,7 +33,7 @@ def pipe(request):
 
 
 def frames(pipe, keyframes, prompt=("a", "b"), **options):
-    return pipe(keyframes[:2], list(prompt), **FAST | options).frames
+    return pipe(keyframes[:2], list(prompt), **OPTIONS | options).frames
 
 
 def assert_close(found, expected, atol=1e-4):
@@ -98,7 +95,7 @@ def test_a_safety_checker_flags_frames(keyframes):
 
     pipe = make()
     pipe.safety_checker, pipe.feature_extractor = Checker(), Extractor()
-    out = pipe(keyframes[:2], "a", **FAST)
+    out = pipe(keyframes[:2], "a", **OPTIONS)
     assert out.nsfw_content_detected == [False, True, False, False]
 
 
@@ -154,7 +151,7 @@ def test_encode_prompt_alone(pipe, keyframes):
     given = dict(zip(names, encoded, strict=False))
     without = {name: None for name in pipe.components if "text_enc" in name or "tokenizer" in name}
     rest = make(type(pipe), **without)
-    options = FAST | {"guidance_scale": 2.0}
+    options = OPTIONS | {"guidance_scale": 2.0}
     found = rest(keyframes[:2], **given, **options).frames
     assert_close(found, pipe(keyframes[:2], ["a", "b"], **options).frames)
 

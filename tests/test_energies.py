@@ -6,7 +6,7 @@ import pytest
 import torch
 from architectures import ByProducts
 from diffusers import DDIMScheduler
-from networks import randn, tiny_conditional_unet
+from models import embeddings, prompted_score_unet, randn
 from problems import circle
 from torch.testing import assert_close
 
@@ -45,11 +45,7 @@ every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.k
 
 
 def unet_score(**options) -> DiffusionScore:
-    return DiffusionScore(tiny_conditional_unet(), SCHEDULER, 300, **options)
-
-
-def prompts(*shape, seed=11):
-    return 3 * randn(*shape, 5, 6, seed=seed)
+    return DiffusionScore(prompted_score_unet(), SCHEDULER, 300, **options)
 
 
 def count_points(score: DiffusionScore) -> list[int]:
@@ -75,7 +71,7 @@ def autograd_answer(metric, path):
 @pytest.mark.parametrize("max_batch_size", [None, 4, 3, 1])
 def test_energies_and_gradients_are_those_of_autograd(metric, noises, max_batch_size):
     """With a path of prompts, whose places the chunks must keep."""
-    score = unet_score(encoder_hidden_states=prompts(3), max_batch_size=max_batch_size)
+    score = unet_score(encoder_hidden_states=embeddings(3), max_batch_size=max_batch_size)
     read = score if noises is None else SharedNoiseScore(score, randn(noises, *SHAPE, seed=5))
     metric = metric(read)
     paths = [randn(7, *SHAPE, seed=1), randn(5, *SHAPE, seed=2)]
@@ -89,7 +85,7 @@ def test_energies_and_gradients_are_those_of_autograd(metric, noises, max_batch_
 @pytest.mark.parametrize("max_batch_size", [None, 4])
 def test_a_solve_embeds_its_ends_once_and_no_point_twice(max_batch_size):
     """But for the first point of each later chunk, once more without a graph."""
-    score = unet_score(encoder_hidden_states=prompts(1), max_batch_size=max_batch_size)
+    score = unet_score(encoder_hidden_states=embeddings(1), max_batch_size=max_batch_size)
     sizes = count_points(score)
     found = geodesic(
         TangentNormalMetric(score), *randn(2, *SHAPE, seed=1), num_points=5, max_evals=3
@@ -102,7 +98,7 @@ def test_a_solve_embeds_its_ends_once_and_no_point_twice(max_batch_size):
 
 def test_chunks_are_differentiated_one_at_a_time():
     """The forward passes of a chunk's successor come after its reverse pass."""
-    score = unet_score(encoder_hidden_states=prompts(1), max_batch_size=2)
+    score = unet_score(encoder_hidden_states=embeddings(1), max_batch_size=2)
     events = []
     score.model.register_forward_pre_hook(
         lambda _, inputs: events.append("forward" if inputs[0].requires_grad else "ahead")
@@ -123,20 +119,20 @@ def test_chunks_are_differentiated_one_at_a_time():
 
 
 PAIRED = {
-    "one prompt": ({"encoder_hidden_states": prompts(1)}, None),
-    "a path of prompts for all": ({"encoder_hidden_states": prompts(3)}, None),
-    "prompts of each pair": ({"encoder_hidden_states": prompts(3, 2)}, None),
+    "one prompt": ({"encoder_hidden_states": embeddings(1)}, None),
+    "a path of prompts for all": ({"encoder_hidden_states": embeddings(3)}, None),
+    "prompts of each pair": ({"encoder_hidden_states": embeddings(3, 2)}, None),
     "guided": (
         {
-            "encoder_hidden_states": prompts(3, 2),
-            "negative_hidden_states": prompts(1, seed=12),
+            "encoder_hidden_states": embeddings(3, 2),
+            "negative_hidden_states": embeddings(1, seed=12),
             "mode": "guided",
             "guidance_scale": 2.0,
         },
         None,
     ),
-    "noises of each pair": ({"encoder_hidden_states": prompts(3, 2)}, (3, 2)),
-    "noises for all": ({"encoder_hidden_states": prompts(1)}, (2,)),
+    "noises of each pair": ({"encoder_hidden_states": embeddings(3, 2)}, (3, 2)),
+    "noises for all": ({"encoder_hidden_states": embeddings(1)}, (2,)),
 }
 
 
@@ -184,7 +180,7 @@ def test_every_pair_ends_when_it_has_converged(solver):
 
 
 def test_pairs_side_by_side_share_the_networks_calls():
-    score = unet_score(encoder_hidden_states=prompts(1))
+    score = unet_score(encoder_hidden_states=embeddings(1))
     sizes = count_points(score)
     x0, x1 = randn(4, *SHAPE, seed=1), randn(4, *SHAPE, seed=2)
     geodesics(TangentNormalMetric(score), x0, x1, num_points=4, num_quadrature=1, max_evals=3)
@@ -244,7 +240,7 @@ class Counting(ScoreModel):
 )
 @pytest.mark.parametrize("noises", [None, (2, 1)])
 def test_metrics_of_ones_own_keep_prompts_noises_and_limits(metric, noises):
-    score = unet_score(encoder_hidden_states=prompts(2, 2), max_batch_size=5)
+    score = unet_score(encoder_hidden_states=embeddings(2, 2), max_batch_size=5)
     sizes = count_points(score)
     read = score if noises is None else SharedNoiseScore(score, randn(*noises, *SHAPE, seed=3))
     x0, x1 = randn(2, *SHAPE, seed=1), randn(2, *SHAPE, seed=2)
@@ -325,7 +321,7 @@ def test_bad_pairs(x0, x1, options, message):
 
 
 def test_prompts_and_noises_of_pairs_need_to_know_the_pair():
-    score = unet_score(encoder_hidden_states=prompts(3, 2))
+    score = unet_score(encoder_hidden_states=embeddings(3, 2))
     with pytest.raises(ValueError, match=r"`encoder_hidden_states` .* belongs to 3 pairs"):
         score(randn(4, *SHAPE))
     mixture = GaussianMixtureScore(randn(5, 3), 0.5)
@@ -368,7 +364,7 @@ def test_differences_below_the_networks_rounding_are_refused():
 def test_a_compiled_network_is_compiled_once_and_gives_the_same():
     """Without a graph break, and again only for another size of batch or kind of call."""
     torch._dynamo.reset()
-    eager = unet_score(encoder_hidden_states=prompts(1), max_batch_size=8)
+    eager = unet_score(encoder_hidden_states=embeddings(1), max_batch_size=8)
     graphs = []
 
     def count(graph, inputs):

@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 import scipy.linalg
 import torch
+from models import rand, randn
 from skimage import metrics as skimage_metrics
 from torch.testing import assert_close
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -37,14 +38,6 @@ def offline(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch_home")))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-
-
-def rand(*shape, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def randn(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def rms(x, y):
@@ -734,11 +727,11 @@ def command(*arguments):
     return main(["evaluate", *map(str, arguments)])
 
 
-FAST = ["--protocol", "any", "--resamples", "20", "--device", "cpu"]
+FLAGS = ["--protocol", "any", "--resamples", "20", "--device", "cpu"]
 
 
 def test_command_without_weights(folder, tmp_path, capsys):
-    assert command(folder, *FAST, "-o", tmp_path / "out.json") == 0
+    assert command(folder, *FLAGS, "-o", tmp_path / "out.json") == 0
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "out.json").read_text())
     assert list(report["results"]) == ["re", "largest_step", "mse", "psnr", "ssim"]
@@ -768,7 +761,7 @@ def test_command_with_networks(folder, tmp_path, capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(evaluator, "lpips_distance", lambda net, device: asked.append(net) or rms)
     monkeypatch.setattr(evaluator, "inception_features", lambda device: colours)
-    assert command(folder, *FAST, "--strict", "-o", tmp_path / "out.json") == 0
+    assert command(folder, *FLAGS, "--strict", "-o", tmp_path / "out.json") == 0
     report = json.loads((tmp_path / "out.json").read_text())
     assert list(report["results"]) == list(ev.MEASURES) and not report["missing"]
     assert asked == ["alex"]
@@ -783,33 +776,33 @@ def test_command_with_networks(folder, tmp_path, capsys, monkeypatch):
 
 def test_command_keeps_what_exists(folder, tmp_path, capsys):
     (tmp_path / "out.json").write_text("mine")
-    assert command(folder, *FAST, "-o", tmp_path / "out.json") == 2
+    assert command(folder, *FLAGS, "-o", tmp_path / "out.json") == 2
     assert "exists: choose another --output, or overwrite with --force" in capsys.readouterr().err
     assert (tmp_path / "out.json").read_text() == "mine"
-    assert command(folder, *FAST, "-o", tmp_path / "out.json", "--force") == 0
+    assert command(folder, *FLAGS, "-o", tmp_path / "out.json", "--force") == 0
     assert json.loads((tmp_path / "out.json").read_text())["missing"]
 
 
 BAD_COMMANDS = [
     ([], "--protocol"),
     (["morphs", "--protocol", "mine"], "argument --protocol: invalid choice: 'mine'"),
-    (["nowhere", *FAST], "nowhere is not a folder"),
-    (["empty", *FAST], "empty holds no folder of frames."),
+    (["nowhere", *FLAGS], "nowhere is not a folder"),
+    (["empty", *FLAGS], "empty holds no folder of frames."),
     (
         ["morphs/pair_0", "--protocol", "any"],
         "pair_0 holds no folder of frames: it holds images itself",
     ),
-    (["one", *FAST], "one holds no folder of frames: it holds images itself"),
-    (["hollow", *FAST], "hollow/a holds no frames: images ending in .png"),
-    (["mixed", *FAST], "mixed/a/1.png (8, 9): resize the originals as the morph did"),
-    (["three", *FAST], "three/a/inputs must hold two images, but holds 3"),
-    (["broken", *FAST], "cannot identify image file"),
+    (["one", *FLAGS], "one holds no folder of frames: it holds images itself"),
+    (["hollow", *FLAGS], "hollow/a holds no frames: images ending in .png"),
+    (["mixed", *FLAGS], "mixed/a/1.png (8, 9): resize the originals as the morph did"),
+    (["three", *FLAGS], "three/a/inputs must hold two images, but holds 3"),
+    (["broken", *FLAGS], "cannot identify image file"),
     (["morphs", "--protocol", "diffmorpher17"], "is of 17 frames, first and last included, but"),
-    (["morphs", *FAST, "--strict"], "riemannian-diffusion: error: "),
-    (["morphs", *FAST, "--device", "moon"], "--device moon cannot be used"),
-    (["morphs", *FAST, "--resamples", "-1"], "`num_resamples` must not be negative, but got -1"),
-    (["morphs", *FAST, "-o", "out.txt"], "--output must end in .json, but got out.txt"),
-    (["morphs", *FAST, "-o", "no/out.json"], "the folder no of --output does not exist"),
+    (["morphs", *FLAGS, "--strict"], "riemannian-diffusion: error: "),
+    (["morphs", *FLAGS, "--device", "moon"], "--device moon cannot be used"),
+    (["morphs", *FLAGS, "--resamples", "-1"], "`num_resamples` must not be negative, but got -1"),
+    (["morphs", *FLAGS, "-o", "out.txt"], "--output must end in .json, but got out.txt"),
+    (["morphs", *FLAGS, "-o", "no/out.json"], "the folder no of --output does not exist"),
 ]
 
 

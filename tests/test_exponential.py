@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from exact import to_sphere
+from models import randn
 from problems import HypersphereScore, circle
 from torch.testing import assert_close
 
@@ -19,15 +21,10 @@ from riemannian_diffusion import (
 )
 
 
-def to_sphere(x):
-    return x / x.norm(dim=-1, keepdim=True)
-
-
 @pytest.mark.parametrize("num_points", [9, 17, 33])
 def test_goes_on_along_the_great_circle(num_points):
     """To second order in the step: half the step, a quarter of the error."""
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.linalg.qr(torch.randn(50, 2, generator=generator, dtype=torch.float64))[0].T
+    a, b = torch.linalg.qr(randn(50, 2))[0].T
 
     def at(angles):
         return angles.cos()[:, None] * a + angles.sin()[:, None] * b
@@ -81,7 +78,7 @@ def test_it_ends_where_the_data_end():
 def test_the_metric_s_own_denoiser_is_used():
     problem = circle(4, angle=1.0)
     level = GaussianMixtureScore(problem.score.means, 0.1)
-    noise = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = randn(3, 4)
     score = SharedNoiseScore(level, noise)
     path = problem.geodesic(torch.linspace(0, 1, 17))
     found = extrapolate(TangentNormalMetric(score), path, 1.0)
@@ -132,8 +129,7 @@ def test_bad_input(arguments, message):
 
 
 def _on_sphere(*points):  # in a random 3-space of R^20, and the score of its unit sphere
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(20, 3, generator=generator, dtype=torch.float64))[0]
+    basis = torch.linalg.qr(randn(20, 3))[0]
     ends = [to_sphere(torch.tensor(point, dtype=torch.float64)) @ basis.T for point in points]
     return HypersphereScore(basis, torch.zeros(20, dtype=torch.float64), 0.03), ends
 

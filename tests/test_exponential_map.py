@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from networks import randn, tiny_conditional_unet
+from exact import HalfPlane
+from models import prompted_score_unet, randn, vector
 from problems import circle
 from scipy.integrate import solve_ivp
 from torch.testing import assert_close
@@ -30,10 +31,6 @@ from riemannian_diffusion import (
 HALF_TURN = math.pi
 
 
-def vector(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
 class Sphere(PullbackMetric):
     """The sphere of a radius in latitude and longitude."""
 
@@ -45,13 +42,6 @@ class Sphere(PullbackMetric):
         flat = latitude.cos()
         parts = [flat * longitude.cos(), flat * longitude.sin(), latitude.sin()]
         return self.radius * torch.stack(parts, 1)
-
-
-class Hyperbolic(Metric):
-    """The half plane y > 0, whose geodesics are half circles about points of y = 0."""
-
-    def inner(self, x, u, v):
-        return (u * v).sum(1) / x[:, 1].square()
 
 
 class Swirl(ScoreModel):
@@ -109,7 +99,7 @@ def test_half_a_turn_of_a_sphere(radius):
 def test_half_circles_of_the_hyperbolic_plane():
     """A metric of one's own with nothing but `inner`."""
     x, v = vector(0.0, 1.0), vector(1.0, 0.0)
-    path = exponential_map(Hyperbolic(), x, v, num_steps=64)
+    path = exponential_map(HalfPlane(), x, v, num_steps=64)
     u = torch.linspace(0, 1, 65, dtype=torch.float64)
     assert_close(path, torch.stack([u.tanh(), 1 / u.cosh()], 1), rtol=0, atol=1e-4)
 
@@ -222,7 +212,7 @@ def test_logarithms_under_a_path_of_prompts_start_at_its_first():
     """The metric at the start times the velocity is minus the derivative of the path's energy."""
     prompts = 3 * randn(2, 4, 6)
     score = DiffusionScore(
-        tiny_conditional_unet(), DDIMScheduler(), 400, encoder_hidden_states=prompts
+        prompted_score_unet(), DDIMScheduler(), 400, encoder_hidden_states=prompts
     )
     metric = ScoreJacobianMetric(score, ridge=1.0)
     x, y = randn(2, 2, 8, 8, seed=1)
@@ -396,7 +386,7 @@ ONE = vector(1, 2)
         ),
         (lambda: logarithm_map(FLAT, ONE, vector(1)), "of one shape"),
         (lambda: logarithm_map(Sphere(math.inf), ONE, ONE + 1), "No geodesic was found"),
-        (lambda: parallel_transport(Hyperbolic(), ONE[None], ONE), "needs a PullbackMetric"),
+        (lambda: parallel_transport(HalfPlane(), ONE[None], ONE), "needs a PullbackMetric"),
         (lambda: parallel_transport(FLAT, NAN[None], ONE), "`path` must be .* finite values"),
         (lambda: parallel_transport(FLAT, ONE[None], vector(1)), "of one shape"),
         (lambda: frechet_mean(FLAT, NAN[None]), "`points` must be .* finite values"),

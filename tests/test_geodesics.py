@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from exact import HalfPlane, hyperbolic_distance
+from models import randn, vector
 from problems import all_problems, circle
 from torch.testing import assert_close
 
@@ -14,7 +16,6 @@ from riemannian_diffusion import (
     EuclideanMetric,
     GaussianMixtureScore,
     Iterate,
-    Metric,
     PathLBFGS,
     PullbackMetric,
     ScoreJacobianMetric,
@@ -41,15 +42,6 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLE
 every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
 
 
-def randn(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def vector(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
 def solve(metric, problem, **options):
     return geodesic(metric, problem.x0, problem.x1, **{"init": "lerp"} | options)
 
@@ -67,23 +59,12 @@ def iterates_of(metric, problem, **options) -> list[Iterate]:
     return iterates
 
 
-class HalfPlane(Metric):
-    """The hyperbolic plane, points (x, y) with y > 0; NaN above a ceiling."""
-
-    def __init__(self, ceiling=math.inf):
-        self.ceiling = ceiling
-
-    def inner(self, x, u, v):
-        return (u * v).sum(1) / x[:, 1].square()
+class Ceiling(HalfPlane):
+    """The hyperbolic plane with an energy of NaN above y = 1.2."""
 
     def energy(self, path):
         height = torch.maximum(path[1:, 1], path[:-1, 1])
-        return torch.where(height > self.ceiling, torch.nan, super().energy(path))
-
-
-def hyperbolic_distance(x, y):
-    square = (x - y).square().sum(-1)
-    return torch.acosh(1 + square / (2 * x[..., 1] * y[..., 1]))
+        return torch.where(height > 1.2, torch.nan, super().energy(path))
 
 
 LEFT, RIGHT = vector(-1.0, 1.0), vector(2.0, 0.8)
@@ -525,7 +506,7 @@ def test_a_model_that_never_works_gives_the_start():
 
 def test_a_region_without_finite_values():
     """The arc climbs to a height of 1.75; the model ends at 1.2."""
-    metric, small_steps = HalfPlane(ceiling=1.2), Adam(0.02, 0.02)
+    metric, small_steps = Ceiling(), Adam(0.02, 0.02)
     found = geodesic(metric, LEFT, RIGHT, num_points=17, init="lerp", solver=small_steps)
     assert found.status == "nonfinite"
     assert found.num_evals > 5

@@ -11,10 +11,10 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    UNet2DConditionModel,
 )
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLLoopDenoiser
-from networks import central_difference, randn, tiny_conditional_unet
+from exact import central_difference
+from models import prompted_score_unet, prompted_xl_unet, randn
 
 from riemannian_diffusion import (
     DiffusionScore,
@@ -90,7 +90,7 @@ def test_one_is_the_conditional_score():
 @pytest.mark.parametrize("network", [False, True])
 def test_products_are_those_of_autograd(network):
     if network:
-        unet, scheduler = tiny_conditional_unet(), DDIMScheduler()
+        unet, scheduler = prompted_score_unet(), DDIMScheduler()
         prompts = randn(2, 4, 6)
         pair = [
             DiffusionScore(unet, scheduler, 400, encoder_hidden_states=p[None]) for p in prompts
@@ -108,7 +108,7 @@ def test_products_are_those_of_autograd(network):
 
 
 def test_a_metric_reads_it_with_prompts_along_the_path():
-    unet, scheduler = tiny_conditional_unet(), DDIMScheduler()
+    unet, scheduler = prompted_score_unet(), DDIMScheduler()
     paths = randn(2, 3, 4, 6)
     pair = [
         DiffusionScore(unet, scheduler, 400, encoder_hidden_states=p, max_batch_size=2)
@@ -132,29 +132,11 @@ def test_bad_scores(pair, scale, message):
         ManifoldGuidedScore(*pair, scale)
 
 
-def _xl_unet() -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=6,
-        attention_head_dim=2,
-        norm_num_groups=4,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=2,
-        projection_class_embeddings_input_dim=16,
-    )
-    return unet.double().eval()
-
-
 @pytest.mark.parametrize("damping", [0.5, 1.0])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("timestep", [1, 400, 999])
 def test_the_guider_in_diffusers_loop_is_the_score(prediction, timestep, damping):
-    unet = _xl_unet()
+    unet = prompted_xl_unet(width=6, pooled=4, dtype=torch.float64)
     scheduler = DDIMScheduler(beta_schedule="linear", prediction_type=prediction)
     options = {"guidance_scale": 5.0, "damping": damping}
     guider = ManifoldGuidance.from_scheduler(scheduler, **options)

@@ -8,11 +8,12 @@ import imageio_ffmpeg
 import numpy as np
 import PIL.Image
 import pytest
+from models import FAST, flags
 
 from riemannian_diffusion.cli import main
 from riemannian_diffusion.media import images_in, read_clip, write_atomically, write_frames
 
-FAST = ["--steps", "8", "--strength", "0.5", "--metric", "slerp", "--device", "cpu"]
+FLAGS = flags(**FAST, metric="slerp", device="cpu")
 
 
 def _shades(num, size=(32, 32)):
@@ -32,7 +33,7 @@ def morph(tiny_pipe, tmp_path):
     tiny_pipe.save_pretrained(tmp_path / "model")
 
     def morph(source, output, *more):
-        command = ["interpolate", str(source), "-o", str(tmp_path / output), *FAST, *more]
+        command = ["interpolate", str(source), "-o", str(tmp_path / output), *FLAGS, *more]
         assert main([*command, "--model", str(tmp_path / "model")]) == 0
         return json.loads((tmp_path / output).with_suffix(".json").read_text())
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from models import randn
 from torch.testing import assert_close
 
 from riemannian_diffusion import (
@@ -21,11 +22,6 @@ from riemannian_diffusion import (
 
 D = 5
 SIGMA, STD, ALPHA = 0.7, 0.3, 0.8
-
-
-def randn(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 MEANS, WEIGHTS, NOISES = randn(7, D, seed=1), randn(7, seed=2).abs(), randn(2, D, seed=3)

@@ -9,47 +9,24 @@ import accelerate
 import numpy as np
 import PIL.Image
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from diffusers import (
-    DDIMPipeline,
     DDPMPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
-    FluxPipeline,
-    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
 )
+from models import FAST, KINDS, PROMPTED, make, stable_diffusion, unconditional
 
 from riemannian_diffusion import TangentNormalMetric
 from riemannian_diffusion.pipelines import (
     AutoGeodesicInterpolationPipeline,
     GeodesicInterpolationFlowPipeline,
-    GeodesicInterpolationFluxPipeline,
     GeodesicInterpolationPipeline,
-    GeodesicInterpolationSD3Pipeline,
-    GeodesicInterpolationUnconditionalPipeline,
-    GeodesicInterpolationXLPipeline,
 )
 
-FAST = {"num_frames": 4, "num_inference_steps": 8, "max_evals": 3, "strength": 0.5}
-FAST["fixed_point_iterations"] = 8
-KINDS = {
-    "sd": (GeodesicInterpolationPipeline, StableDiffusionPipeline, tiny.stable_diffusion),
-    "xl": (GeodesicInterpolationXLPipeline, StableDiffusionXLPipeline, tiny.stable_diffusion_xl),
-    "sd3": (GeodesicInterpolationSD3Pipeline, StableDiffusion3Pipeline, tiny.stable_diffusion_3),
-    "flux": (GeodesicInterpolationFluxPipeline, FluxPipeline, tiny.flux),
-    "pixels": (GeodesicInterpolationUnconditionalPipeline, DDIMPipeline, tiny.unconditional),
-}
-PROMPTED = [kind for kind in KINDS if kind != "pixels"]
-
-
-def make(kind, **options):
-    pipe = KINDS[kind][0](**KINDS[kind][2](**options))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+EXACT = FAST | {"fixed_point_iterations": 8}
 
 
 def prompts(kind):
@@ -59,10 +36,10 @@ def prompts(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_morph_returns_its_keyframes(kind, keyframes):
     pipe = make(kind)
-    out = pipe(keyframes[:2], prompts(kind), output_type="latent", **FAST)
+    out = pipe(keyframes[:2], prompts(kind), output_type="latent", **EXACT)
     assert len(out.frames) == 4 and out.frames.isfinite().all()
     assert max(out.reconstruction_error) < 1e-6
-    shown = pipe(keyframes[:2], prompts(kind), output_type="pil", **FAST)
+    shown = pipe(keyframes[:2], prompts(kind), output_type="pil", **EXACT)
     assert [frame.size for frame in shown.frames] == [(16, 16)] * 4
     assert 1 <= shown.geodesics[0].num_evals <= 3
 
@@ -71,7 +48,7 @@ def test_a_morph_returns_its_keyframes(kind, keyframes):
 def test_batches_are_single_morphs(kind, keyframes):
     pipe = make(kind)
     a, b, c = keyframes
-    options = {"output_type": "latent", **FAST}
+    options = {"output_type": "latent", **EXACT}
     texts = prompts(kind) and [prompts(kind)] * 2
     batch = pipe([[a, b], [c, a]], texts, **options)
     for i, pair in enumerate(([a, b], [c, a])):
@@ -84,7 +61,7 @@ def test_sampling_is_that_of_the_models_own_pipeline(kind, keyframes):
     """From the noise that our morph starts on, diffusers' own pipeline finds our clean latents."""
     ours, theirs = make(kind), KINDS[kind][1](**KINDS[kind][2]())
     theirs.set_progress_bar_config(disable=True)
-    options = {"output_type": "latent", "metric": "slerp", **FAST, "strength": 1.0}
+    options = {"output_type": "latent", "metric": "slerp", **EXACT, "strength": 1.0}
     options |= {"space": "noise", "num_frames": 2}
     guidance = 1.0 if kind in ("pixels", "flux") else 3.0
     steps = options["num_inference_steps"]
@@ -97,19 +74,14 @@ def test_sampling_is_that_of_the_models_own_pipeline(kind, keyframes):
             start = scheduler.step(noise, t, start, use_clipped_model_output=False).prev_sample
         torch.testing.assert_close(found.frames[:1], start, atol=1e-3, rtol=0)
         return
-    extra = {}
-    if kind in ("sd3", "flux"):  # a flow's first level is all noise; ours is a thousandth below
-        start = start.clone()
     if kind == "flux":
-        extra = {"height": 16, "width": 16, "guidance_scale": 1.0}
         start = theirs._pack_latents(start, 1, 4, 8, 8)
-    else:
-        extra = {"height": 16, "width": 16, "guidance_scale": guidance}
-    end = theirs(
-        "a", latents=start, num_inference_steps=steps, output_type="latent", **extra
-    ).images
+    size = {"height": 16, "width": 16}
+    kept = {"num_inference_steps": steps, "output_type": "latent", **size}
+    end = theirs("a", latents=start, guidance_scale=guidance, **kept).images
     if kind == "flux":
         end = theirs._unpack_latents(end, 16, 16, theirs.vae_scale_factor)
+    # The first level of diffusers' flows is pure noise; ours is a thousandth below it.
     atol = 2e-2 if kind in ("sd3", "flux") else 1e-3
     torch.testing.assert_close(found.frames[:1], end, atol=atol, rtol=0)
 
@@ -117,7 +89,7 @@ def test_sampling_is_that_of_the_models_own_pipeline(kind, keyframes):
 @pytest.mark.parametrize("kind", PROMPTED)
 def test_prompts_matter_and_guidance_reconstructs(kind, keyframes):
     pipe = make(kind)
-    options = {"output_type": "latent", **FAST}
+    options = {"output_type": "latent", **EXACT}
     one, other = (pipe(keyframes[:2], text, **options).latents for text in ("a", "zebra"))
     assert not torch.allclose(one, other, atol=1e-6)
     guided = pipe(keyframes[:2], "a", negative_prompt="b", guidance_scale=2.0, **options)
@@ -128,7 +100,7 @@ def test_prompts_matter_and_guidance_reconstructs(kind, keyframes):
 @pytest.mark.parametrize("kind", PROMPTED)
 def test_embeddings_take_the_place_of_prompts(kind, keyframes):
     pipe = make(kind)
-    options = {"output_type": "latent", **FAST}
+    options = {"output_type": "latent", **EXACT}
     expected = pipe(keyframes[:2], ["a", "b"], **options).latents
     pipe._cross_attention_kwargs = None
     encoded = pipe._encode_texts(["a", "b"], "", False, {})[0]
@@ -147,7 +119,7 @@ def test_embeddings_take_the_place_of_prompts(kind, keyframes):
 def test_saved_loaded_and_taken_over(kind, keyframes, tmp_path):
     ours, theirs, _ = KINDS[kind]
     pipe = make(kind)
-    options = {"output_type": "pt", **FAST}
+    options = {"output_type": "pt", **EXACT}
     expected = pipe(keyframes[:2], prompts(kind), **options).frames
     theirs.from_pipe(pipe).save_pretrained(tmp_path / "theirs", safe_serialization=True)
     pipe.save_pretrained(tmp_path / "ours", variant="fp16")
@@ -190,7 +162,7 @@ def test_metrics_read_the_model_in_both_modes(kind, keyframes):
         seen.append(score)
         return TangentNormalMetric(score)
 
-    options = FAST | {"max_evals": 1, "output_type": "latent"}
+    options = EXACT | {"max_evals": 1, "output_type": "latent"}
     path = pipe(keyframes[:2], prompts(kind), metric=metric, **options).latents
     x, (score,) = path[1:3], seen
     v, w = (torch.randn(x.shape, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
@@ -205,14 +177,14 @@ def test_sizes_condition_xl(keyframes):
     forward = pipe.unet.forward
     pipe.unet.forward = lambda *a, **k: seen.append(k["added_cond_kwargs"]) or forward(*a, **k)
     wide = torch.cat([keyframes[:2], keyframes[:2]], 3)
-    pipe([list(wide), list(keyframes[:2])], ["a", "b"], **FAST)
+    pipe([list(wide), list(keyframes[:2])], ["a", "b"], **EXACT)
     ids = {tuple(call["time_ids"][0].tolist()) for call in seen}
     assert ids == {(16.0, 32.0, 0.0, 0.0, 16.0, 32.0), (16.0, 16.0, 0.0, 0.0, 16.0, 16.0)}
 
 
 def test_flux_takes_guidance_as_an_input(keyframes):
     pipe = make("flux", guidance_embeds=True)
-    options = {"output_type": "latent", **FAST}
+    options = {"output_type": "latent", **EXACT}
     one, other = (pipe(keyframes[:2], "a", guidance_scale=g, **options).latents for g in (1.0, 4.0))
     assert not torch.allclose(one, other, atol=1e-6)
 
@@ -220,12 +192,12 @@ def test_flux_takes_guidance_as_an_input(keyframes):
 def test_grey_images_of_a_grey_model(keyframes):
     pipe = make("pixels", channels=1)
     greys = keyframes[:2].mean(1, keepdim=True)
-    out = pipe(greys, output_type="np", **FAST)
+    out = pipe(greys, output_type="np", **EXACT)
     assert out.frames.shape == (4, 16, 16, 1)
     arrays = [np.asarray(grey[0] * 255).round().astype(np.uint8) for grey in greys]
-    shown = pipe([PIL.Image.fromarray(a) for a in arrays], **FAST).frames
+    shown = pipe([PIL.Image.fromarray(a) for a in arrays], **EXACT).frames
     assert shown[0].mode == "L"
-    again = pipe(arrays, **FAST).frames
+    again = pipe(arrays, **EXACT).frames
     assert np.array_equal(np.asarray(shown[1]), np.asarray(again[1]))
 
 
@@ -233,25 +205,25 @@ def test_what_an_unconditional_model_has_not(keyframes):
     pipe = make("pixels")
     for options in ({"prompt": "a"}, {"guidance_scale": 2.0}, {"negative_prompt": "b"}):
         with pytest.raises(ValueError, match="takes no prompts and no guidance"):
-            pipe(keyframes[:2], **options, **FAST)
+            pipe(keyframes[:2], **options, **EXACT)
     with pytest.raises(ValueError, match="takes no `ip_adapter_image`"):
-        pipe(keyframes[:2], ip_adapter_image=keyframes[0], **FAST)
+        pipe(keyframes[:2], ip_adapter_image=keyframes[0], **EXACT)
 
 
 def test_schedulers_of_ddpm_repositories(keyframes, tmp_path):
-    DDPMPipeline(**tiny.unconditional()).save_pretrained(tmp_path)
+    DDPMPipeline(**unconditional()).save_pretrained(tmp_path)
     pipe = AutoGeodesicInterpolationPipeline.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)
-    assert max(pipe(keyframes[:2], output_type="latent", **FAST).reconstruction_error) < 1e-6
+    assert max(pipe(keyframes[:2], output_type="latent", **EXACT).reconstruction_error) < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["sd", "xl", "pixels"])
 @pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, DPMSolverMultistepScheduler])
 def test_schedulers_are_converted(kind, scheduler, keyframes):
     pipe = make(kind)
-    expected = pipe(keyframes[:2], prompts(kind), output_type="pt", **FAST).frames
+    expected = pipe(keyframes[:2], prompts(kind), output_type="pt", **EXACT).frames
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    found = pipe(keyframes[:2], prompts(kind), output_type="pt", **FAST).frames
+    found = pipe(keyframes[:2], prompts(kind), output_type="pt", **EXACT).frames
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -259,12 +231,12 @@ def test_schedulers_are_converted(kind, scheduler, keyframes):
 def test_flows_refuse_other_schedulers_and_curves(kind, keyframes):
     pipe = make(kind)
     with pytest.raises(ValueError, match="metric='nao' is for models whose squared factors"):
-        pipe(keyframes[:2], "a", metric="nao", **FAST)
-    out = pipe(keyframes[:2], ["a", "b"], metric="density", output_type="latent", **FAST)
+        pipe(keyframes[:2], "a", metric="nao", **EXACT)
+    out = pipe(keyframes[:2], ["a", "b"], metric="density", output_type="latent", **EXACT)
     assert out.frames.isfinite().all()
-    pipe.scheduler = tiny.stable_diffusion()["scheduler"]
+    pipe.scheduler = stable_diffusion()["scheduler"]
     with pytest.raises(ValueError, match="DDIMScheduler cannot be converted to FlowMatch"):
-        pipe(keyframes[:2], "a", **FAST)
+        pipe(keyframes[:2], "a", **EXACT)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -272,7 +244,7 @@ def test_all_that_a_morph_can_do(kind, keyframes):
     """Roadmaps, going on, analogies and re-timing run with every kind of model."""
     pipe = make(kind)
     a, b, c = keyframes
-    options = FAST | {"output_type": "latent", "space": "clean", "max_evals": 2}
+    options = EXACT | {"output_type": "latent", "space": "clean", "max_evals": 2}
     for more in (
         {"init": "roadmap", "max_samples": 30, "generator": torch.Generator().manual_seed(0)},
         {"extrapolate": 0.5, "metric": "lerp"},
@@ -312,7 +284,7 @@ def test_digits_through_their_own_model():
 
 @pytest.mark.parametrize("kind", ["sd", "xl", "pixels"])
 def test_sampling_as_diffmorpher_does(kind, keyframes):
-    pipe, options = make(kind), FAST | {"output_type": "latent", "metric": "slerp"}
+    pipe, options = make(kind), EXACT | {"output_type": "latent", "metric": "slerp"}
     plain = pipe(keyframes[:2], prompts(kind), **options).frames
     found = pipe(
         keyframes[:2], prompts(kind), adain=True, attention_interpolation=0.5, **options
@@ -324,7 +296,7 @@ def test_sampling_as_diffmorpher_does(kind, keyframes):
 @pytest.mark.parametrize("kind", ["sd3", "flux"])
 def test_transformers_have_no_blocks_that_sample_up(kind, keyframes):
     with pytest.raises(ValueError, match="no self-attention below blocks='up_blocks'"):
-        make(kind)(keyframes[:2], "a", attention_interpolation=0.5, **FAST)
+        make(kind)(keyframes[:2], "a", attention_interpolation=0.5, **EXACT)
 
 
 def _embeddings(pipe, texts):
@@ -339,7 +311,7 @@ def _embeddings(pipe, texts):
 def test_one_negative_embedding_serves_all_prompts(kind, keyframes):
     pipe = make(kind)
     pipe._cross_attention_kwargs = None
-    options = FAST | {"output_type": "latent", "metric": "slerp", "guidance_scale": 2.0}
+    options = EXACT | {"output_type": "latent", "metric": "slerp", "guidance_scale": 2.0}
     expected = pipe(keyframes[:2], ["a", "b"], negative_prompt="c", **options).frames
     negative = {f"negative_{n}": v for n, v in _embeddings(pipe, ["c"]).items()}
     found = pipe(keyframes[:2], ["a", "b"], **negative, **options).frames
@@ -354,19 +326,26 @@ def test_one_negative_embedding_serves_all_prompts(kind, keyframes):
         pipe(keyframes[:2], ["a", "b"], **longer, **options)
 
 
-def test_fluxs_own_guidance_is_long_as_its_prompts(keyframes):
+def test_flux_encodes_negative_prompts_to_the_length_of_the_prompts(keyframes):
     pipe = make("flux")
-    pipe._cross_attention_kwargs = None
-    given = _embeddings(pipe, ["a"])
-    given["prompt_embeds"] = given["prompt_embeds"][:, :6]
-    pipe(keyframes[:2], **given, negative_prompt="dog", guidance_scale=2.0, **FAST)
+    given, negative = (
+        dict(zip(("prompt_embeds", "pooled_prompt_embeds"), encoded[:2], strict=True))
+        for encoded in (pipe.encode_prompt(text, None, max_sequence_length=6) for text in "ab")
+    )
+    options = EXACT | {"output_type": "latent", "metric": "lerp", "guidance_scale": 2.0}
+    found = pipe(keyframes[:2], **given, negative_prompt="b", **options).frames
+    negative = {f"negative_{name}": value for name, value in negative.items()}
+    expected = pipe(keyframes[:2], **given, **negative, **options).frames
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    other = pipe(keyframes[:2], **given, negative_prompt="c", **options).frames
+    assert not torch.allclose(found, other, atol=1e-5)
 
 
 def test_guidance_that_is_an_input_is_all_there_is(keyframes):
     pipe = make("flux", guidance_embeds=True)
     for more in ({"guidance_damping": 0.5}, {"negative_prompt": "b"}):
         with pytest.raises(ValueError, match="nothing to damp"):
-            pipe(keyframes[:2], "a", guidance_scale=3.0, **more, **FAST)
+            pipe(keyframes[:2], "a", guidance_scale=3.0, **more, **EXACT)
 
 
 @pytest.mark.parametrize("kind", ["sd", "xl"])
@@ -374,7 +353,7 @@ def test_what_an_analogy_is_given_is_that_of_a_b_and_c(kind, keyframes):
     pipe = make(kind)
     pipe._cross_attention_kwargs = None
     a, b, c = keyframes
-    options = FAST | {"output_type": "latent", "metric": "lerp", "analogy": c}
+    options = EXACT | {"output_type": "latent", "metric": "lerp", "analogy": c}
     expected = pipe([a, b], ["a", "b", "c"], **options)
     found = pipe([a, b], **_embeddings(pipe, ["a", "b", "c"]), **options)
     torch.testing.assert_close(found.frames, expected.frames, atol=1e-5, rtol=0)
@@ -383,7 +362,7 @@ def test_what_an_analogy_is_given_is_that_of_a_b_and_c(kind, keyframes):
 
 
 def test_a_community_folder_is_its_pipeline(tmp_path):
-    StableDiffusionPipeline(**tiny.stable_diffusion()).save_pretrained(tmp_path)
+    StableDiffusionPipeline(**stable_diffusion()).save_pretrained(tmp_path)
     index = tmp_path / "model_index.json"
     text = index.read_text().replace(
         '"StableDiffusionPipeline"', '["pipeline", "GeodesicInterpolation"]'
@@ -395,7 +374,7 @@ def test_a_community_folder_is_its_pipeline(tmp_path):
 
 def test_a_network_that_is_stored_narrower_than_it_computes(keyframes):
     """Without derivatives: the weights that these need are narrow again when they are taken."""
-    pipe, options = make("sd"), FAST | {"output_type": "latent", "metric": "slerp"}
+    pipe, options = make("sd"), EXACT | {"output_type": "latent", "metric": "slerp"}
     expected = pipe(keyframes[:2], "a", **options).frames
     pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
     found = pipe(keyframes[:2], "a", **options).frames
@@ -406,7 +385,7 @@ def test_a_network_that_is_stored_narrower_than_it_computes(keyframes):
 @pytest.mark.parametrize("way", ["model", "sequential"])
 def test_hooks_of_offloading_are_called(kind, way, keyframes):
     """As `enable_*_offload` sets them, with the CPU for the accelerator."""
-    pipe, options = make(kind), FAST | {"output_type": "latent", "metric": "lerp"}
+    pipe, options = make(kind), EXACT | {"output_type": "latent", "metric": "lerp"}
     expected = pipe(keyframes[:2], prompts(kind), **options).frames
     cpu, hook = torch.device("cpu"), None
     for module in (c for c in pipe.components.values() if isinstance(c, torch.nn.Module)):
@@ -421,7 +400,7 @@ def test_hooks_of_offloading_are_called(kind, way, keyframes):
 @pytest.mark.parametrize("kind", ["sd3", "flux", "pixels"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_near(kind, dtype, keyframes):
-    pipe, options = make(kind), FAST | {"output_type": "pt", "metric": "lerp"}
+    pipe, options = make(kind), EXACT | {"output_type": "pt", "metric": "lerp"}
     expected = pipe(keyframes[:2], prompts(kind), **options).frames
     found = pipe.to(dtype)(keyframes[:2], prompts(kind), **options).frames
     assert found.dtype == torch.float32

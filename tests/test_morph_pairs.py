@@ -16,12 +16,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from models import FAST, flags, to_pil
 
 from riemannian_diffusion.evaluation import find_sequences
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-FAST = ["--frames", "3", "--steps", "4", "--strength", "0.5", "--max-evals", "2"]
-FAST += ["--clean-strength", "0.5"]
+OPTIONS = FAST | {"num_frames": 3, "num_inference_steps": 4, "max_evals": 2}
+FLAGS = flags(**OPTIONS, clean_strength=0.5)
 METHODS = ["--methods", "slerp", "tangent_normal@clean"]
 
 
@@ -34,13 +35,12 @@ def script(monkeypatch):
 @pytest.fixture
 def pairs(tmp_path, keyframes):
     """Three pairs of images, one in a sub-folder, and other files beside them."""
-    folder = tmp_path / "pairs"
+    folder, images = tmp_path / "pairs", to_pil(keyframes)
     for name in ("dog_1", "cat", "animation/a"):
         for end in (0, 1):
             path = folder / f"{name}_{end}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = (keyframes[end] * 255).byte().permute(1, 2, 0).numpy()
-            PIL.Image.fromarray(pixels).save(path)
+            images[end].save(path)
     PIL.Image.new("RGB", (4, 4)).save(folder / "readme.png")
     return folder
 
@@ -51,7 +51,7 @@ def run(script, tiny_pipe, pairs, tmp_path):
 
     def run(*more, output="out", source=pairs):
         model = ["--model", str(tmp_path / "model")]
-        script.main([str(source), str(tmp_path / output), *model, *FAST, *METHODS, *more])
+        script.main([str(source), str(tmp_path / output), *model, *FLAGS, *METHODS, *more])
         return tmp_path / output
 
     return run
@@ -75,9 +75,7 @@ def test_folders_can_be_evaluated(run, tiny_pipe, keyframes):
     assert summary["tangent_normal@clean"]["num_evals"] == 2
 
     images = [PIL.Image.open(out / "slerp" / "cat" / "inputs" / f"{i}.png") for i in (0, 1)]
-    tiny_pipe.set_progress_bar_config(disable=True)
-    options = {"num_frames": 3, "num_inference_steps": 4, "strength": 0.5}
-    expected = tiny_pipe(images, metric="slerp", **options).frames
+    expected = tiny_pipe(images, metric="slerp", **OPTIONS).frames
     for i, frame in enumerate(expected):
         with PIL.Image.open(out / "slerp" / "cat" / f"{i:02d}.png") as written:
             assert np.array_equal(np.asarray(written), np.asarray(frame))

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from models import randn
 from torch.testing import assert_close
 
 from riemannian_diffusion import (
@@ -19,11 +20,6 @@ from riemannian_diffusion import (
 from riemannian_diffusion.paths import points_at, segment_lengths
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def arc(angles, radius=1.0):

@@ -10,6 +10,7 @@ from diffusers import (
     PNDMScheduler,
     StableDiffusionPipeline,
 )
+from models import FAST
 
 from riemannian_diffusion import (
     DiffusionScore,
@@ -24,8 +25,6 @@ from riemannian_diffusion import (
 from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 from riemannian_diffusion.pipelines.starts import clean_roadmap
-
-FAST = {"num_frames": 4, "num_inference_steps": 8, "max_evals": 3, "strength": 0.5}
 
 
 def test_frames_in_every_output_type(tiny_pipe, keyframes):

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from models import randn
 from problems import HypersphereScore, all_problems, benchmark_problems, hypersphere
 from scipy import integrate, special
 from torch.testing import assert_close
@@ -53,9 +54,7 @@ def test_the_score_is_that_of_the_points(problem):
     """
     path = problem.geodesic(torch.linspace(0.2, 0.8, 5))
     assert float(problem.distance(problem.score.denoise(path)).max()) < 0.055
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(path.shape, generator=generator, dtype=torch.float64)
-    noisy = path + 0.1 * noise
+    noisy = path + 0.1 * randn(*path.shape)
     back = problem.distance(problem.score.denoise(noisy))
     if path.shape[1] > 2:
         assert float(back.mean()) < 0.3 * float(problem.distance(noisy).mean())
@@ -66,9 +65,8 @@ def test_the_score_is_that_of_the_points(problem):
 def test_hypersphere_score_against_scipy(k, alpha, sigma):
     problem = hypersphere(k, 12)
     score = problem.level(alpha, sigma)
-    generator = torch.Generator().manual_seed(1)
     x = alpha * problem.points[:6] * torch.linspace(0.3, 1.5, 6)[:, None].double()
-    x = x + sigma * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    x = x + sigma * randn(*x.shape, seed=1)
     kappa = alpha * ((x - alpha * score.centre) @ score.basis).norm(dim=1) / sigma**2
     order = (k - 1) / 2
     ratio = special.ive(order + 1, kappa.numpy()) / special.ive(order, kappa.numpy())
@@ -89,8 +87,8 @@ def test_hypersphere_is_the_limit_of_a_mixture():
     assert isinstance(score, HypersphereScore)
     circle = torch.cat([t.cos(), t.sin()], 1) @ score.basis.T + score.centre
     mixture = GaussianMixtureScore(circle, 0.3, alpha=0.9)
-    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    v = torch.randn(7, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = randn(7, 5)
+    v = randn(7, 5, seed=1)
     assert_close(score(x), mixture(x), rtol=1e-8, atol=1e-8)
     assert_close(score.log_prob(x), mixture.log_prob(x), rtol=1e-8, atol=1e-8)
     assert_close(score.jvp(x, v), mixture.jvp(x, v), rtol=1e-7, atol=1e-7)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import networks
 import numpy as np
 import PIL.Image
 import pytest
@@ -14,6 +13,7 @@ from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from models import randn, score_unet
 
 from riemannian_diffusion import (
     DiffusionScore,
@@ -54,14 +54,14 @@ def points(draw, num=2):
     """Points of one shape and dtype, whose memory may be strided and that may need a gradient."""
     shape, dtype = draw(SHAPES), draw(DTYPES)
     seed = draw(st.integers(0, 2**16))
-    drawn = networks.randn(num, *shape, seed=seed, dtype=dtype)
+    drawn = randn(num, *shape, seed=seed, dtype=dtype)
     if draw(st.booleans()):
         drawn = torch.stack([drawn, drawn], -1)[..., 0]  # every second number of its memory
     return drawn.requires_grad_(draw(st.booleans()))
 
 
 def mixture(shape, dtype=torch.float64) -> GaussianMixtureScore:
-    return GaussianMixtureScore(networks.randn(5, *shape, seed=7, dtype=dtype), 0.5, std=0.5)
+    return GaussianMixtureScore(randn(5, *shape, seed=7, dtype=dtype), 0.5, std=0.5)
 
 
 @given(points(), st.sampled_from(sorted(METRICS)), st.integers(2, 6), st.integers(1, 3))
@@ -118,7 +118,7 @@ def test_lengths_do_not_depend_on_the_sampling(path, num_points, factor):
 @given(points(num=3), st.integers(1, 8), st.floats(0.1, 0.95))
 def test_what_is_inverted_samples_back(clean, num_levels, least):
     clean = clean.detach().double()
-    means = networks.randn(4, *clean.shape[1:], seed=3)
+    means = randn(4, *clean.shape[1:], seed=3)
     abars = torch.linspace(1, least, num_levels + 1, dtype=torch.float64)[1:].tolist()
 
     def level(timestep):
@@ -134,8 +134,8 @@ def test_what_is_inverted_samples_back(clean, num_levels, least):
 @settings(max_examples=8)
 @given(st.integers(1, 5), st.integers(1, 6), st.sampled_from(sorted(METRICS)))
 def test_chunks_do_not_matter(num_points, size, name):
-    x, v = networks.randn(2, num_points, 2, 8, 8)
-    unet, scheduler = networks.tiny_unet(), DDIMScheduler()
+    x, v = randn(2, num_points, 2, 8, 8)
+    unet, scheduler = score_unet(), DDIMScheduler()
     values = []
     for most in (None, size):
         score = DiffusionScore(unet, scheduler, 300, max_batch_size=most)
@@ -151,9 +151,9 @@ def test_chunks_do_not_matter(num_points, size, name):
     st.integers(1, 3),
 )
 def test_packed_conditions_come_back(shapes, width, rows, num):
-    conditions = {"prompt": networks.randn(num, rows, width)}
+    conditions = {"prompt": randn(num, rows, width)}
     for i, shape in enumerate(shapes):
-        conditions[str(i)] = networks.randn(num, *shape, seed=i)
+        conditions[str(i)] = randn(num, *shape, seed=i)
     packed, sizes = pack(conditions)
     assert packed.shape[0] == num and packed.shape[2] == width
     back = unpack(packed, sizes)
@@ -205,7 +205,7 @@ NO_COUNT = st.one_of(
 
 @given(NO_COUNT, st.sampled_from(["geodesic", "lerp", "slerp", "resample"]))
 def test_what_is_no_count_is_refused(value, name):
-    x0, x1 = networks.randn(2, 3)
+    x0, x1 = randn(2, 3)
     use = {
         "geodesic": lambda: geodesic(EuclideanMetric(), x0, x1, num_points=value),
         "lerp": lambda: lerp(x0, x1, value),

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-import tiny
 import torch
+from models import FAST, make, randn, scheduler
 
 import riemannian_diffusion
 from riemannian_diffusion import (
@@ -63,19 +63,16 @@ from riemannian_diffusion.media import open_image, write_frames
 from riemannian_diffusion.pipelines import (
     AutoGeodesicInterpolationPipeline,
     GeodesicInterpolationPipeline,
-    GeodesicInterpolationXLPipeline,
 )
 
 NAN, INF = math.nan, math.inf
-FAST = {"num_frames": 3, "num_inference_steps": 4, "strength": 0.5, "metric": "lerp"}
-SOLVE = FAST | {"metric": "euclidean", "max_evals": 2}
+LERP = FAST | {"num_frames": 3, "num_inference_steps": 4, "metric": "lerp"}
+SOLVE = LERP | {"metric": "euclidean", "max_evals": 2}
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    pipe = GeodesicInterpolationPipeline(**tiny.stable_diffusion())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return make("sd")
 
 
 # The pipeline's arguments
@@ -194,33 +191,32 @@ BAD_CALLS = [
 @pytest.mark.parametrize(("arguments", "message"), BAD_CALLS)
 def test_a_bad_call_of_the_pipeline(pipe, arguments, message):
     with pytest.raises(ValueError, match=message):
-        pipe(**{**FAST, "image": [A, B], **arguments})
+        pipe(**{**LERP, "image": [A, B], **arguments})
 
 
 def test_embeddings_that_belong_together():
-    pipe = GeodesicInterpolationXLPipeline(**tiny.stable_diffusion_xl())
+    pipe = make("xl")
     with pytest.raises(ValueError, match="needs `pooled_prompt_embeds` with `prompt_embeds`"):
-        pipe([A, B], prompt_embeds=torch.zeros(1, 12, 32), **FAST)
+        pipe([A, B], prompt_embeds=torch.zeros(1, 12, 32), **LERP)
 
 
 def test_weights_that_are_broken(keyframes):
-    pipe = GeodesicInterpolationPipeline(**tiny.stable_diffusion())
-    pipe.set_progress_bar_config(disable=True)
+    pipe = make("sd")
     next(pipe.unet.parameters()).data.fill_(NAN)
     with pytest.raises(ValueError, match="Inverting the images gave NaN or infinite values"):
-        pipe(keyframes[:2], **FAST)
+        pipe(keyframes[:2], **LERP)
     next(pipe.vae.parameters()).data.fill_(NAN)
     with pytest.raises(ValueError, match="Encoding the images gave NaN or infinite values"):
-        pipe(keyframes[:2], **FAST)
+        pipe(keyframes[:2], **LERP)
 
 
 # The functions' arguments
 
-MEANS = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+MEANS = randn(6, 3)
 SCORE, FLAT = GaussianMixtureScore(MEANS, 0.5), EuclideanMetric()
 METRIC, P, Q = TangentNormalMetric(SCORE), MEANS[0], MEANS[1]
 PATH = lerp(P, Q, 5)
-NET, SCHEDULER = torch.nn.Linear(1, 1), tiny.stable_diffusion()["scheduler"]
+NET, SCHEDULER = torch.nn.Linear(1, 1), scheduler()
 
 
 def levels(timestep):

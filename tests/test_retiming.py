@@ -13,15 +13,18 @@ DISTANCES = {
 }
 
 
-def _run(path, show, distance, num_frames, stopped=lambda: False):
+def _run(path, show, distance, num_frames):
     rounds = []
 
     def carry(points, places):
         rounds.append(places)
-        return points
+        return 2 * points
 
-    found, latents = retimed(path, carry, show, distance, num_frames, stopped)
-    assert torch.equal(found, latents)
+    def shown(latents):
+        return show(latents / 2)
+
+    found, latents = retimed(path, carry, shown, distance, num_frames, lambda: False)
+    assert torch.equal(latents, 2 * found)
     return found, rounds
 
 

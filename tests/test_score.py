@@ -10,10 +10,10 @@ from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     SlicedAttnProcessor,
 )
-from networks import central_difference, randn, tiny_conditional_unet, tiny_unet
+from exact import central_difference, dense_jacobian
+from models import embeddings, prompted_score_unet, randn, score_unet
 from scipy.stats import multivariate_normal
 from torch import nn
-from torch.autograd.functional import jacobian
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -29,13 +29,6 @@ from riemannian_diffusion import (
     geodesic,
 )
 from riemannian_diffusion.score.attention import BlockwiseAttention
-
-
-def dense_jacobian(function, x):
-    """(K, d, d): the Jacobian of a function of single points at each of them."""
-    d = x[0].numel()
-    blocks = [jacobian(lambda p: function(p[None])[0], point) for point in x]
-    return torch.stack([block.reshape(d, d) for block in blocks])
 
 
 def apply(matrices, v):
@@ -329,14 +322,10 @@ PROCESSORS = {
 }
 
 
-def prompts(num, seed=11):
-    return 3 * randn(num, 5, 6, seed=seed)
-
-
 SCHEDULER = DDIMScheduler()
 UNETS = {
-    "unconditional": (tiny_unet, {}),
-    "conditional": (tiny_conditional_unet, {"encoder_hidden_states": prompts(1)}),
+    "unconditional": (score_unet, {}),
+    "conditional": (prompted_score_unet, {"encoder_hidden_states": embeddings(1)}),
 }
 
 
@@ -398,8 +387,8 @@ def test_products_do_not_need_grad_mode(unet, context):
 
 
 def test_products_after_set_attention_slice():
-    model = tiny_conditional_unet()
-    score = DiffusionScore(model, SCHEDULER, 300, encoder_hidden_states=prompts(1))
+    model = prompted_score_unet()
+    score = DiffusionScore(model, SCHEDULER, 300, encoder_hidden_states=embeddings(1))
     expected = score.jvp(images(2, 1), images(2, 2))
     model.set_attention_slice("max")
     sliced = [module.processor for module in attentions(model)]
@@ -411,7 +400,7 @@ def test_products_after_set_attention_slice():
 
 def test_the_mask_of_a_custom_processor_counts():
     """Else the custom processor's case above would not show that masks are passed on."""
-    model = tiny_unet()
+    model = score_unet()
     score = DiffusionScore(model, SCHEDULER, 300)
     plain = score.jvp(images(2, 1), images(2, 2))
     set_processors(model, MaskedProcessor)
@@ -420,7 +409,7 @@ def test_the_mask_of_a_custom_processor_counts():
 
 
 def test_an_attention_backend_chosen_by_the_user_is_restored():
-    model = tiny_unet()
+    model = score_unet()
     score = DiffusionScore(model, SCHEDULER, 300)
     expected = score.jvp(images(2, 1), images(2, 2))
     for module in attentions(model):
@@ -541,9 +530,9 @@ def raw_noise(model, x, hidden):
 
 
 def test_paths_of_prompts():
-    model = tiny_conditional_unet()
+    model = prompted_score_unet()
     x = images(5)
-    one, two, five = prompts(1, 12), prompts(2, 13), prompts(5, 14)
+    one, two, five = embeddings(1, 12), embeddings(2, 13), embeddings(5, 14)
     u = torch.linspace(0, 1, 5, dtype=torch.float64)[:, None, None]
     for given, used in (
         (one, one.expand(5, -1, -1)),
@@ -565,8 +554,8 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_modes_combine_the_models_outputs(mode):
-    model, x = tiny_conditional_unet(), images(4)
-    cond, neg = prompts(4, 12), prompts(1, 13)
+    model, x = prompted_score_unet(), images(4)
+    cond, neg = embeddings(4, 12), embeddings(1, 13)
     score = DiffusionScore(
         model,
         SCHEDULER,
@@ -583,7 +572,7 @@ def test_modes_combine_the_models_outputs(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_size_of_batches_changes_nothing(mode):
-    model = tiny_conditional_unet()
+    model = prompted_score_unet()
     sizes = []
     model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     x, v = images(5, 1), images(5, 2)
@@ -593,8 +582,8 @@ def test_size_of_batches_changes_nothing(mode):
             model,
             SCHEDULER,
             300,
-            encoder_hidden_states=prompts(2, 12),
-            negative_hidden_states=prompts(5, 13),
+            encoder_hidden_states=embeddings(2, 12),
+            negative_hidden_states=embeddings(5, 13),
             guidance_scale=2.5,
             mode=mode,
             max_batch_size=max_batch_size,
@@ -719,7 +708,7 @@ def test_points_keep_their_dtype_whatever_the_models(unet, x_dtype, max_batch_si
 def test_rounding_of_the_model_does_not_reach_the_points():
     """With velocity prediction the point itself enters the score, in its own precision."""
     scheduler = DDIMScheduler(prediction_type="v_prediction")
-    model = tiny_unet().to(torch.bfloat16)
+    model = score_unet().to(torch.bfloat16)
     score = DiffusionScore(model, scheduler, 300)
     x = images(2)
     near = x + 1e-9
@@ -737,10 +726,10 @@ def test_rounding_of_the_model_does_not_reach_the_points():
         ({"mode": "uncond"}, "`mode` must be .*got 'uncond'"),
         ({"mode": "guided"}, "needs both `encoder_hidden_states` and `negative_hidden_states`"),
         (
-            {"mode": "difference", "encoder_hidden_states": prompts(1)},
+            {"mode": "difference", "encoder_hidden_states": embeddings(1)},
             "mode='difference' needs both",
         ),
-        ({"mode": "guided", "negative_hidden_states": prompts(1)}, "mode='guided' needs both"),
+        ({"mode": "guided", "negative_hidden_states": embeddings(1)}, "mode='guided' needs both"),
         ({"max_batch_size": 0}, "`max_batch_size` must be a whole number of at least 1, but got 0"),
         ({"scheduler": object()}, "`scheduler` must have `alphas_cumprod`.*but got object"),
         (
@@ -765,16 +754,16 @@ def test_unknown_prediction_types_are_named():
 @pytest.mark.parametrize(
     "hidden, num, message",
     [
-        (prompts(3), 1, "path of 3 prompts: one point alone has no place on it"),
+        (embeddings(3), 1, "path of 3 prompts: one point alone has no place on it"),
         (
-            prompts(1)[0],
+            embeddings(1)[0],
             2,
             r"`encoder_hidden_states` must be \(1, L, C\), \(P, L, C\) or \(B, P, L, C\)",
         ),
     ],
 )
 def test_bad_prompts(hidden, num, message):
-    score = DiffusionScore(tiny_conditional_unet(), SCHEDULER, 5, encoder_hidden_states=hidden)
+    score = DiffusionScore(prompted_score_unet(), SCHEDULER, 5, encoder_hidden_states=hidden)
     with pytest.raises(ValueError, match=message):
         score(images(num))
 
@@ -866,7 +855,7 @@ def test_one_point_expanded_for_many_tangents(network):
     x, v = randn(1, 2, 8, 8), randn(3, 2, 8, 8, seed=1)
     score = GaussianMixtureScore(randn(4, 2, 8, 8, seed=2), 1.0)
     if network:
-        score = DiffusionScore(tiny_unet(), DDIMScheduler(), 400)
+        score = DiffusionScore(score_unet(), DDIMScheduler(), 400)
     products = score.jvp(x.expand(3, -1, -1, -1), v)
     assert_close(products, score.jvp(x.repeat(3, 1, 1, 1), v))
     same = score.jvp(x.repeat(3, 1, 1, 1), v[:1].expand(3, -1, -1, -1))

@@ -8,7 +8,7 @@ from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     SlicedAttnProcessor,
 )
-from networks import central_difference
+from exact import central_difference
 from PIL import Image
 
 from riemannian_diffusion import (
@@ -19,28 +19,22 @@ from riemannian_diffusion import (
     demo,
     geodesic,
 )
-from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
 TIMESTEP = 581  # 0.6 of 50 steps
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def ends(pipe):
+def ends(shipped_pipe):
     """The shipped images' latents at the level, `(2, 4, 16, 16)`."""
     images = [Image.open(path).convert("RGB") for path in demo.endpoint_paths()]
-    return pipe(images, metric="slerp", num_frames=2, output_type="latent").latents
+    return shipped_pipe(images, metric="slerp", num_frames=2, output_type="latent").latents
 
 
-def score_of(pipe, prompt="") -> DiffusionScore:
-    hidden, _ = pipe.encode_prompt(prompt, "cpu", 1, False)
-    return DiffusionScore(pipe.unet, pipe.scheduler, TIMESTEP, encoder_hidden_states=hidden)
+def score_of(shipped_pipe, prompt="") -> DiffusionScore:
+    hidden, _ = shipped_pipe.encode_prompt(prompt, "cpu", 1, False)
+    return DiffusionScore(
+        shipped_pipe.unet, shipped_pipe.scheduler, TIMESTEP, encoder_hidden_states=hidden
+    )
 
 
 def processors(unet) -> list:
@@ -60,9 +54,9 @@ DEFAULTS = {
 
 @pytest.mark.parametrize("choose, kind", DEFAULTS.values(), ids=DEFAULTS.keys())
 @pytest.mark.parametrize("prompt", ["", "a red cube"])
-def test_jvp_against_central_differences(pipe, ends, prompt, choose, kind):
-    unet, usual = pipe.unet, pipe.unet.attn_processors
-    score = score_of(pipe, prompt)
+def test_jvp_against_central_differences(shipped_pipe, ends, prompt, choose, kind):
+    unet, usual = shipped_pipe.unet, shipped_pipe.unet.attn_processors
+    score = score_of(shipped_pipe, prompt)
     try:
         unet.double()
         choose(unet)
@@ -83,8 +77,8 @@ def test_jvp_against_central_differences(pipe, ends, prompt, choose, kind):
         unet.float()
 
 
-def test_the_end_points_of_a_solve(pipe, ends):
-    metric = TangentNormalMetric(score_of(pipe))
+def test_the_end_points_of_a_solve(shipped_pipe, ends):
+    metric = TangentNormalMetric(score_of(shipped_pipe))
     found = geodesic(metric, *ends, num_points=5, max_evals=4)
     assert torch.equal(found.path[0], ends[0]) and torch.equal(found.path[-1], ends[1])
     assert found.lower_bound <= found.energy
@@ -92,8 +86,8 @@ def test_the_end_points_of_a_solve(pipe, ends):
 
 
 @pytest.mark.slow
-def test_evaluations_to_reach_what_adam_reaches_in_500(pipe, ends):
-    metric = TangentNormalMetric(score_of(pipe))
+def test_evaluations_to_reach_what_adam_reaches_in_500(shipped_pipe, ends):
+    metric = TangentNormalMetric(score_of(shipped_pipe))
 
     def lowest(solver, max_evals):
         found = geodesic(metric, *ends, num_points=9, solver=solver, rtol=0.0, max_evals=max_evals)

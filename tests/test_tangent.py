@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from networks import randn, tiny_conditional_unet, tiny_unet
+from models import prompted_score_unet, randn, score_unet
 from problems import HypersphereScore
 from torch.testing import assert_close
 
@@ -54,7 +54,7 @@ def dense(score, x):
 SCORES = {
     "mixture": (GaussianMixtureScore(randn(9, 3, 4), 0.8, std=0.1), (3, 4)),
     "not symmetric": (Linear(randn(12, 12) / 4), (12,)),
-    "network": (DiffusionScore(tiny_unet(), DDIMScheduler(), 300), (2, 8, 8)),
+    "network": (DiffusionScore(score_unet(), DDIMScheduler(), 300), (2, 8, 8)),
 }
 every_score = pytest.mark.parametrize("score, shape", SCORES.values(), ids=SCORES.keys())
 
@@ -119,7 +119,7 @@ def test_a_dimension_larger_than_asked_for_shows_no_gap():
 
 
 def test_every_point_is_read_under_its_own_prompt():
-    unet = tiny_conditional_unet()
+    unet = prompted_score_unet()
     prompts, x = 3 * randn(2, 5, 6, seed=3), randn(2, 2, 8, 8, seed=4)
     both = DiffusionScore(unet, DDIMScheduler(), 300, encoder_hidden_states=prompts)
     found = tangent_spectrum(both, x, 3, max_iterations=200, rtol=1e-9).values

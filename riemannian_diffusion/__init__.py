@@ -16,14 +16,6 @@ from riemannian_diffusion.ddim import (
     sample_steps,
     sdedit,
 )
-from riemannian_diffusion.exponential import (
-    analogy,
-    exponential_map,
-    extrapolate,
-    frechet_mean,
-    logarithm_map,
-    parallel_transport,
-)
 from riemannian_diffusion.geodesics import (
     Adam,
     Geodesic,
@@ -32,6 +24,14 @@ from riemannian_diffusion.geodesics import (
     Solver,
     geodesic,
     geodesics,
+)
+from riemannian_diffusion.geometry import (
+    analogy,
+    exponential_map,
+    extrapolate,
+    frechet_mean,
+    logarithm_map,
+    parallel_transport,
 )
 from riemannian_diffusion.guidance import ManifoldGuidance, ManifoldGuidedScore
 from riemannian_diffusion.metrics import (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion.ddim import sdedit
-from riemannian_diffusion.exponential import analogy, extrapolate
+from riemannian_diffusion.geometry import analogy, extrapolate
 from riemannian_diffusion.metrics import EuclideanMetric, TangentNormalMetric
 from riemannian_diffusion.paths import length
 from riemannian_diffusion.roadmaps import Roadmap, roadmap

@@ -16,7 +16,7 @@ from riemannian_diffusion.arguments import (
     is_finite,
     kind_of,
 )
-from riemannian_diffusion.exponential.maps import own
+from riemannian_diffusion.geometry.tangents import own
 from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import segment_lengths
 from riemannian_diffusion.score.model import ScoreModel
@@ -91,7 +91,7 @@ def extrapolate(
         raise ValueError("The last two points of `path` are the same: they give no direction.")
     num_steps = max(1, round(distance / usual))
     size = distance / num_steps
-    points, limit = list(path), math.inf
+    points, limit = list(path.unbind()), math.inf
     if max_residual < math.inf:
         moved = max(float((project(point[None])[0] - point).norm()) for point in path)
         limit = max(max_residual * moved, 0.1 * size)
@@ -106,7 +106,7 @@ def extrapolate(
 
 
 def _checked(project: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same, refusing what are no finite points of the shape it was given."""
+    """`project` with a check that it returns finite points of the shape of its argument."""
     check_callable(project=project)
 
     def projected(x: Tensor) -> Tensor:
@@ -188,13 +188,13 @@ def analogy(
         steps[k:] = _carried(score, path[k], path[k - 1], steps[k:])
     for here, there in zip(way[:-1], way[1:], strict=True):
         steps = _carried(score, here, there, steps)
-    points = [start]
+    found = [start]
     for k in range(len(steps)):
         size = float(steps[k].norm())
-        moved = _step(project, points[-1], steps[k], size) if size else points[-1]
-        points.append(moved)
-        steps[k + 1 :] = _carried(score, points[-2], points[-1], steps[k + 1 :])
-    return torch.stack(points)
+        moved = _step(project, found[-1], steps[k], size) if size else found[-1]
+        found.append(moved)
+        steps[k + 1 :] = _carried(score, found[-2], found[-1], steps[k + 1 :])
+    return torch.stack(found)
 
 
 def _carried(score: ScoreModel, here: Tensor, there: Tensor, vectors: Tensor) -> Tensor:

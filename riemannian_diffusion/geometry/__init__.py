@@ -1,0 +1,16 @@
+"""The geometry of a metric beyond one geodesic: maps, transport, means, continuation."""
+
+from riemannian_diffusion.geometry.continuation import analogy, extrapolate
+from riemannian_diffusion.geometry.logarithms import logarithm_map
+from riemannian_diffusion.geometry.maps import exponential_map
+from riemannian_diffusion.geometry.means import frechet_mean
+from riemannian_diffusion.geometry.transport import parallel_transport
+
+__all__ = [
+    "analogy",
+    "exponential_map",
+    "extrapolate",
+    "frechet_mean",
+    "logarithm_map",
+    "parallel_transport",
+]

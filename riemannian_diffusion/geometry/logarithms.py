@@ -1,0 +1,114 @@
+"""The logarithm map: the velocity of the geodesic from one point to another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.arguments import check_points
+from riemannian_diffusion.geodesics import Solver, Start, geodesics
+from riemannian_diffusion.geometry.tangents import own, sharp, with_gradient
+from riemannian_diffusion.metrics import Metric, PullbackMetric
+from riemannian_diffusion.paths import refine
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def logarithm_map(
+    metric: Metric,
+    x: Tensor,
+    y: Tensor,
+    *,
+    num_points: int = 33,
+    num_quadrature: int = 1,
+    init: Start = "lerp",
+    solver: Solver | None = None,
+    rtol: float = 1e-9,
+    max_evals: int = 500,
+) -> Tensor:
+    """Velocity at `x` of the geodesic that reaches `y` in unit time, `shape`.
+
+    Its norm is the length of the geodesic. It follows from the first momentum of the path that
+    `geodesic` finds, which is minus the derivative of the energy at the start. With
+    `num_quadrature=1`, `exponential_map` with `num_points - 1` steps leads from this velocity back
+    to `y`, up to the tolerance of the solve.
+
+    Args:
+        metric: The metric.
+        x: The start, `shape`.
+        y: The end, `shape`.
+        num_points: As in `geodesic`.
+        num_quadrature: As in `geodesic`.
+        init: As in `geodesic`.
+        solver: As in `geodesic`.
+        rtol: As in `geodesic`.
+        max_evals: As in `geodesic`.
+
+    Raises:
+        ValueError: As in `geodesic`, and if no geodesic was found.
+    """
+    check_points(x=x, y=y)
+    x, y = own(x, y)
+    options = (num_points, num_quadrature, init, solver, rtol, max_evals)
+    return logarithms(metric, x[None], y[None], *options)[0][0]
+
+
+def logarithms(
+    metric: Metric,
+    x: Tensor,
+    y: Tensor,
+    num_points: int,
+    num_quadrature: int,
+    init: Start,
+    solver: Solver | None,
+    rtol: float,
+    max_evals: int,
+) -> tuple[Tensor, Tensor]:
+    """Logarithms of pairs of points, all `(P, *shape)`, and the paths `(P, K, *shape)`."""
+    metric = with_gradient(metric)
+    found = geodesics(
+        metric,
+        x,
+        y,
+        num_points=num_points,
+        num_quadrature=num_quadrature,
+        init=init,
+        solver=solver,
+        rtol=rtol,
+        max_evals=max_evals,
+    )
+    for one in found:
+        if one.status == "nonfinite":
+            raise ValueError(f"No geodesic was found: {one.message}")
+        if one.status == "rounding" and not _indistinct(metric, one.path[[0, -1]]):
+            raise ValueError(f"No geodesic was found: {one.message}")
+    paths = torch.stack([one.path for one in found])
+    velocities = paths[:, -1] - paths[:, 0]  # kept where a network cannot tell the ends apart
+    rows = [i for i, one in enumerate(found) if one.status != "rounding"]
+    if rows:
+        momenta = [_first_momentum(metric, i, paths[i], num_quadrature) for i in rows]
+        guess = (paths[rows, 1] - paths[rows, 0]) * (num_points - 1)
+        there = metric.along(torch.zeros(len(rows)), torch.tensor(rows))
+        velocities[rows] = sharp(
+            there, paths[rows, 0], torch.stack(momenta), guess, 0.1 * rtol**0.5
+        )
+    return velocities, paths
+
+
+def _first_momentum(metric: Metric, pair: int, path: Tensor, num_quadrature: int) -> Tensor:
+    """Momentum at the start of a path over unit time: minus the derivative of its energy there."""
+    start = path[0].clone().requires_grad_()
+    u = torch.linspace(0, 1 / (len(path) - 1), num_quadrature + 1, dtype=torch.float64)
+    there = metric.along(u, torch.full((len(u),), pair))
+    with torch.enable_grad():
+        first = refine(torch.stack([start, path[1]]), num_quadrature)
+        energy = there.energy(first).sum() * (len(path) - 1)
+    return -torch.autograd.grad(energy, start)[0]
+
+
+def _indistinct(metric: Metric, ends: Tensor) -> bool:
+    """Whether an embedding cannot tell two points apart, so that a straight line will do."""
+    if not isinstance(metric, PullbackMetric):
+        return False
+    first, second = metric.embed(ends).flatten(1)
+    return float((second - first).norm()) <= 4 * metric.rounding * float(first.norm())

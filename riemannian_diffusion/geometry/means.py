@@ -1,0 +1,111 @@
+"""Means of points on a manifold."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.arguments import (
+    check_kind,
+    check_not_negative,
+    check_points,
+    check_whole,
+)
+from riemannian_diffusion.geodesics import Start
+from riemannian_diffusion.geometry.logarithms import logarithms
+from riemannian_diffusion.geometry.tangents import own
+from riemannian_diffusion.metrics import Metric
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def frechet_mean(
+    metric: Metric,
+    points: Tensor,
+    weights: Tensor | None = None,
+    *,
+    init: Tensor | None = None,
+    num_points: int = 17,
+    num_quadrature: int = 1,
+    rtol: float = 1e-3,
+    max_steps: int = 20,
+    max_evals: int = 200,
+) -> Tensor:
+    """Point with the least mean squared distance to several points, `shape` (Karcher 1977).
+
+    Each step moves the mean by the weighted mean of the logarithms, `x + sum w_i log_x(p_i)`. The
+    geodesics to all points are solved side by side, and each starts from its path of the step
+    before. If a step raises the mean squared distance, this step and all later ones are halved. A
+    warning says when `max_steps` steps did not suffice.
+
+    Args:
+        metric: The metric.
+        points: The points, `(N, *shape)`.
+        weights: Weights of the points, `(N,)`, non-negative and not all 0. They are normalised
+            here. None gives equal weights.
+        init: First estimate of the mean, `shape`. None takes the weighted mean of the coordinates,
+            which lies off the data if the points spread over much of a curved manifold. In that
+            case, give one of the points.
+        num_points: Number of points of each geodesic.
+        num_quadrature: Number of sub-chords per step of each geodesic, as in `geodesic`.
+        rtol: The descent ends when a step is shorter than this share of the mean distance.
+        max_steps: Largest number of steps.
+        max_evals: Largest number of evaluations of each geodesic.
+
+    Raises:
+        ValueError: If `points`, `weights` or `init` are not valid, or no geodesic was found.
+    """
+    check_kind(Metric, metric=metric)
+    check_points(points=points)
+    check_whole(2, num_points=num_points)
+    check_whole(1, max_steps=max_steps)
+    check_not_negative(rtol=rtol)
+    if points.ndim < 2 or len(points) == 0:
+        raise ValueError(
+            f"`points` must be finite (N, *shape), but they are {tuple(points.shape)}."
+        )
+    if weights is None:
+        weights = points.new_ones(len(points))
+    check_points(weights=weights)
+    weights = weights.to(points)
+    if weights.shape != points.shape[:1] or (weights < 0).any() or not weights.sum() > 0:
+        raise ValueError(
+            f"`weights` must be ({len(points)},), non-negative and not all 0, but got {weights}."
+        )
+    if init is not None:
+        check_points(init=init)
+    if init is not None and init.shape != points.shape[1:]:
+        raise ValueError(
+            f"`init` must be a finite point {tuple(points.shape[1:])}, but it is "
+            f"{tuple(init.shape)}."
+        )
+    points, weights = own(points, weights)
+    weights = (weights / weights.sum()).view(-1, *[1] * (points.ndim - 1))
+    mean = (weights * points).sum(0) if init is None else init.detach().to(points)
+    start: Start = "lerp"
+    least, here, base, step = math.inf, math.inf, mean, torch.zeros_like(mean)
+    factor = 1.0
+    left = torch.linspace(1, 0, num_points).to(points).view(-1, *[1] * (points.ndim - 1))
+    for _ in range(max_steps):
+        options = (num_points, num_quadrature, start, None, 0.1 * rtol**2, max_evals)
+        velocities, paths = logarithms(metric, mean.expand_as(points), points, *options)
+        reach = metric.norm(mean.repeat(len(points), *[1] * mean.ndim), velocities)
+        spread = float((weights.flatten() * reach.square()).sum())
+        if spread <= (1 + rtol) * least:
+            least, base, step = spread, mean, factor * (weights * velocities).sum(0)
+        else:  # the step was too long: halve it and all later steps
+            factor, step = factor / 2, step / 2
+        here = float(metric.norm(base[None], step[None]))
+        if here <= rtol * float((weights.flatten() * reach).sum()):
+            return base + step
+        start = paths + left * (base + step - mean)  # the ends stay, the start moves along
+        mean = base + step
+    warnings.warn(
+        f"frechet_mean: after `max_steps`={max_steps} a step is still {here:.3g} long: give more "
+        "steps, a larger `rtol`, or points nearer to each other.",
+        stacklevel=2,
+    )
+    return base

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 import platform
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from riemannian_diffusion.runtime import installed_versions
 
 
 def describe(device: str = "cpu") -> str:
@@ -19,6 +20,7 @@ def describe(device: str = "cpu") -> str:
     elif info.exists():
         lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         name = lines[0].partition(":")[2].strip() if lines else name
-    versions = ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "transformers"))
+    found = installed_versions(("torch", "diffusers", "transformers"))
+    versions = ", ".join(f"{name} {number}" for name, number in found.items() if name != "python")
     today = datetime.date.today().isoformat()
     return f"{today} | {name}, {torch.get_num_threads()} threads | {versions}"

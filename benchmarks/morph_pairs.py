@@ -35,16 +35,12 @@ from machine import describe
 from PIL import Image
 
 from riemannian_diffusion import demo
-from riemannian_diffusion.cli import (
-    METRIC_NAMES,
-    default_dtype,
-    describe_geodesic,
-    first_device,
-    installed_versions,
-)
+from riemannian_diffusion.cli.commands import describe_geodesic
+from riemannian_diffusion.cli.parser import METRIC_NAMES
 from riemannian_diffusion.media import open_image, write_atomically
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 from riemannian_diffusion.pipelines.gaps import NOISE_CURVES
+from riemannian_diffusion.runtime import default_dtype, first_device, installed_versions
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 NO_PROMPTS = ["", ""]

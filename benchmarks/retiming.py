@@ -26,10 +26,10 @@ from riemannian_diffusion.evaluation import (
     largest_step,
     pdv_variance,
     ppl,
+    rmse,
     ssim,
 )
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
-from riemannian_diffusion.pipelines.retiming import rmse
 
 HELD_OUT_SEED = 2000  # the shipped model was trained on scenes drawn from seed 0
 METRICS = ("tangent_normal", "slerp")

@@ -1,65 +1,113 @@
 """Geodesics on the data manifold that a diffusion model has learned."""
 
-from riemannian_diffusion.adaptation import (
-    Adaptation,
-    LoraMix,
-    adapt,
-    fit_embeddings,
-    fit_lora,
-    interpolated_attention,
-)
-from riemannian_diffusion.ddim import (
-    ddim_step,
-    invert,
-    invert_steps,
-    sample,
-    sample_steps,
-    sdedit,
-)
-from riemannian_diffusion.geodesics import (
-    Adam,
-    Geodesic,
-    Iterate,
-    PathLBFGS,
-    Solver,
-    geodesic,
-    geodesics,
-)
-from riemannian_diffusion.geometry import (
-    analogy,
-    exponential_map,
-    extrapolate,
-    frechet_mean,
-    logarithm_map,
-    parallel_transport,
-)
-from riemannian_diffusion.guidance import ManifoldGuidance, ManifoldGuidedScore
-from riemannian_diffusion.metrics import (
-    EuclideanMetric,
-    Metric,
-    PullbackMetric,
-    ScoreJacobianMetric,
-    SteinScoreMetric,
-    TangentNormalMetric,
-)
-from riemannian_diffusion.paths import adain, length, lerp, refine, resample, slerp, speed
-from riemannian_diffusion.roadmaps import Roadmap, roadmap
-from riemannian_diffusion.score import (
-    DiffusionScore,
-    GaussianMixtureScore,
-    ScoreModel,
-    SharedNoiseScore,
-)
-from riemannian_diffusion.tangent import (
-    intrinsic_dimension,
-    normal_curvature,
-    second_fundamental_form,
-    split_tangent,
-    tangent_basis,
-    tangent_spectrum,
-)
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from riemannian_diffusion.lazy import lazy_names
+from riemannian_diffusion.runtime import __version__
+
+if TYPE_CHECKING:
+    from riemannian_diffusion.adaptation import (
+        Adaptation,
+        LoraMix,
+        adapt,
+        fit_embeddings,
+        fit_lora,
+        interpolated_attention,
+    )
+    from riemannian_diffusion.ddim import (
+        ddim_step,
+        invert,
+        invert_steps,
+        sample,
+        sample_steps,
+        sdedit,
+    )
+    from riemannian_diffusion.geodesics import (
+        Adam,
+        Geodesic,
+        Iterate,
+        PathLBFGS,
+        Solver,
+        geodesic,
+        geodesics,
+    )
+    from riemannian_diffusion.geometry import (
+        analogy,
+        exponential_map,
+        extrapolate,
+        frechet_mean,
+        logarithm_map,
+        parallel_transport,
+    )
+    from riemannian_diffusion.guidance import ManifoldGuidance, ManifoldGuidedScore
+    from riemannian_diffusion.metrics import (
+        EuclideanMetric,
+        Metric,
+        PullbackMetric,
+        ScoreJacobianMetric,
+        SteinScoreMetric,
+        TangentNormalMetric,
+    )
+    from riemannian_diffusion.paths import adain, length, lerp, refine, resample, slerp, speed
+    from riemannian_diffusion.roadmaps import Roadmap, roadmap
+    from riemannian_diffusion.score import (
+        DiffusionScore,
+        GaussianMixtureScore,
+        ScoreModel,
+        SharedNoiseScore,
+    )
+    from riemannian_diffusion.tangent import (
+        intrinsic_dimension,
+        normal_curvature,
+        second_fundamental_form,
+        split_tangent,
+        tangent_basis,
+        tangent_spectrum,
+    )
+else:  # `geodesics` is not listed: it is the subpackage, callable like the function
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "adaptation": (
+                "Adaptation",
+                "LoraMix",
+                "adapt",
+                "fit_embeddings",
+                "fit_lora",
+                "interpolated_attention",
+            ),
+            "ddim": ("ddim_step", "invert", "invert_steps", "sample", "sample_steps", "sdedit"),
+            "geodesics": ("Adam", "Geodesic", "Iterate", "PathLBFGS", "Solver", "geodesic"),
+            "geometry": (
+                "analogy",
+                "exponential_map",
+                "extrapolate",
+                "frechet_mean",
+                "logarithm_map",
+                "parallel_transport",
+            ),
+            "guidance": ("ManifoldGuidance", "ManifoldGuidedScore"),
+            "metrics": (
+                "EuclideanMetric",
+                "Metric",
+                "PullbackMetric",
+                "ScoreJacobianMetric",
+                "SteinScoreMetric",
+                "TangentNormalMetric",
+            ),
+            "paths": ("adain", "length", "lerp", "refine", "resample", "slerp", "speed"),
+            "roadmaps": ("Roadmap", "roadmap"),
+            "score": ("DiffusionScore", "GaussianMixtureScore", "ScoreModel", "SharedNoiseScore"),
+            "tangent": (
+                "intrinsic_dimension",
+                "normal_curvature",
+                "second_fundamental_form",
+                "split_tangent",
+                "tangent_basis",
+                "tangent_spectrum",
+            ),
+        },
+    )
 
 __all__ = [
     "Adam",
@@ -82,6 +130,7 @@ __all__ = [
     "Solver",
     "SteinScoreMetric",
     "TangentNormalMetric",
+    "__version__",
     "adain",
     "adapt",
     "analogy",

@@ -55,9 +55,10 @@ def plot_plane(
     points = torch.cat([path.detach().cpu().double() for path in paths.values()])
     low, high = points.amin(0), points.amax(0)
     centre, half = (low + high) / 2, (high - low).max() * (0.5 + margin)
-    extent = [v for c in centre for v in (float(c - half), float(c + half))]
+    (left, bottom), (right, top) = (centre - half).tolist(), (centre + half).tolist()
     if log_prob is not None:
         density = log_prob(_grid(centre, half, 150).to(like)).exp().view(150, 150).cpu()
+        extent = (left, right, bottom, top)
         axes.imshow(density.T.numpy(), origin="lower", extent=extent, cmap="Greys", alpha=0.6)
     if metric is not None:
         _plot_ellipses(axes, metric, centre, half, num_ellipses, ellipse_size, like)
@@ -65,8 +66,8 @@ def plot_plane(
         axes.plot(
             *path.detach().cpu().double().T.numpy(), ".-", linewidth=1.5, markersize=4, label=name
         )
-    axes.set_xlim(*extent[:2])
-    axes.set_ylim(*extent[2:])
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
     axes.set_aspect("equal")
     axes.legend(fontsize=8)
 

@@ -127,7 +127,7 @@ def roadmap(
             hop = max(graph[i][j] for i, j in pairwise(way)) ** (1 / power) / chord
             enough = hop <= max_hop or len(points) - 2 >= max_samples
             unknown = [h for h in pairwise(way) if h not in stretches] if metric and enough else []
-            if not unknown:
+            if metric is None or not unknown:
                 break
             if not stretches:
                 usual = _usual_stretch(metric, points, unknown, generator)
@@ -148,11 +148,11 @@ def roadmap(
 
 
 def _draw(draws: Sequence[Draw], centres: Tensor) -> Tensor:
-    # strided, so that every way of drawing serves all kinds of centres
-    samples = [draw(centres[i :: len(draws)]) for i, draw in enumerate(draws)]
-    if not all(isinstance(drawn, Tensor) for drawn in samples):
-        raise ValueError("`draws` must give tensors, but one gave none.")
-    samples = torch.cat([s for s in samples if len(s)])
+    # strided, so that every function draws around centres of all kinds
+    drawn = [draw(centres[i :: len(draws)]) for i, draw in enumerate(draws)]
+    if not all(isinstance(some, Tensor) for some in drawn):
+        raise ValueError("Each function of `draws` must return a tensor, but one did not.")
+    samples = torch.cat([some for some in drawn if len(some)])
     if samples.shape != centres.shape or not samples.isfinite().all():
         raise ValueError(
             f"`draws` must give finite points of the shape they are given, {tuple(centres.shape)} "

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from models import FAST, flags, to_pil
 
-from riemannian_diffusion.cli import METRIC_NAMES, PROTOCOL_NAMES, default_dtype, main
+from riemannian_diffusion.cli import main
+from riemannian_diffusion.cli.parser import INIT_NAMES, METRIC_NAMES, PROTOCOL_NAMES
 from riemannian_diffusion.evaluation import PROTOCOLS
 from riemannian_diffusion.pipelines.gaps import CURVES, METRICS
+from riemannian_diffusion.runtime import default_dtype
 
 FLAGS = flags(**FAST, device="cpu")
 
@@ -27,8 +30,10 @@ def inputs(tiny_pipe, keyframes, tmp_path):
     return [str(tmp_path / "0.png"), str(tmp_path / "1.png"), "--model", str(tmp_path / "model")]
 
 
-def test_names_are_the_library_s():
+def test_names_are_the_library_s(tiny_pipe, keyframes):
     assert METRIC_NAMES == (*METRICS, *CURVES) and PROTOCOL_NAMES == tuple(PROTOCOLS)
+    with pytest.raises(ValueError, match=re.escape(f"`init` must be one of {INIT_NAMES}")):
+        tiny_pipe(keyframes[:2], init="none of them")
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from torchmetrics.image.kid import poly_mmd
 
 import riemannian_diffusion
 from riemannian_diffusion import evaluation as ev
-from riemannian_diffusion.cli import PROTOCOL_NAMES, main
+from riemannian_diffusion.cli import main
+from riemannian_diffusion.cli.parser import PROTOCOL_NAMES
 
 GAPS = torch.tensor([[0.3, 0.1, 0.4, 0.15], [0.2, 0.2, 0.2, 0.2]], dtype=torch.float64)
 OFFLINE = "no route to the host"
@@ -124,7 +125,7 @@ def test_gaps_are_distances_of_neighbours_in_any_batches():
 def test_image_measures_against_skimage():
     x = rand(3, 3, 21, 17)
     y = (x + 0.2 * randn(3, 3, 21, 17, seed=1)).clamp(0, 1)
-    found = [ev.mse(x, y), ev.psnr(x, y), ev.ssim(x, y)]
+    found = [ev.mse(x, y), ev.rmse(x, y), ev.psnr(x, y), ev.ssim(x, y)]
     for i, (a, b) in enumerate(zip(x.numpy(), y.numpy(), strict=True)):
         similarity = skimage_metrics.structural_similarity(
             a,
@@ -137,6 +138,7 @@ def test_image_measures_against_skimage():
         )
         expected = [
             skimage_metrics.mean_squared_error(a, b),
+            skimage_metrics.mean_squared_error(a, b) ** 0.5,
             skimage_metrics.peak_signal_noise_ratio(a, b, data_range=1.0),
             similarity,
         ]
@@ -353,7 +355,7 @@ def test_lpips_loads_the_trunk_on_disk(random_lpips):
 def test_every_lpips_network_takes_its_least_size(random_lpips, network):
     import lpips
 
-    from riemannian_diffusion.evaluation.backbones import LPIPS_NETWORKS
+    from riemannian_diffusion.measures.networks import LPIPS_NETWORKS
 
     side, file = LPIPS_NETWORKS[network]
     with warnings.catch_warnings():

@@ -382,7 +382,7 @@ ONE = vector(1, 2)
         ),
         (
             lambda: exponential_map(Sphere(), vector(1.5, 0), vector(3, 9), num_steps=1),
-            "step 1 of 1.*take more steps, or a shorter `v`",
+            "step 1 of 1.*give a larger `num_steps` or a shorter `v`",
         ),
         (lambda: logarithm_map(FLAT, ONE, vector(1)), "of one shape"),
         (lambda: logarithm_map(Sphere(math.inf), ONE, ONE + 1), "No geodesic was found"),

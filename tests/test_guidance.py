@@ -259,7 +259,7 @@ def test_bad_guiders():
         ManifoldGuidedScore(*_mixtures([[1.0] * 5] * 2), 2.0, damping=-1)
     with pytest.raises(ValueError, match="prediction_type.*'noise'"):
         ManifoldGuidance(prediction_type="noise")
-    with pytest.raises(ValueError, match="no schedule of betas"):
+    with pytest.raises(ValueError, match="must have a schedule of betas"):
         ManifoldGuidance.from_scheduler(DDIMScheduler(trained_betas=[0.1, 0.2]))
     guider = ManifoldGuidance()
     guider.set_state(0, 10, torch.tensor(700))
@@ -279,7 +279,7 @@ def test_a_network_whose_point_is_joined_to_others_is_refused():
         guider.prepare_models(network)
         batch.noise_pred = network(randn(1, 3, seed=i))[0]
         guider.cleanup_models(network)
-    with pytest.raises(ValueError, match=r"noisy point alone, \(1, 2\) .*, but it is \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"noisy point alone, \(1, 2\) .*, but got \(1, 3\)"):
         guider(batches)
 
 

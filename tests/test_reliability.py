@@ -305,7 +305,7 @@ BAD_USES = [
     (lambda: roadmap([same], P * NAN, Q), "`x0` must be .* has NaN or infinite ones"),
     (lambda: roadmap([same], P, Q, power=NAN), "`power` must be a finite number, but got nan"),
     (lambda: roadmap([same], P, Q, max_samples=1.5), "`max_samples` must be a whole number"),
-    (lambda: roadmap([lambda x: None], P, Q), "`draws` must give tensors"),
+    (lambda: roadmap([lambda x: None], P, Q), "`draws` must return a tensor"),
     (lambda: roadmap([same], P, Q, metric=3), "`metric` must be a Metric, but got int"),
     (lambda: SteinScoreMetric(3), "`score` must be a ScoreModel, but got int"),
     (lambda: SteinScoreMetric(SCORE, lam=INF), "`lam` must be a finite number, but got inf"),
@@ -636,7 +636,8 @@ import os, random, signal, sys, time
 import numpy as np
 from PIL import Image
 from riemannian_diffusion import cli, media
-from riemannian_diffusion import pipelines
+from riemannian_diffusion.cli import commands
+from riemannian_diffusion.pipelines import AutoGeodesicInterpolationPipeline
 
 random.seed(0)
 noise = np.random.default_rng(0).integers(0, 255, (9, 64, 64, 3), dtype=np.uint8)

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from riemannian_diffusion.pipelines.retiming import MAX_ROUNDS, retimed, rmse
+from riemannian_diffusion.measures import rmse
+from riemannian_diffusion.pipelines.retiming import MAX_ROUNDS, retimed
 
 SHOWN = {"cube": lambda u: u**3, "steep": lambda u: torch.sigmoid(30 * (u - 0.5)) - u / 100}
 DISTANCES = {
     "length": lambda x, y: (x - y).abs().flatten(1).sum(1),
     "square": lambda x, y: (x - y).square().flatten(1).sum(1),
-    "root": rmse,
+    "root": lambda x, y: rmse(x[..., None, None], y[..., None, None]),
 }
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from riemannian_diffusion.adaptation.fitting import fit_embeddings, fit_lora
 from riemannian_diffusion.media import write_atomically
+from riemannian_diffusion.runtime import __version__
 
 FORMAT = "riemannian_diffusion"
 
@@ -50,8 +51,6 @@ class Adaptation:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write it to one safetensors file, under a temporary name first."""
-        from riemannian_diffusion import __version__
-
         tensors = {} if self.embeddings is None else {"embeddings": self.embeddings}
         for i, lora in enumerate(self.loras or []):
             tensors |= {f"lora.{i}.{name}": value for name, value in lora.items()}
@@ -213,8 +212,6 @@ def _digest(pipe, pixels: Tensor, texts: list[str], settings: dict[str, Any]) ->
 
     Of each weight at most 2,047 entries, evenly spread, are read: another network differs in them.
     """
-    from riemannian_diffusion import __version__
-
     digest = hashlib.sha256()
     configs = [dict(part.config) for part in (pipe.unet, pipe.vae, pipe.scheduler)]
     described = [__version__, texts, settings, configs]

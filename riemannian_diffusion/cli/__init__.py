@@ -4,45 +4,34 @@ from __future__ import annotations
 
 import sys
 
-from riemannian_diffusion.cli.commands import (
-    default_dtype,
-    describe_geodesic,
-    first_device,
-    installed_versions,
-    run_app,
-    run_evaluate,
-    run_interpolate,
-)
-from riemannian_diffusion.cli.parser import METRIC_NAMES, PROTOCOL_NAMES, parser
+from riemannian_diffusion.cli.parser import parser
 
-__all__ = [
-    "METRIC_NAMES",
-    "PROTOCOL_NAMES",
-    "default_dtype",
-    "describe_geodesic",
-    "first_device",
-    "installed_versions",
-    "main",
-]
-
-COMMANDS = {"interpolate": run_interpolate, "evaluate": run_evaluate, "app": run_app}
+__all__ = ["main"]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: Arguments without the program's name; those of the process where None.
+        argv: Arguments without the name of the program; None takes those of the process.
 
     Returns:
-        Exit status: 0, 2 for bad input or 130 for an interrupt, each reported in one line.
+        Exit status: 0 on success, 2 after bad input, 130 after an interrupt. The last two print one
+        line that says what happened.
     """
     args = parser().parse_args(argv)
+    from riemannian_diffusion.cli import commands  # after parsing: --help must not wait for NumPy
+
+    run = {
+        "interpolate": commands.run_interpolate,
+        "evaluate": commands.run_evaluate,
+        "app": commands.run_app,
+    }
     try:
-        COMMANDS[args.command](args)
+        run[args.command](args)
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise  # torch tells of too little memory so, and of its own defects
+            raise  # PyTorch also reports its own defects as a RuntimeError
         line = " ".join(str(error).split()) or "out of memory"
         print(f"riemannian-diffusion: error: {line}", file=sys.stderr)
         return 2

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 import warnings
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from riemannian_diffusion.media import (
     CLIP_SUFFIXES,
@@ -19,6 +18,7 @@ from riemannian_diffusion.media import (
     write_atomically,
     write_frames,
 )
+from riemannian_diffusion.runtime import default_dtype, first_device, installed_versions
 
 
 def run_interpolate(args: argparse.Namespace) -> None:
@@ -121,7 +121,7 @@ def _load(args: argparse.Namespace) -> tuple:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pipe = AutoGeodesicInterpolationPipeline.from_pretrained(
+            pipe: Any = AutoGeodesicInterpolationPipeline.from_pretrained(
                 model, torch_dtype=getattr(torch, dtype)
             )
     except (ValueError, OSError):
@@ -139,7 +139,7 @@ def _adaptation(args: argparse.Namespace, pipe, images: list):
     """What --adapt asks for."""
     if args.adapt is None:
         return None
-    from riemannian_diffusion import adapt
+    from riemannian_diffusion.adaptation import adapt
 
     skipped = {"embeddings": {"lora_steps": 0}, "lora": {"embedding_steps": 0}, "both": {}}
     options = {"seed": args.seed, "cache_dir": args.adapt_cache} | skipped[args.adapt]
@@ -236,17 +236,6 @@ def _check_output(args: argparse.Namespace, *also: Path) -> None:
         ) from error
 
 
-def installed_versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Versions of Python and of those packages that are installed."""
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def describe_geodesic(found) -> dict:
     """What a report says of a `Geodesic`."""
     return {
@@ -262,21 +251,3 @@ def describe_geodesic(found) -> dict:
 
 def _plain(value):
     return value if isinstance(value, (int, float, str, list, tuple, type(None))) else str(value)
-
-
-def default_dtype(device: object) -> str:
-    """The narrowest dtype whose geodesics are those of float64, where it is the faster one.
-
-    In float16 the solver's directions stay within a quarter of a degree, in bfloat16 they are off
-    by degrees (`benchmarks/precision.py`); on a CPU neither is fast.
-    """
-    return "float16" if str(device).startswith("cuda") else "float32"
-
-
-def first_device() -> str:
-    """The fastest kind of device that PyTorch has here."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

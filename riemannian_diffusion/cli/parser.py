@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from importlib.metadata import version
 from pathlib import Path
 
+from riemannian_diffusion.runtime import __version__
+
+# Names that the library defines, repeated here because importing the library takes seconds.
 METRIC_NAMES = (
     *("tangent_normal", "score_jacobian", "stein", "euclidean"),
     *("slerp", "lerp", "nao", "noise_diffusion", "density"),
 )
-
-
 INIT_NAMES = ("slerp", "lerp", "roadmap")
-
-
 PROTOCOL_NAMES = ("diffmorpher17", "saito11", "saito11_vgg", "saito_video3", "aid", "any")
 
 
@@ -33,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument(
         "--version",
         action="version",
-        version=f"riemannian-diffusion {version('riemannian-diffusion')}",
+        version=f"riemannian-diffusion {__version__}",
     )
     commands = whole.add_subparsers(dest="command", required=True, parser_class=_Parser)
     morph = commands.add_parser(

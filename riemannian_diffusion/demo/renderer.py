@@ -64,14 +64,16 @@ def render(kind: str | Sequence[str], factors: Tensor, *, resolution: int = 64) 
         raise ValueError(f"`kind` must be one of {', '.join(KINDS)}, but got {unknown[0]!r}.")
     if len(kinds) != len(factors):
         raise ValueError(f"`kind` names {len(kinds)} scenes, but `factors` has {len(factors)}.")
-    images: list[Tensor | None] = [None] * len(kinds)
+    images: dict[int, Tensor] = {}
     for name in KINDS:
         index = [i for i, k in enumerate(kinds) if k == name]
         if index:
-            rendered = _render_kind(_SOLIDS[name], factors[index], resolution)
-            for i, image in zip(index, rendered, strict=True):
-                images[i] = image
-    return torch.stack(images) if images else factors.new_zeros(0, 3, resolution, resolution)
+            images |= zip(
+                index, _render_kind(_SOLIDS[name], factors[index], resolution), strict=True
+            )
+    if not images:
+        return factors.new_zeros(0, 3, resolution, resolution)
+    return torch.stack([images[i] for i in range(len(kinds))])
 
 
 def random_factors(num: int, generator: torch.Generator | None = None) -> Tensor:
@@ -95,13 +97,14 @@ def _norm(p: Tensor) -> Tensor:
 
 
 def _smooth_least(*depths: Tensor) -> Tensor:
-    """The least of positive depths, without the crease where two are equal.
+    """Smallest of positive depths, smooth also where two of them are equal.
 
-    A p-norm with p = -4: where one depth vanishes it is that depth to first order.
+    It is the p-norm with p = -4. Where one depth vanishes, it equals that depth to first order.
     """
     depths = tuple(depth.clamp(min=1e-12) for depth in depths)
     least = reduce(torch.minimum, depths)
-    return least * sum((least / depth).square().square() for depth in depths).sqrt().rsqrt()
+    total = reduce(torch.add, [(least / depth).square().square() for depth in depths])
+    return least * total.sqrt().rsqrt()
 
 
 def _box(half: Tensor, q: Tensor) -> Tensor:  # exact outside, any number of axes

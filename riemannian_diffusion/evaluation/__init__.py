@@ -1,11 +1,5 @@
 """Measures of morphs and of sets of morphs, and the protocols that say what a number is of."""
 
-from riemannian_diffusion.evaluation.backbones import (
-    ImageFeatures,
-    LPIPSDistance,
-    inception_features,
-    lpips_distance,
-)
 from riemannian_diffusion.evaluation.bootstrap import bootstrap_interval
 from riemannian_diffusion.evaluation.definitions import MEASURES, Measure
 from riemannian_diffusion.evaluation.distributions import (
@@ -14,26 +8,31 @@ from riemannian_diffusion.evaluation.distributions import (
     kernel_distance,
 )
 from riemannian_diffusion.evaluation.evaluator import evaluate
-from riemannian_diffusion.evaluation.measures import (
-    Distance,
-    adjacent_distances,
-    consistency,
-    distances,
-    largest_step,
-    mse,
-    pdv_std,
-    pdv_variance,
-    ppl,
-    psnr,
-    smoothness,
-    ssim,
-)
 from riemannian_diffusion.evaluation.protocols import PROTOCOLS, Protocol
 from riemannian_diffusion.evaluation.results import Evaluation, Result
 from riemannian_diffusion.evaluation.sequences import (
     FrameSequence,
     SequenceFiles,
     find_sequences,
+)
+from riemannian_diffusion.measures import (
+    Distance,
+    ImageFeatures,
+    LPIPSDistance,
+    adjacent_distances,
+    consistency,
+    distances,
+    inception_features,
+    largest_step,
+    lpips_distance,
+    mse,
+    pdv_std,
+    pdv_variance,
+    ppl,
+    psnr,
+    rmse,
+    smoothness,
+    ssim,
 )
 
 __all__ = [
@@ -65,6 +64,7 @@ __all__ = [
     "pdv_variance",
     "ppl",
     "psnr",
+    "rmse",
     "smoothness",
     "ssim",
 ]

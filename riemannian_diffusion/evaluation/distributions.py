@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.evaluation.measures import import_extra
+from riemannian_diffusion.measures.frames import import_extra
 
 Features = Callable[[Tensor], Tensor]
 Statistic = Callable[[Tensor], Tensor]

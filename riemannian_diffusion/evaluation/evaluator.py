@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.evaluation import measures as m
-from riemannian_diffusion.evaluation.backbones import inception_features, lpips_distance
+from riemannian_diffusion import measures as m
 from riemannian_diffusion.evaluation.bootstrap import bootstrap_interval
 from riemannian_diffusion.evaluation.definitions import MEASURES
 from riemannian_diffusion.evaluation.distributions import (
@@ -21,10 +21,11 @@ from riemannian_diffusion.evaluation.distributions import (
     kernel_statistic,
     too_small_for_fid,
 )
-from riemannian_diffusion.evaluation.measures import Distance
 from riemannian_diffusion.evaluation.protocols import PROTOCOLS, Protocol
 from riemannian_diffusion.evaluation.results import Evaluation, Result
 from riemannian_diffusion.evaluation.sequences import FrameSequence
+from riemannian_diffusion.measures import Distance, inception_features, lpips_distance
+from riemannian_diffusion.measures.frames import import_extra
 
 FEW_SEQUENCES = 10  # a bootstrap over fewer covers visibly less than it says
 
@@ -189,17 +190,18 @@ class _Statistic:
 
 
 def _networks(protocol, distance, features, device, skip_missing) -> tuple[dict, dict[str, str]]:
-    """The networks that the protocol needs, and why the measures of the others are missing."""
-    loaders = {
+    """Networks that the protocol needs, and for each measure without its network the reason."""
+    loaders: dict[str, Callable[[], Any]] = {
         "distance": lambda: lpips_distance(protocol.lpips_network, device=device),
         "features": lambda: inception_features(device=device),
-        "torchmetrics": lambda: m.import_extra("torchmetrics"),
+        "torchmetrics": lambda: import_extra("torchmetrics"),
     }
     if distance is not None:
         loaders["distance"] = lambda: distance
     if features is not None:
         loaders["features"] = lambda: features
-    found, missing = {}, {}
+    found: dict[str, Any] = {}
+    missing: dict[str, str] = {}
     for need, load in loaders.items():
         users = [name for name in protocol.measures if need in MEASURES[name].needs]
         try:
@@ -215,17 +217,18 @@ def _networks(protocol, distance, features, device, skip_missing) -> tuple[dict,
 
 @torch.no_grad()
 def _measure(sequence, protocol, wanted, networks, max_batch_size, generator) -> _Record:
-    """All that is needed of one sequence; measures of data that it lacks are left out."""
+    """Measures of one sequence; those that need data which it lacks are left out."""
     frames = _pixels(sequence.frames, sequence.name, "frames")
     kind = _Kind(
         len(frames),
-        tuple(frames.shape[-2:]),
+        (frames.shape[-2], frames.shape[-1]),
         sequence.inputs is not None,
         sequence.truth is not None,
     )
     protocol.check(sequence.name, kind.num_frames, kind.resolution)
     ends, middle = frames[[0, -1]], frames[1:-1]
-    inputs = truth = None
+    inputs: Tensor | None = None
+    truth: Tensor | None = None
     if kind.inputs:
         inputs = _pixels(sequence.inputs, sequence.name, "inputs", ends.shape)
     if kind.truth:
@@ -236,7 +239,7 @@ def _measure(sequence, protocol, wanted, networks, max_batch_size, generator) ->
     if any(name in _OF_GAPS for name in wanted):
         gaps = m.adjacent_distances(frames, distance, max_batch_size=max_batch_size)
         values |= {name: float(of(gaps)) for name, of in _OF_GAPS.items() if name in wanted}
-    if kind.truth:
+    if truth is not None:
         wide, true = middle.double(), truth.double()
         for name, of in _OF_TRUTH.items():
             if name in wanted:
@@ -244,7 +247,7 @@ def _measure(sequence, protocol, wanted, networks, max_batch_size, generator) ->
         if "lpips" in wanted:
             apart = m.distances(middle, truth, distance, max_batch_size=max_batch_size)
             values["lpips"] = float(apart.mean())
-    if kind.inputs and "re" in wanted:
+    if inputs is not None and "re" in wanted:
         values["re"] = float(m.mse(ends.double(), inputs.double()).mean())
     if "largest_step" in wanted:
         values["largest_step"] = float(m.largest_step(frames.double()))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from riemannian_diffusion.evaluation.backbones import LPIPS_NETWORKS
 from riemannian_diffusion.evaluation.definitions import MEASURES
+from riemannian_diffusion.measures.networks import LPIPS_NETWORKS
 
 
 @dataclass(frozen=True)

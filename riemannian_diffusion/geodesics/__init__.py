@@ -1,5 +1,9 @@
 """Geodesics between two points: paths of least energy between fixed ends."""
 
+import inspect
+import sys
+from types import ModuleType
+
 from riemannian_diffusion.geodesics.solution import Geodesic, Iterate, Start, geodesic, geodesics
 from riemannian_diffusion.geodesics.solvers import Adam, PathLBFGS, Solver
 
@@ -13,3 +17,18 @@ __all__ = [
     "geodesic",
     "geodesics",
 ]
+
+
+class _CallableModule(ModuleType):
+    """A module that can be called like the function `geodesics`."""
+
+    __signature__ = inspect.signature(geodesics)
+
+    def __call__(self, *args, **kwargs):
+        return geodesics(*args, **kwargs)
+
+
+# `riemannian_diffusion.geodesics` names this subpackage as well as a public function. Python sets
+# the attribute to the subpackage whenever a submodule is imported first, so an attribute that held
+# the function would depend on the order of imports. A subpackage that can be called serves both.
+sys.modules[__name__].__class__ = _CallableModule

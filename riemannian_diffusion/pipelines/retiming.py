@@ -9,17 +9,11 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import kind_of
+from riemannian_diffusion.measures import Distance, lpips_distance, rmse
 from riemannian_diffusion.paths import points_at
-
-Distance = Callable[[Tensor, Tensor], Tensor]
 
 MAX_ROUNDS = 8
 EVEN = 0.05  # standard deviation of the changes over their mean, at which they are even
-
-
-def rmse(x: Tensor, y: Tensor) -> Tensor:
-    """Root mean squared difference of images, `(K, 3, H, W) x2 -> (K,)`."""
-    return (x - y).square().flatten(1).mean(1).sqrt()
 
 
 def find_distance(name: str | Distance, device: torch.device) -> Distance:
@@ -28,8 +22,6 @@ def find_distance(name: str | Distance, device: torch.device) -> Distance:
         return name
     if name == "rmse":
         return rmse
-    from riemannian_diffusion.evaluation import lpips_distance  # needs the lpips package
-
     return lpips_distance("alex", device=str(device))
 
 

@@ -2,50 +2,53 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import (
-    AttnAddedKVProcessor,
-    AttnAddedKVProcessor2_0,
-    AttnProcessor,
-    AttnProcessor2_0,
-    SlicedAttnAddedKVProcessor,
-    SlicedAttnProcessor,
-    XFormersAttnAddedKVProcessor,
-    XFormersAttnProcessor,
-)
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# Processors that bypass torch's scaled_dot_product_attention, and those that do the same with it.
+# Attention processors of diffusers that bypass torch's scaled_dot_product_attention, each with the
+# processor that computes the same result through it.
 _PROCESSOR_WITH_SDPA = {
-    AttnProcessor: AttnProcessor2_0,
-    SlicedAttnProcessor: AttnProcessor2_0,
-    XFormersAttnProcessor: AttnProcessor2_0,
-    AttnAddedKVProcessor: AttnAddedKVProcessor2_0,
-    SlicedAttnAddedKVProcessor: AttnAddedKVProcessor2_0,
-    XFormersAttnAddedKVProcessor: AttnAddedKVProcessor2_0,
+    "AttnProcessor": "AttnProcessor2_0",
+    "SlicedAttnProcessor": "AttnProcessor2_0",
+    "XFormersAttnProcessor": "AttnProcessor2_0",
+    "AttnAddedKVProcessor": "AttnAddedKVProcessor2_0",
+    "SlicedAttnAddedKVProcessor": "AttnAddedKVProcessor2_0",
+    "XFormersAttnAddedKVProcessor": "AttnAddedKVProcessor2_0",
 }
+
+
+def _processors_with_sdpa() -> dict[type, type]:
+    """The table above as classes; it is empty if no network can have such a processor."""
+    # This module must not import diffusers. If nobody else did, no processor of it exists.
+    module = sys.modules.get("diffusers.models.attention_processor")
+    if module is None:
+        return {}
+    return {getattr(module, a): getattr(module, b) for a, b in _PROCESSOR_WITH_SDPA.items()}
 
 
 @contextmanager
 def forward_mode_attention(model: nn.Module) -> Iterator[None]:
-    """Attention inside has a forward-mode derivative.
+    """Give attention a forward-mode derivative inside the context.
 
-    Fused attention kernels have none, so torch's entry point to them is intercepted for this
-    thread; processors that bypass it are exchanged for their equals that do not. Afterwards, also
-    after an exception, the model is as it was.
+    Fused attention kernels have no such derivative, so torch's entry point to them is intercepted
+    in this thread. Attention processors that bypass this entry point are replaced by equivalent
+    ones that use it. On exit, also after an exception, the model is as it was.
     """
-    exchanged = []
+    exchanged: list[tuple[Any, str, Any]] = []
+    replacements = _processors_with_sdpa()
     try:
         for module in model.modules():
-            processor = getattr(module, "processor", None)
-            if type(processor) in _PROCESSOR_WITH_SDPA:
+            processor: Any = getattr(module, "processor", None)
+            if type(processor) in replacements:
                 exchanged.append((module, "processor", processor))
-                module.processor = _PROCESSOR_WITH_SDPA[type(processor)]()
+                module.processor = replacements[type(processor)]()
             elif getattr(processor, "_attention_backend", None) is not None:
                 exchanged.append((processor, "_attention_backend", processor._attention_backend))
                 processor._attention_backend = "native"

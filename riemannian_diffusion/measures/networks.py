@@ -1,4 +1,4 @@
-"""The networks behind LPIPS, FID and KID: those of lpips and torchmetrics, or the caller's own."""
+"""Networks behind LPIPS, FID and KID: from lpips and torchmetrics, or given by the caller."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from riemannian_diffusion.evaluation.measures import import_extra
+from riemannian_diffusion.measures.frames import import_extra
 
-# The least side for which every layer of the network has an output, and the file of its trunk.
+# Smallest side of an image for which every layer has an output, and the file of the trunk.
 LPIPS_NETWORKS = {
     "alex": (31, "alexnet-owt-7be5be79.pth"),
     "vgg": (16, "vgg16-397923af.pth"),
@@ -33,9 +33,9 @@ class LPIPSDistance:
     """LPIPS of images in [0, 1], `(N, 3, H, W) x2 -> (N,)`, lower is nearer; see `lpips_distance`.
 
     Attributes:
-        name: Which network, for reports.
-        network: Takes images in [-1, 1].
-        min_side: Images must have at least this height and width.
+        name: Name of the network, for reports.
+        network: Network that takes images in [-1, 1].
+        min_side: Smallest allowed height and width of an image.
     """
 
     name: str
@@ -44,7 +44,7 @@ class LPIPSDistance:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """The distance of each image of `x` to that of `y`."""
+        """Distance of each image of `x` to the image of `y` in the same place."""
         if min(x.shape[-2:]) < self.min_side:
             raise ValueError(
                 f"{self.name} needs images of at least {self.min_side} pixels a side, but got "
@@ -59,8 +59,8 @@ class ImageFeatures:
     """Features of images in [0, 1], `(N, 3, H, W) -> (N, d)`; see `inception_features`.
 
     Attributes:
-        name: Which network, for reports.
-        network: Takes uint8 images.
+        name: Name of the network, for reports.
+        network: Network that takes uint8 images.
     """
 
     name: str
@@ -68,23 +68,23 @@ class ImageFeatures:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """The features of each image."""
+        """Features of each image."""
         return self.network((255 * x).round().byte().to(_parameter(self.network).device))
 
 
 def lpips_distance(network: str | nn.Module = "alex", *, device: str = "cpu") -> LPIPSDistance:
-    """The LPIPS of the lpips package, version 0.1, as a distance of images in [0, 1].
+    """LPIPS of the lpips package, version 0.1, as a distance of images in [0, 1].
 
     Args:
-        network: "alex", "vgg" or "squeeze", whose trunk torchvision downloads once; or a network of
-            your own that takes two batches in [-1, 1], such as a `lpips.LPIPS`: it is used as it
-            is, on its device and in its mode.
-        device: Where to run a network that is loaded here.
+        network: "alex", "vgg" or "squeeze", whose trunk torchvision downloads once. Or a network
+            of your own that takes two batches in [-1, 1], such as a `lpips.LPIPS`; its device and
+            mode are left as they are.
+        device: Device of a network that is loaded here.
 
     Raises:
         ImportError: If lpips is missing.
         OSError: If the trunk's file cannot be loaded or downloaded; the message names it.
-        ValueError: If the name is none of these.
+        ValueError: If the name is unknown.
     """
     if isinstance(network, nn.Module):
         return LPIPSDistance(_passed_in(network), network)
@@ -105,12 +105,12 @@ def lpips_distance(network: str | nn.Module = "alex", *, device: str = "cpu") ->
 
 
 def inception_features(network: nn.Module | None = None, *, device: str = "cpu") -> ImageFeatures:
-    """The 2,048 features of the Inception-v3 behind FID, as torchmetrics has it.
+    """Features of the Inception-v3 behind FID, 2,048 per image, as in torchmetrics.
 
     Args:
-        network: Another network that takes uint8 images `(N, 3, H, W)` and returns `(N, d)`, used
-            as it is, on its device and in its mode.
-        device: Where to run the one that is loaded here.
+        network: A network of your own that takes uint8 images `(N, 3, H, W)` and returns `(N, d)`;
+            its device and mode are left as they are.
+        device: Device of the network that is loaded here.
 
     Raises:
         ImportError: If torchmetrics or torch-fidelity is missing.
@@ -128,7 +128,7 @@ def inception_features(network: nn.Module | None = None, *, device: str = "cpu")
 
 
 def _parameter(network: nn.Module) -> Tensor:
-    """A tensor with the device and the dtype of a network's parameters; float32 on CPU if none."""
+    """A tensor with the device and dtype of a network; float32 on the CPU without parameters."""
     return next(network.parameters(), torch.empty(0))
 
 
@@ -138,7 +138,7 @@ def _passed_in(network: nn.Module) -> str:
 
 def _load(build: Callable[[], nn.Module], name: str, url: str) -> nn.Module:
     try:
-        # the announcement of a download is no result: off the standard output
+        # a download announces itself on the standard output, which is for results only
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
             return build()

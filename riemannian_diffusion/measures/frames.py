@@ -1,7 +1,7 @@
-"""Measures of a frame sequence and of images against images: range, and what is better.
+"""Measures of a frame sequence and of pairs of images, each with its range and better direction.
 
-Images are `(N, 3, H, W)` in [0, 1]. A distance maps two such batches to `(N,)`; what is said of
-LPIPS here holds for whatever distance is given.
+Images are `(N, 3, H, W)` in [0, 1]. A distance maps two batches of images to `(N,)`. The measures
+take any distance; published values use LPIPS.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def import_extra(name: str) -> ModuleType:
 
 
 def distances(x: Tensor, y: Tensor, distance: Distance, *, max_batch_size: int = 8) -> Tensor:
-    """The distance of each image of `x` to that of `y`, `(N, 3, H, W) x2 -> (N,)`, float64, CPU.
+    """Distance of each image of `x` to its partner in `y`, `(N, 3, H, W) x2 -> (N,)`.
+
+    The result is float64 on the CPU.
 
     Raises:
         ValueError: If the shapes differ, or the distance returns another shape or a value that is
@@ -61,10 +63,10 @@ def distances(x: Tensor, y: Tensor, distance: Distance, *, max_batch_size: int =
 
 
 def adjacent_distances(frames: Tensor, distance: Distance, *, max_batch_size: int = 8) -> Tensor:
-    """The gaps of a sequence: the distance of each frame to the next, `(F, 3, H, W) -> (F - 1,)`.
+    """Gaps of a sequence: the distance of each frame to the next, `(F, 3, H, W) -> (F - 1,)`.
 
     Raises:
-        ValueError: If there are fewer than 2 frames, or as in `distances`.
+        ValueError: If there are fewer than 2 frames, and as in `distances`.
     """
     if len(frames) < 2:
         raise ValueError(f"A sequence needs at least 2 frames, but got {len(frames)}.")
@@ -72,10 +74,11 @@ def adjacent_distances(frames: Tensor, distance: Distance, *, max_batch_size: in
 
 
 def ppl(gaps: Tensor) -> Tensor:
-    """Perceptual path length: the SUM of the gaps, `(..., G) -> (...)`; in [0, inf), lower better.
+    """Perceptual path length: the sum of the gaps, `(..., G) -> (...)`.
 
-    As of DiffMorpher (CVPR 2024). It grows with the number of frames, and it is not the measure of
-    this name in StyleGAN and torchmetrics, which samples a generator's latent space.
+    In [0, inf), lower is better. This is the definition of DiffMorpher (CVPR 2024). It grows with
+    the number of frames. StyleGAN and torchmetrics use the same name for another measure, which
+    samples a generator's latent space.
     """
     return gaps.sum(-1)
 
@@ -91,16 +94,16 @@ def pdv_variance(gaps: Tensor) -> Tensor:
 def pdv_std(gaps: Tensor) -> Tensor:
     """Perceptual distance deviation: the population standard deviation of the gaps.
 
-    `(..., G) -> (...)`; in [0, inf), lower is better. Published under the name PDV as well; it is
-    the square root of `pdv_variance` for one sequence, but not for means over sequences.
+    `(..., G) -> (...)`; in [0, inf), lower is better. It is also published under the name PDV. It
+    is the square root of `pdv_variance` for one sequence, but not for means over sequences.
     """
     return gaps.std(-1, correction=0)
 
 
 def consistency(gaps: Tensor) -> Tensor:
-    """The mean of the gaps, `(..., G) -> (...)`; in [0, inf), lower is better (AID, NeurIPS 2024).
+    """Mean of the gaps, `(..., G) -> (...)`; in [0, inf), lower is better (AID, NeurIPS 2024).
 
-    It is `ppl` over the number of gaps.
+    It is `ppl` divided by the number of gaps.
     """
     return gaps.mean(-1)
 
@@ -108,8 +111,8 @@ def consistency(gaps: Tensor) -> Tensor:
 def smoothness(gaps: Tensor) -> Tensor:
     """1 minus the Gini coefficient of the gaps, `(..., G) -> (...)`; higher is better (AID).
 
-    In [1 / G, 1]: 1 where all gaps are equal, 1 / G where one of them holds all of the change.
-    Where every gap is 0 they are equal, and it is 1.
+    In [1 / G, 1]. It is 1 if all gaps are equal (also if all are 0) and 1 / G if only one gap is
+    not 0.
     """
     count = gaps.shape[-1]
     rank = torch.arange(1, count + 1, dtype=gaps.dtype, device=gaps.device)
@@ -131,10 +134,19 @@ def mse(x: Tensor, y: Tensor) -> Tensor:
     return (x - y).square().flatten(1).mean(1)
 
 
+def rmse(x: Tensor, y: Tensor) -> Tensor:
+    """Root mean squared error per image, `(N, 3, H, W) x2 -> (N,)`; in [0, 1], lower is better.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    return mse(x, y).sqrt()
+
+
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Peak signal-to-noise ratio per image in dB, `(N, 3, H, W) x2 -> (N,)`; higher is better.
 
-    `-10 log10(mse)` by torchmetrics, in [0, inf], infinite for equal images.
+    `-10 log10(mse)`, computed by torchmetrics; in [0, inf], infinite for equal images.
 
     Raises:
         ImportError: If torchmetrics is missing.
@@ -148,8 +160,9 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
 def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Structural similarity per image, `(N, 3, H, W) x2 -> (N,)`; in [-1, 1], higher is better.
 
-    Mean of torchmetrics' map, with the Gaussian window of sigma 1.5 of Wang et al. (2004) and a
-    range of 1, over the pixels whose window lies in the image, as there and in scikit-image.
+    It is the mean of torchmetrics' map with the Gaussian window of Wang et al. (2004), sigma 1.5,
+    and a range of 1. As in that paper and in scikit-image, only pixels whose whole window lies in
+    the image count.
 
     Raises:
         ImportError: If torchmetrics is missing.
@@ -165,21 +178,21 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     _, full = image.structural_similarity_index_measure(
         x, y, data_range=1.0, reduction="none", return_full_image=True
     )  # (N, 3, H, W)
-    margin = SSIM_WINDOW // 2  # windows that leave the image see its reflection
+    margin = SSIM_WINDOW // 2  # closer to the edge, the window covers padding
     return full[..., margin:-margin, margin:-margin].flatten(1).mean(1)
 
 
 def largest_step(frames: Tensor) -> Tensor:
-    """The greatest root mean square difference of adjacent frames, `(F, 3, H, W) -> ()`.
+    """Largest root mean squared difference of adjacent frames, `(F, 3, H, W) -> ()`.
 
-    In [0, 1], lower is better. It shows a leap that means over a sequence hide.
+    In [0, 1], lower is better. It shows a leap that a mean over the sequence hides.
 
     Raises:
         ValueError: If there are fewer than 2 frames.
     """
     if len(frames) < 2:
         raise ValueError(f"A sequence needs at least 2 frames, but got {len(frames)}.")
-    return mse(frames[:-1], frames[1:]).max().sqrt()
+    return rmse(frames[:-1], frames[1:]).max()
 
 
 def _check_pair(x: Tensor, y: Tensor) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import inspect
 import json
 import math
 import platform
@@ -72,7 +73,7 @@ def run(
     args = parser.parse_args(argv)
     if args.out is not None and not args.out.absolute().parent.is_dir():
         parser.error(f"--out {args.out}: the folder {args.out.parent} does not exist; create it")
-    script = Path(sys.modules[measure.__module__].__file__)
+    script = Path(inspect.getfile(inspect.unwrap(measure)))
     report = {
         "command": shlex.join(["python", f"benchmarks/{script.name}", *argv]),
         "commit": commit(script.parent),

@@ -92,14 +92,18 @@ class Condition:
                     f"`{name}` is given for {self.num_paths} paths, but a point lies on path "
                     f"number {int(pair.max()) + 1}."
                 )
-        place = where.u * (self.num_knots - 1)
-        left = place.long().clamp(max=max(0, self.num_knots - 2))
-        right = (left + 1).clamp(max=self.num_knots - 1)
-        weight = place - left
         device = self.values.device
-        before = self.values[pair.to(device), left.to(device)]
-        after = self.values[pair.to(device), right.to(device)]
-        weight = weight.to(device).view(-1, *[1] * (before.ndim - 1))
+        pair = pair.to(device)
+        if self.num_knots == 1:
+            return self.values[pair, 0]
+        place = where.u * (self.num_knots - 1)
+        nearest = place.round()  # rounding must not give a knot the mask of its neighbour
+        place = torch.where((place - nearest).abs() < 1e-12, nearest, place)
+        left = place.long().clamp(max=self.num_knots - 2)
+        weight = (place - left).to(device)
+        left = left.to(device)
+        before, after = self.values[pair, left], self.values[pair, left + 1]
+        weight = weight.view(-1, *[1] * (before.ndim - 1))
         if self.kind == "mask":
             both = before | after if before.dtype == torch.bool else torch.maximum(before, after)
             return torch.where(weight == 0, before, torch.where(weight == 1, after, both))

@@ -21,7 +21,7 @@ from riemannian_diffusion.app.outputs import (
     summarise,
     write_files,
 )
-from riemannian_diffusion.app.studio import Cancelled, Studio
+from riemannian_diffusion.app.studio import Cancelled, Morph, Studio
 from riemannian_diffusion.pipelines.curves import CURVES, METRICS
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
 from riemannian_diffusion.pipelines.morph_stages import check_metric
@@ -130,7 +130,8 @@ def build(pipe: GeodesicInterpolationMixin) -> gr.Blocks:
         ) -> Iterator[dict]:
             compared = other not in (NO_METRIC, metric)
             names = [metric, other] if compared else [metric]
-            morphs, written = [], []
+            morphs: list[Morph] = []
+            written: list[str] = []
             with _as_messages(), tempfile.TemporaryDirectory() as folder:
                 check_numbers(frames=num_frames, fps=fps, strength=strength, guidance=guidance)
                 check_numbers(steps=steps, evaluations=max_evals, seed=seed)
@@ -213,8 +214,9 @@ def serve(pipe: GeodesicInterpolationMixin, host: str, port: int) -> None:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
             raise OSError(f"--port {port} of --host {host} cannot be used: {error}") from error
-    options = {"share": False, "ssr_mode": False, "max_file_size": "50mb"}
-    build(pipe).launch(server_name=host, server_port=port, **options)
+    build(pipe).launch(
+        server_name=host, server_port=port, share=False, ssr_mode=False, max_file_size="50mb"
+    )
 
 
 @contextmanager

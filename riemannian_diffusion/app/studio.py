@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import PIL.Image
 import torch
@@ -163,23 +163,23 @@ class Studio:
     def __init__(self, pipe: GeodesicInterpolationMixin):
         self.pipe = pipe
         self._turn = threading.Lock()  # products with Jacobians switch flags of the network
-        self._requests: dict[str, Request] = {}
+        self._requests: dict[str | None, Request] = {}
 
     @property
     def native_size(self) -> int:
         """Side of the images that the model was trained on, in pixels."""
-        pipe = self.pipe
+        pipe: Any = self.pipe
         side = pipe.network.config.get("sample_size") or pipe.default_sample_size
         return side * getattr(pipe, "vae_scale_factor", 1)
 
-    def stop(self, visitor: str) -> None:
+    def stop(self, visitor: str | None) -> None:
         """Stop a visitor's request, if there is one."""
         request = self._requests.get(visitor)
         if request is not None:
             request.stop()
 
     @contextmanager
-    def request(self, visitor: str, report: Report) -> Iterator[Request]:
+    def request(self, visitor: str | None, report: Report) -> Iterator[Request]:
         """A request of a visitor, which `stop` ends.
 
         Args:

@@ -70,16 +70,18 @@ def morph(
             found += " and a solve that had not ended"
         print(f"resumed from {work.folder}: {found}", flush=True)
 
-    # 2. Prepare conditions, if an image still needs them
-    conditions = None
+    # 2. Prepare the conditions that are still needed: of the keyframes, of the image of --analogy
+    ours, theirs = None, None
     if keys is None or third is not None:
-        conditions = _conditions(args, inputs, pipe, work)
+        ours = _conditions(args, inputs, pipe, work)
+    if ours is not None and third is not None:
+        ours, theirs = ours.at_knots([0, 1]), ours.at_knots([2])
 
     # 3. Invert the keyframes
     if keys is None:
         keys = pipe.invert(
             inputs.images,
-            conditions=conditions if third is None else conditions.at_knots([0, 1]),
+            conditions=ours,
             space=args.space,
             strength=args.strength,
             num_inference_steps=args.steps,
@@ -118,10 +120,9 @@ def morph(
     if args.extrapolate:
         path = pipe.extend(path, args.extrapolate)
     if third is not None:
-        assert conditions is not None
+        assert theirs is not None
         # loaded keyframes have their own copy of the LoRAs, and one path shares one
-        loras = keys.levels.conditions.loras
-        theirs = replace(conditions.at_knots([2]), loras=loras)
+        theirs = replace(theirs, loras=keys.levels.conditions.loras)
         path = pipe.transport(path, third, conditions=theirs, max_evals=args.max_evals)
 
     # 7. Decode it
@@ -137,10 +138,11 @@ def _conditions(args: argparse.Namespace, inputs: Inputs, pipe: Any, work: Work)
     if args.adapt is not None:
         from riemannian_diffusion.adaptation import adapt
 
-        skipped = {"embeddings": {"lora_steps": 0}, "lora": {"embedding_steps": 0}, "both": {}}
-        options = {"seed": args.seed, "cache_dir": args.adapt_cache or work.folder}
+        options: dict[str, Any] = {"seed": args.seed, "cache_dir": args.adapt_cache or work.folder}
+        if args.adapt != "both":
+            options["lora_steps" if args.adapt == "embeddings" else "embedding_steps"] = 0
         try:
-            adaptation = adapt(pipe, images, prompts, **options, **skipped[args.adapt])
+            adaptation = adapt(pipe, images, prompts, **options)
         except ImportError as error:
             raise ValueError(str(error)) from error
     return pipe.condition(prompts, args.negative_prompt, adaptation=adaptation)

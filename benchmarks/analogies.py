@@ -16,11 +16,11 @@ import argparse
 import torch
 from diffusers.utils import logging as diffusers_logging
 from machine import describe
+from riemannian_diffusion.pipelines.schedules import ddim_schedule
 from transformers.utils import logging as transformers_logging
 
 from riemannian_diffusion import DiffusionScore, analogy, demo
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
-from riemannian_diffusion.pipelines.schedules import ddim_schedule
 from riemannian_diffusion.pipelines.starts import CARRY_NOISE
 
 CHANGE = 0.2  # of B, in shares of a factor's range; C differs by up to as much in each other factor

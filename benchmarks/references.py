@@ -1,17 +1,23 @@
 """Reference frames of every kind of model, and how far today's frames are from them.
 
-    python benchmarks/references.py [--record] [--families sd xl sd3 flux pixels shipped]
+    python benchmarks/references.py [--families sd xl sd3 flux pixels shipped] [--record]
+
+The references were recorded before the pipelines were divided into stages. `--record` writes new
+ones. Frames are stored with 16 bits, so a difference below 1e-5 is none.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -24,6 +30,7 @@ from riemannian_diffusion.pipelines import (  # noqa: E402
     GeodesicInterpolationSD3Pipeline,
     GeodesicInterpolationUnconditionalPipeline,
     GeodesicInterpolationXLPipeline,
+    RoadmapStart,
 )
 
 FOLDER = Path(__file__).parent / "references"
@@ -35,84 +42,163 @@ KINDS = {
     "pixels": (GeodesicInterpolationUnconditionalPipeline, models.unconditional),
 }
 TINY = {"num_frames": 5, "num_inference_steps": 10, "max_evals": 8}
-SHIPPED = {"num_frames": 5, "num_inference_steps": 25}
+SHIPPED = {"num_frames": 5, "num_inference_steps": 25, "max_evals": 200}
 
 
-def waves(num: int) -> list[torch.Tensor]:
+def waves(num: int) -> list[Tensor]:
+    """Smooth images `(3, 16, 16)`."""
     y, x = torch.meshgrid(torch.linspace(0, 1, 16), torch.linspace(0, 1, 16), indexing="ij")
     return [torch.stack([(k * x).sin() ** 2, (k * y).cos() ** 2, x * y]) for k in range(1, num + 1)]
 
 
-def cases(family, pipe, images, prompts, options):
-    two, texts = images[:2], prompts and prompts[:2]
-    yield "plain", (two, texts), {}
-    yield "slerp", (two, texts), {"metric": "slerp"}
-    yield "jacobian", (two, texts), {"metric": "score_jacobian"}
-    yield "stein", (two, texts), {"metric": "stein"}
-    yield "three", (images[:3], prompts), {}
-    yield "clean", (two, texts), {"space": "clean", "generator": 0}
-    yield "extrapolated", (two, texts), {"extrapolate": 0.5}
-    yield "retimed", (two, texts), {"retime": "rmse"}
-    yield "analogy", (two, prompts), {"analogy": images[2]}
-    yield "roadmap", (two, texts), {"init": ["slerp", "roadmap"], "max_samples": 48, "generator": 0}
+def setting(family: str) -> tuple[Any, list[Tensor], list[str], dict[str, int]]:
+    """A pipeline, three images, their prompts and options."""
+    if family != "shipped":
+        kind, parts = KINDS[family]
+        texts = [""] * 3 if family == "pixels" else ["a", "b", "c"]
+        return kind(**parts()), waves(3), texts, TINY
+    pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+    factors = demo.random_factors(3, torch.Generator().manual_seed(2000))
+    hue = demo.FACTORS.index("hue")
+    texts = [demo.caption(demo.KINDS[0], float(one[hue])) for one in factors]
+    return pipe, list(demo.render(demo.KINDS[0], factors)), texts, SHIPPED
+
+
+def cases(family: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names of calls and what they change."""
+    yield "plain", {}
+    yield "slerp", {"metric": "slerp"}
+    yield "jacobian", {"metric": "score_jacobian"}
+    yield "stein", {"metric": "stein"}
+    yield "three", {"three": True}
+    yield "clean", {"space": "clean", "init": "slerp"}
+    yield "extrapolated", {"extend": 0.5}
+    yield "retimed", {"retime": "rmse"}
+    yield "analogy", {"transport": True}
+    yield "roadmap", {"init": ["slerp", RoadmapStart(48)]}
     if family != "pixels":
-        yield "guided", (two, texts), {"guidance_scale": 3.0, "negative_prompt": prompts[2]}
-        yield "density", (two, texts), {"metric": "density", "generator": 0, "negative_prompt": prompts[2]}
+        yield "guided", {"guidance_scale": 3.0, "negative": True}
+        yield "density", {"metric": "density", "negative": True}
     if family in ("sd", "xl", "shipped"):
-        yield "damped", (two, texts), {"guidance_scale": 3.0, "guidance_damping": 0.5}
-        yield "matched", (two, texts), {"adain": True, "attention_interpolation": 0.6}
+        yield "damped", {"guidance_scale": 3.0, "guidance_damping": 0.5}
+        yield "matched", {"adain": True, "attention_interpolation": 0.6}
     if family in ("sd", "shipped"):
-        yield "adapted", (two, texts), {"adaptation": True}
+        yield "adapted", {"adapted": True}
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser()
+def morph(family: str, name: str, more: dict[str, Any], stored: dict[str, Tensor]) -> tuple:
+    """Frames, energies and the number of points that the network saw."""
+    pipe, images, texts, options = setting(family)
+    pipe.set_progress_bar_config(disable=True)
+    points = [0]
+
+    def count(module, args, kwargs) -> None:
+        points[0] += len(args[0] if args else kwargs["hidden_states"])
+
+    take = 3 if "three" in more else 2
+    prompt = texts[:take] if texts[0] else ""
+    conditions = None
+    if "adapted" in more:
+        conditions = pipe.condition(prompt, adaptation=adaptation(stored))
+    elif family == "pixels":
+        conditions = pipe.condition("")
+    else:
+        conditions = pipe.condition(prompt, texts[2] if "negative" in more else "")
+    hook = pipe.network.register_forward_pre_hook(count, with_kwargs=True)
+    generator = torch.Generator().manual_seed(0)
+    inversion = {n: more[n] for n in ("space", "guidance_scale", "guidance_damping") if n in more}
+    keys = pipe.invert(
+        images[:take],
+        conditions=conditions,
+        num_inference_steps=options["num_inference_steps"],
+        generator=generator,
+        **inversion,
+    )
+    path = pipe.solve(
+        keys,
+        more.get("metric", "tangent_normal"),
+        num_frames=options["num_frames"],
+        max_evals=options["max_evals"],
+        init=more.get("init"),
+        generator=generator,
+    )
+    sampling = {n: more[n] for n in ("adain", "attention_interpolation") if n in more}
+    path = pipe.sample(path, **sampling)
+    if "retime" in more:
+        path = pipe.retime(path, more["retime"])
+    if "extend" in more:
+        path = pipe.extend(path, more["extend"])
+    if "transport" in more:
+        third = texts[2] if texts[0] else None
+        path = pipe.transport(path, images[2], third, max_evals=options["max_evals"])
+    out = pipe.render(path, output_type="pt")
+    hook.remove()
+    energies = [found.energy for found in out.geodesics if found is not None]
+    return out.frames, torch.tensor(energies, dtype=torch.float64), torch.tensor(points)
+
+
+def adaptation(stored: dict[str, Tensor]) -> Adaptation:
+    """The adaptation among the references."""
+    loras = [
+        {
+            name.removeprefix(f"adapted.lora.{i}."): value
+            for name, value in stored.items()
+            if name.startswith(f"adapted.lora.{i}.")
+        }
+        for i in range(2)
+    ]
+    return Adaptation(stored["adapted.embeddings"], loras)
+
+
+def fitted(family: str) -> dict[str, Tensor]:
+    """A small adaptation as tensors, to be stored among the references."""
+    pipe, images, texts, _ = setting(family)
+    found = adapt(pipe, images[:2], texts[:2], embedding_steps=2, lora_steps=2, rank=2)
+    parts = {"adapted.embeddings": found.embeddings}
+    for i, lora in enumerate(found.loras or ()):
+        parts |= {f"adapted.lora.{i}.{name}": value for name, value in lora.items()}
+    return {name: value.contiguous() for name, value in parts.items()}
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Print the largest difference of every case; returned by family, the largest of all."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--families", nargs="+", default=[*KINDS, "shipped"])
+    parser.add_argument("--cases", nargs="+")
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args(argv)
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
+    largest = {}
     for family in args.families:
-        if family == "shipped":
-            pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
-            factors = demo.random_factors(3, torch.Generator().manual_seed(2000))
-            images = list(demo.render(demo.KINDS[0], factors))
-            hue = demo.FACTORS.index("hue")
-            prompts = [demo.caption(demo.KINDS[0], float(f[hue])) for f in factors]
-            options = SHIPPED
-        else:
-            kind, parts = KINDS[family]
-            pipe, images, options = kind(**parts()), waves(3), TINY
-            prompts = "" if family == "pixels" else ["a", "b", "c"]
-        pipe.set_progress_bar_config(disable=True)
-        found = {}
-        for name, (keys, texts), more in cases(family, pipe, images, prompts, options):
-            more = dict(more)
-            if "generator" in more:
-                more["generator"] = torch.Generator().manual_seed(more["generator"])
-            if "adaptation" in more:
-                fitted = adapt(pipe, keys, texts, embedding_steps=2, lora_steps=2, rank=2)
-                parts = {"adapted.embeddings": fitted.embeddings}
-                for i, lora in enumerate(fitted.loras):
-                    parts |= {f"adapted.lora.{i}.{n}": v for n, v in lora.items()}
-                found |= {n: v.contiguous() for n, v in parts.items()}
-                more["adaptation"] = fitted
-            network, points = getattr(pipe, "unet", None) or pipe.transformer, [0]
-
-            def count(module, args, kwargs, points=points):
-                points[0] += len(args[0] if args else kwargs["hidden_states"])
-
-            hook = network.register_forward_pre_hook(count, with_kwargs=True)
-            out = pipe(keys, texts, output_type="pt", **options, **more)
-            hook.remove()
-            found[f"{name}.points"] = torch.tensor(points)
-            found[f"{name}.frames"] = (out.frames * 65535).round().to(torch.uint16).contiguous()
-            energies = [g.energy for g in out.geodesics if g is not None]
-            found[f"{name}.energies"] = torch.tensor(energies, dtype=torch.float64)
-            found[f"{name}.evals"] = torch.tensor([g.num_evals for g in out.geodesics if g is not None])
-            print(family, name, tuple(out.frames.shape), energies, max(out.reconstruction_error), points, flush=True)
-        FOLDER.mkdir(exist_ok=True)
-        save_file(found, FOLDER / f"{family}.safetensors")
+        file = FOLDER / f"{family}.safetensors"
+        stored = fitted(family) if args.record else load_file(file)
+        for name, more in cases(family):
+            if args.cases and name not in args.cases:
+                continue
+            if not args.record and f"{name}.frames" not in stored:
+                continue
+            frames, energies, points = morph(family, name, more, stored)
+            if args.record:
+                stored[f"{name}.frames"] = (frames * 65535).round().to(torch.uint16).contiguous()
+                stored[f"{name}.energies"], stored[f"{name}.points"] = energies, points
+                continue
+            expected = stored[f"{name}.frames"].float() / 65535
+            same = expected.shape == frames.shape
+            difference = float((frames - expected).abs().max()) if same else float("inf")
+            before = stored[f"{name}.energies"]
+            change = float(((energies - before).abs() / before).max()) if len(before) else 0.0
+            largest[family] = max(largest.get(family, 0.0), difference)
+            print(
+                f"{family:8} {name:13} frames {difference:.1e}, energies {change:.1e}, "
+                f"points {int(points)} (before {int(stored[f'{name}.points'])})",
+                flush=True,
+            )
+        if args.record:
+            FOLDER.mkdir(exist_ok=True)
+            save_file(stored, file)
+    print({family: f"{value:.1e}" for family, value in largest.items()})
+    return largest
 
 
 if __name__ == "__main__":

@@ -251,9 +251,7 @@ class Levels:
                 self.guidance_scale,
                 damping=self.guidance_damping,
             )
-        return self._score(
-            level, self.conditions, mode=mode, guidance_scale=self.guidance_scale
-        )
+        return self._score(level, self.conditions, mode=mode, guidance_scale=self.guidance_scale)
 
     def _score(self, level: Level, conditions: Conditions, **options) -> NetworkScore:
         options["max_batch_size"] = self.max_batch_size

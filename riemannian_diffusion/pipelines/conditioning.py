@@ -107,9 +107,7 @@ class ConditionedModel(MorphableModel):
         }
         scale = options.get("scale")
         positive, negative = self._encode_texts(prompts, negatives, guided, embeddings, scale)
-        shown, unlike = self._image_conditions(
-            ip_adapter_image, ip_adapter_image_embeds, guided
-        )
+        shown, unlike = self._image_conditions(ip_adapter_image, ip_adapter_image_embeds, guided)
         loras = None
         if adaptation is not None:
             check_kind(Adaptation, adaptation=adaptation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind, check_not_negative
 from riemannian_diffusion.events import Event, Listener
+from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.pipelines.checks import (
     OUTPUT_TYPES,
     check_batch_size,
     check_choice,
     check_solve,
 )
-from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.pipelines.curves import MetricFactory
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
 from riemannian_diffusion.pipelines.model import to_unit

@@ -213,8 +213,10 @@ class MorphStages(ConditionedModel):
         for one in several:
             check_metric(metric, one.space, one.levels.schedule.is_flow)
         starts = [as_starts(init, one.space) for one in several]
-        if any(len(other) != len(starts[0]) or one.space != several[0].space
-               for one, other in zip(several, starts, strict=True)):
+        if any(
+            len(other) != len(starts[0]) or one.space != several[0].space
+            for one, other in zip(several, starts, strict=True)
+        ):
             raise ValueError("Keyframes that are solved side by side must be in one space.")
         gaps = []
         for one in several:
@@ -226,7 +228,7 @@ class MorphStages(ConditionedModel):
                 conditions = one.levels.conditions.at_knots([i, i + 1])
                 levels = replace(one.levels, conditions=conditions)
                 gaps.append(Gap(one, i, num, levels, mode, generator))
-        if not isinstance(metric, str) or metric not in CURVES:
+        if not isinstance(metric, str) or metric not in CURVES or metric == "density":
             for gap in gaps:  # refuses a mode that these conditions do not have
                 gap.levels(gap.timestep, mode=gap.mode)
         events = solving_gaps(
@@ -315,13 +317,12 @@ class MorphStages(ConditionedModel):
         """Events of encoding and inversion; returns the keyframes with latents and points."""
         levels = draft.levels
         clean = yield from self._encoding(draft.pixels, levels.max_batch_size)
-        points, noise = clean, None
+        points, noise = clean, draft.noise
         if draft.space == "clean":
-            noise = randn_tensor(clean.shape[1:], generator, clean.device, clean.dtype)
+            if noise is None:
+                noise = randn_tensor(clean.shape[1:], generator, clean.device, clean.dtype)
         else:
-            points = yield from inverting(
-                levels, clean, draft.where, draft.fixed_point_iterations
-            )
+            points = yield from inverting(levels, clean, draft.where, draft.fixed_point_iterations)
         return replace(draft, clean=clean, points=points, noise=noise)
 
     def _sampling(

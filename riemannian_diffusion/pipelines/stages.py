@@ -14,18 +14,16 @@ from riemannian_diffusion.adaptation import interpolated_attention
 from riemannian_diffusion.arguments import kind_of
 from riemannian_diffusion.ddim import invert, invert_steps, sample_steps
 from riemannian_diffusion.events import Event
-from riemannian_diffusion.geodesics import Geodesic, Problem, initial_path, solving
+from riemannian_diffusion.geodesics import Geodesic, Problem, Start, solving
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.metrics import Metric
+from riemannian_diffusion.paths import points_at
 from riemannian_diffusion.pipelines.curves import CURVES, METRICS, Gap, MetricFactory
 from riemannian_diffusion.pipelines.inputs import is_images
 from riemannian_diffusion.pipelines.model import check_finite_values
 from riemannian_diffusion.pipelines.morph import MorphPath
 from riemannian_diffusion.pipelines.starts import MorphStart, RoadmapStart, roadmap_path
-from riemannian_diffusion.paths import points_at
 from riemannian_diffusion.score import Conditions, ScoreModel, SharedNoiseScore, Where
-
-Stage = Generator[Event, Any, Any]
 
 
 def inverting(
@@ -92,8 +90,10 @@ def solving_gaps(
             raise ValueError(f"`metric` must make a Metric of a score, but made {kind_of(made)}.")
         problems = []
         for pair, gap in enumerate(mine):
-            paths = [_start_of(gap, start, images_to_points) for start in starts]
-            problems.append(Problem(*gap.ends, paths, pair))
+            from_where = [_start_of(gap, start, images_to_points) for start in starts]
+            problems.append(
+                Problem.between(*gap.ends, num_points=gap.num_frames, init=from_where, pair=pair)
+            )
         file = checkpoint
         if checkpoint is not None and number > 0:
             file = checkpoint.with_name(f"{checkpoint.stem}-{number}{checkpoint.suffix}")
@@ -112,7 +112,7 @@ def solving_gaps(
                 iterate.path,
                 iterate.energy,
                 members[iterate.pair],
-                iterate.ended,
+                iterate.iteration,
             )
     return [found[i] for i in range(len(gaps))]
 
@@ -142,16 +142,17 @@ def _joint_score(gaps: Sequence[Gap]) -> ScoreModel:
     return SharedNoiseScore(score, noise)
 
 
-def _start_of(gap: Gap, start: MorphStart, images_to_points) -> Tensor:
-    """A start as points of the path's space, `(F, C, h, w)`."""
-    if start == "roadmap" or isinstance(start, RoadmapStart):
-        start = start if isinstance(start, RoadmapStart) else RoadmapStart()
+def _start_of(gap: Gap, start: MorphStart, images_to_points) -> Start:
+    """A start as `geodesic` takes it: samples and images as points of the path's space."""
+    if isinstance(start, str) and start == "roadmap":
+        start = RoadmapStart()
+    if isinstance(start, RoadmapStart):
         middle = replace(gap.levels, conditions=gap.levels.conditions.mean())
         clean = roadmap_path(replace(gap, levels=middle), start)
         return to_path_space(gap, clean)
     if is_images(start):
         return images_to_points(gap, start)
-    return initial_path(start, *gap.ends, gap.num_frames)
+    return start
 
 
 def to_path_space(gap: Gap, clean: Tensor) -> Tensor:

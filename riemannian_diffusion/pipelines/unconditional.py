@@ -58,7 +58,7 @@ class GeodesicInterpolationUnconditionalPipeline(GeodesicInterpolationMixin, DDI
     def _prediction(self, options: Mapping[str, Any]) -> Predict:
         if options:
             raise ValueError(
-                f"An unconditional model takes no `cross_attention_kwargs`, but got {dict(options)}."
+                f"An unconditional model takes no `cross_attention_kwargs`, but got {options}."
             )
         return UnconditionalPrediction(self.unet)
 

@@ -164,17 +164,16 @@ class Conditions:
     def to(self, device: torch.device | str) -> Conditions:
         """The same on a device."""
         there = self.map(lambda c: c.map(lambda values: values.to(device)))
-        if self.loras is None:
-            return there
-        loras = tuple({n: w.to(device) for n, w in lora.items()} for lora in self.loras)
-        return replace(there, loras=loras)
+        moved = tuple({n: w.to(device) for n, w in lora.items()} for lora in self.loras or ())
+        pairs = zip(self.loras or (), moved, strict=True)
+        if all(lora[name] is weight for lora, new in pairs for name, weight in new.items()):
+            return there  # the same LoRAs: paths that share them can be solved side by side
+        return replace(there, loras=moved)
 
     def at_knots(self, knots: Sequence[int]) -> Conditions:
         """The same on a path through some of the knots, in this order."""
         index = list(knots)
-        return self.map(
-            lambda c: c if c.num_knots == 1 else c.map(lambda values: values[:, index])
-        )
+        return self.map(lambda c: c if c.num_knots == 1 else c.map(lambda values: values[:, index]))
 
     def mean(self) -> Conditions:
         """The same with one value on the whole path: the mean of the knots, or all of the masks."""
@@ -222,9 +221,7 @@ class Conditions:
                     found[name] = condition
                     continue
                 knots = max(c.num_knots for c, _ in mine)
-                values = [
-                    c.values.expand(count, knots, *c.values.shape[2:]) for c, count in mine
-                ]
+                values = [c.values.expand(count, knots, *c.values.shape[2:]) for c, count in mine]
                 found[name] = replace(condition, values=torch.cat(values))
             return found
 
@@ -233,7 +230,6 @@ class Conditions:
         if first.negative is not None:
             negative = joined([(part.negative, count) for part, count in parts])
         return replace(first, positive=positive, negative=negative)
-
 
     @staticmethod
     def through(parts: Sequence[tuple[Conditions, int]]) -> Conditions:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from riemannian_diffusion.adaptation.mixing import original
-from riemannian_diffusion.score.diffusion import dtype_of, frozen
+from riemannian_diffusion.score.network import dtype_of, frozen
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 _ADAPTER = "riemannian_diffusion"

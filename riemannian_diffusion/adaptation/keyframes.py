@@ -148,7 +148,7 @@ def adapt(
         "seed": seed,
     }
     with torch.no_grad():
-        pixels = pipe._keyframes(images)
+        pixels = pipe.pixels(images)
         if len(texts) not in (1, len(pixels)):
             raise ValueError(
                 f"`prompts` must be one prompt or one per image, but got {len(texts)} prompts for "
@@ -162,8 +162,8 @@ def adapt(
                 return Adaptation.load(file)
             except ValueError as error:
                 warnings.warn(f"Fitting again: {error}", stacklevel=2)
-        latents = pipe._encode(pixels.to(pipe._execution_device), None)
-        embeddings = pipe.encode_prompt(texts, pipe._execution_device, 1, False)[0]
+        latents = pipe.encode(pixels)
+        embeddings = pipe.encode_prompt(texts, pipe.device_of_work, 1, False)[0]
 
     total = (embedding_steps + lora_steps) * len(pixels)
     fitted, loras = None, None

@@ -11,7 +11,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from riemannian_diffusion.score.diffusion import dtype_of
+from riemannian_diffusion.score.network import dtype_of
 
 
 class LoraMix(nn.Module):

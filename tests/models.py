@@ -5,7 +5,10 @@ The weights are the same in every call: each model starts from seed 0.
 
 from __future__ import annotations
 
+import inspect
 import string
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import PIL.Image
 import torch
@@ -24,6 +27,9 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+from diffusers.models.embeddings import ImageProjection
+from peft import LoraConfig
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import (
@@ -44,8 +50,14 @@ from riemannian_diffusion.pipelines import (
     GeodesicInterpolationXLPipeline,
 )
 
-FAST = {"num_frames": 4, "num_inference_steps": 8, "max_evals": 3, "strength": 0.5}
+INVERT = {"num_inference_steps": 8, "strength": 0.5}
+"""Options of the stage `invert` that take a fraction of a second."""
+SOLVE = {"num_frames": 4, "max_evals": 3}
+"""Options of the stage `solve` that take a fraction of a second."""
+FAST = INVERT | SOLVE
 """Options of a pipeline's call that takes a fraction of a second."""
+EXACT = FAST | {"fixed_point_iterations": 8}
+"""Options of `morph` with which keyframes are reconstructed up to rounding."""
 
 
 def flags(**options) -> list[str]:
@@ -338,4 +350,86 @@ def make(kind: str, **options):
 def silent(pipe):
     """The same pipeline, without progress bars."""
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def only(function: Callable, options: dict) -> dict:
+    """Those of the options that are arguments of a function."""
+    return {n: value for n, value in options.items() if n in inspect.signature(function).parameters}
+
+
+def morph(pipe, image, prompt="", negative_prompt="", **options):
+    """The output of all stages, one after the other, each with those of the options that it takes.
+
+    Unlike the call of a pipeline it also takes the options that only stages have.
+    """
+    stages = (pipe.condition, pipe.invert, pipe.solve, pipe.sample, pipe.render)
+    taken = [only(stage, options) for stage in stages]
+    assert set(options) == set().union(*taken), options
+    conditions, invert, solve, sample, render = taken
+    if conditions:
+        found = pipe.condition(prompt, negative_prompt, **conditions)
+        keys = pipe.invert(image, conditions=found, **invert)
+    else:
+        keys = pipe.invert(image, prompt, negative_prompt, **invert)
+    path = pipe.sample(pipe.solve(keys, **solve), **sample)
+    return pipe.render(path, **{"output_type": "latent"} | render)
+
+
+class Counter:
+    """What networks were given: the number of calls, and of points over all calls."""
+
+    def __init__(self):
+        self.calls = self.points = 0
+
+    def __call__(self, module, args, kwargs):
+        given = args[0] if args else next(iter(kwargs.values()))
+        self.calls += 1
+        self.points += len(given)
+
+
+@contextmanager
+def counting(*networks: nn.Module) -> Iterator[Counter]:
+    """Count what networks are given inside."""
+    counter = Counter()
+    hooks = [one.register_forward_pre_hook(counter, with_kwargs=True) for one in networks]
+    try:
+        yield counter
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def ip_adapter(unet: UNet2DConditionModel) -> dict:
+    """The state of a random IP-Adapter with one embedding `(1, 6)` for each image."""
+    torch.manual_seed(3)
+    width, layers, key = unet.config.cross_attention_dim, {}, 1
+    for name in unet.attn_processors:
+        if name.endswith("attn2.processor"):
+            attention = unet.get_submodule(name.removesuffix(".processor"))
+            state = IPAdapterAttnProcessor2_0(attention.inner_dim, width).state_dict()
+            layers[f"{key}.to_k_ip.weight"] = state["to_k_ip.0.weight"]
+            layers[f"{key}.to_v_ip.weight"] = state["to_v_ip.0.weight"]
+            key += 2
+    state = ImageProjection(6, width, num_image_text_embeds=4).state_dict()
+    names = {"proj.weight": "image_embeds.weight", "proj.bias": "image_embeds.bias"}
+    names |= {"norm.weight": "norm.weight", "norm.bias": "norm.bias"}
+    return {"image_proj": {n: state[m] for n, m in names.items()}, "ip_adapter": layers}
+
+
+def with_ip_adapter(pipe):
+    """The same pipeline, with a random IP-Adapter."""
+    pipe.unet._load_ip_adapter_weights([ip_adapter(pipe.unet)])
+    pipe.set_ip_adapter_scale(1.0)
+    return pipe
+
+
+def with_lora(pipe, scale: float = 0.25):
+    """The same pipeline, with a random LoRA in its network."""
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    pipe.unet.add_adapter(config)
+    with torch.no_grad():
+        for name, parameter in pipe.unet.named_parameters():
+            if "lora" in name:
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=seeded(1)))
     return pipe

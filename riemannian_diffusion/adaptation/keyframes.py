@@ -11,13 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from riemannian_diffusion import files
 from riemannian_diffusion.adaptation.fitting import fit_embeddings, fit_lora
-from riemannian_diffusion.media import converted
 from riemannian_diffusion.runtime import __version__
 
 
@@ -47,7 +45,7 @@ class Adaptation:
     @property
     def num_images(self) -> int:
         """The number of images to which it was fitted."""
-        return len(self.loras if self.embeddings is None else self.embeddings)
+        return len(self.loras or ()) if self.embeddings is None else len(self.embeddings)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write it to one safetensors file, under a temporary name first."""
@@ -74,7 +72,7 @@ class Adaptation:
 
 
 def adapt(
-    pipe,
+    pipe: Any,
     images: Sequence,
     prompts: str | Sequence[str] = "",
     *,
@@ -115,7 +113,8 @@ def adapt(
     """
     from diffusers import StableDiffusionPipeline  # not with the library: it takes seconds
 
-    if not isinstance(pipe, StableDiffusionPipeline):
+    kind: type = StableDiffusionPipeline
+    if not isinstance(pipe, kind):
         raise ValueError(
             f"adapt is for pipelines of Stable Diffusion 1 and 2, but got {type(pipe).__name__}."
         )
@@ -131,22 +130,23 @@ def adapt(
         "batch_size": batch_size,
         "seed": seed,
     }
-    latents = pipe.encode(images)  # refuses what the pipeline does not take
-    if len(texts) not in (1, len(latents)):
+    pixels = pipe.pixels(images)  # refuses what the pipeline does not take
+    if len(texts) not in (1, len(pixels)):
         raise ValueError(
             f"`prompts` must be one prompt or one per image, but got {len(texts)} prompts for "
-            f"{len(latents)} images."
+            f"{len(pixels)} images."
         )
-    file = cache_dir and Path(cache_dir, f"{_digest(pipe, images, texts, settings)}.safetensors")
+    file = cache_dir and Path(cache_dir, f"{_digest(pipe, pixels, texts, settings)}.safetensors")
     if file and file.exists():
         try:
             return Adaptation.load(file)
         except ValueError as error:
             warnings.warn(f"Fitting again: {error}", stacklevel=2)
+    latents = pipe.encode(pixels)
     conditions = pipe.condition(texts, do_classifier_free_guidance=False)
     embeddings = conditions.positive["encoder_hidden_states"].values[0]  # (1 or P, L, C)
 
-    total = (embedding_steps + lora_steps) * len(latents)
+    total = (embedding_steps + lora_steps) * len(pixels)
     fitted, loras = None, None
     with pipe.progress_bar(total=total) as bar:
 
@@ -188,20 +188,9 @@ def adapt(
     return adaptation
 
 
-def _digest(pipe, images: Sequence, texts: list[str], settings: dict[str, Any]) -> str:
+def _digest(pipe: Any, pixels: Tensor, texts: list[str], settings: dict[str, Any]) -> str:
     """A hash of everything that an adaptation depends on."""
     parts = (pipe.unet, pipe.vae, pipe.text_encoder)
     configs = [dict(part.config) for part in (pipe.unet, pipe.vae, pipe.scheduler)]
-    shown = [[str(v.dtype), v.shape, _hash(v)] for v in map(_values, images)]
+    shown = [tuple(pixels.shape), hashlib.sha256(pixels.cpu().numpy().tobytes()).hexdigest()]
     return files.digest_of(parts, __version__, texts, settings, configs, shown)
-
-
-def _values(image: Any) -> np.ndarray:
-    """The values of an image of any kind that a pipeline takes."""
-    if isinstance(image, Tensor):
-        return image.detach().float().cpu().numpy()
-    return image if isinstance(image, np.ndarray) else np.asarray(converted(image, "RGB"))
-
-
-def _hash(values: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()

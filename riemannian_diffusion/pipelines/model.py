@@ -146,6 +146,20 @@ class MorphableModel:
         """The device on which networks run, also while they are offloaded."""
         return self._execution_device
 
+    def pixels(self, images: Sequence[Image] | Tensor) -> Tensor:
+        """Images as one tensor.
+
+        Args:
+            images: Images of one size, as `__call__` takes keyframes.
+
+        Returns:
+            `(P, 3, H, W)`, float32 in [0, 1]; 1 in place of 3 for models of grey images.
+
+        Raises:
+            ValueError: If images are none, or their sizes differ or do not fit the model.
+        """
+        return to_keyframes(images, self._image_channels, self._size_factor, least=1)
+
     @torch.no_grad()
     def encode(
         self, images: Sequence[Image] | Tensor, *, max_batch_size: int | None = None
@@ -162,7 +176,7 @@ class MorphableModel:
         Raises:
             ValueError: If images are none, or their sizes differ or do not fit the model.
         """
-        pixels = to_keyframes(images, self._image_channels, self._size_factor, least=1)
+        pixels = self.pixels(images)
         return run(self._encoding(pixels.to(self.device_of_work), max_batch_size))
 
     @torch.no_grad()

@@ -131,8 +131,7 @@ def test_a_request_gives_what_the_pipeline_gives(tiny_pipe, pictures):
     assert [f.tobytes() for f in found.frames] == [f.tobytes() for f in expected.frames]
     assert found.errors == expected.reconstruction_error
     for iterations, geodesic in zip(found.solves, expected.geodesics, strict=True):
-        assert tuple(i.energy for i in iterations) == geodesic.energy_history
-        assert iterations[0].num_evals == 1 and iterations[-1].num_evals <= geodesic.num_evals
+        assert tuple(map(tuple, iterations)) == geodesic.iterates
     phase, done, total = reports[-1]
     assert phase.startswith("stein: Solving, energy ")
     assert done == sum(geodesic.num_evals for geodesic in expected.geodesics) and total is None
@@ -188,7 +187,7 @@ def test_stopping_is_soon_and_leaves_the_pipeline_alone(tiny_pipe, pictures, met
     def work():
         with pytest.raises(Cancelled), studio.request("me", report) as asked:
             keys = asked.invert(
-                pictures, seed=0, prompt="a", strength=1.0, num_inference_steps=steps
+                pictures, seed=0, prompt="a", strength=0.9, num_inference_steps=steps
             )
             asked.morph(keys, metric, seed=0, num_frames=LONG, max_evals=LONG)
         left.set()

@@ -176,7 +176,7 @@ def _check_output(args: argparse.Namespace, *also: Path) -> None:
 def describe_geodesic(found) -> dict:
     """What a report says of a `Geodesic`."""
     return {
-        "energy": found.energy_history[-1] if found.energy_history else found.energy,
+        "energy": found.iterates[-1][1] if found.iterates else found.energy,
         "finer_energy": found.energy,
         "lower_bound": found.lower_bound,
         "length": found.length,

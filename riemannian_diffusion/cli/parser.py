@@ -23,24 +23,20 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     Args:
         argv: Arguments without the name of the program; None takes those of the process.
     """
-    args = parser().parse_args(_repeated(sys.argv[1:] if argv is None else argv))
-    frames = getattr(args, "frames", None)
-    if frames is not None and len(frames) == 1:
-        (args.frames,) = frames
-    return args
+    return parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
 
 
-def _repeated(words: list[str]) -> list[str]:
-    """`--frames 25 37` as `--frames 25 --frames 37`, so that file names may follow it."""
+def _joined(words: list[str]) -> list[str]:
+    """`--frames 25 37` as `--frames 25,37`, so that names of files may follow it."""
     found: list[str] = []
-    follows = False  # the word stands behind a number of --frames
-    for i, word in enumerate(words):
+    follows = False  # the word stands behind --frames, or behind numbers that do
+    for word in words:
         is_number = word.isdecimal()
-        if follows and is_number:
-            found.append("--frames")
-        found.append(word)
-        after = i > 0 and words[i - 1] == "--frames"
-        follows = word.startswith("--frames=") or after or (follows and is_number)
+        if follows and is_number and found[-1] != "--frames":
+            found[-1] += f",{word}"
+        else:
+            found.append(word)
+        follows = word.startswith("--frames") or (follows and is_number)
     return found
 
 
@@ -101,9 +97,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--frames",
-        type=int,
-        action="append",
-        metavar="NUMBER",
+        type=_frames,
+        metavar="NUMBER [NUMBER ...]",
         help="number of frames from each image to the next, both included; or one number for each "
         "gap between images, as in --frames 25 37 (default: 17, for a video as many as it has)",
     )
@@ -245,6 +240,17 @@ def _start(text: str) -> str | Path:
             f"must be {names}, a folder of images or a video, but got {text!r}"
         )
     return Path(text)
+
+
+def _frames(text: str) -> int | list[int]:
+    """One number, or several between commas."""
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number, or one for each gap, but got {text!r}"
+        ) from None
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def _size(text: str) -> tuple[int, int]:

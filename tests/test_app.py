@@ -43,7 +43,7 @@ from riemannian_diffusion.app.outputs import (  # noqa: E402
 from riemannian_diffusion.app.studio import Cancelled, Energies, Studio  # noqa: E402
 from riemannian_diffusion.events import Event  # noqa: E402
 
-LONG = 1000  # steps: much longer than any of these tests
+LONG = 900  # steps: much longer than any of these tests
 
 
 def quiet(phase, done, total):
@@ -205,15 +205,15 @@ def test_stopping_is_soon_and_leaves_the_pipeline_alone(tiny_pipe, pictures, met
 
 def test_files(morphs, tmp_path):
     video, packed = write_files(morphs[0], tmp_path, 12)
-    assert imageio_ffmpeg.count_frames_and_secs(video)[0] == 5
+    assert imageio_ffmpeg.count_frames_and_secs(video)[0] == 7
     with zipfile.ZipFile(packed) as archive:
-        assert archive.namelist() == [f"frame_{i:04d}.png" for i in range(5)]
+        assert archive.namelist() == [f"frame_{i:04d}.png" for i in range(7)]
         with archive.open("frame_0002.png") as file:
             assert PIL.Image.open(file).tobytes() == morphs[0].frames[2].tobytes()
 
 
 def test_sheet_and_figures(morphs):
-    assert sheet(morphs).size == (92 + 5 * 16, 2 * 16)
+    assert sheet(morphs).size == (92 + 7 * 16, 2 * 16)
     assert [line.get_label() for line in draw_energies(morphs).axes[0].lines] == [
         "tangent_normal, gap 1",
         "tangent_normal, gap 2",
@@ -274,9 +274,10 @@ def paths(pictures, tmp_path):
 
 
 def arguments(paths, **more):
-    """Of /morph, as fast as can be."""
+    """Arguments of /morph, with `FAST` options."""
     images = [{"image": handle_file(path), "caption": None} for path in paths]
-    fast = {"num_frames": 3, "steps": 6, "strength": 0.5, "max_evals": 3, "other": "none"}
+    fast = FAST | {"steps": FAST["num_inference_steps"], "other": "none"}
+    del fast["num_inference_steps"]
     return {"images": images, "prompts": ""} | fast | more
 
 
@@ -349,7 +350,7 @@ def test_bad_input_is_a_message_and_the_page_goes_on(served, paths, tmp_path):
     cases = [
         (arguments(paths[:1]), "A morph needs at least 2 images, but got 1"),
         (arguments([]), "A morph needs at least 2 images, but got 0"),
-        (arguments(paths, prompts="a\nb"), "one prompt or one per image, but got 2 prompts for 3"),
+        (arguments(paths, prompts="a\nb"), "one for each, but there are 2 for 3 keyframes"),
         (arguments([paths[0], str(tmp_path / "broken.png")]), "broken.png cannot be read"),
         (arguments(paths, width=15), "Height and width must be multiples of 2"),
         (arguments(paths, width=9000), "Width and height must be from 1 to 64"),
@@ -362,7 +363,7 @@ def test_bad_input_is_a_message_and_the_page_goes_on(served, paths, tmp_path):
             client.predict(api_name="/morph", **given)
         assert message in str(error.value)
     good = client.predict(api_name="/morph", **arguments(paths, metric="slerp"))
-    assert len(frames_in(good)) == 5
+    assert len(frames_in(good)) == 7
 
 
 def test_page_asks_no_other_machine(served):

@@ -107,7 +107,7 @@ class Keyframes:
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged or something else.
         """
-        return cls._unpacked(*storage.load(path, "Keyframes"))
+        return storage.load(path, "Keyframes", cls._unpacked)
 
     def _packed(self) -> tuple[storage.Tensors, storage.Settings]:
         tensors, levels = storage.pack_levels(self.levels)
@@ -246,7 +246,10 @@ class MorphPath:
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged or something else.
         """
-        tensors, settings = storage.load(path, "MorphPath")
+        return storage.load(path, "MorphPath", cls._unpacked)
+
+    @classmethod
+    def _unpacked(cls, tensors: storage.Tensors, settings: storage.Settings) -> MorphPath:
         geodesics = tuple(
             None
             if plain is None

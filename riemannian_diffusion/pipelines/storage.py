@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,7 @@ FORMAT = "riemannian_diffusion"
 
 Tensors = dict[str, Tensor]
 Settings = dict[str, Any]
+T = TypeVar("T")
 
 
 def save(path: str | os.PathLike, kind: str, tensors: Mapping[str, Tensor], settings: Settings):
@@ -46,8 +47,16 @@ def save(path: str | os.PathLike, kind: str, tensors: Mapping[str, Tensor], sett
     write_atomically(Path(path), lambda file: save_file(own, file, metadata))
 
 
-def load(path: str | os.PathLike, kind: str) -> tuple[Tensors, Settings]:
+def load(path: str | os.PathLike, kind: str, unpack: Callable[[Tensors, Settings], T]) -> T:
     """Read what `save` wrote, on the CPU.
+
+    Args:
+        path: The file.
+        kind: What it must hold, such as "Keyframes".
+        unpack: Tensors and settings -> what they were made of.
+
+    Returns:
+        What `unpack` returns.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -64,7 +73,12 @@ def load(path: str | os.PathLike, kind: str) -> tuple[Tensors, Settings]:
     if metadata.get("format") != FORMAT or metadata.get("kind") != kind:
         found = metadata.get("kind", "something else")
         raise ValueError(f"{path} holds {found}, not {kind}: it was not written by {kind}.save.")
-    return tensors, json.loads(metadata["settings"])
+    try:
+        return unpack(tensors, json.loads(metadata["settings"]))
+    except KeyError as error:
+        raise ValueError(f"{path} is damaged: it lacks {error}.") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: its settings cannot be read.") from error
 
 
 def select(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:

@@ -1,19 +1,24 @@
-"""What fitting the shipped model to two images is worth: their loss, and how they come back.
+"""What fitting the shipped model to two images gains: the loss, and the error of inversion.
 
     python benchmarks/adaptation.py [--pairs 6] [--embedding-steps N] [--lora-steps N] ...
 
-Pairs of held-out scenes. "plain" is the model with captions, "embeddings" fits a prompt embedding
-to each image, "LoRA" a LoRA, "both" an embedding and then a LoRA (`adapt`, its defaults unless
-others are given). For each:
+The images are pairs of held-out scenes. The variant "plain" is the model with captions,
+"embeddings" fits a prompt embedding to each image, "LoRA" fits a LoRA to each image, and "both"
+fits an embedding and then a LoRA (`adapt` with its defaults unless other values are given).
+There is one row per variant with
 
-    loss      denoising loss at 40 timesteps with noises of their own, not those fitted on; and its
-              share of the timesteps below 600
-    s         seconds of fitting, per pair
-    rest      root mean square errors of the images after DDIM inversion and sampling back, values
-              in [0, 1], mean over images / the worst; to the image encoded and decoded alone, and
-              to the image itself. Columns are the strength and the fixed-point iterations of every
-              inversion step: 0 is the usual inversion, 5 this library's. Guidance is that of the
-              sampling; images are inverted without.
+    loss, loss below 600  denoising loss on 40 timesteps with fresh noises, which were not used for
+                          fitting; and its mean over the timesteps below 600
+    seconds               time of fitting per pair
+
+and then one row per variant, guidance, target, strength and number of iterations with
+
+    error, worst          root mean square error of an image after DDIM inversion and sampling
+                          back, for values in [0, 1]: the mean over images, and the largest. The
+                          target is the image itself ("image"), or the image encoded and decoded
+                          ("decoded"). "iterations" are the fixed-point iterations of each inversion
+                          step: 0 is the usual inversion, 5 is the pipeline's default. "guidance" is
+                          the guidance of sampling; images are always inverted without guidance.
 """
 
 from __future__ import annotations
@@ -21,19 +26,18 @@ from __future__ import annotations
 import argparse
 import inspect
 import time
+from collections.abc import Iterator
 
+import frame
 import torch
-from diffusers.utils import logging as diffusers_logging
-from machine import describe
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from riemannian_diffusion import DiffusionScore, demo, invert, sample
 from riemannian_diffusion.adaptation import LoraMix, adapt, denoising_losses
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
 HELD_OUT_SEED = 3000  # the model was trained on scenes drawn from seed 0
-WAYS = tuple((strength, iterations) for strength in (0.6, 1.0) for iterations in (0, 5))
+INVERSIONS = tuple((strength, iterations) for strength in (0.6, 1.0) for iterations in (0, 5))
 DEFAULTS = {name: p.default for name, p in inspect.signature(adapt).parameters.items()}
 
 
@@ -50,18 +54,21 @@ class EachItsOwn(nn.Module):
         return self.mix(x, t, encoder_hidden_states, weights, return_dict)
 
 
-def held_out(pair: int) -> tuple[Tensor, list[str]]:
-    """Renders `(2, 3, 64, 64)` and captions; kinds in turn, every third pair changes it."""
-    factors = demo.random_factors(2, torch.Generator().manual_seed(HELD_OUT_SEED + pair))
+def held_out(pair: int, seed: int) -> tuple[Tensor, list[str]]:
+    """Renders `(2, 3, 64, 64)` and captions; every third pair has two kinds of solid."""
+    generator = torch.Generator().manual_seed(HELD_OUT_SEED + seed + pair)
+    factors = demo.random_factors(2, generator)
     kinds = [demo.KINDS[(pair + (pair % 3 == 2) * end) % len(demo.KINDS)] for end in (0, 1)]
     with torch.no_grad():
         images = demo.render(kinds, factors)
     return images, [demo.caption(k, float(f[1])) for k, f in zip(kinds, factors, strict=True)]
 
 
-def losses(model: nn.Module, scheduler, latents: Tensor, embeddings: Tensor) -> tuple[float, float]:
+def losses(
+    model: nn.Module, scheduler, latents: Tensor, embeddings: Tensor, seed: int
+) -> tuple[float, float]:
     """The mean denoising loss on fresh noises, over all timesteps and over those below 600."""
-    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+    generator = torch.Generator().manual_seed(HELD_OUT_SEED + seed)
     timesteps, found = torch.arange(12, 1000, 25), []
     for t in timesteps:
         noise = torch.randn(latents.shape, generator=generator).to(latents)
@@ -83,12 +90,12 @@ def come_back(
     latents: Tensor,
     embeddings: Tensor,
     negative: Tensor,
-    way: tuple[float, int],
+    inversion: tuple[float, int],
     guidances: list[float],
     num_steps: int,
 ) -> dict[float, Tensor]:
     """Images inverted without guidance and sampled back with it."""
-    strength, iterations = way
+    strength, iterations = inversion
     scheduler = pipe.scheduler
     scheduler.set_timesteps(num_steps)
     timesteps = scheduler.timesteps[-int(num_steps * strength) :].tolist()
@@ -119,35 +126,29 @@ def rms(images: Tensor, others: Tensor) -> Tensor:
     return (images - others).square().flatten(1).mean(1).sqrt()
 
 
-def main(argv: list[str] | None = None) -> dict:
-    """Print the tables; returns the errors by variant, guidance, way and reference."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Measure the losses and the errors; return the rows."""
+    parser = frame.parser(__doc__)
     parser.add_argument("--pairs", type=int, default=6)
     for name in ("embedding_steps", "embedding_lr", "lora_steps", "lora_lr", "rank", "batch_size"):
         default = DEFAULTS[name]
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    parser.add_argument("--steps", type=int, default=50, help="of DDIM, at strength 1")
+    parser.add_argument("--steps", type=int, default=50, help="DDIM steps at strength 1")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0])
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args(argv)
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-    print(describe(args.device))
+    return frame.run(measure, parser, argv)
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict]:
+    """Losses of all variants, then their errors."""
     pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
-    pipe.to(args.device, torch.float32).set_progress_bar_config(disable=True)
+    pipe.to(args.device, torch.float32)
     shared = {name: getattr(args, name) for name in ("rank", "batch_size")}
     prompt_steps = {"embedding_steps": args.embedding_steps, "embedding_lr": args.embedding_lr}
     lora_steps = {"lora_steps": args.lora_steps, "lora_lr": args.lora_lr}
-    settings = prompt_steps | lora_steps | shared | {"DDIM steps": args.steps}
-    print(", ".join(f"{k} {v}" for k, v in settings.items()))
-
     errors: dict[tuple, list[Tensor]] = {}
     figures: dict[str, list[tuple[float, ...]]] = {}
     for pair in range(args.pairs):
-        images, captions = held_out(pair)
+        images, captions = held_out(pair, args.seed)
         start = time.perf_counter()
         both = adapt(pipe, images, captions, **prompt_steps, **lora_steps, **shared)
         middle = time.perf_counter()
@@ -168,37 +169,31 @@ def main(argv: list[str] | None = None) -> dict:
             for name, (embeddings, loras) in variants.items():
                 model = pipe.unet if loras is None else EachItsOwn(pipe.unet, loras)
                 hidden = prompts if embeddings is None else embeddings.to(args.device)
-                found = losses(model, pipe.scheduler, latents, hidden)
+                found = losses(model, pipe.scheduler, latents, hidden, args.seed)
                 figures.setdefault(name, []).append((*found, seconds.get(name, 0.0)))
-                for way in WAYS:
+                for inversion in INVERSIONS:
                     back = come_back(
-                        pipe, model, latents, hidden, negative, way, args.guidance, args.steps
+                        pipe, model, latents, hidden, negative, inversion, args.guidance, args.steps
                     )
                     for guidance, came in back.items():
                         for to, reference in references.items():
-                            key = (name, guidance, way, to)
+                            key = (name, guidance, inversion, to)
                             errors.setdefault(key, []).append(rms(came, reference).cpu())
         print(f"pair {pair} ({' / '.join(captions)}) done", flush=True)
-    _report(errors, figures, args.guidance)
-    return errors
-
-
-def _report(errors: dict, figures: dict, guidances: list[float]) -> None:
-    print(f"\n{'':12}{'loss':>9}{'t < 600':>9}{'s':>7}")
-    for name, rows in figures.items():
-        loss, low, seconds = torch.tensor(rows, dtype=torch.float64).mean(0).tolist()
-        print(f"{name:12}{loss:9.4f}{low:9.4f}{seconds:7.0f}")
-    heads = "".join(f"{f'{s:g}, {i} iterations':>20}" for s, i in WAYS)
-    for guidance in guidances:
-        for to in ("decoded", "image"):
-            what = "the image encoded and decoded" if to == "decoded" else "the image itself"
-            print(f"\nguidance {guidance:g}, to {what}\n{'':12}{heads}")
-            for name in figures:
-                cells = ""
-                for way in WAYS:
-                    values = torch.cat(errors[name, guidance, way, to])
-                    cells += f"{f'{values.mean():.5f} / {values.max():.5f}':>20}"
-                print(f"{name:12}{cells}")
+    for name, values in figures.items():
+        loss, low, seconds = torch.tensor(values, dtype=torch.float64).mean(0).tolist()
+        yield {"variant": name, "loss": loss, "loss below 600": low, "seconds": seconds}
+    for (name, guidance, (strength, iterations), target), values in errors.items():
+        values = torch.cat(values)
+        yield {
+            "variant": name,
+            "guidance": guidance,
+            "target": target,
+            "strength": strength,
+            "iterations": iterations,
+            "error": float(values.mean()),
+            "worst": float(values.max()),
+        }
 
 
 if __name__ == "__main__":

@@ -2,33 +2,43 @@
 
     python benchmarks/analogies.py [--num 12] [--device cpu]
 
-A is a random scene, B differs from it in one factor and C in all others; the true D is known. Root
-mean squares, of images in [0, 1]: the error of the last frame, and its distance from its nearest
-render. `straight` carries each step straight across (`analogy` without a way), `pipeline` along the
-morph from A to C. Against them: C as it is, latents added and subtracted, and that denoised by the
-same score. `coded` is D through the autoencoder.
+A is a random scene. B differs from it in one factor, C in all others, and the true D is known.
+There is one row per analogy and method, then the means. Both columns are root mean squares of
+images in [0, 1]: "error" is the error of the last frame, "render" its distance from the nearest
+render.
+
+    coded      the true D, encoded and decoded
+    C          C as it is
+    C + B - A  latents added and subtracted
+    denoised   the same sum, denoised by the score
+    straight   each step of the morph from A to B moved straight to C (`analogy` without a path)
+    pipeline   each step transported along the morph from A to C (`analogy` of the pipeline)
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
+import frame
 import torch
-from diffusers.utils import logging as diffusers_logging
-from machine import describe
-from riemannian_diffusion.pipelines.schedules import ddim_schedule
-from transformers.utils import logging as transformers_logging
 
 from riemannian_diffusion import DiffusionScore, analogy, demo
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+from riemannian_diffusion.pipelines.schedules import ddim_schedule
 from riemannian_diffusion.pipelines.starts import CARRY_NOISE
 
-CHANGE = 0.2  # of B, in shares of a factor's range; C differs by up to as much in each other factor
+CHANGE = 0.2  # of a factor's range: change of B; C changes each other factor by at most as much
+GROUPS = {  # means over analogies by the factor that changes from A to B
+    "all": demo.FACTORS,
+    "place or size": ("x", "y", "size"),
+    "hue or azimuth": ("hue", "azimuth"),
+}
 
 
-def scenes(num: int) -> list[tuple[str, str, torch.Tensor]]:
+def scenes(num: int, seed: int) -> list[tuple[str, str, torch.Tensor]]:
     """`(kind, factor changed, factors of A, B, C and D)` of every analogy."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     low, high = torch.tensor([demo.FACTOR_RANGES[name] for name in demo.FACTORS]).T
     found = []
     for i in range(num):
@@ -44,29 +54,18 @@ def scenes(num: int) -> list[tuple[str, str, torch.Tensor]]:
 
 
 @torch.no_grad()
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Print one line for each analogy and the means, which are returned."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--num", type=int, default=12)
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args(argv)
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-    print(describe(args.device))
+def measure(args: argparse.Namespace) -> Iterator[dict]:
+    """Errors of every analogy, then their means."""
     pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
     pipe.to(args.device, torch.float32)
-    pipe.set_progress_bar_config(disable=True)
     level = DiffusionScore(
         pipe.unet,
         pipe.scheduler,
         ddim_schedule(pipe.scheduler, 1).timestep_of(CARRY_NOISE),
         encoder_hidden_states=pipe.encode_prompt([""], args.device, 1, False)[0],
     )
-    scale, totals = pipe.vae.config.scaling_factor, {}
-    for kind, factor, rows in scenes(args.num):
+    scale, found = pipe.vae.config.scaling_factor, []
+    for kind, factor, rows in scenes(args.num, args.seed):
         images = demo.render([kind] * 4, rows, resolution=64).to(args.device)
         modes = pipe.vae.encode(2 * images - 1).latent_dist.mode()
         a, b, c, d = modes * scale
@@ -88,16 +87,23 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         drawn = (drawn / 2 + 0.5).clamp(0, 1)
         errors = (drawn - images[3]).square().flatten(1).mean(1).sqrt()
         renders = demo.nearest_render(drawn.cpu()).mse.sqrt()
-        cells = []
         for name, error, far in zip(last, errors.tolist(), renders.tolist(), strict=True):
-            cells.append(f"{name} {error:.4f}/{far:.4f}")
-            total = totals.setdefault(name, [0.0, 0.0])
-            totals[name] = [total[0] + error / args.num, total[1] + far / args.num]
-        print(f"{kind:9} {factor:8} {'  '.join(cells)}", flush=True)
-    print("\nmeans: error, distance from the nearest render")
-    for name, (error, far) in totals.items():
-        print(f"  {name:10} {error:.4f}  {far:.4f}")
-    return {name: error for name, (error, _) in totals.items()}
+            measured = {"error": error, "render": far}
+            found.append({"kind": kind, "factor": factor, "method": name} | measured)
+            yield found[-1]
+    for group, factors in GROUPS.items():
+        for name in last:
+            rows = [r for r in found if r["factor"] in factors and r["method"] == name]
+            if rows:
+                means = {key: sum(r[key] for r in rows) / len(rows) for key in measured}
+                yield {"mean over": group, "analogies": len(rows), "method": name} | means
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Measure every analogy; return the rows."""
+    parser = frame.parser(__doc__)
+    parser.add_argument("--num", type=int, default=12, help="number of analogies")
+    return frame.run(measure, parser, argv)
 
 
 if __name__ == "__main__":

@@ -55,18 +55,20 @@ def score_of(
     timestep: int = 581,
     max_batch_size: int | None = None,
     size: int | None = None,
+    seed: int = 0,
 ) -> tuple[DiffusionScore, tuple[int, ...]]:
     """A network's score under one random prompt, and the shape of a point.
 
     Args:
-        name: "shipped" (weights and all), "sd15" or "sdxl".
-        device: Where.
-        dtype: Of the network.
-        timestep: Of the score.
+        name: "shipped" (with its trained weights), "sd15" or "sdxl" (with random weights).
+        device: Device of the network.
+        dtype: Type of the network's weights.
+        timestep: Timestep of the score.
         max_batch_size: As in `DiffusionScore`.
-        size: Side of the latents; None for the architecture's own: 16, 64 or 128.
+        size: Side of the latents; None takes the architecture's own: 16, 64 or 128.
+        seed: Seed of the prompt and of random weights.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     if name == "shipped":
         folder = demo.model_path()
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
@@ -77,7 +79,7 @@ def score_of(
     else:
         config = SD15 if name == "sd15" else SDXL
         with torch.random.fork_rng(), torch.device(device):
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             unet = UNet2DConditionModel(**config).to(dtype)
         unet = unet if name == "sd15" else WithSize(unet)
         scheduler, width = DDIMScheduler(**SCHEDULE), config["cross_attention_dim"]

@@ -1,19 +1,21 @@
-"""Contact sheets of three held-out pairs: one row per method, nine of the frames of each morph.
+"""Contact sheets of three held-out pairs: nine frames of each morph, one row per method.
 
     python benchmarks/contact_sheet.py --output examples
 
-Writes `contact_sheet_1.png` to `contact_sheet_3.png` and prints, for each method, the largest step
-between neighbouring frames. The pairs are renders that the shipped model was not trained on.
+Writes `contact_sheet_1.png` to `contact_sheet_3.png`. There is one row per pair and method with the
+largest step between neighbouring frames. The pairs are renders that the shipped model was not
+trained on.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
+import frame
 import numpy as np
 import torch
-from machine import describe
 from PIL import Image
 
 from riemannian_diffusion import demo
@@ -41,19 +43,22 @@ def largest_step(frames: list[Image.Image]) -> float:
     return float(np.sqrt(np.square(np.diff(values, axis=0)).mean((1, 2, 3))).max())
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Make the sheets."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Make the sheets; return the rows."""
+    parser = frame.parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("."), help="directory of the sheets")
     parser.add_argument("--model", help="default: the shipped one")
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--max-evals", type=int, default=200)
     parser.add_argument("--pairs", type=int, default=len(PAIRS), help="how many of the pairs")
-    args = parser.parse_args(argv)
-    print(describe())
+    return frame.run(measure, parser, argv)
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict]:
+    """Largest steps of every pair and method; writes the sheets."""
     pipe = GeodesicInterpolationPipeline.from_pretrained(args.model or demo.model_path())
-    pipe.set_progress_bar_config(disable=True)
+    pipe.to(args.device)
     for number, (kinds, factors) in enumerate(PAIRS[: args.pairs], start=1):
         images = demo.render(kinds, torch.tensor(factors))
         prompts = [demo.caption(k, f[1]) for k, f in zip(kinds, factors, strict=True)]
@@ -69,8 +74,13 @@ def main(argv: list[str] | None = None) -> None:
             )
             rows[name] = out.frames
             found = out.geodesics[0]
-            solved = "" if found is None else f", energy {found.energy:.4g}, {found.status}"
-            print(f"pair {number}, {name}: largest step {largest_step(out.frames):.3f}{solved}")
+            yield {
+                "pair": number,
+                "method": name,
+                "largest step": largest_step(out.frames),
+                "energy": None if found is None else found.energy,
+                "status": "" if found is None else found.status,
+            }
         contact_sheet(rows, min(9, args.frames)).save(args.output / f"contact_sheet_{number}.png")
 
 

@@ -3,20 +3,27 @@
     python benchmarks/cost.py [--models shipped sd15 sdxl] [--device cuda] [--dtypes float32]
         [--points 17] [--quadrature 3] [--chunks N ...] [--compile] [--repeats 5]
 
-One line per model and dtype for each of:
+There is one row per model and dtype for each of:
 
-    forward               the network alone, once per point, as fused as it comes
+    forward               the network alone, once per point
     energy, gradient      an evaluation of the tangent-normal energy and its gradient by chords
-    in chunks of N        the same with `max_batch_size=N`: less memory
+    in chunks of N        the same evaluation with `max_batch_size=N`, which needs less memory
     J v                   one forward-mode product per point
-    J v, 4 tangents       at one point under vmap, in forward passes of that point alone
+    J v, 4 tangents       four products at one point under vmap, in forward passes of that point
     forward-mode energy   the papers' energy by products at midpoints, and its gradient
-    ..., compiled         with torch.compile, and what compiling took
+    ..., compiled         with torch.compile
 
-Columns: seconds (the least of the repeats), the ratio to the forward passes, TFLOP/s of the network
-alone and its share of the rate of a square matrix product on this device in the same dtype. End
-points are embedded once per solve and not counted. On a CPU the full architectures are given 2
-points between the ends, and only forward passes and gradients are timed.
+Columns:
+
+    seconds     the least time of the repeats
+    forwards    time over the time of forward passes at as many points
+    work        floating-point operations over those of the forward passes (None when compiled)
+    TFLOP/s     rate of the network alone, only for "forward"
+    share       that rate over the rate of a square matrix product on this device in this dtype
+    first call  seconds of the first call, which includes compiling
+
+End points are embedded once per solve and are not counted. On a CPU the full-size architectures get
+2 points between the ends, and only forward passes and gradients are timed.
 """
 
 from __future__ import annotations
@@ -24,11 +31,11 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import frame
 import torch
 from architectures import NAMES, ByProducts, score_of
-from machine import describe
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -69,20 +76,27 @@ def evaluation(metric: Metric, path: Tensor) -> Callable[[], object]:
     return lambda: energies([Ask(metric, path, 0, differentiate=True)])
 
 
+def num_flops(function: Callable[[], object]) -> int:
+    """Floating-point operations of a call."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def random_path(
+    shape: tuple[int, ...], num_points: int, num_quadrature: int, args: argparse.Namespace
+) -> Tensor:
+    """Random points, each segment divided into sub-chords."""
+    generator = torch.Generator().manual_seed(args.seed)
+    knots = torch.randn(num_points, *shape, generator=generator).to(args.device)
+    return refine(knots, num_quadrature)
+
+
 def rows_of(
-    score: DiffusionScore,
-    shape: tuple[int, ...],
-    num_points: int,
-    num_quadrature: int,
-    sizes: list[int],
-    compile: bool,
+    score: DiffusionScore, path: Tensor, sizes: list[int], compile: bool
 ) -> dict[str, tuple[Callable[[], object], int]]:
-    """What is timed, and over how many points."""
-    generator = torch.Generator().manual_seed(0)
-    device = next(score.model.parameters()).device
-    knots = torch.randn(num_points, *shape, generator=generator).to(device)
-    path = refine(knots, num_quadrature)
-    tangents = torch.randn(NUM_TANGENTS, *shape, generator=generator).to(device)
+    """Functions to time, each with the number of points that it is given."""
+    tangents = path[:NUM_TANGENTS]
     num, inner = len(path), len(path) - 2
 
     def alone(model: DiffusionScore, num_points: int = num) -> Callable[[], object]:
@@ -115,56 +129,59 @@ def rows_of(
     return rows
 
 
-def main(argv: list[str] | None = None) -> dict[tuple[str, str, str], float]:
-    """Print the tables; returns the ratios."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Measure the costs; return the rows."""
+    parser = frame.parser(__doc__)
     parser.add_argument("--models", nargs="+", choices=NAMES, default=["shipped"])
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
-    parser.add_argument("--points", type=int, help="default: 17, or 4 of a full one on a CPU")
-    parser.add_argument("--quadrature", type=int, help="default: 3, or 1 of a full one on a CPU")
+    parser.add_argument("--points", type=int, help="default: 17; on a CPU, 4 if full-size")
+    parser.add_argument("--quadrature", type=int, help="default: 3; on a CPU, 1 if full-size")
     parser.add_argument("--chunks", type=int, nargs="+", default=[])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args(argv)
-    print(describe(args.device))
-    ratios = {}
+    return frame.run(measure, parser, argv)
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict]:
+    """Costs of every model in every dtype."""
     for name in args.models:
         small = args.device == "cpu" and name != "shipped"
         num_points = args.points or (4 if small else 17)
         num_quadrature = args.quadrature or (1 if small else 3)
         for dtype in args.dtypes:
-            score, shape = score_of(name, device=args.device, dtype=getattr(torch, dtype))
+            options = {"device": args.device, "dtype": getattr(torch, dtype), "seed": args.seed}
+            score, shape = score_of(name, **options)
             rate = matrix_rate(getattr(torch, dtype), args.device)
-            rows = rows_of(*(score, shape, num_points, num_quadrature), args.chunks, args.compile)
+            path = random_path(shape, num_points, num_quadrature, args)
+            rows = rows_of(score, path, args.chunks, args.compile)
             if small:
                 rows = dict(list(rows.items())[:3])
-            with FlopCounterMode(display=False) as counter:
-                rows["forward"][0]()
-            tera = counter.get_total_flops() / 1e12
-            print(f"\n{name}, {dtype}, points of {shape}: {rows['forward'][1]} points", end="")
-            print(f", {tera:.3f} TFLOP; matrix products run at {rate:.3g} TFLOP/s")
-            print(f"{'':32s}{'s':>10s}{'forwards':>10s}{'TFLOP/s':>10s}{'share':>8s}")
-            per_point = {}
+            per_point = {}  # seconds and floating-point operations
             for label, (function, num) in rows.items():
+                compiled = label.endswith("compiled")
                 start = time.perf_counter()
-                function()
+                flops = None if compiled else num_flops(function)
+                if compiled:
+                    function()
                 first = time.perf_counter() - start
                 seconds = least_seconds(function, args.repeats, args.device)
                 if label in ("forward", ONE):
-                    per_point[label] = seconds / num
+                    per_point[label] = seconds / num, flops / num
                 base = per_point[ONE if label.endswith("tangents") else "forward"]
-                ratios[name, dtype, label] = ratio = seconds / (num * base)
-                line = f"{label:32s}{seconds:10.3f}{ratio:10.2f}"
-                if label == "forward":
-                    line += f"{tera / seconds:10.3g}{tera / seconds / rate:8.2f}"
-                if label.endswith("compiled"):
-                    line += f"   the first call {first:.0f} s"
-                print(line, flush=True)
+                speed = flops / seconds / 1e12 if label == "forward" else None
+                yield {
+                    "model": name,
+                    "dtype": dtype,
+                    "points": num,
+                    "row": label,
+                    "seconds": seconds,
+                    "forwards": seconds / (num * base[0]),
+                    "work": None if compiled else flops / (num * base[1]),
+                    "TFLOP/s": speed,
+                    "share": speed and speed / rate,
+                    "first call": first if compiled else None,
+                }
             del score, rows
-    return ratios
 
 
 if __name__ == "__main__":

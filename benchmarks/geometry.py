@@ -1,21 +1,23 @@
-"""The geometer's tools against closed forms: what is known, what comes out, the error.
+"""Maps, transport, means, dimension and curvature against values known in closed form.
 
     python benchmarks/geometry.py [--data MNIST_ROOT] [--kinds 3]
 
-Spheres in latitude and longitude for shooting, logarithms, transport and means; the exact scores of
-k-spheres in R^100, at noise 0.1, for dimension and curvature; a circle's exact score for going on
-by 90 degrees. Then what is not known in closed form but by construction: renders of one kind of
-solid have five factors, digits turned through every angle one. `--data` adds the digits.
+Exponential and logarithm maps, transport and means are tested on a sphere in latitude and
+longitude; dimension and curvature on exact scores of k-spheres in R^100 at noise 0.1; extrapolation
+by 90 degrees on the exact score of a circle. Then follow dimensions that are known by construction:
+renders of one kind of solid have five factors, digits rotated through all angles have one. `--data`
+adds the digits. "gap" is the gap in the spectrum that the estimate found: the wider, the safer.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator
 
+import frame
 import torch
 from architectures import score_of
-from machine import describe
 from problems import HypersphereScore, circle
 from torch import Tensor
 
@@ -45,27 +47,28 @@ class Sphere(PullbackMetric):
         return torch.stack([flat * longitude.cos(), flat * longitude.sin(), latitude.sin()], 1)
 
 
-def row(name: str, true: float, ours: float, rows: dict) -> None:
-    """Print one line and keep its error."""
-    rows[name] = abs(ours - true)
-    print(f"{name:58s}{true:12.5g}{ours:12.5g}{rows[name]:12.2e}", flush=True)
+def row(name: str, true: float, ours: float) -> dict:
+    """A known value, the computed one, and the error."""
+    return {"quantity": name, "known": true, "computed": ours, "error": abs(ours - true)}
 
 
-def on_a_sphere(rows: dict) -> None:
-    """Shooting and its kin in a chart."""
+def on_a_sphere() -> Iterator[dict]:
+    """Exponential and logarithm maps, transport and means in a chart of the sphere."""
     metric, wide = Sphere(), {"dtype": torch.float64}
     x, v = torch.tensor([0.3, 0.1], **wide), torch.tensor([1.0, 1.2], **wide)
     v = v / metric.norm(x[None], v[None])
     half = 0.999 * math.pi * v
     path = metric.embed(exponential_map(metric, x, half, num_steps=64))
-    row("half a turn: angle to the antipode", 0.0, _angle(path[-1], -path[0]), rows)
+    yield row("exp by half a turn: angle to the antipode", 0.0, _angle(path[-1], -path[0]))
     steps = (path[1:] - path[:-1]).norm(dim=1)
-    row("half a turn: fastest over slowest step", 1.0, float(steps.max() / steps.min()), rows)
+    yield row(
+        "exp by half a turn: largest over smallest step", 1.0, float(steps.max() / steps.min())
+    )
     y = exponential_map(metric, x, 1.5 * v, num_steps=32)[-1]
     back = logarithm_map(metric, x, y)
-    row("log: length of a way of 1.5", 1.5, float(metric.norm(x[None], back[None])), rows)
+    yield row("log at distance 1.5: norm", 1.5, float(metric.norm(x[None], back[None])))
     again = exponential_map(metric, x, back, num_steps=32)[-1]
-    row("exp of log: distance to the end", 0.0, float((again - y).norm()), rows)
+    yield row("exp of log: distance to the end point", 0.0, float((again - y).norm()))
 
     u = torch.linspace(0, 1, 65, **wide)
     corners = torch.tensor([[0, 0], [1.2, 0], [1.2, 1.5], [0, 1.5], [0, 0]], **wide)
@@ -73,20 +76,20 @@ def on_a_sphere(rows: dict) -> None:
     loop = torch.cat([legs[0], *(leg[1:] for leg in legs[1:])])
     carried = parallel_transport(metric, loop, torch.tensor([1.0, 0.0], **wide))[-1]
     turned = abs(math.atan2(float(carried[1]), float(carried[0])))
-    row("transport around a loop: turned by its area", 1.5 * math.sin(1.2), turned, rows)
+    yield row("transport around a loop: angle of rotation", 1.5 * math.sin(1.2), turned)
 
     latitude = torch.linspace(0.2, 1.4, 33, **wide)
     meridian = torch.stack([latitude, torch.zeros_like(latitude)], 1)
     slanting = torch.tensor([0.6, 0.8 / math.cos(0.2)], **wide)
     north, east = parallel_transport(metric, meridian, slanting)[-1].tolist()
     angle = math.atan2(math.cos(1.4) * east, north)
-    row("transport of a slanting arrow along a meridian: angle", math.atan2(0.8, 0.6), angle, rows)
+    yield row("transport along a meridian: angle to it", math.atan2(0.8, 0.6), angle)
 
     points = torch.tensor([[0.3, 0.1], [0.5, 0.8], [-0.4, 0.5]], **wide)
     weights = torch.tensor([0.5, 0.3, 0.2], **wide)
     found = metric.embed(frechet_mean(metric, points, weights, rtol=1e-4)[None])[0]
     true = _mean(metric.embed(points), weights)
-    row("weighted mean of three points: angle to Karcher's", 0.0, _angle(found, true), rows)
+    yield row("weighted mean of three points: angle to the true mean", 0.0, _angle(found, true))
 
 
 def _angle(a: Tensor, b: Tensor) -> float:
@@ -106,9 +109,9 @@ def _mean(points: Tensor, weights: Tensor) -> Tensor:
     return mean
 
 
-def by_scores(rows: dict) -> None:
-    """Dimension and curvature of k-spheres, and going on along a circle."""
-    generator = torch.Generator().manual_seed(0)
+def by_scores(seed: int) -> Iterator[dict]:
+    """Dimension and curvature of k-spheres, and extrapolation along a circle."""
+    generator = torch.Generator().manual_seed(seed)
     wrong = {"spectrum": 0, "scores": 0}
     for k in range(1, 11):
         normal = torch.randn(100, k + 1, generator=generator, dtype=torch.float64)
@@ -122,25 +125,27 @@ def by_scores(rows: dict) -> None:
         if k in (1, 2, 5):
             direction = tangent_basis(score, x, k)[:, 0]
             bend = float(normal_curvature(score, x, direction).mean())
-            row(f"curvature of a {k}-sphere, at noise 0.1", 1.0, bend, rows)
+            yield row(f"curvature of a {k}-sphere at noise 0.1", 1.0, bend)
     for method, number in wrong.items():
-        row(f"dimension of 10 k-spheres by {method}: wrong of 100", 0, number, rows)
+        yield row(f"dimension of k-spheres by {method}: wrong of 100", 0, number)
     problem = circle(8, angle=1.0)
     path = problem.geodesic(torch.linspace(0, 1, 17))
     longer = extrapolate(TangentNormalMetric(problem.score), path, math.pi / 2)
     true = problem.geodesic(torch.tensor([1 + math.pi / 2]))[0]
-    row("90 degrees on along a circle: distance", 0.0, float((longer[-1] - true).norm()), rows)
+    yield row("extrapolation by 90 degrees: distance", 0.0, float((longer[-1] - true).norm()))
 
 
-def of_images(data: str | None, num_kinds: int) -> dict[str, list[int]]:
-    """Dimensions where they are known by construction."""
-    found = {}
+def of_images(data: str | None, num_kinds: int, seed: int) -> Iterator[dict]:
+    """Dimensions that are known by construction."""
+
+    def rows(names: list[str], known: int, found: tuple[Tensor, Tensor]) -> Iterator[dict]:
+        for name, dimension, gap in zip(names, *(part.tolist() for part in found), strict=True):
+            yield {"image": name, "known": known, "dimension": dimension, "gap": gap}
+
     score, _ = score_of("shipped", timestep=400)
-    pipe_score, clean = _encoded_renders(score)
-    dimension, gap = intrinsic_dimension(pipe_score, clean, max_dim=12)
-    found["renders, shipped model"] = dimension.tolist()
-    print(f"\ndimension of renders of five factors, shipped model: {dimension.tolist()}", end="")
-    print(f", gaps {[round(float(g), 2) for g in gap]}")
+    pipe_score, clean = _encoded_renders(score, seed)
+    names = [f"a {kind}, shipped model" for kind in demo.KINDS]
+    yield from rows(names, len(demo.FACTORS), intrinsic_dimension(pipe_score, clean, max_dim=12))
     if data is not None:
         from digits import load_mnist, rotate
 
@@ -151,19 +156,16 @@ def of_images(data: str | None, num_kinds: int) -> dict[str, list[int]]:
             curve = rotate(image, angles).flatten(1).double()
             step = float((curve[1:] - curve[:-1]).norm(dim=1).mean())
             score = GaussianMixtureScore(curve, 2 * step)
-            dimension, gap = intrinsic_dimension(score, curve[::240], max_dim=16)
-            found[f"digit {kind}"] = dimension.tolist()
-            print(f"dimension of a {kind} turned, exact score: {dimension.tolist()}", end="")
-            print(f", gaps {[round(float(g), 2) for g in gap]}", flush=True)
-    return found
+            names = [f"digit {kind} at {angle} degrees, exact score" for angle in (0, 120, 240)]
+            yield from rows(names, 1, intrinsic_dimension(score, curve[::240], max_dim=16))
 
 
-def _encoded_renders(score):
-    """The score under the empty prompt, and scaled latents of held-out scenes, one per kind."""
+def _encoded_renders(score, seed: int):
+    """The score under the captions, and scaled latents of held-out scenes, one per kind."""
     from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
     pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
-    factors = demo.random_factors(len(demo.KINDS), torch.Generator().manual_seed(2000))
+    factors = demo.random_factors(len(demo.KINDS), torch.Generator().manual_seed(2000 + seed))
     texts = [demo.caption(k, float(f[1])) for k, f in zip(demo.KINDS, factors, strict=True)]
     with torch.no_grad():
         pixels = 2 * demo.render(demo.KINDS, factors) - 1
@@ -174,20 +176,19 @@ def _encoded_renders(score):
     return score, score.alpha * latents
 
 
-def main(argv: list[str] | None = None) -> tuple[dict[str, float], dict[str, list[int]]]:
-    """Print the tables; returns the errors, and the dimensions found."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", help="root of MNIST")
-    parser.add_argument("--kinds", type=int, default=3, help="digits of --data")
-    args = parser.parse_args(argv)
-    print(describe())
-    print(f"\n{'':58s}{'known':>12s}{'ours':>12s}{'error':>12s}")
-    rows: dict[str, float] = {}
-    on_a_sphere(rows)
-    by_scores(rows)
-    return rows, of_images(args.data, args.kinds)
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Measure all errors and dimensions; return the rows."""
+    parser = frame.parser(__doc__, cpu_only=True)
+    parser.add_argument("--data", help="root folder of MNIST")
+    parser.add_argument("--kinds", type=int, default=3, help="number of digits of --data")
+    return frame.run(measure, parser, argv)
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict]:
+    """Errors of known values, then dimensions of images."""
+    yield from on_a_sphere()
+    yield from by_scores(args.seed)
+    yield from of_images(args.data, args.kinds, args.seed)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,33 @@
-"""Guidance that stays on the manifold: distance from the data against what the guidance is for.
+"""Guidance that stays on the manifold: distance from the data against probability of the class.
 
     python benchmarks/guidance.py [--study mixtures | demo] [--methods plain rescale manifold ...]
 
-Every method is a rule that makes one score of the conditional score, the unconditional one, and a
-weight; samples are drawn with it by DDIM from the same noises, for weights from 1 to 15. Rules
-that damp guidance guide less at equal weight: for mixtures, where the probability saturates only
-slowly, their curves go on to 30.
+Every method is a rule that makes one score from the conditional score, the unconditional score and
+a weight. Samples are drawn with it by DDIM from the same noises, for weights from 1 to 15. Rules
+that damp the guidance guide less at equal weight: for mixtures, where the probability saturates
+slowly, their weights continue to 30. There are two studies:
 
-"mixtures": classes of known mixtures in R^16, exact scores. Distance of samples from the classes'
-manifold (the mean, in units of its radius 1) against the probability of the class given the sample,
-known as well.
-"demo": the shipped model. Root mean square of the difference from the nearest render, of images in
-[0, 1], against the share of samples whose nearest render has the caption's hue and kind.
+    mixtures  classes of known mixtures in R^16 with exact scores; "probability" is that of the
+              class given the sample, "distance" is the mean distance of samples from the manifold
+              of the class, in units of its radius 1
+    demo      the shipped model; "probability" is the share of samples whose nearest render has the
+              hue and the kind of the caption, "distance" is the root mean square of the difference
+              from that render, for images in [0, 1]
 
-A curve dominates another where it is nearer to the data for every probability that the other
-reaches: below each table stands each method's distance over that of plain guidance (and of
-rescaled) at equal probability, the geometric mean over the other's weights and the worst of them;
-"short" counts weights whose probability it does not reach within 0.002 (one sample in `demo`).
+After the rows of a problem come comparisons: the distance of a method over that of plain (or
+rescaled) guidance at equal probability, as the geometric mean and the worst over the weights of the
+other. "short" counts weights whose probability the method does not reach within 0.002 (within one
+sample in "demo").
 
-Candidates, with g = eps_c - eps_u, J_D and J_r = I - J_D the Jacobians of the unconditional
-denoiser and its residual, per step beyond plain guidance's two evaluations:
-    rescale         plain, its spread brought back by 0.7 (Lin et al., arXiv 2305.08891): none
+Methods, and their cost per step besides the two evaluations of plain guidance. g = eps_c - eps_u;
+J_D and J_r = I - J_D are the Jacobians of the unconditional denoiser and its residual:
+    rescale         plain, rescaled by 0.7 (Lin et al., arXiv 2305.08891): none
     manifold        J_D g by a difference, `ManifoldGuidedScore` with `damping` 1: 1 evaluation
-    half            half of it, (g + J_D g) / 2, its `damping` 0.5: 1 evaluation
+    half            (g + J_D g) / 2, which is `damping` 0.5: 1 evaluation
     exact           J_D g exactly: 1 product
     cg 1, cg 10     (I + kn J_r^T J_r)^-1 g by 3 steps of conjugate gradients: 6 products
     along n         g - a n, n = J_r g, a = <n, J_r n> / |J_r n|^2: 2 products
-A product with J costs a network about 3 evaluations, one with its transpose 2.
+A product with J costs about 3 evaluations of a network, one with its transpose 2.
 """
 
 from __future__ import annotations
@@ -35,15 +36,13 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import frame
 import torch
-from diffusers.utils import logging as diffusers_logging
-from machine import describe
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from riemannian_diffusion import (
     DiffusionScore,
@@ -154,11 +153,11 @@ class Classes:
     """Classes of points near a manifold.
 
     Attributes:
-        name: Of the problem.
-        points: `(M, n)`, on the manifold.
-        weights: `(C, M)`, of each class.
-        spread: Of the data around their points.
-        distance: Points `(K, n)` -> distance from the first class's manifold `(K,)`.
+        name: Name of the problem.
+        points: Points on the manifold, `(M, n)`.
+        weights: Weights of the points in each class, `(C, M)`.
+        spread: Standard deviation of the data around their points.
+        distance: Points `(K, n)` -> distance from the manifold of the first class `(K,)`.
     """
 
     name: str
@@ -168,7 +167,7 @@ class Classes:
     distance: Callable[[Tensor], Tensor]
 
     def probability(self, x: Tensor) -> Tensor:
-        """Of the first class, given a sample and a noise of 0.02, `(K,)`."""
+        """Probability of the first class given each sample, at noise 0.02, `(K,)`."""
         level = [
             GaussianMixtureScore(self.points, 0.02, std=self.spread, weights=w).log_prob(x)
             for w in self.weights
@@ -176,10 +175,10 @@ class Classes:
         return torch.stack(level).softmax(0)[0]
 
     def curve(
-        self, rule: Callable, weights: Sequence[float], num_samples: int, num_steps: int
+        self, rule: Callable, weights: Sequence[float], num_samples: int, num_steps: int, seed: int
     ) -> list[tuple[float, float]]:
-        """(probability, distance) for every weight."""
-        generator = torch.Generator().manual_seed(0)
+        """Probability and distance for every weight."""
+        generator = torch.Generator().manual_seed(seed)
         x = torch.randn(num_samples, self.points.shape[1], generator=generator).double()
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         abar = (1 - betas).cumprod(0)
@@ -258,20 +257,16 @@ def concentric(spread: float) -> Classes:
     )
 
 
-def mixtures(methods: list[str], num_samples: int, num_steps: int) -> dict:
-    """Print the curves of every problem; they are returned by its name and the method."""
+def mixtures(methods: list[str], num_samples: int, num_steps: int, seed: int) -> Iterator[dict]:
+    """The curves of every problem, and their comparisons."""
     problems = [sectors(0.01), sectors(0.1), crossing(0.01), crossing(0.1), concentric(0.06)]
-    curves = {}
     for problem in problems:
-        print(f"\n{problem.name}: {num_samples} samples, {num_steps} steps")
-        here = {}
+        curves = {}
         for name in methods:
             weights = WEIGHTS if name in UNDAMPED else WEIGHTS + MORE_WEIGHTS
-            here[name] = problem.curve(METHODS[name], weights, num_samples, num_steps)
-            _print_curve(name, here[name])
-        _compare(here, 0.002)
-        curves |= {(problem.name, name): curve for name, curve in here.items()}
-    return curves
+            curves[name] = problem.curve(METHODS[name], weights, num_samples, num_steps, seed)
+            yield from _rows(problem.name, name, weights, curves[name])
+        yield from _comparisons(problem.name, curves, 0.002)
 
 
 @torch.no_grad()
@@ -282,11 +277,12 @@ def captioned(
     weights: list[float],
     device: str,
     cells: Path | None,
-) -> dict:
-    """Print the curves of the shipped model; they are returned by the method."""
+    seed: int,
+) -> Iterator[dict]:
+    """The curves of the shipped model, and their comparisons."""
     pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
     pipe.to(device, torch.float32)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     hues = torch.randint(len(demo.HUES), (num_samples,), generator=generator).tolist()
     kinds = [demo.KINDS[i % len(demo.KINDS)] for i in range(num_samples)]
     captions = [demo.caption(k, h / len(demo.HUES)) for k, h in zip(kinds, hues, strict=True)]
@@ -299,7 +295,7 @@ def captioned(
     final_abar = float(scheduler.final_alpha_cumprod)
 
     def found(name: str, weight: float) -> tuple[float, float]:
-        file = cells and cells / f"{name}_{weight:g}_{num_samples}_{num_steps}.json"
+        file = cells and cells / f"{name}_{weight:g}_{num_samples}_{num_steps}_{seed}.json"
         if file and file.exists():
             return tuple(json.loads(file.read_text()))
         value = measured(METHODS[name], weight)
@@ -330,24 +326,31 @@ def captioned(
         right = sum(a == b for a, b in zip(captions, nearest.captions, strict=True))
         return right / num_samples, float(nearest.mse.mean().sqrt())
 
-    print(f"\nthe shipped model: {num_samples} samples, {num_steps} steps", flush=True)
-    first = found("plain", 1.0)
-    print(f"no guidance: {first[0]:.3f}/{first[1]:.4f}   (weights {weights})", flush=True)
+    problem, first = "shipped model", found("plain", 1.0)  # all methods agree at weight 1
     curves = {}
     for name in methods:
         curves[name] = [first, *(found(name, weight) for weight in weights)]
-        _print_curve(name, curves[name])
-    _compare(curves, 1 / num_samples)
-    return curves
+        yield from _rows(problem, name, [1.0, *weights], curves[name])
+    yield from _comparisons(problem, curves, 1 / num_samples)
 
 
-def _print_curve(name: str, curve: list[tuple[float, float]]) -> None:
-    cells = " ".join(f"{probability:.3f}/{distance:.4f}" for probability, distance in curve)
-    print(f"  {name:10} {cells}", flush=True)
+def _rows(
+    problem: str, method: str, weights: Sequence[float], curve: list[tuple[float, float]]
+) -> Iterator[dict]:
+    for weight, (probability, distance) in zip(weights, curve, strict=True):
+        yield {
+            "problem": problem,
+            "method": method,
+            "weight": weight,
+            "probability": probability,
+            "distance": distance,
+        }
 
 
-def _compare(curves: dict[str, list[tuple[float, float]]], tolerance: float) -> None:
-    """Print every curve's distances over those of plain and rescaled guidance."""
+def _comparisons(
+    problem: str, curves: dict[str, list[tuple[float, float]]], tolerance: float
+) -> Iterator[dict]:
+    """Distances of every curve over those of plain and rescaled guidance."""
     for other in UNDAMPED:
         if other not in curves:
             continue
@@ -355,22 +358,27 @@ def _compare(curves: dict[str, list[tuple[float, float]]], tolerance: float) -> 
             if name in UNDAMPED:
                 continue
             ratios, short = ratios_at_equal(curve, curves[other], tolerance)
-            mean = math.exp(sum(map(math.log, ratios)) / max(1, len(ratios)))
-            worst = max(ratios, default=math.nan)
-            verdict = "dominates" if worst <= 1 and not short else ""
-            print(
-                f"  {name:10} over {other:8} mean {mean:.2f} worst {worst:.2f} short {short} "
-                f"{verdict}"
-            )
+            logs = [math.log(ratio) for ratio in ratios]
+            yield {
+                "problem": problem,
+                "method": name,
+                "over": other,
+                "mean": math.exp(sum(logs) / len(logs)) if logs else math.nan,
+                "worst": max(ratios, default=math.nan),
+                "short": short,
+            }
 
 
 def ratios_at_equal(
     curve: list[tuple[float, float]], other: list[tuple[float, float]], tolerance: float
 ) -> tuple[list[float], int]:
-    """A curve's least distance over the other's at each of the other's probabilities.
+    """The least distance of a curve over that of the other, at each probability of the other.
 
-    Between neighbouring weights a curve is straight; its first point, without guidance, is shared
-    and left out.
+    A curve is straight between neighbouring weights. The first point of the other, without
+    guidance, is the same for all curves and is left out.
+
+    Returns:
+        The ratios, and the number of probabilities that the curve does not reach.
     """
     ratios, short = [], 0
     for probability, distance in other[1:]:
@@ -409,30 +417,35 @@ def _wide(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *[1] * (x.ndim - 1))
 
 
-def main(argv: list[str] | None = None) -> dict:
-    """Print the curves."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Measure the curves; return the rows."""
+    parser = frame.parser(__doc__)
     parser.add_argument("--study", choices=("mixtures", "demo"), default="mixtures")
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all")
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--weights", type=float, nargs="+", default=[2, 3, 5, 8, 15], help="demo's")
-    parser.add_argument("--cells", type=Path, help="folder that keeps what demo has measured")
-    parser.add_argument("--device", default="cpu", help="demo's")
-    args = parser.parse_args(argv)
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-    print(describe(args.device))
+    parser.add_argument(
+        "--weights",
+        type=float,
+        nargs="+",
+        default=[2, 3, 5, 8, 15],
+        help="weights of the study demo, besides 1",
+    )
+    parser.add_argument("--cells", type=Path, help="folder that keeps finished weights of demo")
+    return frame.run(measure, parser, argv)
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict]:
+    """The rows of the study."""
     methods = args.methods or list(METHODS)
     if args.study == "mixtures":
-        print(f"probability/distance at weights {WEIGHTS}, damped ones {MORE_WEIGHTS} too")
-        return mixtures(methods, args.samples, args.steps)
+        yield from mixtures(methods, args.samples, args.steps, args.seed)
+        return
     if args.cells:
         args.cells.mkdir(parents=True, exist_ok=True)
-    return captioned(methods, args.samples, args.steps, args.weights, args.device, args.cells)
+    yield from captioned(
+        methods, args.samples, args.steps, args.weights, args.device, args.cells, args.seed
+    )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from machine import describe
+from frame import describe
 from PIL import Image
 from riemannian_diffusion.pipelines.gaps import NOISE_CURVES
 

@@ -1,23 +1,24 @@
-"""How exactly energies and gradients come out of networks in narrow dtypes, against float64.
+"""Accuracy of energies and gradients from networks in narrow dtypes, against float64.
 
     python benchmarks/precision.py [--model shipped|sd15] [--device cuda] [--points 9 17 33]
         [--dtypes float32 bfloat16 float16] [--size N] [--no-solve]
 
-The tangent-normal energy of a great circle between two random latents at timestep 581, 3 sub-chords
-per segment: chords are differences between neighbours, ever smaller ones as the points grow dense,
-and a network's rounding stays. The points, the chords and the sums are float32 (float64 for the
+The path is a great circle between two random latents at timestep 581, with 3 sub-chords per
+segment. Chords are differences of neighbouring points: they shrink as the points grow dense, while
+the rounding of the network stays. The points, the chords and the sums are float32 (float64 for the
 reference); only the network changes its dtype. "tf32" is float32 with TensorFloat-32 products (on
-CUDA). A line per dtype and number of points:
+CUDA). There is one row per dtype and number of points:
 
-    resolved  root mean square chord over the rounding of the values it is a difference of;
+    resolved  root mean square chord over the rounding of the values that it is a difference of;
               `geodesic` refuses less than 2
-    chords    root mean square error of the chords, over the root mean square chord
+    chords    root mean square error of the chords over the root mean square chord
     energy    relative error of the energy
     gradient  norm of the gradient's error over its norm
-    angle     between the gradient and the exact one, in degrees
-    across    the same after the inverse second differences, as the solver uses it
-    solved    exact energy of the geodesic found with this network, over that of the one found in
-              float64, less 1; and the evaluations it took (not with --no-solve)
+    angle     angle between the gradient and the exact one, in degrees
+    across    that angle after inverse second differences, which the solver applies
+    solved    exact energy of the geodesic found with this network over the energy of the geodesic
+              found in float64, minus 1 (None with --no-solve)
+    evals     evaluations of that solve
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import frame
 import torch
 from architectures import NAMES, score_of
-from machine import describe
 from torch import Tensor
 
 from riemannian_diffusion import TangentNormalMetric, geodesic, refine, slerp
@@ -76,54 +77,55 @@ def angle(a: Tensor, b: Tensor) -> float:
     return math.degrees(math.acos(min(1.0, float(cosine))))
 
 
-def main(argv: list[str] | None = None) -> dict[tuple[int, str], dict[str, float]]:
-    """Print the table; returns its rows."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Measure all errors; return the rows."""
+    parser = frame.parser(__doc__)
     parser.add_argument("--model", choices=NAMES, default="shipped")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--points", type=int, nargs="+", default=[9, 17, 33])
-    parser.add_argument("--dtypes", nargs="+", help="default: all there are")
+    parser.add_argument("--dtypes", nargs="+", help="default: all that the device has")
     parser.add_argument("--size", type=int, help="side of the latents")
     parser.add_argument("--max-batch-size", type=int, default=16)
     parser.add_argument("--no-solve", action="store_true")
-    args = parser.parse_args(argv)
+    return frame.run(measure, parser, argv)
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict]:
+    """Errors of every dtype and number of points."""
     dtypes = args.dtypes or ["float32", "bfloat16", "float16"]
     if args.dtypes is None and args.device.startswith("cuda"):
         dtypes.insert(1, "tf32")
     options = {"device": args.device, "max_batch_size": args.max_batch_size, "size": args.size}
-    print(describe(args.device))
+    options["seed"] = args.seed
 
     def metric_in(dtype: torch.dtype) -> tuple[TangentNormalMetric, tuple[int, ...]]:
         score, shape = score_of(args.model, dtype=dtype, **options)
         return TangentNormalMetric(score), shape
 
     exact, shape = metric_in(torch.float64)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(args.seed)
     ends = torch.randn(2, *shape, generator=generator, dtype=torch.float64).to(args.device)
     truths = {num: evaluate(exact, slerp(*ends, num)) for num in args.points}
     goals = {}
     if not args.no_solve:
         goals = {num: geodesic(exact, *ends, num_points=num).energy for num in args.points}
-    print(f"\n{args.model}, points of {shape}, timestep 581")
-    columns = ("resolved", "chords", "energy", "gradient", "angle", "across", "solved", "evals")
-    columns = columns[: -2 if args.no_solve else None]
-    print(f"{'points':>8s} {'network':10s}" + "".join(f"{name:>10s}" for name in columns))
-    table = {}
     for name in dtypes:
         dtype = torch.float32 if name == "tf32" else getattr(torch, name)
         metric, _ = metric_in(dtype)
         for num, (chords, energy, gradient, _) in truths.items():
             with products_in_tf32(name == "tf32"):
                 found = evaluate(metric, slerp(*ends, num).float())
-            table[num, name] = row = {
+            row = {
+                "model": args.model,
+                "network": name,
+                "points": num,
                 "resolved": found[3],
                 "chords": float((found[0] - chords).norm() / chords.norm()),
                 "energy": float(found[1] / energy - 1),
                 "gradient": float((found[2] - gradient).norm() / gradient.norm()),
                 "angle": angle(found[2], gradient),
                 "across": angle(smoothed(found[2]), smoothed(gradient)),
+                "solved": None,
+                "evals": None,
             }
             if goals:
                 with products_in_tf32(name == "tf32"):
@@ -132,10 +134,8 @@ def main(argv: list[str] | None = None) -> dict[tuple[int, str], dict[str, float
                     fine = refine(solution.path.double(), 2 * NUM_QUADRATURE)
                     reached = float(exact.energy(fine).sum())
                 row["solved"], row["evals"] = reached / goals[num] - 1, solution.num_evals
-            line = "".join(f"{row[c]:10.2e}" for c in columns)
-            print(f"{num:8d} {name:10s}{line}", flush=True)
+            yield row
         del metric
-    return table
 
 
 if __name__ == "__main__":

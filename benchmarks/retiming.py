@@ -2,23 +2,25 @@
 
     python benchmarks/retiming.py [--pairs 6] [--device cpu]
 
-Held-out pairs of scenes in the shipped model, 17 frames. PPL is the sum of a distance between
-neighbouring frames, PDV its variance, as the protocol `diffmorpher17` takes them of LPIPS, whose
-networks are not part of this repository. So distances are `rmse`, and `ssim`, 1 minus the
-structural similarity: each serves to re-time, and both measure what comes of it, so that no row is
-judged only by what it was made with. Ratios are those of each pair, averaged geometrically.
+The shipped model morphs held-out pairs of scenes with 17 frames. PPL is the sum of a distance
+between neighbouring frames, PDV is its variance, as in the protocol `diffmorpher17`. That protocol
+uses LPIPS, whose networks are not part of this repository. The distances here are the root mean
+square (`rmse`) and 1 minus the structural similarity (`ssim`). Each of them re-times the morph, and
+both measure the result, so that no row is judged only by the distance that made it. There is one
+row per path and pair of distances: the ratios of PDV, PPL and the largest step after re-timing to
+those before, as geometric means over the pairs, the worst pair's PDV and PPL, and the rounds of
+re-timing.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator
 
+import frame
 import torch
-from diffusers.utils import logging as diffusers_logging
-from machine import describe
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from riemannian_diffusion import demo
 from riemannian_diffusion.evaluation import (
@@ -43,9 +45,9 @@ def unlikeness(x: Tensor, y: Tensor) -> Tensor:
 DISTANCES = {"rmse": rmse, "ssim": unlikeness}
 
 
-def pairs(num: int) -> list[tuple[list[Tensor], list[str]]]:
+def pairs(num: int, seed: int) -> list[tuple[list[Tensor], list[str]]]:
     """Images and captions of pairs of scenes of one kind."""
-    factors = demo.random_factors(2 * num, torch.Generator().manual_seed(HELD_OUT_SEED))
+    factors = demo.random_factors(2 * num, torch.Generator().manual_seed(HELD_OUT_SEED + seed))
     kinds = [demo.KINDS[i % len(demo.KINDS)] for i in range(num)]
     hue = demo.FACTORS.index("hue")
     return [
@@ -57,20 +59,19 @@ def pairs(num: int) -> list[tuple[list[Tensor], list[str]]]:
     ]
 
 
-def main(argv: list[str] | None = None) -> dict[tuple[str, str, str], dict[str, float]]:
-    """Print the table; returned by metric, what it was re-timed by, and what measures it."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Re-time all pairs; return the rows."""
+    parser = frame.parser(__doc__)
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args(argv)
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-    print(describe(args.device))
+    return frame.run(measure, parser, argv)
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict]:
+    """Ratios of every path, re-timed by and measured by every distance."""
     pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path()).to(args.device)
-    pipe.set_progress_bar_config(disable=True)
     rows: dict[tuple[str, str, str], list[dict[str, float]]] = {}
-    for images, prompts in pairs(args.pairs):
+    for images, prompts in pairs(args.pairs, args.seed):
         for metric in METRICS:
             options = {"metric": metric, "output_type": "pt", "num_inference_steps": args.steps}
             plain = pipe(images, prompts, **options).frames
@@ -82,35 +83,22 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str, str], dict[str, 
                     return distance(x, y)
 
                 again = pipe(images, prompts, retime=counted, **options).frames
-                for measure in DISTANCES:
+                for other in DISTANCES:
                     before, after = (
-                        adjacent_distances(frames, DISTANCES[measure]) for frames in (plain, again)
+                        adjacent_distances(frames, DISTANCES[other]) for frames in (plain, again)
                     )
                     row = {
-                        "pdv": float(pdv_variance(after) / pdv_variance(before)),
-                        "ppl": float(ppl(after) / ppl(before)),
-                        "step": float(largest_step(again) / largest_step(plain)),
-                        "rounds": len(rounds)
-                        / 2,  # a round asks for changes over one step and over two
+                        "PDV": float(pdv_variance(after) / pdv_variance(before)),
+                        "PPL": float(ppl(after) / ppl(before)),
+                        "largest step": float(largest_step(again) / largest_step(plain)),
+                        # each round measures the changes over one step and over two
+                        "rounds": len(rounds) / 2,
                     }
-                    rows.setdefault((metric, name, measure), []).append(row)
-    print(f"{args.pairs} pairs, 17 frames, {args.steps} steps; after re-timing over before")
-    print(
-        "| path | re-timed by | measured by | PDV | worst | PPL | worst | largest step | rounds |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
-    table = {}
-    for key, found in rows.items():
+                    rows.setdefault((metric, name, other), []).append(row)
+    for (metric, name, other), found in rows.items():
         mean = {n: math.exp(sum(math.log(r[n]) for r in found) / len(found)) for n in found[0]}
-        worst = {f"worst {n}": max(r[n] for r in found) for n in ("pdv", "ppl")}
-        table[key] = mean | worst
-        print(
-            f"| {' | '.join(key)} | {mean['pdv']:.3f} | {worst['worst pdv']:.3f} | "
-            f"{mean['ppl']:.3f} | {worst['worst ppl']:.3f} | {mean['step']:.2f} | "
-            f"{mean['rounds']:.1f} |",
-            flush=True,
-        )
-    return table
+        worst = {f"worst {n}": max(r[n] for r in found) for n in ("PDV", "PPL")}
+        yield {"path": metric, "re-timed by": name, "measured by": other} | mean | worst
 
 
 if __name__ == "__main__":

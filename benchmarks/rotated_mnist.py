@@ -1,27 +1,28 @@
-"""Turning a digit: geodesics between two angles of a real digit, against its true rotations.
+"""Rotating a digit: geodesics between two angles of a real digit, against its true rotations.
 
     python benchmarks/rotated_mnist.py --data MNIST_ROOT [--score learned] [--degrees 30 60 90]
         [--starts 0 110 230] [--kinds 0 1 2] [--methods slerp roadmap ...] [--beyond 30]
         [--basis "both starts"] [--sheet FILE]
 
-The data are ten digits at 720 angles each, ten closed curves in 1,024 dimensions. Their score is
-exact, or learned by the small model of `benchmarks/assets`. Each method draws 25 frames between a
-digit and the same digit turned; the truth is the rotation at equal fractions. A table per angle
-gives means over digits and starts, and a second one those of ways on beyond the last frame:
+The data are ten digits at 720 angles each, which are ten closed curves in 1,024 dimensions. Their
+score is exact, or learned by the small model of `benchmarks/assets`. Each method draws 25 frames
+between a digit and the same digit rotated; the truth is the rotation at equal fractions. There is
+one row per angle and method, with means over digits and starts; where "beyond" is not 0, it
+measures frames beyond the last frame of --basis, so many degrees on:
 
     on        share of paths with mean angle error <= 2 degrees and mean distance <= 5 %
-    distance  of a frame to the digit's curve, over the mean norm of the digit above black
-    angle     of a frame's nearest rotation against the true one, in degrees
-    rms       of frames against the true rotation, values in [0, 1]
+    distance  distance of a frame to the digit's curve, over the mean norm of the digit above black
+    angle     error of a frame's nearest rotation, in degrees
+    rms       root mean square error of frames to the true rotation, values in [0, 1]
     jump      largest root mean square step between neighbouring frames, values in [0, 1]
-    PSNR, SSIM against the true rotation, mean over the inner frames
-    FID       of inner frames against all true ones, in the 32 features of a small classifier of
-              digits at every angle that is trained here (no other FID is comparable)
-    evals     what the network was asked for, in evaluations of the energy: 73 points
-    missed    paths that a method gave no finite frames for
+    PSNR, SSIM  to the true rotation, mean over the inner frames
+    FID       of inner frames to all true frames, in the 32 features of a small classifier of
+              digits at all angles that is trained here (not comparable to any other FID)
+    evals     network calls, in evaluations of the energy: 73 points
+    missed    number of paths with frames that are not finite
 
-In noise space the ends are inverted to 0.6 of 50 steps and the path is sampled back; in clean space
-the path is the frames, its metric read under shared noise at timestep 100.
+In noise space the ends are inverted to 0.6 of 50 steps and the path is sampled back. In clean space
+the path is the frames, and its metric uses shared noise at timestep 100.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from __future__ import annotations
 import argparse
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import frame
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DModel
 from digits import NUM_ANGLES, load_mnist, orbits, rotate
-from machine import describe
 from methods import METHODS, WAYS_ON, Case, Counting
 from PIL import Image
 from torch import Tensor, nn
@@ -75,12 +76,12 @@ def learned_levels(model: Path, counter: list[int], device: str) -> Callable[[in
     return cache(lambda t: Counting(DiffusionScore(unet, scheduler, t), counter))
 
 
-def train_classifier(root: str | None) -> Callable[[Tensor], Tensor]:
-    """32 features of a small network that tells digits at any angle apart; seconds to train."""
+def train_classifier(root: str | None, seed: int) -> Callable[[Tensor], Tensor]:
+    """32 features of a small classifier of digits at all angles, trained in seconds."""
     images, labels = (values[:9000] for values in load_mnist(root))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         features = nn.Sequential(
             *(nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU()),
             *(nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 32), nn.ReLU()),
@@ -97,8 +98,8 @@ def train_classifier(root: str | None) -> Callable[[Tensor], Tensor]:
     return features.eval().requires_grad_(False)
 
 
-def measure(frames: Tensor, curve: Tensor, start: int, degrees: int) -> tuple[dict, Tensor]:
-    """All measures of one path but FID, and the true frames.
+def measures_of(frames: Tensor, curve: Tensor, start: int, degrees: int) -> tuple[dict, Tensor]:
+    """All measures of one path except FID, and the true frames.
 
     Args:
         frames: `(K, 1, 32, 32)` in [-1, 1].
@@ -125,9 +126,6 @@ def measure(frames: Tensor, curve: Tensor, start: int, degrees: int) -> tuple[di
     return values, truth
 
 
-COLUMNS = ("on", "distance", "angle", "rms", "jump", "PSNR", "SSIM", "FID", "evals", "missed")
-
-
 def sheet(rows: list[Tensor]) -> Image.Image:
     """Nine frames of each row, `(K, 1, 32, 32)` in [-1, 1], twice as large."""
     nine = [row[torch.linspace(0, len(row) - 1, 9).round().long(), 0] for row in rows]
@@ -136,40 +134,45 @@ def sheet(rows: list[Tensor]) -> Image.Image:
     return Image.fromarray(pixels).resize((pixels.shape[1] * 2, pixels.shape[0] * 2))
 
 
-def main(argv: list[str] | None = None) -> dict[tuple[int, str], dict[str, float]]:
-    """Print the tables; returns their rows."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", help="MNIST as torchvision keeps it")
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Measure all methods; return the rows."""
+    parser = frame.parser(__doc__)
+    parser.add_argument("--data", help="root folder of MNIST, as torchvision keeps it")
     parser.add_argument("--score", choices=("exact", "learned"), default="exact")
     parser.add_argument(
         "--model", type=Path, default=Path(__file__).parent / "assets/rotated_mnist"
     )
     parser.add_argument("--degrees", type=int, nargs="+", default=[30, 60, 90])
     parser.add_argument(
-        "--beyond", type=int, default=30, help="degrees past the last frame of --basis; 0: none"
+        "--beyond",
+        type=int,
+        default=30,
+        help="degrees beyond the last frame of --basis; 0 leaves that out",
     )
     parser.add_argument("--basis", choices=METHODS, default="both starts")
     parser.add_argument("--starts", type=int, nargs="+", default=[0])
     parser.add_argument("--kinds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
-    parser.add_argument("--max-samples", type=int, default=4096, help="of a roadmap")
-    parser.add_argument("--sheet", type=Path, help="a PNG of the first kind, the truth above")
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "--max-samples", type=int, default=4096, help="largest number of samples of a roadmap"
+    )
+    parser.add_argument("--sheet", type=Path, help="file for a PNG of the first digit")
+    return frame.run(measure, parser, argv)
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict]:
+    """Means of every angle and method."""
     warnings.filterwarnings("ignore", message="FID of")
-    print(describe(args.device))
     device, asked = args.device, [0]
-    curves, features = orbits(args.data), train_classifier(args.data)
+    curves, features = orbits(args.data), train_classifier(args.data, args.seed)
     if args.score == "exact":
         levels = exact_levels(curves.to(device), asked)
     else:
         levels = learned_levels(args.model, asked, device)
-    table, pictures = {}, []
+    pictures = []
 
-    def row(name: str, degrees: int, draw: Callable[[Case, tuple], Tensor], *, beyond: int = 0):
-        """One line: `draw` gives the latent frames, of which the last `beyond` degrees count."""
+    def row(name: str, degrees: int, draw: Callable[[Case, tuple], Tensor], beyond: int = 0):
+        """One row: `draw` gives the latent frames, of which the last `beyond` degrees count."""
         rows, drawn, true, missed = [], [], [], 0
         for kind in args.kinds:
             for start in args.starts:
@@ -181,6 +184,7 @@ def main(argv: list[str] | None = None) -> dict[tuple[int, str], dict[str, float
                     metric_timestep=METRIC_TIMESTEP,
                     draw_timesteps=DRAW_TIMESTEPS[args.score],
                     max_samples=args.max_samples,
+                    generator=torch.Generator().manual_seed(args.seed),
                 )
                 asked[0] = 0
                 frames = F.pixel_shuffle(draw(case, (kind, start)).detach(), 2).cpu()
@@ -188,7 +192,7 @@ def main(argv: list[str] | None = None) -> dict[tuple[int, str], dict[str, float
                     missed += 1
                     continue
                 first = start + degrees if beyond else start
-                values, truth = measure(frames, curves[kind], first, beyond or degrees)
+                values, truth = measures_of(frames, curves[kind], first, beyond or degrees)
                 rows.append(values | {"evals": asked[0] / POINTS_PER_EVALUATION})
                 drawn.append(frames[1:-1]), true.append(truth)
                 if beyond or degrees != args.degrees[0]:
@@ -200,12 +204,9 @@ def main(argv: list[str] | None = None) -> dict[tuple[int, str], dict[str, float
         means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
         sets = [features(torch.cat(frames)) for frames in (drawn, true)]
         means |= {"FID": float(frechet_distance(*sets)), "missed": missed}
-        table[degrees, f"{name}, {beyond} beyond" if beyond else name] = means
-        print(f"{name:18s}" + "".join(f"{means[c]:9.3f}" for c in COLUMNS), flush=True)
+        return {"degrees": degrees, "beyond": beyond, "method": name, "paths": len(rows)} | means
 
     for degrees in args.degrees:
-        print(f"\n{args.score} score, {degrees} degrees, starts {args.starts}, kinds {args.kinds}")
-        print(f"{'':18s}" + "".join(f"{name:>9s}" for name in COLUMNS))
         paths = {}
         for name in args.methods:
 
@@ -215,19 +216,17 @@ def main(argv: list[str] | None = None) -> dict[tuple[int, str], dict[str, float
                     paths[key] = frames
                 return frames
 
-            row(name, degrees, draw)
+            yield row(name, degrees, draw)
         if args.beyond and args.basis in args.methods:
-            print(f"and {args.beyond} degrees beyond the last frame")
             num_steps = round(args.beyond / degrees * (NUM_FRAMES - 1))
             for name in WAYS_ON:
 
                 def go_on(case: Case, key, way=WAYS_ON[name], paths=paths, num=num_steps) -> Tensor:
                     return way(case, paths[key], num)
 
-                row(name, degrees, go_on, beyond=args.beyond)
+                yield row(name, degrees, go_on, args.beyond)
     if args.sheet:
         sheet(pictures).save(args.sheet)
-    return table
 
 
 if __name__ == "__main__":

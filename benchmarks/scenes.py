@@ -4,19 +4,24 @@
         [--beyond]
 
 The renders of one kind of solid are a smooth manifold with five coordinates. Its geodesic under the
-pixels' flat metric is solved for in those coordinates; every method of the shipped model draws 17
-frames between the same two renders. A line per pair and method, and means over pairs:
+flat metric of pixels is solved for in those coordinates; every method morphs between the same two
+renders with the shipped model, 17 frames. There is one row per pair and method, then the means over
+pairs:
 
-    truth     root mean square error to the true geodesic at equal fractions, values in [0, 1]
-    jump      largest root mean square step between neighbouring frames (the truth's own is printed)
-    render    root mean square distance of a frame to the nearest render, the autoencoder's included
-    length    length of the frames' path in pixels over the true one
-    middle    largest error of the middle frame's factors, as shares of their ranges
-    LPIPS     to the truth, where a network is named and its weights are at hand
-    evals, s  evaluations of the energy, seconds
+    error     root mean square error to the true geodesic at equal fractions, values in [0, 1]
+    jump      largest root mean square step between neighbouring frames
+    render    root mean square distance of frames to the nearest render, which includes the error of
+              the autoencoder
+    length    length of the path of frames in pixels over the true length
+    middle    largest error of the middle frame's factors, as a share of their ranges (None, and not
+              in the mean, where the nearest render is of another kind)
+    evals     evaluations of the energy
+    seconds   time of the morph
+    LPIPS     distance to the true geodesic, only with --lpips
 
-`--beyond` morphs the first 13 frames of each true geodesic instead and goes on for the other 4: by
-standing still, straight on among the clean latents, and with `extrapolate`, which may end earlier.
+`--beyond` morphs between the ends of the first 13 frames of each true geodesic instead and
+continues for the other 4: by standing still, straight on in clean latents, and with `extrapolate`,
+which may end earlier. "render" is then the distance of the last frame.
 """
 
 from __future__ import annotations
@@ -24,9 +29,10 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Iterator
 
+import frame
 import torch
-from machine import describe
 from torch import Tensor
 
 from riemannian_diffusion import PullbackMetric, demo, geodesic, length
@@ -82,11 +88,11 @@ def true_geodesic(kind: str, first: Tensor, last: Tensor) -> tuple[Tensor, Tenso
         return factors, demo.render(kind, factors)
 
 
-def morph(pipe, images: Tensor, prompts: list[str], name: str) -> list:
+def morph(pipe, images: Tensor, prompts: list[str], name: str, seed: int) -> list:
     """The outputs of a method's calls of the pipeline; the last has the frames."""
 
     def run(output_type: str = "pt", **options):
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         options |= {"num_frames": NUM_FRAMES, "output_type": output_type}
         return pipe(images, prompts, generator=generator, **options)
 
@@ -106,13 +112,13 @@ def factor_error(found: Tensor, true: Tensor) -> Tensor:
     return error / spans
 
 
-def measure(frames: Tensor, kind: str, factors: Tensor, truth: Tensor) -> dict[str, float]:
+def measures_of(frames: Tensor, kind: str, factors: Tensor, truth: Tensor) -> dict[str, float]:
     """The measures of one morph `(17, 3, 64, 64)` that need no network."""
     nearest = demo.nearest_render(frames[::2])
     middle = len(nearest.kinds) // 2
     error = factor_error(nearest.factors[middle], factors[NUM_FRAMES // 2]).max()
     return {
-        "truth": float((frames - truth).square().mean().sqrt()),
+        "error": float((frames - truth).square().mean().sqrt()),
         "jump": float(largest_step(frames)),
         "render": float(nearest.mse.mean().sqrt()),
         "length": float(length(frames) / length(truth)),
@@ -121,7 +127,7 @@ def measure(frames: Tensor, kind: str, factors: Tensor, truth: Tensor) -> dict[s
 
 
 def go_beyond(pipe, truth: Tensor, prompts: list[str]) -> dict[str, dict[str, float]]:
-    """What comes after the first 13 frames of a true geodesic, by every way to go on."""
+    """Measures of the frames after the first 13 of a true geodesic, by every method to go on."""
     num = NUM_FRAMES - NUM_KNOWN
     keyframes = truth[[0, NUM_KNOWN - 1]]
     options = {"num_frames": NUM_KNOWN, "extrapolate": num / (NUM_KNOWN - 1)}
@@ -129,40 +135,31 @@ def go_beyond(pipe, truth: Tensor, prompts: list[str]) -> dict[str, dict[str, fl
     step = latents[NUM_KNOWN - 1] - latents[NUM_KNOWN - 2]
     straight = torch.stack([latents[NUM_KNOWN - 1] + i * step for i in range(1, num + 1)])
     still = latents[NUM_KNOWN - 1].expand(num, -1, -1, -1)
-    ways = {"still": still, "straight": straight, "extrapolate": latents[NUM_KNOWN:]}
+    methods = {"still": still, "straight": straight, "extrapolate": latents[NUM_KNOWN:]}
     rows = {}
-    for name, way in ways.items():
-        row = {"frames": len(way), "truth": math.nan, "render": math.nan}
-        if len(way):
+    for name, after in methods.items():
+        row = {"frames": len(after), "error": math.nan, "render": math.nan}
+        if len(after):
             with torch.no_grad():
-                scaled = way / pipe.vae.config.scaling_factor
+                scaled = after / pipe.vae.config.scaling_factor
                 frames = (pipe.vae.decode(scaled).sample / 2 + 0.5).clamp(0, 1).cpu()
-            true = truth[NUM_KNOWN : NUM_KNOWN + len(way)]
-            row["truth"] = float((frames - true).square().mean().sqrt())
+            true = truth[NUM_KNOWN : NUM_KNOWN + len(after)]
+            row["error"] = float((frames - true).square().mean().sqrt())
             row["render"] = float(demo.nearest_render(frames[-1:]).mse.sqrt())
         rows[name] = row
-        print(f"{name:18s}" + "".join(f"{value:9.4g}" for value in row.values()), flush=True)
     return rows
 
 
-def print_means(rows: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Print and return the means over pairs."""
-    columns = next(iter(rows.values()))[0]
-    means = {
-        name: {c: torch.tensor([row[c] for row in of]).double().nanmean().item() for c in columns}
-        for name, of in rows.items()
-    }
-    print(f"{'':18s}" + "".join(f"{name:>9s}" for name in columns))
-    for name, row in means.items():
-        print(f"{name:18s}" + "".join(f"{row[c]:9.4g}" for c in columns))
-    return means
+def means(rows: dict[str, list[dict[str, float]]]) -> Iterator[dict]:
+    """Means of each method over the pairs."""
+    for name, of in rows.items():
+        columns = {c: torch.tensor([row[c] for row in of]).double().nanmean().item() for c in of[0]}
+        yield {"pair": "mean", "kind": "", "method": name} | columns
 
 
-def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
-    """Print the tables; returns the means of each method."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Measure all methods; return the rows."""
+    parser = frame.parser(__doc__)
     numbers = range(1, len(PAIRS) + 1)
     parser.add_argument("--pairs", type=int, nargs="+", choices=numbers, default=list(numbers))
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
@@ -171,50 +168,47 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         "--lpips", choices=("alex", "vgg", "squeeze"), help="LPIPS with this network"
     )
     parser.add_argument("--beyond", action="store_true")
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args(argv)
-    print(describe(args.device))
+    return frame.run(measure, parser, argv)
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict]:
+    """Measures of every pair and method, then their means."""
     distance = lpips_distance(args.lpips, device=args.device) if args.lpips else None
     pipe = GeodesicInterpolationPipeline.from_pretrained(args.model or demo.model_path())
-    pipe.to(args.device).set_progress_bar_config(disable=True)
+    pipe.to(args.device)
     if args.beyond:
         rows = {}
         for number in args.pairs:
             kind, *ends = PAIRS[number - 1]
             factors, truth = true_geodesic(kind, *torch.tensor(ends))
             hues = factors[[0, NUM_KNOWN - 1], FACTORS.index("hue")]
-            print(f"\npair {number}, {kind}")
             prompts = [demo.caption(kind, float(hue)) for hue in hues]
             for name, row in go_beyond(pipe, truth, prompts).items():
                 rows.setdefault(name, []).append(row)
-        print(f"\nmeans over pairs {args.pairs}")
-        return print_means(rows)
-    columns = ["truth", "jump", "render", "length", "middle", "evals", "s"]
-    columns += ["LPIPS"] if distance else []
+                yield {"pair": str(number), "kind": kind, "method": name} | row
+        yield from means(rows)
+        return
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in args.methods}
     for number in args.pairs:
         kind, *ends = PAIRS[number - 1]
         factors, truth = true_geodesic(kind, *torch.tensor(ends))
-        moving = [name for name, a, b in zip(FACTORS, *ends, strict=True) if a != b]
-        print(f"\npair {number}, {kind}: {', '.join(moving)}", end="; ")
-        print(f"the truth's own jump {float(largest_step(truth)):.4f}")
-        print(f"{'':18s}" + "".join(f"{name:>9s}" for name in columns))
+        place = {"pair": str(number), "kind": kind}
+        yield place | {"method": "true geodesic", "jump": float(largest_step(truth))}
         prompts = [demo.caption(kind, end[FACTORS.index("hue")]) for end in ends]
         for name in args.methods:
             start = time.perf_counter()
-            outputs = morph(pipe, truth[[0, -1]], prompts, name)
+            outputs = morph(pipe, truth[[0, -1]], prompts, name, args.seed)
             seconds = time.perf_counter() - start
             frames = outputs[-1].frames.cpu()
-            row = measure(frames, kind, factors, truth)
+            row = measures_of(frames, kind, factors, truth)
             found = [g for output in outputs for g in output.geodesics if g is not None]
             row["evals"] = sum(g.num_evals for g in found)
-            row["s"] = seconds
+            row["seconds"] = seconds
             if distance:
                 row["LPIPS"] = float(distances(frames, truth, distance).mean())
             rows[name].append(row)
-            print(f"{name:18s}" + "".join(f"{row[c]:9.4g}" for c in columns), flush=True)
-    print(f"\nmeans over pairs {args.pairs} (middle: where the kind was right)")
-    return print_means(rows)
+            yield place | {"method": name} | row
+    yield from means(rows)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,21 @@
 
     python benchmarks/solvers.py [--demo] [--device cuda] [--adam-evals 500]
 
-The recipe: Adam over 500 evaluations with a cosine to a tenth of its first rate, on the energy of
-the points alone, by a forward-mode product at the midpoint of every segment. It runs at its
-published rate, 1e-3, and at 1e-2, on 17 points from the straight path. What counts is the energy
-of the path found on a sampling six times as fine, by chords: a line per run gives it, the
-evaluations and seconds the recipe took to come within 1 % of it (looked at every 10 evaluations),
-and what path-preconditioned L-BFGS and plain L-BFGS, both with 3 sub-chords per segment, take to
-get below it; then the recipe's cost over the former's: to come within 1 %, and in total, as it has
-no criterion to stop. The time of looking is not counted.
-`--demo` adds a pair of images in the shipped model, 9 points from their great circle at timestep
+The recipe is Adam with 500 evaluations of the energy of the points alone, by a forward-mode product
+at the midpoint of each segment. The rate falls from its first value to a tenth, by a cosine. The
+recipe runs at its published rate, 1e-3, and at 1e-2, on 17 points from the straight path. There is
+one row per problem and rate:
+
+    energy        energy of the path that the recipe finds, by chords on a sampling six times finer
+    recipe        evaluations and seconds of the recipe until it is within 1 % of that energy; it is
+                  checked every 10 evaluations, and the time of checking is not counted
+    L-BFGS        the same for path-preconditioned L-BFGS until it is below that energy, with 3
+                  sub-chords per segment
+    plain L-BFGS  the same for L-BFGS without the preconditioner
+    ratios        cost of the recipe over that of path-preconditioned L-BFGS: evaluations and time
+                  until within 1 %, and total time, because the recipe has no criterion to stop
+
+`--demo` adds a pair of images in the shipped model: 9 points, from their great circle at timestep
 581.
 """
 
@@ -19,11 +25,12 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import frame
 import torch
 from architectures import ByProducts
-from machine import describe
 from problems import all_problems
 from torch import Tensor
 
@@ -103,10 +110,9 @@ def first_below(seen: list[Look], goal: float) -> Look:
 
 def compare(
     name: str, score: ScoreModel, ends: tuple[Tensor, Tensor], num_adam: int, **options
-) -> list[tuple[float, float, float]]:
-    """Print two rows; returns the ratios of evaluations, of time, and of time in total."""
+) -> Iterator[dict]:
+    """One row for each rate."""
     metric = TangentNormalMetric(score)
-    ratios = []
     for rate in RATES:
         recipe = looks(
             ByProducts(score),
@@ -135,18 +141,14 @@ def compare(
             )
             for precondition in (True, False)
         )
-        spent = there.num_evals, there.seconds, recipe[-1].seconds
-        least = ours.num_evals, ours.seconds, ours.seconds
-        ratios.append(tuple(a / b for a, b in zip(spent, least, strict=True)))
-        print(
-            f"{name:24s}{rate:8.0e}{goal:12.4f}"
-            f"{there.num_evals:7.0f}{there.seconds:9.2f}"
-            f"{ours.num_evals:7.0f}{ours.seconds:9.3f}"
-            f"{plain.num_evals:7.0f}{plain.seconds:9.3f}"
-            + "".join(f"{ratio:9.1f}" for ratio in ratios[-1]),
-            flush=True,
-        )
-    return ratios
+        row = {"problem": name, "rate": rate, "energy": goal}
+        for label, found in {"recipe": there, "L-BFGS": ours, "plain L-BFGS": plain}.items():
+            row |= {f"{label} evals": found.num_evals, f"{label} seconds": found.seconds}
+        yield row | {
+            "ratio of evals": there.num_evals / ours.num_evals,
+            "ratio of time": there.seconds / ours.seconds,
+            "ratio of total time": recipe[-1].seconds / ours.seconds,
+        }
 
 
 def demo_pair(device: str) -> tuple[DiffusionScore, tuple[Tensor, Tensor]]:
@@ -157,7 +159,6 @@ def demo_pair(device: str) -> tuple[DiffusionScore, tuple[Tensor, Tensor]]:
     from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
     pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path()).to(device)
-    pipe.set_progress_bar_config(disable=True)
     images = [Image.open(path).convert("RGB") for path in demo.endpoint_paths()]
     ends = pipe(images, metric="slerp", num_frames=2, output_type="latent").latents
     hidden, _ = pipe.encode_prompt("", device, 1, False)
@@ -165,28 +166,22 @@ def demo_pair(device: str) -> tuple[DiffusionScore, tuple[Tensor, Tensor]]:
     return score, (ends[0], ends[1])
 
 
-def main(argv: list[str] | None = None) -> list[tuple[float, float, float]]:
-    """Print the table; returns the ratios of all rows."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--demo", action="store_true", help="also the shipped model (minutes)")
-    parser.add_argument("--device", default="cpu", help="of the shipped model")
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Compare the solvers; return the rows."""
+    parser = frame.parser(__doc__)
+    parser.add_argument("--demo", action="store_true", help="add the shipped model (minutes)")
     parser.add_argument("--adam-evals", type=int, default=500)
-    args = parser.parse_args(argv)
-    print(describe(args.device if args.demo else "cpu"))
-    print(f"{'':24s}{'':8s}{'':12s}{'recipe':>16s}{'L-BFGS':>16s}{'plain L-BFGS':>16s}", end="")
-    print(f"{'recipe / L-BFGS':>27s}")
-    print(f"{'':24s}{'rate':>8s}{'energy':>12s}" + f"{'evals':>7s}{'s':>9s}" * 3, end="")
-    print(f"{'evals':>9s}{'time':>9s}{'in total':>9s}")
-    ratios = []
+    return frame.run(measure, parser, argv)
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict]:
+    """All problems on the CPU, then the shipped model on `--device`."""
     for problem in all_problems():
         ends = problem.x0, problem.x1
-        ratios += compare(problem.name, problem.score, ends, args.adam_evals, init="lerp")
+        yield from compare(problem.name, problem.score, ends, args.adam_evals, init="lerp")
     if args.demo:
         score, ends = demo_pair(args.device)
-        ratios += compare("shipped model", score, ends, args.adam_evals, num_points=9)
-    return ratios
+        yield from compare("shipped model", score, ends, args.adam_evals, num_points=9)
 
 
 if __name__ == "__main__":

@@ -1,35 +1,36 @@
-"""Geodesics of manifolds known in closed form: every method against the truth.
+"""Geodesics of manifolds that are known in closed form: every method against the true geodesic.
 
     python benchmarks/synthetic.py [--score learned] [--problems C-shape torus ...]
         [--methods straight "both starts" ...] [--num-points 25] [--figures FOLDER]
 
-The data are C-shape, two moons, a swiss roll, circles evenly and unevenly populated, a flat torus
+The data are a C-shape, two moons, a swiss roll, circles evenly and unevenly populated, a flat torus
 and k-spheres of k = 1 to 10 in R^100. Their score is exact, or that of a small network trained here
-in seconds. A table per manifold, one line per method:
+in seconds. There is one row per manifold and method:
 
     dist, worst  mean and largest distance of the path's points to the manifold
-    rms, jump    error to the true geodesic at equal fractions; largest step over the even one
-    len          flat length over the true one
-    std, cv      population standard deviation of the steps, and over their mean (speed variation)
-    dlogp        mean log-density along the path less that of the truth, at sigma 0.1, exact
-    energy       of the tangent-normal metric at sigma 0.1 on a sampling six times as fine, exact,
-                 over that of the truth
-    evals        what the model was asked for, in evaluations of an energy (3 points per segment)
+    rms          root mean square error to the true geodesic at equal fractions
+    jump         largest step over the even step
+    len          flat length over the true length
+    std, cv      population standard deviation of the steps; the same over their mean
+    dlogp        exact mean log-density along the path minus that of the true geodesic, at sigma 0.1
+    energy       exact tangent-normal energy at sigma 0.1 over that of the true geodesic, on a
+                 sampling six times finer
+    evals        network calls, in evaluations of an energy (3 points per segment)
 
 In noise space the ends are inverted to 0.6 of 50 steps and the path is sampled back. In clean space
-the metric is read at sigma 0.1, from a straight line or from the roadmap.
+the metric is evaluated at sigma 0.1, and a solve starts from a straight line or from the roadmap.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import frame
 import torch
 from diffusers import DDIMScheduler
-from machine import describe
 from methods import CLEAN_METHODS, METHODS, Case, Counting
 from problems import SIGMA, Problem, benchmark_problems
 from torch import Tensor, nn
@@ -46,7 +47,6 @@ from riemannian_diffusion import (
 DRAW_NOISES = (0.3, 0.5, 0.8)  # of a roadmap's samples, in units of the clean data
 ALL_METHODS = CLEAN_METHODS | METHODS
 SHOWN = ("slerp", "score_jacobian", "clean", "both starts, then finer")
-COLUMNS = ("dist", "worst", "rms", "jump", "len", "std", "cv", "dlogp", "energy", "evals")
 
 
 def timestep_of(noise: float) -> int:
@@ -72,14 +72,14 @@ class Denoiser(nn.Module):
         return (self.layers(torch.cat([x, waves], 1)),)
 
 
-def train(problem: Problem, num_steps: int) -> Denoiser:
-    """A denoiser of the problem's points at every level."""
+def train(problem: Problem, num_steps: int, seed: int) -> Denoiser:
+    """A denoiser of the problem's points at every noise level."""
     scheduler = DDIMScheduler(prediction_type="sample")
     alphas = scheduler.alphas_cumprod.sqrt()
     sigmas = (1 - scheduler.alphas_cumprod).sqrt()
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = Denoiser(problem.points.shape[1])
     weights = problem.weights
     weights = torch.ones(len(problem.points)) if weights is None else weights
@@ -101,12 +101,13 @@ def train(problem: Problem, num_steps: int) -> Denoiser:
 
 
 def levels_of(
-    problem: Problem, counter: list[int], num_steps: int | None
+    problem: Problem, counter: list[int], num_steps: int | None, seed: int
 ) -> Callable[[int], ScoreModel]:
     """The exact levels, or those of a network trained for `num_steps`."""
     abar = DDIMScheduler().alphas_cumprod
     if num_steps is not None:
-        model, scheduler = train(problem, num_steps), DDIMScheduler(prediction_type="sample")
+        model = train(problem, num_steps, seed)
+        scheduler = DDIMScheduler(prediction_type="sample")
         return cache(lambda t: Counting(DiffusionScore(model, scheduler, t), counter))
 
     @cache
@@ -118,8 +119,8 @@ def levels_of(
 
 
 @torch.no_grad()
-def measure(problem: Problem, path: Tensor) -> dict[str, float]:
-    """All measures of a path `(K, n)` that need no counting."""
+def measures_of(problem: Problem, path: Tensor) -> dict[str, float]:
+    """All measures of a path `(K, n)` except the evaluations."""
     truth = problem.geodesic(torch.linspace(0, 1, len(path)))
     distance, pace = problem.distance(path), speed(path)
     metric = TangentNormalMetric(problem.score)
@@ -161,34 +162,33 @@ def draw(problem: Problem, paths: dict[str, Tensor], file: Path) -> None:
     figure.savefig(file, dpi=80)
 
 
-def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict[str, float]]:
-    """Print one table per manifold; returns their rows."""
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Measure all methods; return the rows."""
     names = [problem.name for problem in benchmark_problems()]
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = frame.parser(__doc__, cpu_only=True)
     parser.add_argument("--score", choices=("exact", "learned"), default="exact")
     parser.add_argument("--problems", nargs="+", choices=names, metavar="NAME", default=names)
     parser.add_argument(
         "--methods", nargs="+", choices=ALL_METHODS, metavar="NAME", default=list(ALL_METHODS)
     )
     parser.add_argument("--num-points", type=int, default=25)
-    parser.add_argument("--train-steps", type=int, default=10000, help="of --score learned")
-    parser.add_argument("--max-samples", type=int, default=2048, help="of a roadmap")
-    parser.add_argument("--figures", type=Path, help="a folder for one PNG per manifold")
-    args = parser.parse_args(argv)
-    print(describe())
-    asked, table = [0], {}
+    parser.add_argument("--train-steps", type=int, default=10000, help="steps of --score learned")
+    parser.add_argument(
+        "--max-samples", type=int, default=2048, help="largest number of samples of a roadmap"
+    )
+    parser.add_argument("--figures", type=Path, help="folder for one PNG per manifold")
+    return frame.run(measure, parser, argv)
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict]:
+    """Measures of every manifold and method."""
+    asked = [0]
     per_evaluation = 3 * (args.num_points - 1) + 1
     for problem in benchmark_problems():
         if problem.name not in args.problems:
             continue
         num_steps = args.train_steps if args.score == "learned" else None
-        levels = levels_of(problem, asked, num_steps)
-        chord = float((problem.x1 - problem.x0).norm())
-        print(f"\n{problem.name}, {args.score} score, geodesic {problem.length:.3f}", end="")
-        print(f", chord {chord:.3f}, sigma {SIGMA}, {args.num_points} points")
-        print(f"{'':28s}" + "".join(f"{name:>10s}" for name in COLUMNS))
+        levels = levels_of(problem, asked, num_steps, args.seed)
         paths = {}
         for name in args.methods:
             asked[0] = 0
@@ -202,18 +202,17 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict[str, float
                 num_noises=0,
                 draw_steps=12,
                 max_samples=args.max_samples,
+                generator=torch.Generator().manual_seed(args.seed),
             )
             path = ALL_METHODS[name](case).detach()
-            row = measure(problem, path) | {"evals": asked[0] / per_evaluation}
-            table[problem.name, name] = row
-            print(f"{name:28s}" + "".join(f"{row[c]:10.3g}" for c in COLUMNS), flush=True)
+            row = measures_of(problem, path) | {"evals": asked[0] / per_evaluation}
+            yield {"manifold": problem.name, "method": name} | row
             if name in SHOWN:
                 paths[name] = path
         if args.figures is not None:
             args.figures.mkdir(parents=True, exist_ok=True)
             file = problem.name.replace(" ", "_").replace("^", "") + ".png"
             draw(problem, paths, args.figures / file)
-    return table
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 In `z = x / alpha` and `tau = sigma / alpha` a step is an Euler step `z' = z + (tau' - tau) eps`.
 Sampling takes `eps` at the level it leaves. Inversion must undo exactly that step, so its `eps` is
-that of the level it arrives at: an implicit equation, solved by fixed-point iteration. Of a
+that of the level it arrives at: an implicit equation, solved by fixed-point iteration. For a
 rectified flow, `x = (1 - t) x_0 + t eps`, it is the Euler step along the velocity,
 `x' = x + (t' - t) v`.
 """
@@ -23,7 +23,7 @@ from riemannian_diffusion.arguments import (
     check_whole,
     is_finite,
 )
-from riemannian_diffusion.score import ScoreModel
+from riemannian_diffusion.score import ScoreModel, Where
 
 Levels = Callable[[float], ScoreModel]
 
@@ -58,8 +58,9 @@ def invert(
     *,
     final_abar: float = 1.0,
     fixed_point_iterations: int = 3,
+    where: Where | None = None,
 ) -> Tensor:
-    """Carry clean points to the noise from which `sample` returns them.
+    """Turn clean points into the noise from which `sample` returns them.
 
     Args:
         model: Timestep -> score model at that level; any callable.
@@ -69,21 +70,33 @@ def invert(
             `final_alpha_cumprod`.
         fixed_point_iterations: Evaluations per step after the first guess, at least 0. With 0 this
             is the usual approximate inversion, whose `eps` is taken at the point the step leaves.
+        where: The places of the points on their paths, for scores that change along the path.
 
     Returns:
         Points `(K, *shape)` at the noisiest of the timesteps.
     """
     steps = invert_steps(
-        model, x, timesteps, final_abar=final_abar, fixed_point_iterations=fixed_point_iterations
+        model,
+        x,
+        timesteps,
+        final_abar=final_abar,
+        fixed_point_iterations=fixed_point_iterations,
+        where=where,
     )
     return deque(steps, maxlen=1).pop()
 
 
 def sample(
-    model: Levels, x: Tensor, timesteps: Iterable[float], *, final_abar: float = 1.0
+    model: Levels,
+    x: Tensor,
+    timesteps: Iterable[float],
+    *,
+    final_abar: float = 1.0,
+    where: Where | None = None,
 ) -> Tensor:
-    """Carry noisy points back to clean ones; arguments as for `invert`."""
-    return deque(sample_steps(model, x, timesteps, final_abar=final_abar), maxlen=1).pop()
+    """Turn noisy points back into clean ones; arguments are those of `invert`."""
+    steps = sample_steps(model, x, timesteps, final_abar=final_abar, where=where)
+    return deque(steps, maxlen=1).pop()
 
 
 def sdedit(
@@ -93,6 +106,7 @@ def sdedit(
     *,
     final_abar: float = 1.0,
     generator: torch.Generator | None = None,
+    where: Where | None = None,
 ) -> Tensor:
     """Add noise to clean points and sample back: SDEdit (Meng et al., arXiv 2108.01073).
 
@@ -102,6 +116,7 @@ def sdedit(
         timesteps: The noisy levels to visit, in any order; noise is added for the noisiest.
         final_abar: As for `invert`.
         generator: Source of the noise.
+        where: As for `invert`.
 
     Returns:
         Samples of the model near the given points `(K, *shape)`, the farther the noisier the level.
@@ -113,7 +128,8 @@ def sdedit(
         check_kind(torch.Generator, generator=generator)
     device = x.device if generator is None else generator.device
     noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
-    return sample(model, level.alpha * x + level.sigma * noise, levels, final_abar=final_abar)
+    noisy = level.alpha * x + level.sigma * noise
+    return sample(model, noisy, levels, final_abar=final_abar, where=where)
 
 
 def invert_steps(
@@ -123,6 +139,7 @@ def invert_steps(
     *,
     final_abar: float = 1.0,
     fixed_point_iterations: int = 3,
+    where: Where | None = None,
 ) -> Iterator[Tensor]:
     """The steps of `invert`, one level after the other."""
     check_points(x=x)
@@ -133,13 +150,18 @@ def invert_steps(
         there = level.alpha, level.sigma
         guess = x
         for _ in range(1 + fixed_point_iterations):
-            guess = _step(x, -level.sigma * level(guess), here, there)
+            guess = _step(x, -level.sigma * level(guess, where), here, there)
         x, here = guess, there
         yield x
 
 
 def sample_steps(
-    model: Levels, x: Tensor, timesteps: Iterable[float], *, final_abar: float = 1.0
+    model: Levels,
+    x: Tensor,
+    timesteps: Iterable[float],
+    *,
+    final_abar: float = 1.0,
+    where: Where | None = None,
 ) -> Generator[Tensor, Tensor | None, None]:
     """The steps of `sample`, one level after the other.
 
@@ -152,7 +174,7 @@ def sample_steps(
         if i + 1 < len(levels):
             following = _level(model, levels[i + 1])
             there = following.alpha, following.sigma
-        x = _step(x, -level.sigma * level(x), (level.alpha, level.sigma), there)
+        x = _step(x, -level.sigma * level(x, where), (level.alpha, level.sigma), there)
         sent = yield x
         x = x if sent is None else sent
 
@@ -169,7 +191,7 @@ def _level(model: Levels, timestep: float) -> ScoreModel:
 
 
 def _factors(abar: float) -> tuple[float, float]:
-    """Of data and noise."""
+    """The factors of data and noise."""
     if not (is_finite(abar) and 0 < abar <= 1):
         raise ValueError(f"Levels must be in (0, 1], but got {abar}.")
     return abar**0.5, (1 - abar) ** 0.5

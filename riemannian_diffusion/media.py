@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from riemannian_diffusion.files import write_atomically
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
@@ -149,16 +151,6 @@ def write_frames(frames: list, output: Path, fps: float) -> None:
         write_atomically(output, lambda path: _write_video(frames, path, fps))
     else:
         write_atomically(output, _grid(frames).save)
-
-
-def write_atomically(path: Path, write) -> None:
-    """Call `write` with a temporary path beside `path`, then move that to `path`."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_directory(frames: list, output: Path) -> None:

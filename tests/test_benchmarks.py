@@ -2,125 +2,153 @@
 
 from __future__ import annotations
 
-import importlib
-
+import adaptation
+import analogies
+import cost
+import guidance
+import memory
+import precision
 import pytest
+import retiming
+import scale
+import scenes
+import solvers
+import synthetic
+from tables import select
 
 pytestmark = pytest.mark.slow
-WAYS = ["--methods", "straight", "slerp", "stein", "score_jacobian", "clean", "both starts"]
+METHODS = ["straight", "slerp", "stein", "score_jacobian", "clean", "both starts"]
 
 
-@pytest.fixture
-def load(monkeypatch):
-    from pathlib import Path
-
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
-    return importlib.import_module
+def one(rows, **where):
+    """The only row with these values."""
+    (row,) = select(rows, **where)
+    return row
 
 
-def test_where_a_straight_start_leaps_only_a_roadmap_finds_the_way(load):
+def by_method(rows, **where):
+    """The rows of all methods with these values."""
+    return {row["method"]: row for row in select(rows, **where)}
+
+
+def test_where_a_straight_start_leaps_only_a_roadmap_finds_the_geodesic():
     names = ["C-shape", "swiss roll in R^20"]
-    table = load("synthetic").main(["--problems", *names, *WAYS])
+    rows = synthetic.main(["--problems", *names, "--methods", *METHODS])
     for name in names:
-        rms = {method: table[name, method]["rms"] for method in WAYS[1:]}
-        found = table[name, "both starts"]
-        assert all(rms[method] > 10 * rms["both starts"] for method in WAYS[1:-1])
-        assert found["worst"] < 0.01 and found["jump"] < 1.2 and found["evals"] < 400
-        assert table[name, "slerp"]["jump"] > 2 * found["jump"]
+        found = by_method(rows, manifold=name)
+        best = found.pop("both starts")
+        assert len(found) == 5 and all(row["rms"] > 10 * best["rms"] for row in found.values())
+        assert best["worst"] < 0.01 and best["jump"] < 1.2 and best["evals"] < 400
+        assert found["slerp"]["jump"] > 2 * best["jump"]
 
 
-def test_on_smooth_manifolds_the_metric_is_enough(load):
+def test_on_smooth_manifolds_the_metric_is_enough():
     names = ["circle in R^32", "uneven circle in R^8", "flat torus in R^6", "3-sphere in R^100"]
-    table = load("synthetic").main(["--problems", *names, *WAYS])
+    rows = synthetic.main(["--problems", *names, "--methods", *METHODS])
     for name in names:
-        clean, slerp = table[name, "clean"], table[name, "slerp"]
+        found = by_method(rows, manifold=name)
+        clean, slerp = found["clean"], found["slerp"]
         assert clean["rms"] < 0.3 * slerp["rms"] and clean["jump"] < slerp["jump"]
         assert clean["worst"] < 0.01 and abs(clean["len"] - 1) < 0.01
-        assert table[name, "straight"]["rms"] > 20 * clean["rms"]
+        assert found["straight"]["rms"] > 20 * clean["rms"]
 
 
-def test_a_learned_score_finds_the_way_too(load, tmp_path):
+def test_a_learned_score_finds_the_geodesic_too(tmp_path):
     pytest.importorskip("matplotlib")
-    options = ["--score", "learned", "--problems", "C-shape", *WAYS, "--figures", str(tmp_path)]
-    table = load("synthetic").main(options)
-    found = table["C-shape", "both starts"]
-    assert found["rms"] < 0.1 * table["C-shape", "slerp"]["rms"] and found["worst"] < 0.1
+    options = ["--score", "learned", "--problems", "C-shape", "--methods", *METHODS]
+    found = by_method(synthetic.main([*options, "--figures", str(tmp_path)]))
+    best = found["both starts"]
+    assert best["rms"] < 0.1 * found["slerp"]["rms"] and best["worst"] < 0.1
     assert (tmp_path / "C-shape.png").stat().st_size > 5000
 
 
-def test_scenes(load):
-    means = load("scenes").main(["--pairs", "6", "--methods", "slerp", "tangent_normal"])
+def test_scenes():
+    rows = scenes.main(["--pairs", "6", "--methods", "slerp", "tangent_normal"])
+    means = by_method(rows, pair="mean")
     slerp, default = means["slerp"], means["tangent_normal"]
-    assert default["jump"] < 0.5 * slerp["jump"] and default["truth"] < 0.7 * slerp["truth"]
+    assert default["jump"] < 0.5 * slerp["jump"] and default["error"] < 0.7 * slerp["error"]
 
 
-def test_precision(load):
-    table = load("precision").main(["--points", "5", "--dtypes", "float32", "bfloat16", "float16"])
-    wide, half, brain = (table[5, name] for name in ("float32", "float16", "bfloat16"))
+def test_precision():
+    rows = precision.main(["--points", "5", "--dtypes", "float32", "bfloat16", "float16"])
+    wide, half, brain = (one(rows, network=name) for name in ("float32", "float16", "bfloat16"))
     assert wide["chords"] < 1e-4 and abs(wide["solved"]) < 1e-3
     assert half["chords"] < 0.02 and half["across"] < 1 and abs(half["solved"]) < 5e-3
     assert half["chords"] < 0.3 * brain["chords"]
 
 
-def test_memory_does_not_grow_with_the_points_one_at_a_time(load):
+def test_memory_does_not_grow_with_the_points_one_at_a_time():
     options = ["--points", "5", "17", "--max-batch-sizes", "0", "1", "--size", "32"]
-    cells = load("memory").main(options)
-    assert cells[False, 0, 17] > 2 * cells[False, 0, 5]
-    assert cells[False, 1, 17] < 1.5 * cells[False, 1, 5]
+    rows = memory.main(options)
+
+    def growth(size):
+        few, many = (one(rows, max_batch_size=size, points=num)["GiB"] for num in (5, 17))
+        return many / few
+
+    assert growth(0) > 2 and growth(1) < 1.5
 
 
-def test_cost(load):
-    ratios = load("cost").main(["--repeats", "1", "--points", "3"])
-    labels = {label for *_, label in ratios}
-    assert len(ratios) == 7 and {"forward", "energy, gradient", "forward-mode energy"} < labels
+def test_cost_in_operations():
+    """Chords take a forward and a backward pass; products take several times as much."""
+    rows = cost.main(["--repeats", "1", "--points", "3"])
+    work = {row["row"]: row["work"] for row in rows}
+    assert work["forward"] == 1
+    assert 1.5 < work["energy, gradient"] < 2.5
+    assert 1 < work["in chunks of 1"] - work["energy, gradient"] + 0.5 < 2  # one more forward pass
+    assert work["forward-mode energy"] > 2 * work["energy, gradient"]
 
 
-def test_side_by_side(load):
-    tables = load("scale").main(["--points", "3", "--pairs", "1", "2", "--sizes", "8", "16"])
-    assert tables["sizes"][16] > tables["sizes"][8] > 0
-    passes = tables["on paper"]
-    assert passes["forward"] > 2 * passes["reverse"] > 0 and 0.7 < passes["tera"] < 0.9
+def test_side_by_side():
+    rows = scale.main(["--points", "3", "--pairs", "1", "2", "--sizes", "8", "16"])
+    assert len(select(rows, pairs=2)) == 2
+    (paper,) = (row for row in rows if "forward passes" in row)
+    assert paper["forward passes"] > 2 * paper["reverse passes"] > 0
+    assert 0.7 < paper["TFLOP per pass"] < 0.9
 
 
-def test_the_papers_recipe_takes_ten_times_the_evaluations(load):
-    published = load("solvers").main([])[::2]  # every second row is at ten times the rate
-    assert all(evals > 10 for evals, *_ in published) and len(published) == 5
+def test_the_papers_recipe_takes_ten_times_the_evaluations():
+    published = select(solvers.main([]), rate=1e-3)
+    assert all(row["ratio of evals"] > 10 for row in published) and len(published) == 5
 
 
-def test_guidance_along_the_manifold_keeps_thick_data(load):
-    guidance = load("guidance")
-    methods = ["--methods", "plain", "rescale", "manifold"]
-    curves = guidance.main([*methods, "--samples", "100"])
-    name = "concentric circles, spread 0.06"
-    plain, rescaled, ours = (curves[name, method] for method in methods[1:])
+def test_guidance_along_the_manifold_keeps_thick_data():
+    methods = ["plain", "rescale", "manifold"]
+    rows = guidance.main(["--methods", *methods, "--samples", "100"])
+    rows = select(rows, problem="concentric circles, spread 0.06", over=None)
+    plain, rescaled, ours = (
+        [(row["probability"], row["distance"]) for row in select(rows, method=method)]
+        for method in methods
+    )
     assert ours[7][1] < 0.6 * plain[7][1] and ours[7][0] > plain[1][0]
     for other in (plain, rescaled):
         ratios, short = guidance.ratios_at_equal(ours, other, 0.002)
         assert max(ratios) < 1.02 and not short
 
 
-def test_distances_at_equal_probability(load):
-    ratios_at_equal = load("guidance").ratios_at_equal
+def test_distances_at_equal_probability():
+    ratios_at_equal = guidance.ratios_at_equal
     other = [(0.5, 1.0), (0.6, 2.0), (0.8, 4.0), (0.9, 9.0)]
     ratios, short = ratios_at_equal([(0.5, 1.0), (0.7, 1.0), (0.8, 3.0)], other, 0.0)
     assert ratios == pytest.approx([0.5, 0.75]) and short == 1
     assert ratios_at_equal(other, other, 0.0) == (pytest.approx([1.0] * 3), 0)
 
 
-def test_analogies(load):
-    means = load("analogies").main(["--num", "3"])
-    assert means["coded"] < 0.02 and means["pipeline"] < 0.8 * means["C"]
+def test_analogies():
+    rows = select(analogies.main(["--num", "3"]), **{"mean over": "all"})
+    errors = {name: row["error"] for name, row in by_method(rows).items()}
+    assert errors["coded"] < 0.02 and errors["pipeline"] < 0.8 * errors["C"]
 
 
-def test_retiming_makes_changes_even(load):
-    for key, row in load("retiming").main(["--pairs", "1", "--steps", "20"]).items():
-        assert row["worst pdv"] < 0.2 and row["worst ppl"] < 1.05, key
+def test_retiming_makes_changes_even():
+    rows = retiming.main(["--pairs", "1", "--steps", "20"])
+    assert len(rows) == 8
+    for row in rows:
+        assert row["worst PDV"] < 0.2 and row["worst PPL"] < 1.05, row
 
 
-def test_fitting_brings_the_usual_inversion_nearer(load):
+def test_fitting_brings_the_usual_inversion_nearer():
     options = ["--pairs", "1", "--steps", "10", "--embedding-steps", "30", "--lora-steps", "40"]
-    errors = load("adaptation").main(options)
-    plain, both = (
-        float(errors[name, 1.0, (1.0, 0), "decoded"][0].mean()) for name in ("plain", "both")
-    )
+    rows = adaptation.main(options)
+    where = {"guidance": 1.0, "target": "decoded", "strength": 1.0, "iterations": 0}
+    plain, both = (one(rows, variant=name, **where)["error"] for name in ("plain", "both"))
     assert both < plain

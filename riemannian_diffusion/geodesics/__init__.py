@@ -4,18 +4,23 @@ import inspect
 import sys
 from types import ModuleType
 
-from riemannian_diffusion.geodesics.solution import Geodesic, Iterate, Start, geodesic, geodesics
+from riemannian_diffusion.geodesics.outcome import Geodesic
+from riemannian_diffusion.geodesics.problem import Problem, Start
+from riemannian_diffusion.geodesics.runs import Iterate
 from riemannian_diffusion.geodesics.solvers import Adam, PathLBFGS, Solver
+from riemannian_diffusion.geodesics.solving import geodesic, geodesics, solving
 
 __all__ = [
     "Adam",
     "Geodesic",
     "Iterate",
     "PathLBFGS",
+    "Problem",
     "Solver",
     "Start",
     "geodesic",
     "geodesics",
+    "solving",
 ]
 
 

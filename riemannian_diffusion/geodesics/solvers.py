@@ -1,11 +1,11 @@
-"""Solvers: ways to lower the energy of a path."""
+"""Solvers, which lower the energy of a path."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,11 +13,12 @@ from torch import Tensor
 from riemannian_diffusion.arguments import check_finite, check_whole
 
 T = TypeVar("T")
+State = dict[str, Any]
 Evaluating = Generator[Tensor, tuple[float, Tensor], T]
 
 
 class Solver(ABC):
-    """A way to lower the energy of a path; the problem comes in the call.
+    """An algorithm that lowers the energy of a path; the problem comes in the call.
 
     Attributes:
         patience: The solve has converged after this many iterations that each lowered the energy by
@@ -28,17 +29,20 @@ class Solver(ABC):
 
     @abstractmethod
     def iterate(
-        self, points: Tensor, flat_energy: float, max_evals: int
-    ) -> Generator[Tensor | tuple[Tensor, float], tuple[float, Tensor] | None, None]:
-        """Ask for evaluations, and tell of iterations, until the energy falls no more.
+        self, points: Tensor, flat_energy: float, max_evals: int, state: State | None = None
+    ) -> Generator[Tensor | tuple, tuple[float, Tensor] | None, None]:
+        """Ask for evaluations, and report iterations, until the energy falls no more.
 
-        `energy, gradient = yield points` evaluates points `(K - 2, d)` between the ends; `yield
-        points, energy` ends an iteration, the first of them at the given points.
+        `energy, gradient = yield points` evaluates points `(K - 2, d)` between the ends. `yield
+        points, energy, state` ends an iteration, the first of them at the given points. A solver
+        may leave out the state and the argument for it; a checkpoint then records every evaluation.
 
         Args:
             points: Where to start.
             flat_energy: Energy of the first path in flat space.
-            max_evals: Evaluations there will be at most.
+            max_evals: Largest number of evaluations.
+            state: A state that was yielded before: the solver goes on right after it. States are
+                dicts of tensors, numbers and lists of these, and are not changed later.
         """
 
 
@@ -61,15 +65,31 @@ class PathLBFGS(Solver):
         check_whole(1, history_size=history_size)
         self.history_size, self.precondition = history_size, precondition
 
-    def iterate(self, points, flat_energy, max_evals):
-        """As `Solver.iterate`."""
-        pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        energy, gradient = yield points
-        inverse_hessian = self._inverse_hessian(points)
-        scale = energy / max(flat_energy, 1e-30)  # the metric's typical size
-        if self.precondition and scale > 0:
-            inverse_hessian = inverse_hessian / scale
-        yield points, energy
+    def iterate(self, points, flat_energy, max_evals, state=None):
+        """Iterations as in `Solver.iterate`."""
+        pairs: list[tuple[Tensor, Tensor, float]] = []
+        if state is None:
+            energy, gradient = yield points
+            inverse_hessian = self._inverse_hessian(points)
+            scale = energy / max(flat_energy, 1e-30)  # the metric's typical size
+            if self.precondition and scale > 0:
+                inverse_hessian = inverse_hessian / scale
+        else:
+            points, energy, gradient = state["points"], state["energy"], state["gradient"]
+            inverse_hessian = state["inverse_hessian"]
+            pairs = [(moved, change, rho) for moved, change, rho in state["pairs"]]
+
+        def kept() -> State:
+            return {
+                "points": points,
+                "energy": energy,
+                "gradient": gradient,
+                "inverse_hessian": inverse_hessian,
+                "pairs": list(pairs),
+            }
+
+        if state is None:
+            yield points, energy, kept()
         while True:
             direction = -self._apply_inverse(pairs, inverse_hessian, gradient)
             slope = _inner(direction, gradient)
@@ -93,7 +113,7 @@ class PathLBFGS(Solver):
             curvature = _inner(moved, change)
             if curvature > 0:
                 pairs = [*pairs, (moved, change, 1 / curvature)][-self.history_size :]
-            yield points, energy
+            yield points, energy, kept()
 
     def _inverse_hessian(self, points: Tensor) -> Tensor:
         num = len(points)
@@ -137,16 +157,26 @@ class Adam(Solver):
             raise ValueError(f"`lr` >= `final_lr` > 0 must hold, but got {lr} and {final_lr}.")
         self.lr, self.final_lr = lr, final_lr
 
-    def iterate(self, points, flat_energy, max_evals):
-        """As `Solver.iterate`."""
-        points = points.clone()
+    def iterate(self, points, flat_energy, max_evals, state=None):
+        """Iterations as in `Solver.iterate`."""
+        step = 0
+        points = (points if state is None else state["points"]).clone()
         optimizer = torch.optim.Adam([points], lr=self.lr)
-        for step in range(max_evals):
-            energy, points.grad = yield points.clone()
-            yield points.clone(), energy
+        if state is not None:
+            step, points.grad = state["step"], state["gradient"].clone()
+            if step:
+                optimizer.state[points] = {n: m.clone() for n, m in state["moments"].items()}
+        while step < max_evals:
+            if state is None:
+                energy, points.grad = yield points.clone()
+                kept = {"points": points.clone(), "gradient": points.grad, "step": step}
+                kept["moments"] = {n: m.clone() for n, m in optimizer.state[points].items()}
+                yield points.clone(), energy, kept
+            state = None
             cosine = 0.5 + 0.5 * math.cos(math.pi * step / max(1, max_evals - 1))
             optimizer.param_groups[0]["lr"] = self.final_lr + (self.lr - self.final_lr) * cosine
             optimizer.step()
+            step += 1
 
 
 def _inner(a: Tensor, b: Tensor) -> float:

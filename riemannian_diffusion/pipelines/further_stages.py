@@ -89,7 +89,7 @@ class FurtherStages(MorphStages):
                 moved, proceeds = yield from self._sampling(moved, on_step)
             if not proceeds:
                 return moved, moved.points[:0], False
-            frames = yield from self._decoding(moved.latents, max_batch_size)
+            frames = yield from self._decoding(_sampled(moved), max_batch_size)
             return moved, to_unit(frames), True
 
         counts = [gap.stop - gap.start for gap in path.gaps]
@@ -265,7 +265,7 @@ class FurtherStages(MorphStages):
             return shared
         if conditions is None:
             check_kind(str, prompt=prompt)
-            conditions = replace(self.condition(prompt), options=shared.options)
+            conditions = replace(self.condition(prompt or ""), options=shared.options)
         elif prompt is not None:
             raise ValueError("Give `prompt` or `conditions`, not both.")
         positive = dict(conditions.positive)

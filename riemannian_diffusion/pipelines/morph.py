@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,7 +61,7 @@ class Keyframes:
         """The places of the keyframes on their path."""
         return Where.even(len(self))
 
-    def placed(self, frame_numbers: tuple[int, ...] | list[int]) -> Keyframes:
+    def placed(self, frame_numbers: Sequence[int]) -> Keyframes:
         """The same keyframes at chosen frames.
 
         Args:
@@ -80,7 +81,7 @@ class Keyframes:
             )
         return replace(self, frame_numbers=numbers)
 
-    def frames_per_gap(self, num_frames: int | list[int] | tuple[int, ...] | None) -> list[int]:
+    def frames_per_gap(self, num_frames: int | Sequence[int] | None) -> list[int]:
         """The number of frames from each keyframe to the next, both included.
 
         Args:

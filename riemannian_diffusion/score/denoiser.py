@@ -44,5 +44,8 @@ class DenoiserScore(ScoreModel):
         denoised = self.function(x)
         if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
             found = tuple(denoised.shape) if isinstance(denoised, Tensor) else kind_of(denoised)
-            raise ValueError(f"`function` must turn {tuple(x.shape)} into as many, not {found}.")
+            raise ValueError(
+                f"`function` must return points of the shape of its argument, {tuple(x.shape)}, "
+                f"but returned {found}."
+            )
         return denoised

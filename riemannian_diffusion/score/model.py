@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +18,19 @@ class Composite:
     """An object that is made of scores and metrics, and of nothing else that needs a network.
 
     Its parts are found among its attributes, also in lists, tuples and dicts. They answer the
-    questions about memory and rounding.
+    questions about memory and rounding. A subclass may define its methods without `where` if they
+    are the same at every place.
     """
 
-    def parts(self) -> Iterator[Composite]:
-        """The scores and metrics of which this one is made."""
-        return _parts_in(vars(self).values())
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        for name, method in list(vars(cls).items()):
+            if name in _AT_PLACES and callable(method) and not accepts_places(method):
+                setattr(cls, name, _anywhere(method))
 
     def points_at_once(self, x: Tensor) -> int:
         """The number of these points `(K, *shape)` that one call may differentiate."""
-        return min([len(x), *(part.points_at_once(x) for part in self.parts())])
+        return min([len(x), *(part.points_at_once(x) for part in _parts_in(vars(self).values()))])
 
     def use_less_memory(self, x: Tensor) -> bool:
         """Called after memory ran out on points `(K, *shape)`.
@@ -32,15 +38,53 @@ class Composite:
         Returns:
             Whether the next call on them needs less.
         """
-        return any([part.use_less_memory(x) for part in self.parts()])
+        return any([part.use_less_memory(x) for part in _parts_in(vars(self).values())])
+
+    def describe(self) -> list[Any]:
+        """The classes and weights of this object and of its parts, as JSON values.
+
+        Whole numbers are left out: they are sizes of batches and the like.
+        """
+        parts = [part.describe() for part in _parts_in(vars(self).values())]
+        return [*plain_attributes(self, (float, bool, str)), parts]
 
     @property
     def rounding(self) -> float:
         """Relative rounding error of a network's values; 0 where there is no network."""
-        return max([0.0, *(part.rounding for part in self.parts())])
+        return max([0.0, *(part.rounding for part in _parts_in(vars(self).values()))])
 
 
-def _parts_in(values) -> Iterator[Composite]:
+# Methods of scores and metrics that take the places of the points as their last argument.
+_AT_PLACES = frozenset(
+    ("__call__", "denoise", "jvp", "vjp", "stack", "stack_jvp", "inner", "norm", "as_matrix")
+    + ("embed", "embed_jvp", "embed_vjp", "flat", "force")
+)
+
+
+def accepts_places(method: Callable[..., Any]) -> bool:
+    """Whether a method has an argument `where`, or takes any arguments."""
+    parameters = inspect.signature(method).parameters.values()
+    return any(p.name == "where" or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+
+
+def _anywhere(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A method that is the same at every place, with an argument `where` that it ignores."""
+    num = len(inspect.signature(method).parameters)
+
+    @functools.wraps(method)
+    def with_places(*args, where: Where | None = None) -> Tensor:
+        return method(*args[:num])
+
+    return with_places
+
+
+def plain_attributes(whole: object, kinds: tuple[type, ...]) -> list[Any]:
+    """An object's class and its attributes of some kinds, as JSON values."""
+    plain = {name: repr(v) for name, v in vars(whole).items() if isinstance(v, kinds)}
+    return [type(whole).__qualname__, dict(sorted(plain.items()))]
+
+
+def _parts_in(values: Iterable[Any]) -> Iterator[Composite]:
     for value in values:
         if isinstance(value, Composite):
             yield value

@@ -95,7 +95,8 @@ class NetworkScore(ScoreModel):
             check_whole(1, max_batch_size=max_batch_size)
         self.network, self.predict, self.level = network, predict, level
         self.alpha, self.sigma = level.alpha, level.sigma
-        self.conditions, self.guidance_scale, self.mode = conditions, guidance_scale, mode
+        self.conditions, self.mode = conditions, mode
+        self.guidance_scale = float(guidance_scale)
         self.max_batch_size = max_batch_size
 
     def __call__(self, x: Tensor, where: Where | None = None) -> Tensor:

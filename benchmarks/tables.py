@@ -1,0 +1,652 @@
+"""Tables of `benchmarks/README.md`, generated from the JSON files in `benchmarks/results`.
+
+    python benchmarks/tables.py [--check]
+
+Each table stands between `<!-- table: NAME -->` and `<!-- /table -->`. Without options the README
+is rewritten; with `--check` it stays as it is, and the exit status is 1 if a table differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+README = Path(__file__).with_name("README.md")
+RESULTS = Path(__file__).with_name("results")
+BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of measurements.
+
+    Attributes:
+        title: Head of the column.
+        text: Format of a cell, with the keys of the result's row in braces.
+        where: Keys and values that select the result's row, together with those of the line.
+    """
+
+    title: str
+    text: str
+    where: Mapping = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table.
+
+    Attributes:
+        labels: Texts of the first cells.
+        where: Keys and values that select the result's row, together with those of the column.
+    """
+
+    labels: tuple[str, ...]
+    where: Mapping
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the key "file" of `where` names the file of results, without date and machine."""
+
+    heads: tuple[str, ...]
+    columns: Sequence[Column]
+    lines: Sequence[Line]
+
+    def render(self) -> str:
+        """The table in Markdown.
+
+        Raises:
+            ValueError: If a line or a column finds no result, or a cell finds more than one.
+        """
+        cells = [[_cell(line, column) for column in self.columns] for line in self.lines]
+        for line, row in zip(self.lines, cells, strict=True):
+            if not any(row):
+                raise ValueError(f"No result for the line {line.labels}: {dict(line.where)}.")
+        for column, rows in zip(self.columns, zip(*cells, strict=True), strict=True):
+            if not any(rows):
+                raise ValueError(f"No result for the column {column.title!r}: {column.where}.")
+        head = [*self.heads, *(column.title for column in self.columns)]
+        body = [[*line.labels, *row] for line, row in zip(self.lines, cells, strict=True)]
+        return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *body))
+
+
+class _Missing:
+    def __format__(self, spec: str) -> str:
+        return "–"
+
+
+@cache
+def results(name: str) -> list[dict]:
+    """Rows of the newest results with a name, for example "cost_sd15" of the CPU."""
+    paths = sorted(RESULTS.glob(f"????-??-??_{name}_cpu.json"))
+    if not paths:
+        raise ValueError(f"{RESULTS} has no results of {name!r}.")
+    return json.loads(paths[-1].read_text())["rows"]
+
+
+def select(rows: Sequence[dict], **where) -> list[dict]:
+    """The rows that have all these values; None also selects rows that lack the key."""
+    return [row for row in rows if all(row.get(key) == value for key, value in where.items())]
+
+
+def _cell(line: Line, column: Column) -> str:
+    where = {**line.where, **column.where}
+    found = select(results(where.pop("file")), **where)
+    if len(found) > 1:
+        raise ValueError(f"{len(found)} results for {where}; one is needed.")
+    if not found:
+        return ""
+    return column.text.format_map({k: _Missing() if v is None else v for k, v in found[0].items()})
+
+
+METHODS = {
+    "lerp": "lerp",
+    "slerp": "slerp",
+    "nao": "NAO",
+    "noise_diffusion": "NoiseDiffusion",
+    "density": "density geodesic",
+    "stein": "Stein",
+    "score_jacobian": "score Jacobian",
+    "tangent_normal": "tangent-normal",
+    "clean": "tangent-normal, clean space",
+    "roadmap": "roadmap",
+    "roadmap, relaxed": "roadmap, relaxed",
+    "both starts": "both starts",
+}
+PUBLISHED = tuple(METHODS)[:8]
+MANIFOLDS = (
+    *("C-shape", "two moons", "swiss roll in R^20", "circle in R^32", "uneven circle in R^8"),
+    *("flat torus in R^6", *(f"{k}-sphere in R^100" for k in range(1, 11))),
+)
+
+
+def _values(*keys: str) -> list[Column]:
+    """Columns of one value each, given as "key:format" or "title=key:format"."""
+    return [
+        Column(title or key.partition(":")[0], f"{{{key}}}")
+        for title, _, key in (("", "", k) if "=" not in k else k.partition("=") for k in keys)
+    ]
+
+
+def _lines(key: str, names: Mapping | Sequence, **where) -> Iterator[Line]:
+    """Lines for values of a key; a mapping gives their labels."""
+    for value in names:
+        label = names[value] if isinstance(names, Mapping) else str(value)
+        yield Line((label,), {key: value, **where})
+
+
+def _synthetic(file: str) -> Table:
+    text = "{rms:.2g} / {jump:.2f}"
+    named = {name: METHODS[name] for name in ("lerp", "slerp", "stein", "score_jacobian")}
+    columns = [Column(title, text, {"method": name}) for name, title in named.items()]
+    columns.append(Column("tangent-normal, straight start", text, {"method": "clean"}))
+    default = {"method": "both starts, then finer"}
+    columns.append(Column("default", f"**{text}**", default))
+    columns.append(Column("evaluations of the default", "{evals:.0f}", default))
+    return Table(("manifold",), columns, list(_lines("manifold", MANIFOLDS, file=file)))
+
+
+DIGITS = _values(
+    *("on:.0%", "distance:.3f", "angle:.1f", "rms:.3f", "jump:.3f"),
+    *("PSNR:.1f", "SSIM:.3f", "FID:.1f", "evals:.0f"),
+)
+FEWER = _values("paths", "on:.0%", "distance:.3f", "angle:.1f", "rms:.3f", "jump:.3f", "evals:.0f")
+EXACT, STARTS = "rotated_mnist_exact", "rotated_mnist_exact_starts"
+LEARNED = "rotated_mnist_learned"
+AT_60 = {"degrees": 60, "beyond": 0}
+STILL = {
+    "still": "standing still",
+    "straight": "straight on in clean latents",
+    "extrapolate": "`extrapolate`",
+}
+WALKS = {
+    "lerp": "lerp",
+    "slerp": "slerp",
+    "walk": "last direction, denoised at the end",
+    "extrapolate": "`extrapolate`",
+}
+SCENES = {name: METHODS[name] for name in PUBLISHED} | {
+    "clean": "tangent-normal, clean space",
+    "noise, then clean": "tangent-normal, then clean space",
+}
+PAIRS = {
+    **{"1": "cube, azimuth", "2": "cone, hue", "3": "sphere, size", "4": "cylinder, x"},
+    **{"5": "torus, y", "6": "torus, all factors", "7": "cube, all factors"},
+    **{"8": "cone, all factors", "mean": "mean"},
+}
+GUIDANCE = {
+    "plain": "plain",
+    "rescale": "rescaled by 0.7",
+    "half": "`ManifoldGuidedScore`, damping 1/2",
+    "manifold": "`ManifoldGuidedScore`, damping 1",
+}
+RULES = {
+    "manifold": "`manifold`: J_D g",
+    "half": "`half`: (g + J_D g) / 2",
+    "cg 1": "`cg 1`: (I + J_r^T J_r)^-1 g",
+    "along n": "`along n`: g - a n",
+}
+MIXTURES = (
+    *("quarters of a circle, spread 0.01", "quarters of a circle, spread 0.1"),
+    *("two crossing circles, spread 0.01", "two crossing circles, spread 0.1"),
+    "concentric circles, spread 0.06",
+)
+COST = {
+    "energy, gradient": "energy and gradient, all points at once",
+    **{f"in chunks of {size}": f"energy and gradient, chunks of {size}" for size in (16, 8, 4, 1)},
+    "J v": "one forward-mode product per point",
+    "J v, 4 tangents": "four forward-mode products at one point under vmap",
+    "forward-mode energy": "the papers' energy by forward-mode products, and its gradient",
+}
+POINTS = (9, 17, 33, 65, 129)
+VARIANTS = ("plain", "embeddings", "LoRA", "both")
+
+TABLES = {
+    "synthetic, exact score": _synthetic("synthetic_exact"),
+    "synthetic, learned score": _synthetic("synthetic_learned"),
+    "synthetic, clean space": Table(
+        ("manifold",),
+        [
+            Column(title, "{rms:.2g}", {"method": name})
+            for name, title in {
+                "clean stein": "Stein",
+                "clean stein, full gradient": "Stein, full gradient",
+                "clean score_jacobian": "score Jacobian",
+                "clean": "tangent-normal",
+                "roadmap": "roadmap alone",
+                "both starts": "both starts at noise 0.1",
+                "both starts, then finer": "default",
+            }.items()
+        ],
+        list(_lines("manifold", MANIFOLDS, file="synthetic_exact")),
+    ),
+    "C-shape, ten steps": Table(
+        ("method",),
+        _values("standard deviation of the steps=std:.4f", "length over the true length=len:.2f"),
+        list(
+            _lines(
+                "method",
+                {
+                    "tangent_normal": "tangent-normal",
+                    "score_jacobian": "score Jacobian",
+                    "slerp": "slerp",
+                    "both starts, then finer": "default",
+                },
+                file="c_shape_11",
+            )
+        ),
+    ),
+    "digits, exact score": Table(
+        ("method",),
+        [*_values("paths"), *DIGITS],
+        [
+            *_lines("method", {n: METHODS[n] for n in (*PUBLISHED, "clean")}, file=EXACT, **AT_60),
+            Line(("roadmap, relaxed",), {"file": f"{EXACT}_relaxed", "method": "roadmap, relaxed"}),
+            *_lines("method", ("roadmap", "both starts"), file=STARTS, **AT_60),
+            Line(("continuation, digit 1 only",), {"file": f"{EXACT}_continuation"}),
+        ],
+    ),
+    "digits, three angles": Table(
+        ("degrees", "method"),
+        FEWER,
+        [
+            Line(
+                (str(degrees), METHODS[name]),
+                {"file": file, "degrees": degrees, "beyond": 0, "method": name},
+            )
+            for degrees in (30, 60, 90)
+            for file, names in ((STARTS, ("roadmap", "both starts")), (EXACT, ("slerp", "clean")))
+            for name in names
+        ],
+    ),
+    "digits, beyond": Table(
+        ("score", "after", "method"),
+        FEWER,
+        [
+            Line(
+                (score, f"{degrees} degrees", WALKS[name]),
+                {"file": file, "degrees": degrees, "beyond": 30, "method": name},
+            )
+            for score, degrees, file, names in (
+                ("exact", 30, STARTS, WALKS),
+                ("exact", 60, STARTS, WALKS),
+                ("exact", 90, STARTS, WALKS),
+                ("learned", 30, f"{LEARNED}_30", WALKS),
+                ("learned", 60, f"{LEARNED}_beyond", WALKS),
+            )
+            for name in names
+        ],
+    ),
+    "digits, learned score": Table(
+        ("method",),
+        DIGITS,
+        [
+            *_lines("method", {n: METHODS[n] for n in PUBLISHED}, file=f"{LEARNED}_published"),
+            *_lines("method", ("roadmap", "roadmap, relaxed"), file=f"{LEARNED}_roadmaps"),
+        ],
+    ),
+    "digits, learned score, other angles": Table(
+        ("degrees", "method"),
+        FEWER,
+        [
+            Line(
+                (str(degrees), METHODS[name]),
+                {"file": f"{LEARNED}_{degrees}", "beyond": 0, "method": name},
+            )
+            for degrees in (30, 90)
+            for name in ("lerp", "slerp", "score_jacobian", "roadmap, relaxed")
+        ],
+    ),
+    "scenes": Table(
+        ("method",),
+        _values(
+            "error to the true geodesic=error:.4f",
+            "largest jump=jump:.4f",
+            "to the nearest render=render:.4f",
+            "length over the true length=length:.2f",
+            "middle factor=middle:.3f",
+            "evaluations=evals:.0f",
+            "seconds=seconds:.0f",
+        ),
+        list(_lines("method", SCENES, file="scenes", pair="mean")),
+    ),
+    "scenes by pair": Table(
+        ("pair",),
+        [
+            *(
+                Column(f"error of {SCENES[name]}", "{error:.4f}", {"method": name})
+                for name in ("slerp", "tangent_normal", "clean", "noise, then clean")
+            ),
+            Column("length of tangent-normal", "{length:.2f}", {"method": "tangent_normal"}),
+        ],
+        list(_lines("pair", PAIRS, file="scenes")),
+    ),
+    "scenes, beyond": Table(
+        ("pair",),
+        [Column(STILL[name], "{error:.4f} / {render:.4f}", {"method": name}) for name in STILL],
+        list(_lines("pair", PAIRS, file="scenes_beyond")),
+    ),
+    "analogies": Table(
+        ("method",),
+        [
+            Column(
+                f"{title} ({num})",
+                "{error:.4f} / {render:.4f}",
+                {"mean over": title, "analogies": num},
+            )
+            for title, num in (("all", 12), ("place or size", 6), ("hue or azimuth", 6))
+        ],
+        list(
+            _lines(
+                "method",
+                {
+                    "coded": "D itself, encoded and decoded",
+                    "C": "C as it is",
+                    "C + B - A": "latents of C + B - A",
+                    "denoised": "latents of C + B - A, denoised",
+                    "straight": "`analogy` without a path",
+                    "pipeline": "`pipe(..., analogy=c)`",
+                },
+                file="analogies",
+            )
+        ),
+    ),
+    "guidance, shipped model": Table(
+        ("guidance",),
+        [
+            Column(f"{weight:g}", "{probability:.3f} / {distance:.4f}", {"weight": weight})
+            for weight in (1.0, 2.0, 4.0, 8.0, 15.0)
+        ],
+        list(_lines("method", GUIDANCE, file="guidance_demo")),
+    ),
+    "guidance, shipped model, compared": Table(
+        ("guidance",),
+        [
+            Column(f"over {title}", "{mean:.2f} / {worst:.2f} / {short}", {"over": name})
+            for name, title in (("plain", "plain"), ("rescale", "rescaled"))
+        ],
+        list(
+            _lines("method", {n: GUIDANCE[n] for n in ("half", "manifold")}, file="guidance_demo")
+        ),
+    ),
+    "guidance, mixtures": Table(
+        ("problem",),
+        [
+            Column(title, "{mean:.2f} / {worst:.2f} / {short}", {"method": name})
+            for name, title in RULES.items()
+        ],
+        list(_lines("problem", MIXTURES, file="guidance_mixtures", over="plain")),
+    ),
+    "cost": Table(
+        ("operation",),
+        [
+            Column(title, "{forwards:.2f}", {"file": file})
+            for title, file in (("shipped model", "cost"), ("Stable Diffusion 1.5", "cost_sd15"))
+        ],
+        list(_lines("row", COST)),
+    ),
+    "cost, forward pass": Table(
+        ("network",),
+        _values("points", "seconds:.2f", "TFLOP/s:.3f", "share of a matrix product=share:.0%"),
+        [
+            Line((title,), {"file": file, "row": "forward"})
+            for title, file in (("shipped model", "cost"), ("Stable Diffusion 1.5", "cost_sd15"))
+        ],
+    ),
+    "cost, compiled": Table(
+        ("shipped model",),
+        _values("seconds:.3f", "forward passes=forwards:.2f", "first call, seconds=first call:.0f"),
+        list(
+            _lines(
+                "row",
+                ("forward", "forward, compiled", "energy, gradient", "energy, gradient, compiled"),
+                file="cost_compiled",
+            )
+        ),
+    ),
+    "solvers": Table(
+        ("problem",),
+        _values(
+            "rate:g",
+            "energy of the recipe=energy:.4f",
+            "its evaluations=recipe evals",
+            "L-BFGS=L-BFGS evals",
+            "plain L-BFGS=plain L-BFGS evals",
+            "ratio of evaluations=ratio of evals:.1f",
+            "ratio of time:.1f",
+            "ratio of total time:.1f",
+        ),
+        [
+            Line((problem,), {"file": file, "problem": problem, "rate": rate})
+            for problem, file in (
+                *((f"circle in R^{n}", "solvers") for n in (2, 8, 32)),
+                ("2-sphere in R^10", "solvers"),
+                ("flat torus in R^6", "solvers"),
+                ("shipped model", "solvers_demo"),
+            )
+            for rate in (1e-3, 1e-2)
+        ],
+    ),
+    "memory": Table(
+        ("network", "`max_batch_size`", "gradient checkpointing"),
+        [Column(f"{num} points", "{GiB:.3f}", {"points": num}) for num in (2, 3, 5, 17, 33)],
+        [
+            Line(
+                (title, str(size or "none"), "yes" if checkpointing else "no"),
+                {"file": file, "max_batch_size": size, "checkpointing": checkpointing},
+            )
+            for title, file, sizes in (
+                ("shipped, 32 x 32 latents", "memory", (0, 4, 1)),
+                ("Stable Diffusion 1.5, 64 x 64 latents", "memory_sd15", (1,)),
+            )
+            for checkpointing in (False, True)
+            for size in sizes
+        ],
+    ),
+    "precision": Table(
+        ("network", "dtype", "points"),
+        [
+            *_values("resolved:.2g", "error of the chords=chords:.2g"),
+            *_values("error of the energy=energy:.2g", "angle=across:.2g"),
+            Column("solved", "{solved:.1g}", {"file": "precision_solved"}),
+        ],
+        [
+            Line(
+                (title, dtype, str(num)),
+                {"file": file, "model": model, "network": dtype, "points": num},
+            )
+            for model, title, file, dtypes, nums in (
+                (*("shipped",) * 2, "precision", ("float32", "float16", "bfloat16"), POINTS),
+                ("sd15", "Stable Diffusion 1.5", "precision_sd15", ("float32", "bfloat16"), (5, 9)),
+            )
+            for dtype in dtypes
+            for num in nums
+        ],
+    ),
+    "scale, points": Table(
+        ("points",),
+        _values("seconds:.2f", "seconds per point:.4f"),
+        list(_lines("points", (5, 9, 17, 33, 65), file="scale")),
+    ),
+    "scale, size": Table(
+        ("side of the latents",),
+        _values("seconds:.2f", "microseconds per value:.1f"),
+        list(_lines("side", (8, 16, 32, 64), file="scale")),
+    ),
+    "scale, pairs": Table(
+        ("pairs",),
+        [
+            Column(f"{score}: {key}", f"{{{key}:.{digits}f}}", {"score": score})
+            for score in ("exact score of a circle", "shipped model")
+            for key, digits in (("one by one", 3), ("together", 3), ("ratio", 2))
+        ],
+        list(_lines("pairs", (1, 4, 16), file="scale")),
+    ),
+    "scale, on paper": Table(
+        ("assumed TFLOP/s",),
+        _values(
+            "forward passes per pair=forward passes",
+            "reverse passes per pair=reverse passes",
+            "TFLOP per pass:.3f",
+            "TFLOP per pair:.0f",
+            "GPU hours for 10,000 pairs=GPU hours:.0f",
+            "hours on 8 GPUs:.1f",
+            "dollars=price",
+        ),
+        [Line(("200",), {"file": "scale", "TFLOP/s": 200.0})],
+    ),
+    "geometry": Table(
+        ("quantity",),
+        _values("known:.5g", "computed:.5g", "error:.1e"),
+        list(
+            _lines(
+                "quantity",
+                (
+                    "exp by half a turn: angle to the antipode",
+                    "exp by half a turn: largest over smallest step",
+                    "log at distance 1.5: norm",
+                    "exp of log: distance to the end point",
+                    "transport around a loop: angle of rotation",
+                    "transport along a meridian: angle to it",
+                    "weighted mean of three points: angle to the true mean",
+                    *(f"curvature of a {k}-sphere at noise 0.1" for k in (1, 2, 5)),
+                    "dimension of k-spheres by spectrum: wrong of 100",
+                    "dimension of k-spheres by scores: wrong of 100",
+                    "extrapolation by 90 degrees: distance",
+                ),
+                file="geometry",
+            )
+        ),
+    ),
+    "geometry, images": Table(
+        ("image",),
+        _values("known", "dimension", "gap:.2f"),
+        list(
+            _lines(
+                "image",
+                (
+                    *(f"a {k}, shipped model" for k in "sphere cube cone torus cylinder".split()),
+                    *(
+                        f"digit {digit} at {angle} degrees, exact score"
+                        for digit in range(3)
+                        for angle in (0, 120, 240)
+                    ),
+                ),
+                file="geometry",
+            )
+        ),
+    ),
+    "retiming": Table(
+        ("path", "re-timed by", "measured by"),
+        [
+            Column("PDV", "{PDV:.3f} / {worst PDV:.3f}"),
+            Column("PPL", "{PPL:.3f} / {worst PPL:.3f}"),
+            *_values("largest step:.2f", "rounds:.1f"),
+        ],
+        [
+            Line(
+                (METHODS[path], by, measure),
+                {"file": "retiming", "path": path, "re-timed by": by, "measured by": measure},
+            )
+            for path in ("tangent_normal", "slerp")
+            for by in ("rmse", "ssim")
+            for measure in ("rmse", "ssim")
+        ],
+    ),
+    "adaptation, loss": Table(
+        ("variant",),
+        _values("loss:.4f", "loss below 600:.4f", "seconds per pair=seconds:.0f"),
+        list(_lines("variant", VARIANTS, file="adaptation", guidance=None)),
+    ),
+    "adaptation, error": Table(
+        ("guidance", "variant"),
+        [
+            Column(
+                f"strength {strength:g}, {iterations} iterations",
+                "{error:.5f} / {worst:.5f}",
+                {"strength": strength, "iterations": iterations},
+            )
+            for strength in (0.6, 1.0)
+            for iterations in (0, 5)
+        ],
+        [
+            Line(
+                (f"{guidance:g}", name),
+                {"file": "adaptation", "variant": name, "guidance": guidance, "target": "decoded"},
+            )
+            for guidance in (1.0, 3.0)
+            for name in VARIANTS
+        ],
+    ),
+    "shipped model": Table(
+        ("held-out scenes",),
+        _values("scenes", "PSNR:.2f", "least PSNR:.2f"),
+        [Line(("encoded and decoded",), {"file": "demo_model", "row": "autoencoder"})],
+    ),
+    "shipped model, inversion": Table(
+        ("held-out scenes",),
+        _values("scenes", "PSNR:.2f", "loss:.2f", "greatest loss:.2f"),
+        [Line(("inverted and sampled back",), {"file": "demo_model", "row": "inversion"})],
+    ),
+    "shipped model, samples": Table(
+        ("guidance",),
+        _values("samples", "kind right", "hue right", "both right", "median PSNR:.1f"),
+        list(_lines("guidance", (1.5, 2.0, 3.0), file="demo_model", row="samples")),
+    ),
+    "main job": Table(
+        ("run",),
+        _values(
+            *("seconds:.1f", "seconds in the pipeline:.1f", "peak GiB:.2f"),
+            *("evaluations=evals", "status"),
+        ),
+        list(_lines("run", (1, 2, 3), file="main_job")),
+    ),
+    "contact sheets": Table(
+        ("largest step",),
+        [
+            Column(name, "{largest step:.3f}", {"method": name})
+            for name in ("tangent-normal", "score Jacobian", "Stein", "slerp", "lerp")
+        ],
+        list(_lines("pair", {1: "pair 1", 2: "pair 2", 3: "pair 3"}, file="contact_sheet")),
+    ),
+}
+
+
+def rewritten(text: str) -> str:
+    """The text of a README with its tables generated anew.
+
+    Raises:
+        ValueError: If it lacks a table, or names one that is not defined here.
+    """
+    named = [name for _, name, _ in BLOCK.findall(text)]
+    if sorted(named) != sorted(TABLES):
+        wrong = ", ".join(sorted(set(named) ^ set(TABLES))) or "a table that is there twice"
+        raise ValueError(f"README and tables.py do not name the same tables: {wrong}.")
+    return BLOCK.sub(lambda m: m[1] + TABLES[m[2]].render() + m[3], text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Rewrite or check the README; return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if stale")
+    args = parser.parse_args(argv)
+    old = README.read_text()
+    new = rewritten(old)
+    if args.check and new != old:
+        print(f"{README}: tables differ from the results; run python benchmarks/tables.py")
+        return 1
+    if not args.check:
+        README.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Checkpoints: the state of a solve as one file of tensors and JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.files import write_atomically
+from riemannian_diffusion.geodesics.outcome import Geodesic
+
+_TENSOR, _GEODESIC = "tensor", "geodesic"  # keys that mark them in the JSON
+
+
+def save(path: Path, problem: Mapping[str, Any], state: Any) -> None:
+    """Write a state atomically.
+
+    Args:
+        path: The safetensors file.
+        problem: What the state belongs to, by name, as JSON values.
+        state: Nested dicts with text as keys, lists, numbers, text, None, tensors and geodesics.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    tree = _packed(state, tensors)
+    metadata = {"problem": json.dumps(problem), "state": json.dumps(tree)}
+    write_atomically(path, lambda file: save_file(tensors, file, metadata))
+
+
+def load(path: Path, problem: Mapping[str, Any], device: torch.device) -> Any:
+    """The state in a file; None if there is no such file.
+
+    Raises:
+        ValueError: If the file is no checkpoint, or belongs to another problem.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
+        found, tree = json.loads(metadata["problem"]), json.loads(metadata["state"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"`checkpoint` {path} is no checkpoint of a solve: give another path."
+        ) from error
+    wanted = json.loads(json.dumps(problem))
+    differing = [name for name in wanted if found.get(name) != wanted[name]]
+    if differing or len(found) != len(wanted):
+        raise ValueError(
+            f"`checkpoint` {path} belongs to another problem: its {', '.join(differing)} "
+            "are different. Delete the file, or give another path."
+        )
+    return _unpacked(tree, tensors)
+
+
+def fingerprint(tensors: Sequence[Tensor]) -> str:
+    """A hash of the values, shapes and dtypes of tensors."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {_TENSOR: name, "on_cpu": value.device.type == "cpu"}
+    if isinstance(value, Geodesic):
+        return {_GEODESIC: _packed(list(value.to_tensors()), tensors)}
+    if isinstance(value, Mapping):
+        return {"items": {key: _packed(one, tensors) for key, one in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [_packed(one, tensors) for one in value]
+    return value
+
+
+def _unpacked(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(tree, list):
+        return [_unpacked(one, tensors) for one in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if _TENSOR in tree:
+        tensor = tensors[tree[_TENSOR]]
+        return tensor.cpu() if tree["on_cpu"] else tensor
+    if _GEODESIC in tree:
+        return Geodesic.from_tensors(*_unpacked(tree[_GEODESIC], tensors))
+    return {key: _unpacked(one, tensors) for key, one in tree["items"].items()}

@@ -1,0 +1,137 @@
+"""The outcome of a solve: a geodesic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.arguments import check_tensor
+from riemannian_diffusion.paths import points_at, segment_lengths
+
+MESSAGES = {
+    "converged": "The energy no longer falls by more than `rtol`.",
+    "max_evals": "The energy was still falling when `max_evals` was reached: raise it, or take a "
+    "coarser `rtol`.",
+    "nonfinite": "The model returned a non-finite value; the path is the best finite one before "
+    "it. Check the inputs, or run the network in a wider dtype.",
+    "rounding": "Neighbouring points differ by less than the network's dtype resolves; the path is "
+    "the start. Run the network in a wider dtype, or give the path fewer points.",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Geodesic:
+    """A path of least energy found between two points, and how it was found.
+
+    Attributes:
+        path: `(K, *shape)`; its ends are the given points bit for bit.
+        energy: Energy of the path, on a sampling twice as fine as the optimised one. Points can be
+            placed so that an optimised energy misses what lies between them; this one shows it.
+        lower_bound: No path between these points has less energy; 0 where no such bound is known.
+        num_evals: Evaluations of energy and gradient, over all starts and metrics.
+        status: "converged", "max_evals", "nonfinite" or "rounding"; `message` says what to do.
+        iterates: The number of evaluations and the optimised energy, at the start and after every
+            iteration. For a sequence of metrics they are those of the last one that was solved, for
+            several starts those of the best.
+        curve: The path on a finer sampling, `(N, *shape)`; None takes the path itself.
+        arc: Metric length up to each point of the curve, `(N,)`, float64 on the CPU; None takes the
+            flat length, as does a solve whose energy is not finite.
+
+    Raises:
+        ValueError: If the path is no path, the status is unknown, or shapes do not fit.
+    """
+
+    path: Tensor
+    energy: float
+    lower_bound: float = 0.0
+    num_evals: int = 0
+    status: str = "converged"
+    iterates: tuple[tuple[int, float], ...] = ()
+    curve: Tensor = field(default=None, repr=False)  # type: ignore[assignment]
+    arc: Tensor = field(default=None, repr=False)  # type: ignore[assignment]
+
+    def __post_init__(self):
+        check_tensor(path=self.path)
+        if self.path.ndim < 2 or len(self.path) < 2:
+            raise ValueError(
+                f"`path` must be at least 2 points (K, *shape), but got {tuple(self.path.shape)}."
+            )
+        if self.status not in MESSAGES:
+            raise ValueError(f"`status` must be one of {list(MESSAGES)}, but got {self.status!r}.")
+        if self.curve is None and self.arc is not None:
+            raise ValueError("`arc` is the length along `curve`: give both, or neither.")
+        if self.curve is None:
+            object.__setattr__(self, "curve", self.path)
+        if self.arc is None:
+            lengths = segment_lengths(self.curve.detach()).cpu().double()
+            arc = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+            object.__setattr__(self, "arc", arc)
+        if self.curve.shape[1:] != self.path.shape[1:] or self.arc.shape != self.curve.shape[:1]:
+            raise ValueError(
+                f"`curve` must be (N, *shape) and `arc` (N,), but got {tuple(self.curve.shape)} "
+                f"and {tuple(self.arc.shape)} for a path {tuple(self.path.shape)}."
+            )
+        records = tuple((int(num), float(energy)) for num, energy in self.iterates)
+        object.__setattr__(self, "iterates", records)
+
+    @property
+    def message(self) -> str:
+        """A sentence on the status."""
+        return MESSAGES[self.status]
+
+    @property
+    def length(self) -> float:
+        """Metric length of the path, on the finer sampling; NaN if the energy is not finite."""
+        return float(self.arc[-1]) if math.isfinite(self.energy) else math.nan
+
+    def __call__(self, u: Tensor | Sequence[float] | float) -> Tensor:
+        """Points at fractions of the metric length.
+
+        Args:
+            u: `(U,)` or a single number, in [0, 1]; 0 and 1 give the end points bit for bit.
+
+        Returns:
+            `(U, *shape)`, or `shape` for a single number.
+
+        Raises:
+            ValueError: If a fraction lies outside [0, 1].
+        """
+        try:
+            fractions = torch.as_tensor(u, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"`u` must be numbers in [0, 1], but got {u!r}.") from error
+        if fractions.ndim > 1:
+            raise ValueError(f"`u` must be one number or (U,), but got {tuple(fractions.shape)}.")
+        if not ((fractions >= 0) & (fractions <= 1)).all():
+            raise ValueError(f"`u` must lie in [0, 1], but got {u}.")
+        points = points_at(self.curve, self.arc, fractions.reshape(-1))
+        return points if fractions.ndim else points[0]
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything as tensors and plain JSON values, for a file.
+
+        Returns:
+            Tensors by name, and the other fields by name.
+        """
+        tensors = {"path": self.path, "arc": self.arc}
+        if self.curve is not self.path:
+            tensors["curve"] = self.curve
+        values = {
+            "energy": self.energy,
+            "lower_bound": self.lower_bound,
+            "num_evals": self.num_evals,
+            "status": self.status,
+            "iterates": [list(record) for record in self.iterates],
+        }
+        return tensors, values
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Geodesic:
+        """The geodesic from which `to_tensors` made these, bit for bit."""
+        tensors = {"curve": tensors["path"], **tensors}
+        return cls(**tensors, **values)

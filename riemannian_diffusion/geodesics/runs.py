@@ -1,0 +1,317 @@
+"""The solve of one problem: what it asks to be evaluated, and what it does with the answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.arguments import check_kind, check_not_negative, check_whole
+from riemannian_diffusion.geodesics.outcome import Geodesic
+from riemannian_diffusion.geodesics.problem import Problem
+from riemannian_diffusion.geodesics.solvers import PathLBFGS, Solver
+from riemannian_diffusion.metrics import Metric, PathEnergy
+from riemannian_diffusion.paths import refine, segment_lengths
+
+_FAILED = ("nonfinite", "rounding")
+_LEAST_RESOLUTION = 2.0  # chords over the rounding error of what they are differences of
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to solve.
+
+    Attributes:
+        num_quadrature: Number of sub-chords of each segment, at least 1.
+        solver: The solver.
+        rtol: Relative tolerance of the energy.
+        max_evals: Largest number of evaluations of energy and gradient for each problem.
+
+    Raises:
+        ValueError: If one of them is out of range.
+    """
+
+    num_quadrature: int = 3
+    solver: Solver | None = None
+    rtol: float = 1e-3
+    max_evals: int = 200
+
+    def __post_init__(self):
+        check_whole(1, num_quadrature=self.num_quadrature, max_evals=self.max_evals)
+        check_not_negative(rtol=self.rtol)
+        if self.solver is None:
+            object.__setattr__(self, "solver", PathLBFGS())
+        check_kind(Solver, solver=self.solver)
+
+
+@dataclass(frozen=True, eq=False)
+class Iterate:
+    """Where a solve stands after an evaluation, or at the end of an iteration.
+
+    Attributes:
+        path: The path that was evaluated, or that of the iteration, `(K, *shape)`.
+        energy: Its optimised energy.
+        num_evals: Evaluations of energy and gradient for this pair so far.
+        pair: Index of the problem among those that are solved side by side.
+        iteration: Whether an iteration ends here.
+    """
+
+    path: Tensor
+    energy: float
+    num_evals: int
+    pair: int = 0
+    iteration: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A path whose energy under one of the metrics is wanted, perhaps with its gradient."""
+
+    stage: int
+    path: Tensor
+    differentiate: bool
+
+
+@dataclass
+class Standing:
+    """Where the solve of one problem stands; enough to go on from here.
+
+    Attributes:
+        start: Index of the start.
+        spent: Evaluations from earlier starts.
+        found: The geodesics from earlier starts.
+        stage: Index of the metric.
+        used: Evaluations from this start under earlier metrics.
+        status: How the metric before this one ended.
+        path: The path from which this metric started.
+        evals: Evaluations under this metric.
+        best_path: The path of least energy under this metric.
+        best_energy: Its energy.
+        stalls: Number of last iterations in a row that hardly lowered the energy.
+        iterates: Evaluations and energies at the ends of iterations.
+        solver: The state of the solver after the last iteration; None before the first.
+    """
+
+    start: int
+    spent: int
+    found: list[Geodesic]
+    stage: int
+    used: int
+    status: str
+    path: Tensor
+    evals: int
+    best_path: Tensor
+    best_energy: float
+    stalls: int
+    iterates: list[tuple[int, float]]
+    solver: dict[str, Any] | None
+
+
+class Run:
+    """The solve of one problem.
+
+    `question` is what has to be evaluated next, None at the end; `take` takes the answer.
+
+    Args:
+        problem: The problem.
+        index: Its index among those that are solved side by side.
+        metrics: The metrics, coarse to fine.
+        options: How to solve.
+        ends: For each metric, what is known of the ends, as in `Metric.energies`.
+        state: A state from `state`: the run goes on from there.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        index: int,
+        metrics: Sequence[Metric],
+        options: Options,
+        ends: Sequence[dict],
+        state: dict[str, Any] | None = None,
+    ):
+        self.problem, self.index, self.metrics = problem, index, metrics
+        self.options, self.ends = options, ends
+        self.question: Question | None = None
+        self.result: Geodesic | None = None
+        self.log: list[PathEnergy] = []  # the answers since the state that is kept
+        self._bounds: dict[int, float] = {}
+        if state is None:
+            self.now = Standing(0, 0, [], **self._fresh(problem.starts[0]))
+        else:
+            self.now = Standing(**state["standing"])
+        self._keep()
+        self._steps = self._solve()
+        self._advance(None)
+        for answer in [] if state is None else state["log"]:
+            self.take(PathEnergy(**answer))
+
+    def take(self, answer: PathEnergy) -> list[Iterate]:
+        """Go on with the answer to the question; returns what happened meanwhile."""
+        self.log.append(answer)
+        return self._advance(answer)
+
+    def state(self) -> dict[str, Any]:
+        """Where the run stands: the last iteration, and the answers since then."""
+        names = [item.name for item in fields(PathEnergy)]
+        log = [{name: getattr(answer, name) for name in names} for answer in self.log]
+        return {"standing": self._kept, "log": log}
+
+    def _fresh(self, path: Tensor) -> dict[str, Any]:
+        """Where a solve stands that begins at a path."""
+        return {
+            "stage": 0,
+            "used": 0,
+            "status": "converged",
+            "path": path,
+            "evals": 0,
+            "best_path": path,
+            "best_energy": math.inf,
+            "stalls": 0,
+            "iterates": [],
+            "solver": None,
+        }
+
+    def _keep(self) -> None:
+        """Keep the state for checkpoints."""
+        self._kept = {item.name: getattr(self.now, item.name) for item in fields(Standing)}
+        self._kept |= {"found": list(self.now.found), "iterates": list(self.now.iterates)}
+        self.log = []
+
+    def _advance(self, answer: PathEnergy | None) -> list[Iterate]:
+        """Run on to the next question."""
+        self.question, iterates = None, []
+        try:
+            step = self._steps.send(answer)
+            while isinstance(step, Iterate):
+                iterates.append(step)
+                step = self._steps.send(None)
+            self.question = step
+        except StopIteration as end:
+            self.result = end.value
+        return iterates
+
+    # Generators of questions and iterates, which are sent the answers to the questions.
+
+    def _solve(self) -> Generator[Question | Iterate, PathEnergy | None, Geodesic]:
+        """The geodesic of least energy, among those from all starts."""
+        now, starts = self.now, self.problem.starts
+        while now.start < len(starts):
+            while now.stage < len(self.metrics) and now.status not in _FAILED:
+                yield from self._descend()
+            found = yield from self._measure()
+            now.found, now.spent = [*now.found, found], now.spent + now.used
+            now.start += 1
+            if now.start < len(starts):
+                for name, value in self._fresh(starts[now.start]).items():
+                    setattr(now, name, value)
+        return replace(min(now.found, key=_rank), num_evals=now.spent)
+
+    def _descend(self) -> Generator[Question | Iterate, PathEnergy | None, None]:
+        """Minimise the energy under one metric."""
+        now, options = self.now, self.options
+        if now.solver is None:
+            now.evals, now.stalls, now.iterates = 0, 0, []
+            now.best_path, now.best_energy = now.path, math.inf
+            self._keep()
+        for_start = (options.max_evals - now.spent) // (len(self.problem.starts) - now.start)
+        budget = (for_start - now.used) // (len(self.metrics) - now.stage)
+        now.status = yield from self._iterate(budget)
+        now.path, now.used, now.stage = now.best_path, now.used + now.evals, now.stage + 1
+        now.solver = None
+
+    def _iterate(self, budget: int) -> Generator[Question | Iterate, PathEnergy | None, str]:
+        """Iterate until the solver or the budget ends; returns the status."""
+        now, solver, rtol = self.now, self.options.solver, self.options.rtol
+        if len(now.path) == 2:
+            return "converged"
+        flat = float(0.5 * (len(now.path) - 1) * (now.path[1:] - now.path[:-1]).square().sum())
+        given = [] if now.solver is None else [now.solver]
+        steps = solver.iterate(now.path[1:-1].flatten(1), flat, budget, *given)
+        answer: tuple[float, Tensor] | None = None
+        while True:
+            try:
+                step = steps.send(answer)
+            except StopIteration:
+                return "converged" if solver.patience is not None else "max_evals"
+            if isinstance(step, Tensor):
+                if now.evals >= budget:
+                    return "max_evals"
+                energy, gradient, resolution = yield from self._evaluate(step)
+                if not (math.isfinite(energy) and gradient.isfinite().all()):
+                    return "nonfinite"
+                if now.evals == 1 and resolution < _LEAST_RESOLUTION:
+                    return "rounding"
+                if energy < now.best_energy:
+                    now.best_energy, now.best_path = energy, self._whole(step.detach())
+                answer = energy, gradient
+                continue
+            (points, energy, *state), answer = step, None
+            fell = now.iterates[-1][1] - energy if now.iterates else math.inf
+            now.stalls = now.stalls + 1 if fell <= rtol * abs(energy) else 0
+            now.iterates = [*now.iterates, (self._num_evals(), energy)]
+            ended = solver.patience is not None and (
+                now.stalls >= solver.patience or energy - self._lower_bound() <= rtol * energy
+            )
+            if state:
+                (now.solver,) = state
+                if not ended:
+                    self._keep()
+            yield Iterate(self._whole(points), energy, self._num_evals(), self.index)
+            if ended:
+                return "converged"
+
+    def _evaluate(
+        self, points: Tensor
+    ) -> Generator[Question | Iterate, PathEnergy | None, tuple[float, Tensor, float]]:
+        """Energy, gradient `(K - 2, d)` and resolution of the points between the ends."""
+        self.now.evals += 1
+        points = points.detach().requires_grad_()
+        with torch.enable_grad():
+            fine = refine(self._whole(points), self.options.num_quadrature)
+        answer = yield Question(self.now.stage, fine.detach(), differentiate=True)
+        gradient = torch.autograd.grad(fine, points, answer.gradient)[0]
+        energy = float(answer.segments.sum())
+        path = self._whole(points.detach())
+        yield Iterate(path, energy, self._num_evals(), self.index, iteration=False)
+        return energy, gradient, answer.resolution
+
+    def _measure(self) -> Generator[Question | Iterate, PathEnergy | None, Geodesic]:
+        """The geodesic along the path that was found, by its energy on a finer sampling."""
+        self._keep()
+        now = self.now
+        now.stage = len(self.metrics) - 1
+        fine, status = refine(now.path, 2 * self.options.num_quadrature), now.status
+        answer = yield Question(now.stage, fine, differentiate=False)
+        energies = answer.segments.cpu().double().clamp(min=0)
+        lengths = (2 * energies / len(energies)).sqrt()
+        energy = float(energies.sum())
+        if not math.isfinite(energy):  # also where only the finer sampling meets such values
+            status, lengths = "nonfinite", segment_lengths(fine).cpu().double()
+        arc = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        bound, records = self._lower_bound(), tuple(now.iterates)
+        return Geodesic(now.path, energy, bound, now.used, status, records, fine, arc)
+
+    def _lower_bound(self) -> float:
+        """The bound under the metric of this stage."""
+        stage, problem = self.now.stage, self.problem
+        if stage not in self._bounds:
+            metric, ends = self.metrics[stage], self.ends[stage]
+            bound = metric.lower_bound(problem.x0, problem.x1, problem.pair, ends=ends)
+            self._bounds[stage] = float(bound)
+        return self._bounds[stage]
+
+    def _num_evals(self) -> int:
+        return self.now.spent + self.now.used + self.now.evals
+
+    def _whole(self, points: Tensor) -> Tensor:
+        x0, x1 = self.problem.x0, self.problem.x1
+        return torch.cat([x0[None], points.view(-1, *x0.shape), x1[None]])
+
+
+def _rank(found: Geodesic) -> tuple[bool, float]:
+    return found.status in _FAILED, found.energy if math.isfinite(found.energy) else math.inf

@@ -1,0 +1,282 @@
+"""Find geodesics between two points, one pair or many side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.arguments import check_callable, check_points
+from riemannian_diffusion.geodesics import checkpoints
+from riemannian_diffusion.geodesics.outcome import Geodesic
+from riemannian_diffusion.geodesics.problem import Problem, Start, check_ends
+from riemannian_diffusion.geodesics.runs import Iterate, Options, Run
+from riemannian_diffusion.geodesics.solvers import Solver
+from riemannian_diffusion.metrics import Metric, PathEnergy
+from riemannian_diffusion.score.model import plain_attributes
+
+Callback = Callable[[Iterate], Any]
+
+
+@torch.inference_mode(False)  # also inside a caller's inference mode the energy has a gradient
+def solving(
+    metric: Metric | Sequence[Metric],
+    problems: Sequence[Problem],
+    *,
+    num_quadrature: int = 3,
+    solver: Solver | None = None,
+    rtol: float = 1e-3,
+    max_evals: int = 200,
+    checkpoint: str | Path | None = None,
+) -> Generator[Iterate, None, list[Geodesic]]:
+    """Solve many problems side by side, step by step.
+
+    One batch holds the points of all paths that are still being solved. Each problem may have its
+    own number of points.
+
+    Args:
+        metric: As in `geodesic`.
+        problems: What to solve.
+        num_quadrature: As in `geodesic`.
+        solver: As in `geodesic`.
+        rtol: As in `geodesic`.
+        max_evals: As in `geodesic`, for each problem.
+        checkpoint: As in `geodesic`.
+
+    Yields:
+        An `Iterate` after every evaluation, and one more at the end of every iteration. Its pair is
+        the index of the problem.
+
+    Returns:
+        A `Geodesic` for each problem.
+
+    Raises:
+        ValueError: If an argument is out of range, or the checkpoint belongs to another problem.
+    """
+    metrics = _metrics(metric)
+    options = Options(num_quadrature, solver, rtol, max_evals)
+    # equal metrics are evaluated together, so they share what is known of the ends
+    first = [next(i for i, m in enumerate(metrics) if m is one) for one in metrics]
+    ends: list[dict] = [{} for _ in metrics]
+    shared = [ends[i] for i in first]
+    file = None if checkpoint is None else Path(checkpoint)
+    states, described = [None] * len(problems), {}
+    if file is not None and problems:
+        described = _described(metrics, problems, options)
+        saved = checkpoints.load(file, described, problems[0].x0.device)
+        if saved is not None:
+            states = saved["runs"]
+            for known, kept in zip(ends, saved["ends"], strict=True):
+                known.update({int(pair): entries for pair, entries in kept.items()})
+    runs = [
+        Run(problem, i, metrics, options, shared, state)
+        for i, (problem, state) in enumerate(zip(problems, states, strict=True))
+    ]
+    while asking := [run for run in runs if run.question is not None]:
+        iterates = []
+        for run, answer in _answers(asking, metrics, first, shared):
+            iterates += run.take(answer)
+        if file is not None and (
+            any(i.iteration for i in iterates) or any(run.question is None for run in asking)
+        ):
+            kept = [{str(pair): entries for pair, entries in known.items()} for known in ends]
+            state = {"runs": [run.state() for run in runs], "ends": kept}
+            checkpoints.save(file, described, state)
+        yield from iterates
+    return [run.result for run in runs]
+
+
+def _answers(
+    runs: Sequence[Run],
+    metrics: Sequence[Metric],
+    first: Sequence[int],
+    ends: Sequence[dict],
+) -> list[tuple[Run, PathEnergy]]:
+    """The answers to the questions of all runs, those on one metric in one batch."""
+    groups: dict[tuple[int, bool], list[Run]] = {}
+    for run in runs:
+        key = first[run.question.stage], run.question.differentiate
+        groups.setdefault(key, []).append(run)
+    answers = {}
+    for (stage, differentiate), group in groups.items():
+        found = metrics[stage].energies(
+            [run.question.path for run in group],
+            [run.problem.pair for run in group],
+            differentiate=differentiate,
+            ends=ends[stage],
+        )
+        answers |= {run.index: answer for run, answer in zip(group, found, strict=True)}
+    return [(run, answers[run.index]) for run in runs]
+
+
+def geodesic(
+    metric: Metric | Sequence[Metric],
+    x0: Tensor,
+    x1: Tensor,
+    *,
+    num_points: int = 17,
+    num_quadrature: int = 3,
+    init: Start | Sequence[Start] = None,
+    solver: Solver | None = None,
+    rtol: float = 1e-3,
+    max_evals: int = 200,
+    callback: Callback | None = None,
+    checkpoint: str | Path | None = None,
+) -> Geodesic:
+    """Find a path of least energy between two points.
+
+    The unknowns are the points between the ends. The optimised energy sums over `num_quadrature`
+    sub-chords of every straight segment: an energy of the points alone can be lowered by leaping
+    between them. The solve is local: it ends in the valley of its start. It is deterministic.
+
+    Args:
+        metric: A metric, or several, coarse to fine: each is solved from the path before it, with
+            an equal share of the evaluations that are left.
+        x0: First point, `shape`. Solved in float64 if it or `x1` is, else in float32.
+        x1: Last point, `shape`.
+        num_points: Number of points of the path, at least 2.
+        num_quadrature: Number of sub-chords per segment, at least 1.
+        init: Where to start: "lerp", "slerp", a path `(num_points, *shape)` whose ends are `x0` and
+            `x1`, or a callable `(x0, x1, num_points) -> path`; None is "lerp". Or a list of these:
+            each start is solved from, with an equal share of the evaluations that are left, and the
+            path of least `Geodesic.energy` is returned.
+        solver: `PathLBFGS()` where None.
+        rtol: Converged when three iterations in a row lower the energy by less than this share of
+            it, or when it is within this share of the lower bound.
+        max_evals: Largest number of evaluations of energy and gradient, over all starts and
+            metrics.
+        callback: Called with an `Iterate` after every iteration.
+        checkpoint: A file, conventionally `.safetensors`, to which the state is written after every
+            iteration. If it exists, the solve goes on from there, and ends on the same path bit for
+            bit as if it had never been interrupted. It stays after the solve. Network weights are
+            not part of it: resume with the same model.
+
+    Returns:
+        The `Geodesic`; not converging is a status, not an error.
+
+    Raises:
+        ValueError: If the points differ in shape or are not finite, an argument is out of range, or
+            the checkpoint belongs to another problem.
+    """
+    check_ends(x0, x1)
+    problem = Problem.between(x0, x1, num_points=num_points, init=init)
+    options = (num_quadrature, solver, rtol, max_evals, checkpoint)
+    return _drained(metric, [problem], callback, *options)[0]
+
+
+def geodesics(
+    metric: Metric | Sequence[Metric],
+    x0: Tensor,
+    x1: Tensor,
+    *,
+    num_points: int | Sequence[int] = 17,
+    num_quadrature: int = 3,
+    init: Start | Sequence[Start] = None,
+    solver: Solver | None = None,
+    rtol: float = 1e-3,
+    max_evals: int = 200,
+    callback: Callback | None = None,
+    checkpoint: str | Path | None = None,
+) -> list[Geodesic]:
+    """Find paths of least energy for many pairs of points, side by side.
+
+    Each pair is solved as by `geodesic`, but one batch holds the points of all paths that are still
+    being solved, so that a small model keeps a large device busy.
+
+    Args:
+        metric: As in `geodesic`, for all pairs; prompts and shared noises may differ between them
+            (see `DiffusionScore` and `SharedNoiseScore`).
+        x0: First points, `(P, *shape)`.
+        x1: Last points, `(P, *shape)`.
+        num_points: As in `geodesic`, or one number for each pair.
+        num_quadrature: As in `geodesic`.
+        init: As in `geodesic`, for every pair; but paths are `(P, num_points, *shape)`.
+        solver: As in `geodesic`.
+        rtol: As in `geodesic`.
+        max_evals: As in `geodesic`, for each pair.
+        callback: Called with an `Iterate`, which names its pair, after every iteration of each.
+        checkpoint: As in `geodesic`, one file for all pairs.
+
+    Returns:
+        A `Geodesic` for each pair.
+
+    Raises:
+        ValueError: As in `geodesic`.
+    """
+    check_points(x0=x0, x1=x1)
+    if x0.ndim < 2 or x0.shape != x1.shape or x0.numel() == 0:
+        raise ValueError(
+            "`x0` and `x1` must be points (P, *shape) of one shape, "
+            f"but got {tuple(x0.shape)} and {tuple(x1.shape)}."
+        )
+    numbers = list(num_points) if isinstance(num_points, (list, tuple)) else [num_points] * len(x0)
+    if len(numbers) != len(x0):
+        raise ValueError(
+            f"`num_points` must be one number, or one for each of {len(x0)} pairs, but got "
+            f"{len(numbers)}."
+        )
+    inits = init if isinstance(init, (list, tuple)) else [init]
+    for one in inits:
+        if isinstance(one, Tensor) and (one.ndim != x0.ndim + 1 or len(one) != len(x0)):
+            raise ValueError(
+                f"`init` must be {(len(x0), numbers[0], *x0.shape[1:])}, "
+                f"but got {tuple(one.shape)}."
+            )
+    problems = []
+    for pair, num in enumerate(numbers):
+        mine = [one[pair] if isinstance(one, Tensor) else one for one in inits]
+        problem = Problem.between(x0[pair], x1[pair], num_points=num, init=mine, pair=pair)
+        problems.append(problem)
+    options = (num_quadrature, solver, rtol, max_evals, checkpoint)
+    return _drained(metric, problems, callback, *options)
+
+
+def _drained(
+    metric, problems, callback, num_quadrature, solver, rtol, max_evals, checkpoint
+) -> list[Geodesic]:
+    """Solve to the end, with a callback after every iteration."""
+    if callback is not None:
+        check_callable(callback=callback)
+    steps = solving(
+        metric,
+        problems,
+        num_quadrature=num_quadrature,
+        solver=solver,
+        rtol=rtol,
+        max_evals=max_evals,
+        checkpoint=checkpoint,
+    )
+    while True:
+        try:
+            iterate = next(steps)
+        except StopIteration as end:
+            return end.value
+        if callback is not None and iterate.iteration:
+            callback(iterate)
+
+
+def _metrics(metric: Metric | Sequence[Metric]) -> list[Metric]:
+    stages = list(metric) if isinstance(metric, Sequence) else [metric]
+    if not stages or not all(isinstance(stage, Metric) for stage in stages):
+        raise ValueError(f"`metric` must be a Metric or a sequence of them, but got {metric!r}.")
+    return stages
+
+
+def _described(
+    metrics: Sequence[Metric], problems: Sequence[Problem], options: Options
+) -> dict[str, Any]:
+    """What a checkpoint belongs to."""
+    return {
+        "ends": checkpoints.fingerprint([x for p in problems for x in (p.x0, p.x1)]),
+        "starts": checkpoints.fingerprint([start for p in problems for start in p.starts]),
+        "number of starts": [len(p.starts) for p in problems],
+        "pairs": [p.pair for p in problems],
+        "metric": [metric.describe() for metric in metrics],
+        "num_quadrature": options.num_quadrature,
+        "solver": plain_attributes(options.solver, (int, float, str)),
+        "rtol": float(options.rtol),
+        "max_evals": options.max_evals,
+    }

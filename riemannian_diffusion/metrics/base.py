@@ -1,0 +1,335 @@
+"""What every metric offers."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.metrics.energies import (
+    PathBatch,
+    PathEnergy,
+    chunks_of,
+    middle,
+    own_energies,
+    pull_back,
+    same_places,
+    served,
+    within_memory,
+)
+from riemannian_diffusion.score.model import Composite, accepts_places
+from riemannian_diffusion.score.where import Where
+
+MAX_CORRECTIONS = 50  # in one step of the exponential map
+
+M = TypeVar("M", bound="Metric")
+# For each pair, entries of end points `(2, *shape)` and their embedding.
+Ends = MutableMapping[int, list[list[Tensor]]]
+
+
+class Metric(Composite, ABC):
+    """A Riemannian metric: an inner product of tangents at every point.
+
+    The scores and metrics of which it is made are its attributes, or lie in lists, tuples or dicts
+    among them. `where` gives the places of points on their paths, for scores that change along the
+    path. A subclass defines `inner`, and may leave out `where` if its metric is the same everywhere
+    along the path. It may override `energy`: the solver then minimises that energy.
+    """
+
+    # Fractions between which a path without places runs, and its pair.
+    _stretch: tuple[float, float, int] = (0.0, 1.0, 0)
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        own = vars(cls).get("energy")
+        if own is not None and not accepts_places(own):
+
+            def energy(self, path: Tensor, where: Where | None = None) -> Tensor:
+                return own(self if where is None else served(self, where), path)
+
+            energy.__doc__ = own.__doc__
+            cls.energy = energy
+
+    @abstractmethod
+    def inner(self, x: Tensor, u: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
+        """`<u, v>_x`, one value per point: `(K, *shape)` three times -> `(K,)`."""
+
+    def norm(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
+        """`|v|_x`, `(K,)`."""
+        return self.inner(x, v, v, where).clamp(min=0).sqrt()
+
+    def as_matrix(self, x: Tensor, where: Where | None = None) -> Tensor:
+        """The dense metric `(K, d, d)` at each point: for tests and plots only."""
+        flat = x.flatten(1)
+        basis = torch.eye(flat.shape[1], dtype=x.dtype, device=x.device)
+        vectors = [e.view_as(x[0]).expand_as(x) for e in basis]
+        columns = [torch.stack([self.inner(x, u, v, where) for u in vectors], 1) for v in vectors]
+        return torch.stack(columns, 2)
+
+    # ------------------------------------------------------------------------------------- paths
+
+    def energy(self, path: Tensor, where: Where | None = None) -> Tensor:
+        """The energy of each segment, `(K, *shape) -> (K - 1,)`, differentiable in the path.
+
+        A segment `dx` with midpoint `m` has energy `1/2 (K - 1) <dx, dx>_m`. The sum of these tends
+        to the energy of the curve over unit time, and length^2 <= 2 sum.
+
+        Args:
+            path: The points, `(K, *shape)`.
+            where: Their places; None for a whole path, whose points lie at even fractions.
+        """
+        step, where = path[1:] - path[:-1], self._places(path, where)
+        return 0.5 * len(step) * self.inner((path[1:] + path[:-1]) / 2, step, step, middle(where))
+
+    def length(self, path: Tensor, where: Where | None = None) -> Tensor:
+        """The length of the path, a scalar; arguments as for `energy`."""
+        return (2 * self.energy(path, where) / (len(path) - 1)).clamp(min=0).sqrt().sum()
+
+    def hop_lengths(self, hops: Tensor) -> Tensor:
+        """The length of each segment of many short paths, `(H, K, *shape) -> (H, K - 1)`.
+
+        The hops lie on no path, so a score that changes along the path is refused.
+        """
+        steps, middles = hops[:, 1:] - hops[:, :-1], (hops[:, 1:] + hops[:, :-1]) / 2
+        norms = self.norm(middles.flatten(0, 1), steps.flatten(0, 1))
+        return norms.view(steps.shape[:2])
+
+    def energies(
+        self,
+        paths: Sequence[Tensor],
+        pairs: Sequence[int] | None = None,
+        *,
+        differentiate: bool = False,
+        ends: Ends | None = None,
+    ) -> list[PathEnergy]:
+        """Energies of many paths, and their gradients, evaluated together.
+
+        Points lie at even fractions of their path. They are evaluated in chunks of at most
+        `points_at_once`, and in smaller ones after memory ran out. The result for each path is that
+        of `energy`, also if a subclass overrides it.
+
+        Args:
+            paths: Paths `(K_i, *shape)` of at least 2 points.
+            pairs: The index of the pair of ends that each path joins; None numbers the paths.
+            differentiate: Whether to return gradients.
+            ends: A dict in which this metric keeps what it knows of the ends of each pair, in order
+                to evaluate them once only. Each metric needs a dict of its own.
+
+        Returns:
+            One `PathEnergy` for each path.
+        """
+        batch = PathBatch(paths, range(len(paths)) if pairs is None else pairs)
+        ends = {} if ends is None else ends
+        return within_memory(self, batch, lambda: self._energies(batch, differentiate, ends))
+
+    def _energies(self, batch: PathBatch, differentiate: bool, ends: Ends) -> list[PathEnergy]:
+        middles, steps, places = batch.segments()
+        numbers = [len(path) - 1 for path in batch.paths]
+        rows = [slice(sum(numbers[:i]), sum(numbers[: i + 1])) for i in range(len(batch))]
+        weights = torch.cat([steps.new_full((n,), n / 2) for n in numbers])
+        table = steps.new_empty(len(steps))  # <dx, dx> at the midpoints
+
+        def inner(chunk: slice, x: Tensor, v: Tensor) -> Tensor:
+            return self.inner(x, v, v, places[chunk])
+
+        def serve(i: int, values: Tensor) -> dict[str, Callable]:
+            known = middles[rows[i]], steps[rows[i]], steps[rows[i]]
+
+            def served_inner(x: Tensor, u: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
+                equal = all(map(torch.equal, (x, u, v), known))
+                if equal and same_places(where, places[rows[i]]):
+                    return values
+                return self.inner(x, u, v, where)
+
+            return {"inner": served_inner}
+
+        def own(energy: Callable[..., Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
+            values = [table[row] for row in rows]
+            return own_energies(energy, self, batch, values, serve, differentiate)
+
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def cotangents() -> tuple[Tensor, Tensor]:
+            found.extend(own(type(self).energy))
+            usual = torch.cat([by_value for _, by_value, _ in own(Metric.energy)])
+            return torch.cat([by_value for _, by_value, _ in found]), usual
+
+        chunks, overridden = chunks_of(self, steps), type(self).energy is not Metric.energy
+        by_middle = by_step = None
+        if differentiate:
+            by_middle, by_step = pull_back(
+                inner,
+                (middles, steps),
+                chunks,
+                table,
+                lambda chunk: weights[chunk],
+                cotangents if overridden else None,
+            )
+        else:
+            with torch.no_grad():
+                for chunk in chunks:
+                    table[chunk] = inner(chunk, middles[chunk], steps[chunk])
+        if overridden and not found:
+            found = own(type(self).energy)
+        answers = []
+        for i, (path, row) in enumerate(zip(batch.paths, rows, strict=True)):
+            gradient = None
+            if differentiate:
+                gradient = torch.zeros_like(path)
+                at_middle, at_step = by_middle[row], by_step[row]
+                gradient[1:-1] = (at_middle[:-1] + at_middle[1:]) / 2 + at_step[:-1] - at_step[1:]
+                if overridden:
+                    gradient[1:-1] += found[i][2][1:-1]
+            segments = found[i][0] if overridden else weights[row] * table[row]
+            answers.append(PathEnergy(segments, gradient))
+        return answers
+
+    def lower_bound(
+        self, x0: Tensor, x1: Tensor, pair: int = 0, *, ends: Ends | None = None
+    ) -> Tensor:
+        """A number, as a scalar, below which no path from `x0` to `x1` can have its energy; 0 if none is known.
+
+        Args:
+            x0: The first point, `shape`.
+            x1: The last point, `shape`.
+            pair: The index of this pair.
+            ends: As in `energies`; after a call there with the same dict this one costs nothing.
+        """
+        return x0.new_zeros(())
+
+    # ---------------------------------------------------------------------- tangents and momenta
+
+    def flat(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
+        """The momenta `G v` of tangents, `(K, *shape)`."""
+        v = v.detach().requires_grad_()
+        with torch.enable_grad():
+            energy = 0.5 * self.inner(x, v, v, where).sum()
+        return torch.autograd.grad(energy, v)[0]
+
+    def sharp(
+        self,
+        x: Tensor,
+        p: Tensor,
+        where: Where | None = None,
+        *,
+        guess: Tensor | None = None,
+        rtol: float = 1e-6,
+    ) -> Tensor:
+        """The tangents `G^-1 p` of momenta, `(K, *shape)`, by conjugate gradients.
+
+        Hestenes and Stiefel (1952), for each row by itself. A row that has converged waits for the
+        others.
+
+        Args:
+            x: Points, `(K, *shape)`.
+            p: Momenta, `(K, *shape)`.
+            where: The places of the points.
+            guess: Tangents to start from, `(K, *shape)`; None starts from 0.
+            rtol: Norm of the residual over that of `p` at which a row has converged. It is not
+                taken smaller than 100 times the rounding error of the dtype.
+        """
+
+        def dot(a: Tensor, b: Tensor) -> Tensor:
+            return dot(a, b).view(-1, *[1] * (a.ndim - 1))
+
+        goal = max(rtol, 100 * torch.finfo(p.dtype).eps) ** 2 * dot(p, p)
+        v = torch.zeros_like(p) if guess is None else guess
+        residual = p - self.flat(x, v, where) if v.any() else p
+        direction, square = residual, dot(residual, residual)
+        for _ in range(p[0].numel() + 10):
+            left = square > goal
+            if not left.any():
+                break
+            image = self.flat(x, direction, where)
+            along = dot(direction, image)
+            left &= along > 0
+            if not left.any():
+                break
+            step = torch.where(left, square / along, 0.0)
+            v, residual = v + step * direction, residual - step * image
+            before, square = square, dot(residual, residual)
+            direction = residual + torch.where(left, square / before, 0.0) * direction
+        return v
+
+    def force(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
+        """The derivative `d/dx 1/2 <v, v>_x`, `(K, *shape)`."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            energy = 0.5 * self.inner(x, v, v, where).sum()
+        if not energy.requires_grad:  # the metric is the same at every point
+            return torch.zeros_like(x)
+        return torch.autograd.grad(energy, x)[0]
+
+    def differentiable(self: M) -> M:
+        """The metric, or a copy of it, whose energy has its full gradient in the points."""
+        return self
+
+    def distinguishes(self, x0: Tensor, x1: Tensor) -> bool:
+        """Whether two points `shape` differ by more than the rounding error of a network."""
+        return True
+
+    # --------------------------------------------------------------------- steps of a geodesic
+
+    def step(
+        self, x: Tensor, velocity: Tensor, momentum: Tensor, h: float, rtol: float
+    ) -> tuple[Tensor, Tensor] | None:
+        """One step of the exponential map, from the metric at the middle of the step.
+
+        Args:
+            x: The point, `shape`.
+            velocity: The velocity of the step before, `shape`, as a first guess.
+            momentum: The momentum at the point, `shape`.
+            h: Length of the step in time.
+            rtol: Relative tolerance of the equation to be solved.
+
+        Returns:
+            The next point and the momentum there, or None if the equation could not be solved.
+        """
+        scale = float(velocity.norm())
+        before = math.inf
+        for _ in range(MAX_CORRECTIONS):
+            middle = (x + h / 2 * velocity)[None]
+            changed = momentum[None] + h / 2 * self.force(middle, velocity[None])
+            new = self.sharp(middle, changed, guess=velocity[None], rtol=0.1 * rtol)[0]
+            size, velocity = float((new - velocity).norm()), new
+            if size <= rtol * scale or at_rounding(size, before, scale):
+                middle, moved = (x + h / 2 * velocity)[None], velocity[None]
+                there = self.flat(middle, moved) + h / 2 * self.force(middle, moved)
+                return x + h * velocity, there[0]
+            if not size < 10 * before:
+                return None
+            before = size
+        return None
+
+    def project(self, here: Tensor, there: Tensor, v: Tensor) -> Tensor:
+        """A tangent at one point as the nearest tangent at another, all `shape`.
+
+        Raises:
+            ValueError: If the metric has no embedding in which to compare them.
+        """
+        raise ValueError(f"parallel_transport needs a PullbackMetric, but got {kind(self)}.")
+
+    def _places(self, path: Tensor, where: Where | None) -> Where:
+        """The places of a path's points, even ones if they are not given."""
+        if where is not None:
+            return where
+        first, last, pair = self._stretch
+        return Where(torch.linspace(first, last, len(path), dtype=torch.float64), pair)
+
+
+def kind(metric: Metric) -> str:
+    """The name of a metric's class."""
+    return type(metric).__name__
+
+
+def at_rounding(size: float, before: float, scale: float) -> bool:
+    """Whether a correction is small and no longer falls, so that the dtype allows no less."""
+    return 0.9 * before <= size <= 1e-3 * scale
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:  # (K, ...) -> (K,)
+    return (a * b).flatten(1).sum(1)

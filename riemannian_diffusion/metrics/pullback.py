@@ -1,0 +1,253 @@
+"""Metrics pulled back from flat space by an embedding."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.metrics.base import MAX_CORRECTIONS, Ends, Metric, at_rounding, dot
+from riemannian_diffusion.metrics.energies import (
+    PathBatch,
+    PathEnergy,
+    chunks_of,
+    own_energies,
+    pull_back,
+    same_places,
+)
+from riemannian_diffusion.score.where import Where
+
+
+class PullbackMetric(Metric):
+    """The metric of flat space pulled back by an embedding `phi`: `G = J_phi^T J_phi`.
+
+    Energies are those of chords of `phi`: one evaluation per point and an ordinary reverse pass.
+    `inner` takes forward-mode products. Both agree as the points of a path grow dense. A subclass
+    defines `embed`.
+    """
+
+    @abstractmethod
+    def embed(self, x: Tensor, where: Where | None = None) -> Tensor:
+        """`phi` at each point, `(K, *shape) -> (K, *embedding shape)`."""
+
+    def embed_jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
+        """The derivative of `phi` along `v`, `(K, *embedding shape)`."""
+        return torch.func.jvp(lambda points: self.embed(points, where), (x,), (v,))[1]
+
+    def embed_vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
+        """`J_phi^T w`, `(K, *shape)`, of one cotangent `(K, *embedding shape)` per point."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            embedded = self.embed(x, where)
+        return torch.autograd.grad(embedded, x, w)[0]
+
+    def inner(self, x: Tensor, u: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
+        """`<J_phi u, J_phi v>`, `(K,)`."""
+        pushed = self.embed_jvp(x, u, where)
+        return dot(pushed, pushed if v is u else self.embed_jvp(x, v, where))
+
+    def energy(self, path: Tensor, where: Where | None = None) -> Tensor:
+        """The energy of each segment by chords, `1/2 (K - 1) |phi(x1) - phi(x0)|^2`, `(K - 1,)`.
+
+        Arguments are those of `Metric.energy`.
+        """
+        embedded = self.embed(path, self._places(path, where))
+        chord = embedded[1:] - embedded[:-1]
+        return 0.5 * len(chord) * dot(chord, chord)
+
+    def hop_lengths(self, hops: Tensor) -> Tensor:
+        """The length of each segment by chords, `(H, K, *shape) -> (H, K - 1)`."""
+        embedded = self.embed(hops.flatten(0, 1)).view(*hops.shape[:2], -1)
+        return (embedded[:, 1:] - embedded[:, :-1]).norm(dim=2)
+
+    def lower_bound(
+        self, x0: Tensor, x1: Tensor, pair: int = 0, *, ends: Ends | None = None
+    ) -> Tensor:
+        """`1/2 |phi(x1) - phi(x0)|^2`, a scalar: no path between the two points has less energy.
+
+        It is 0 if a subclass overrides `energy` so that it is no longer that of the chords.
+        """
+        batch = PathBatch([torch.stack([x0, x1])], [pair])
+        embedded = self._embedded_ends(batch, {} if ends is None else ends)[0]
+        chord = embedded[1:] - embedded[:1]
+        bound = 0.5 * dot(chord, chord)[0]
+        if type(self).energy is PullbackMetric.energy or self._keeps_chords(x0, x1, embedded, pair):
+            return bound
+        return torch.zeros_like(bound)
+
+    def flat(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
+        """The momenta `J_phi^T J_phi v` of tangents, `(K, *shape)`."""
+        return self.embed_vjp(x, self.embed_jvp(x, v, where), where)
+
+    def distinguishes(self, x0: Tensor, x1: Tensor) -> bool:
+        """Whether the embeddings of two points differ by more than a network's rounding error."""
+        first, second = self.embed(torch.stack([x0, x1])).flatten(1)
+        return float((second - first).norm()) > 4 * self.rounding * float(first.norm())
+
+    def step(
+        self, x: Tensor, velocity: Tensor, momentum: Tensor, h: float, rtol: float
+    ) -> tuple[Tensor, Tensor] | None:
+        """One step of the exponential map, from the chord of the embedding; as in `Metric.step`."""
+        x, momentum = x[None], momentum[None]
+        phi = self.embed(x)
+        there, scale = x + h * velocity, h * float(momentum.norm())
+        before = math.inf
+        for _ in range(MAX_CORRECTIONS):
+            chord = self.embed(there) - phi
+            missing = h * momentum - self.embed_vjp(x, chord)
+            size = float(missing.norm())
+            if size <= rtol * scale or at_rounding(size, before, scale):
+                return there[0], self.embed_vjp(there, chord)[0] / h
+            if not size < 10 * before:
+                return None
+            before = size
+            there = there + self.sharp(x, missing, rtol=0.1)
+        return None
+
+    def project(self, here: Tensor, there: Tensor, v: Tensor) -> Tensor:
+        """A tangent at one point as the nearest tangent at another, all `shape`.
+
+        `G(there)^-1 J(there)^T J(here) v`: both are arrows in the space of the embedding.
+        """
+        momentum = self.embed_vjp(there[None], self.embed_jvp(here[None], v[None]))
+        return self.sharp(there[None], momentum, guess=v[None], rtol=1e-8)[0]
+
+    # ------------------------------------------------------------------------------ many paths
+
+    def _energies(self, batch: PathBatch, differentiate: bool, ends: Ends) -> list[PathEnergy]:
+        points, places = batch.between()  # (n, *shape)
+        num, numbers = len(points), [len(path) - 2 for path in batch.paths]
+        embedded_ends = self._embedded_ends(batch, ends)  # (A, 2, *embedding shape)
+        table = embedded_ends.new_empty(num + 2 * len(batch), *embedded_ends.shape[2:])
+        table[num:] = embedded_ends.flatten(0, 1)
+        starts = [sum(numbers[:i]) for i in range(len(batch))]
+        rows = [  # the rows of the table for each path
+            torch.tensor([num + 2 * i, *range(start, start + n), num + 2 * i + 1]).to(points.device)
+            for i, (start, n) in enumerate(zip(starts, numbers, strict=True))
+        ]
+
+        def own(energy: Callable[..., Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
+            values = [table[row] for row in rows]
+
+            def serve(i: int, known: Tensor) -> dict[str, Callable]:
+                return {"embed": self._serving(batch.paths[i], batch.places[i], known)}
+
+            return own_energies(energy, self, batch, values, serve, differentiate)
+
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def cotangents() -> tuple[Tensor, Tensor]:
+            found.extend(own(type(self).energy))
+            usual = torch.cat([by_value[1:-1] for _, by_value, _ in own(PullbackMetric.energy)])
+            return torch.cat([by_value[1:-1] for _, by_value, _ in found]), usual
+
+        overridden, gradient = type(self).energy is not PullbackMetric.energy, points[:0]
+        if differentiate:
+            left, right = torch.cat([r[:-2] for r in rows]), torch.cat([r[2:] for r in rows])
+            weights = torch.cat([points.new_full((n,), n + 1.0) for n in numbers])
+            weights = weights.view(-1, *[1] * (table.ndim - 1))
+            chunks = chunks_of(self, points)
+            if len(chunks) > 1:  # the chord that leaves a chunk needs the first point after it
+                firsts = torch.tensor([chunk.start for chunk in chunks[1:]])
+                with torch.no_grad():
+                    there = firsts.to(points.device)
+                    table[there] = self.embed(points[there], places[firsts])
+
+            def pull(chunk: slice) -> Tensor:
+                value = table[chunk]
+                behind, ahead = value - table[left[chunk]], table[right[chunk]] - value
+                return weights[chunk] * (behind - ahead)
+
+            (gradient,) = pull_back(
+                lambda chunk, x: self.embed(x, places[chunk]),
+                (points,),
+                chunks,
+                table,
+                pull,
+                cotangents if overridden else None,
+            )
+        elif num:
+            with torch.no_grad():
+                table[:num] = self.embed(points, places)
+        if overridden and not found:
+            found = own(type(self).energy)
+        answers = []
+        for i, (path, row) in enumerate(zip(batch.paths, rows, strict=True)):
+            embedded, whole = table[row].flatten(1), None
+            squares = (embedded[1:] - embedded[:-1]).square().sum(1)
+            size = float((squares.mean() / embedded.square().sum(1).mean().clamp(min=1e-30)).sqrt())
+            if differentiate:
+                whole = torch.zeros_like(path)
+                whole[1:-1] = gradient[starts[i] : starts[i] + numbers[i]]
+                if overridden:
+                    whole[1:-1] += found[i][2][1:-1]
+            segments = found[i][0] if overridden else 0.5 * len(squares) * squares
+            resolution = size / self.rounding if self.rounding and size else torch.inf
+            answers.append(PathEnergy(segments, whole, resolution))
+        return answers
+
+    @torch.no_grad()
+    def _embedded_ends(self, batch: PathBatch, ends: Ends) -> Tensor:
+        """The embedded ends of each path, `(A, 2, *embedding shape)`."""
+
+        def known(pair: int, points: Tensor) -> Tensor | None:
+            entries = ends.get(pair, [])
+            return next((both for given, both in entries if torch.equal(given, points)), None)
+
+        of_paths = [(pair, path[[0, -1]]) for pair, path in zip(batch.pairs, batch.paths)]
+        new: list[tuple[int, Tensor]] = []
+        for pair, points in of_paths:
+            seen = any(pair == p and torch.equal(points, q) for p, q in new)
+            if not seen and known(pair, points) is None:
+                new.append((pair, points))
+        if new:
+            pairs = torch.tensor([pair for pair, _ in new]).repeat_interleave(2)
+            places = Where([0.0, 1.0] * len(new), pairs)
+            embedded = self.embed(torch.cat([points for _, points in new]), places)
+            for (pair, points), both in zip(new, embedded.split(2), strict=True):
+                ends.setdefault(pair, []).append([points, both])
+        return torch.stack([known(pair, points) for pair, points in of_paths])
+
+    def _serving(self, path: Tensor, places: Where, values: Tensor) -> Callable[..., Tensor]:
+        """`embed` for a path whose embedding is known; it evaluates all other points."""
+
+        def embed(x: Tensor, where: Where | None = None) -> Tensor:
+            if torch.equal(x, path) and same_places(where, places):
+                return values
+            return self.embed(x, where)
+
+        return embed
+
+    def _keeps_chords(self, x0: Tensor, x1: Tensor, ends: Tensor, pair: int) -> bool:
+        """Whether an overridden `energy` is that of the chords, on a path with a made-up embedding.
+
+        It costs no evaluation if it only calls the energy that it overrides.
+        """
+        u = torch.linspace(0, 1, 4).to(x0)
+        batch = PathBatch([torch.lerp(x0, x1, u.view(-1, *[1] * x0.ndim))], [pair])
+        batch.paths[0][[0, -1]] = torch.stack([x0, x1])
+        values = ends[[0, 1, 0, 1]]  # to and fro: each chord as long as the bound's
+
+        def serve(i: int, known: Tensor) -> dict[str, Callable]:
+            return {"embed": self._serving(batch.paths[i], batch.places[i], known)}
+
+        (own,), (usual,) = (
+            own_energies(energy, self, batch, [values], serve, differentiate=False)
+            for energy in (type(self).energy, PullbackMetric.energy)
+        )
+        return torch.equal(own[0], usual[0])
+
+
+class EuclideanMetric(PullbackMetric):
+    """Flat space: `G = I`."""
+
+    def embed(self, x: Tensor, where: Where | None = None) -> Tensor:
+        """The point itself."""
+        return x
+
+    def embed_jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
+        """The tangent itself."""
+        return v

@@ -1,0 +1,90 @@
+"""The metric of the score's direction (arXiv 2505.11128)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.arguments import check_kind, check_not_negative
+from riemannian_diffusion.metrics.base import Metric, dot
+from riemannian_diffusion.score.model import ScoreModel
+from riemannian_diffusion.score.where import Where
+
+
+class SteinScoreMetric(Metric):
+    """`G = I + lam s s^T`: steps across level sets of the density are long (arXiv 2505.11128).
+
+    Its eigenvalues are `1 + lam |s|^2`, once, and 1: one normal direction is penalised, whatever
+    the codimension of the data. Since `|s|^2` grows like d / sigma^2 with the number d of values, a
+    raw `lam` means something else at every size and noise level; `normalize` measures the score in
+    units of its size for pure noise.
+
+    Args:
+        score: The score; with several shared noises, `s s^T` is their mean.
+        lam: Weight of the score's direction, non-negative; the paper's is 1000.
+        detach_score: Treat the score as a constant field when differentiating an energy, as
+            published. False gives the full gradient.
+        normalize: Replace `s` by `sigma s / sqrt(d)`, whose square is about 1 at typical noisy
+            points.
+    """
+
+    def __init__(
+        self,
+        score: ScoreModel,
+        *,
+        lam: float = 1000.0,
+        detach_score: bool = True,
+        normalize: bool = False,
+    ):
+        check_kind(ScoreModel, score=score)
+        check_not_negative(lam=lam)
+        self.score, self.lam = score, float(lam)
+        self.detach_score, self.normalize = detach_score, normalize
+
+    def inner(self, x: Tensor, u: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
+        """`<u, v> + lam (s . u)(s . v)`, `(K,)`."""
+        normals = self._normals(x, where)  # (K, S, d)
+        return dot(u, v) + dot(_along(normals, u), _along(normals, v))
+
+    def sharp(
+        self,
+        x: Tensor,
+        p: Tensor,
+        where: Where | None = None,
+        *,
+        guess: Tensor | None = None,
+        rtol: float = 1e-6,
+    ) -> Tensor:
+        """The tangents `G^-1 p`, `(K, *shape)`, by the formula of Sherman, Morrison and Woodbury.
+
+        Arguments are those of `Metric.sharp`. A subclass with another `inner` solves by conjugate
+        gradients.
+        """
+        if type(self).inner is not SteinScoreMetric.inner:
+            return super().sharp(x, p, where, guess=guess, rtol=rtol)
+        normals = self._normals(x, where)
+        gram = normals @ normals.mT
+        gram = gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        weights = torch.linalg.solve(gram, _along(normals, p))  # (K, S)
+        return p - (weights[:, None] @ normals).view_as(p)
+
+    def differentiable(self) -> SteinScoreMetric:
+        """The metric, or a copy of it that differentiates its score."""
+        if not self.detach_score:
+            return self
+        metric = copy.copy(self)
+        metric.detach_score = False
+        return metric
+
+    def _normals(self, x: Tensor, where: Where | None) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_score):
+            scores = self.score.stack(x, where).flatten(2)  # (K, S, d)
+        num_scores, size = scores.shape[1:]
+        unit = self.score.sigma / size**0.5 if self.normalize else 1.0
+        return (self.lam / num_scores) ** 0.5 * unit * scores
+
+
+def _along(normals: Tensor, v: Tensor) -> Tensor:  # (K, S, d), (K, *shape) -> (K, S)
+    return (normals @ v.flatten(1)[..., None]).squeeze(-1)

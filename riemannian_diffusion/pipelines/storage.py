@@ -67,7 +67,8 @@ def load(path: str | os.PathLike, kind: str, unpack: Callable[[Tensors, Settings
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # copies are aligned in memory, on which the last bits of a product can depend
+            tensors = {n: file.get_tensor(n).clone() for n in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged, or no safetensors file ({error}).") from error
     if metadata.get("format") != FORMAT or metadata.get("kind") != kind:

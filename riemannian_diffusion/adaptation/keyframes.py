@@ -62,7 +62,10 @@ class Adaptation:
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged or something else.
         """
-        tensors, settings = files.load(path, "Adaptation")
+        return files.load(path, "Adaptation", cls._unpacked)
+
+    @classmethod
+    def _unpacked(cls, tensors: dict[str, Tensor], settings: dict[str, Any]) -> Adaptation:
         embeddings = tensors.pop("embeddings", None)
         loras: list[dict[str, Tensor]] = [{} for _ in range(settings["num_loras"])]
         for key, value in tensors.items():

@@ -109,7 +109,7 @@ class Keyframes:
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged or something else.
         """
-        return cls._unpacked(*files.load(path, "Keyframes"))
+        return files.load(path, "Keyframes", cls._unpacked)
 
     def _packed(self) -> tuple[storage.Tensors, storage.Settings]:
         tensors, levels = storage.pack_levels(self.levels)
@@ -248,7 +248,10 @@ class MorphPath:
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged or something else.
         """
-        tensors, settings = files.load(path, "MorphPath")
+        return files.load(path, "MorphPath", cls._unpacked)
+
+    @classmethod
+    def _unpacked(cls, tensors: storage.Tensors, settings: storage.Settings) -> MorphPath:
         geodesics = tuple(
             None
             if plain is None

@@ -116,8 +116,7 @@ def adapt(
     """
     from diffusers import StableDiffusionPipeline  # not with the library: it takes seconds
 
-    kind: type = StableDiffusionPipeline
-    if not isinstance(pipe, kind):
+    if not isinstance(pipe, StableDiffusionPipeline):
         raise ValueError(
             f"adapt is for pipelines of Stable Diffusion 1 and 2, but got {type(pipe).__name__}."
         )

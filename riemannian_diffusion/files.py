@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from riemannian_diffusion.runtime import __version__
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FORMAT = "riemannian_diffusion"
+
+T = TypeVar("T")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -52,15 +54,20 @@ def save(
     write_atomically(Path(path), lambda file: save_file(own, file, metadata))
 
 
-def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(
+    path: str | os.PathLike,
+    kind: str,
+    unpack: Callable[[dict[str, Tensor], dict[str, Any]], T],
+) -> T:
     """Read what `save` wrote.
 
     Args:
         path: The file.
-        kind: What it must hold.
+        kind: What it must hold, such as "Keyframes".
+        unpack: Makes the object from the tensors, on the CPU, and the settings.
 
     Returns:
-        The tensors, on the CPU, and the settings.
+        What `unpack` returns.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -73,13 +80,19 @@ def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor], dict[st
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies are aligned in memory; the last bits of a product can depend on that.
+            tensors = {n: file.get_tensor(n).clone() for n in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged, or no safetensors file ({error}).") from error
     if metadata.get("format") != FORMAT or metadata.get("kind") != kind:
         found = metadata.get("kind", "something else")
         raise ValueError(f"{path} holds {found}, not {kind}: it was not written by {kind}.save.")
-    return tensors, json.loads(metadata["settings"])
+    try:
+        return unpack(tensors, json.loads(metadata["settings"]))
+    except KeyError as error:
+        raise ValueError(f"{path} is damaged: it lacks {error}.") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: its settings cannot be read.") from error
 
 
 def digest_of(modules: Sequence[nn.Module | None], *described: Any) -> str:

@@ -138,7 +138,7 @@ def _has_own_sigmas(scheduler: Any) -> bool:
 
 
 def _read_flow(scheduler: Any, num_steps: int, num_tokens: int | None, even: bool) -> Schedule:
-    own, options = copy.deepcopy(scheduler), {}
+    own, options = copy.deepcopy(scheduler), dict[str, Any]()
     if own.config.get("use_dynamic_shifting"):
         options["mu"] = _shift(own.config, num_tokens)
     if even and "sigmas" in inspect.signature(own.set_timesteps).parameters:
@@ -254,6 +254,7 @@ class Levels:
         return self._score(level, self.conditions, mode=mode, guidance_scale=self.guidance_scale)
 
     def _score(self, level: Level, conditions: Conditions, **options) -> NetworkScore:
+        assert self.network is not None and self.predict is not None
         options["max_batch_size"] = self.max_batch_size
         return NetworkScore(self.network, self.predict, level, conditions, **options)
 

@@ -507,7 +507,7 @@ def raw_noise(model, x, hidden):
 def test_paths_of_prompts():
     model = prompted_score_unet()
     x = images(5)
-    one, two, five = embeddings(1, 12), embeddings(2, 13), embeddings(5, 14)
+    one, two, five = embeddings(1, seed=12), embeddings(2, seed=13), embeddings(5, seed=14)
     u = torch.linspace(0, 1, 5, dtype=torch.float64)[:, None, None]
     for given, used in (
         (one, one.expand(5, -1, -1)),
@@ -530,7 +530,7 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 def test_modes_combine_the_models_outputs(mode):
     model, x = prompted_score_unet(), images(4)
-    cond, neg = embeddings(4, 12), embeddings(1, 13)
+    cond, neg = embeddings(4, seed=12), embeddings(1, seed=13)
     score = DiffusionScore(
         model,
         SCHEDULER,
@@ -557,8 +557,8 @@ def test_size_of_batches_changes_nothing(mode):
             model,
             SCHEDULER,
             300,
-            encoder_hidden_states=embeddings(2, 12),
-            negative_hidden_states=embeddings(5, 13),
+            encoder_hidden_states=embeddings(2, seed=12),
+            negative_hidden_states=embeddings(5, seed=13),
             guidance_scale=2.5,
             mode=mode,
             max_batch_size=max_batch_size,

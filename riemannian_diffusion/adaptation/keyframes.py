@@ -62,7 +62,10 @@ class Adaptation:
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged or something else.
         """
-        tensors, settings = files.load(path, "Adaptation")
+        return files.load(path, "Adaptation", cls._unpacked)
+
+    @classmethod
+    def _unpacked(cls, tensors: dict[str, Tensor], settings: dict[str, Any]) -> Adaptation:
         embeddings = tensors.pop("embeddings", None)
         loras: list[dict[str, Tensor]] = [{} for _ in range(settings["num_loras"])]
         for key, value in tensors.items():
@@ -113,8 +116,7 @@ def adapt(
     """
     from diffusers import StableDiffusionPipeline  # not with the library: it takes seconds
 
-    kind: type = StableDiffusionPipeline
-    if not isinstance(pipe, kind):
+    if not isinstance(pipe, StableDiffusionPipeline):
         raise ValueError(
             f"adapt is for pipelines of Stable Diffusion 1 and 2, but got {type(pipe).__name__}."
         )

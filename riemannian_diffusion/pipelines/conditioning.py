@@ -85,19 +85,20 @@ class ConditionedModel(MorphableModel):
         if cross_attention_kwargs is not None:
             check_kind(dict, cross_attention_kwargs=cross_attention_kwargs)
         options = dict(cross_attention_kwargs or {})
-        embeddings = {
+        given = {
             "prompt_embeds": prompt_embeds,
             "negative_prompt_embeds": negative_prompt_embeds,
             "pooled_prompt_embeds": pooled_prompt_embeds,
             "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
         }
-        embeddings = {name: value for name, value in embeddings.items() if value is not None}
+        embeddings = {name: value for name, value in given.items() if value is not None}
         if self._embeds_guidance and negative_prompt:
             raise ValueError(
                 "This model takes `guidance_scale` as an input of its network, so it has no use "
                 "for a `negative_prompt`."
             )
-        check_embeddings(embeddings, self.network.config, self._pools_prompts)
+        config: Any = self.network.config
+        check_embeddings(embeddings, config, self._pools_prompts)
         guided = do_classifier_free_guidance
         prompts, negatives = given_texts(texts, negative_prompt, embeddings)
         num = len(texts) if prompts else len(embeddings["prompt_embeds"])
@@ -181,10 +182,8 @@ class ConditionedModel(MorphableModel):
                 )
             value = torch.full((1, 1), float(guidance_scale), device=self.device_of_work)
             guidance = {"guidance": Condition(value, "fixed")}
-            positive, negative = (
-                None if part is None else dict(part) | guidance
-                for part in (conditions.positive, conditions.negative)
-            )
+            negative = conditions.negative and dict(conditions.negative) | guidance
+            positive = dict(conditions.positive) | guidance
             conditions = replace(conditions, positive=positive, negative=negative)
             guidance_scale = 1.0
         options = (guidance_scale, guidance_damping, max_batch_size)

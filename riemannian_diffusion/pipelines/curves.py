@@ -52,14 +52,14 @@ class Gap:
     generator: torch.Generator | None
 
     @property
-    def ends(self) -> Tensor:
-        """The two keyframes in the space of the path, `(2, C, h, w)`."""
-        return self.keys.points[self.index : self.index + 2]
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The two keyframes in the space of the path, `(C, h, w)` each."""
+        return self.keys.points[self.index], self.keys.points[self.index + 1]
 
     @property
-    def clean(self) -> Tensor:
-        """The clean latents of the two keyframes, `(2, C, h, w)`."""
-        return self.keys.clean[self.index : self.index + 2]
+    def clean(self) -> tuple[Tensor, Tensor]:
+        """The clean latents of the two keyframes, `(C, h, w)` each."""
+        return self.keys.clean[self.index], self.keys.clean[self.index + 1]
 
     @property
     def timestep(self) -> float:
@@ -70,7 +70,10 @@ class Gap:
 def _density(gap: Gap) -> Tensor:
     timestep, num = gap.timestep, gap.levels.schedule.num_timesteps
     return density_geodesic(
-        *(lambda t: gap.levels(t, mode=gap.mode), timestep, *gap.ends, gap.num_frames),
+        lambda t: gap.levels(t, mode=gap.mode),
+        timestep,
+        *gap.ends,
+        gap.num_frames,
         spread=max(0, int(min(100, timestep - 1, num - 1 - timestep))),
         generator=gap.generator,
     )

@@ -89,7 +89,7 @@ class FurtherStages(MorphStages):
                 moved, proceeds = yield from self._sampling(moved, on_step)
             if not proceeds:
                 return moved, moved.points[:0], False
-            frames = yield from self._decoding(moved.latents, max_batch_size)
+            frames = yield from self._decoding(_sampled(moved), max_batch_size)
             return moved, to_unit(frames), True
 
         counts = [gap.stop - gap.start for gap in path.gaps]
@@ -265,7 +265,7 @@ class FurtherStages(MorphStages):
             return shared
         if conditions is None:
             check_kind(str, prompt=prompt)
-            conditions = replace(self.condition(prompt), options=shared.options)
+            conditions = replace(self.condition(prompt or ""), options=shared.options)
         elif prompt is not None:
             raise ValueError("Give `prompt` or `conditions`, not both.")
         positive = dict(conditions.positive)
@@ -311,7 +311,11 @@ class FurtherStages(MorphStages):
         """
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_batch_size(max_batch_size)
-        several = [path] if isinstance(path, MorphPath) else list(path)
+        several: list[Any] = list(path) if isinstance(path, (list, tuple)) else [path]
+        if not several:
+            raise ValueError("`path` must be a path or a list of them, but got an empty list.")
+        for one in several:
+            check_kind(MorphPath, path=one)
         several = [self.connect(one) for one in several]
         options = (output_type, paste_endpoints, max_batch_size)
         made = [self._run(self._rendering(one, *options), on_event) for one in several]

@@ -45,7 +45,9 @@ class GeodesicInterpolationMixin(FurtherStages):
         `use_safetensors=None` would also take pickles, which can run code.
         """
         kwargs.setdefault("use_safetensors", True)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
+            pretrained_model_name_or_path, **kwargs
+        )
 
     @torch.no_grad()
     def __call__(
@@ -60,7 +62,7 @@ class GeodesicInterpolationMixin(FurtherStages):
         strength: float = 0.6,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
-        init: MorphStart | Sequence[MorphStart] | None = None,
+        init: MorphStart = None,
         solver: Solver | None = None,
         max_evals: int = 200,
         conditions: Conditions | Sequence[Conditions] | None = None,
@@ -178,7 +180,7 @@ def _one_each(
     if conditions is None or isinstance(conditions, Conditions):
         return [conditions] * num
     check_kind(Sequence, conditions=conditions)
-    found = list(conditions)
+    found: list[Conditions | None] = list(conditions)
     if single or len(found) != num or not all(isinstance(one, Conditions) for one in found):
         raise ValueError(
             f"`conditions` must be what `condition` returned, or a list of one for each of {num} "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers import DiffusionPipeline
 
 from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
@@ -53,7 +55,7 @@ class AutoGeodesicInterpolationPipeline:
         return cls._for(name, name).from_pipe(pipeline, **kwargs)
 
     @staticmethod
-    def _for(name: str, model) -> type[DiffusionPipeline]:
+    def _for(name: str, model) -> Any:
         if name not in _PIPELINES:
             raise ValueError(
                 f"{model} is a {name}; geodesics are there for models of "

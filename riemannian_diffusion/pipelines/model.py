@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,14 +60,25 @@ class MorphableModel:
         _execution_device: torch.device
         encode_prompt: Any
         prepare_ip_adapter_image_embeds: Any
+        run_safety_checker: Any
+        progress_bar: Any
+        maybe_free_model_hooks: Any
 
-    _image_channels = 3
     _is_flow = False
     _has_ip_adapters = True
     _pools_prompts = False  # the network takes pooled embeddings beside the prompt's
-    _embeds_guidance = False  # guidance is an input of the network, not two evaluations
 
     # What differs between models
+
+    @property
+    def _image_channels(self) -> int:
+        """The number of channels of an image."""
+        return 3
+
+    @property
+    def _embeds_guidance(self) -> bool:
+        """Whether guidance is an input of the network and not two evaluations of it."""
+        return False
 
     @property
     def network(self) -> nn.Module:
@@ -196,12 +207,16 @@ class MorphableModel:
         check_points(latents=latents)
         return to_unit(run(self._decoding(latents.to(self.device_of_work), max_batch_size)))
 
-    def _encoding(self, pixels: Tensor, max_batch_size: int | None) -> Iterator[Event]:
+    def _encoding(
+        self, pixels: Tensor, max_batch_size: int | None
+    ) -> Generator[Event, Any, Tensor]:
         """Events of encoding; returns clean latents."""
         with self._vae_ready():
             return (yield from _batches("encode", self._encode_pixels, pixels, max_batch_size))
 
-    def _decoding(self, latents: Tensor, max_batch_size: int | None) -> Iterator[Event]:
+    def _decoding(
+        self, latents: Tensor, max_batch_size: int | None
+    ) -> Generator[Event, Any, Tensor]:
         """Events of decoding; returns frames in about [-1, 1]."""
         with self._vae_ready():
             return (yield from _batches("decode", self._decode_latents, latents, max_batch_size))
@@ -217,7 +232,12 @@ class MorphableModel:
         return self._schedule(num_inference_steps, size)
 
 
-def _batches(stage: str, function, values: Tensor, max_batch_size: int | None):
+def _batches(
+    stage: str,
+    function: Callable[[Tensor], Tensor],
+    values: Tensor,
+    max_batch_size: int | None,
+) -> Generator[Event, Any, Tensor]:
     """Events of a function of batches; returns what it gives, in order, checked to be finite."""
     size = max_batch_size or len(values)
     pieces: list[Tensor] = []
@@ -225,7 +245,7 @@ def _batches(stage: str, function, values: Tensor, max_batch_size: int | None):
         yield Event(stage, start, len(values))
         network_called()
         pieces.append(function(values[start : start + size]))
-    found = torch.cat(pieces)
+    found = torch.cat(pieces).contiguous()  # in memory as it will be after loading from a file
     what = {"encode": "Encoding the images", "decode": "Decoding the latents"}[stage]
     check_finite_values(found, what)
     yield Event(stage, len(values), len(values))

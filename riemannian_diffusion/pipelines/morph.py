@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,7 +62,7 @@ class Keyframes:
         """The places of the keyframes on their path."""
         return Where.even(len(self))
 
-    def placed(self, frame_numbers: tuple[int, ...] | list[int]) -> Keyframes:
+    def placed(self, frame_numbers: Sequence[int]) -> Keyframes:
         """The same keyframes at chosen frames.
 
         Args:
@@ -81,7 +82,7 @@ class Keyframes:
             )
         return replace(self, frame_numbers=numbers)
 
-    def frames_per_gap(self, num_frames: int | list[int] | tuple[int, ...] | None) -> list[int]:
+    def frames_per_gap(self, num_frames: int | Sequence[int] | None) -> list[int]:
         """The number of frames from each keyframe to the next, both included.
 
         Args:
@@ -108,7 +109,7 @@ class Keyframes:
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged or something else.
         """
-        return cls._unpacked(*files.load(path, "Keyframes"))
+        return files.load(path, "Keyframes", cls._unpacked)
 
     def _packed(self) -> tuple[storage.Tensors, storage.Settings]:
         tensors, levels = storage.pack_levels(self.levels)
@@ -247,7 +248,10 @@ class MorphPath:
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged or something else.
         """
-        tensors, settings = files.load(path, "MorphPath")
+        return files.load(path, "MorphPath", cls._unpacked)
+
+    @classmethod
+    def _unpacked(cls, tensors: storage.Tensors, settings: storage.Settings) -> MorphPath:
         geodesics = tuple(
             None
             if plain is None

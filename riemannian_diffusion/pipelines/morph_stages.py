@@ -45,7 +45,7 @@ from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
 from riemannian_diffusion.score import Conditions
 
 T = TypeVar("T")
-Step = Callable[[Any, int, int, dict], Any]
+Step = Callable[[Any, int, float, dict], Any]
 OnStep = Callable[[int, float, Tensor], tuple[Tensor, bool]]
 
 
@@ -119,7 +119,7 @@ class MorphStages(ConditionedModel):
         )
         pixels = to_keyframes(image, self._image_channels, self._size_factor)
         conditions = self._conditions_for(len(pixels), prompt, negative_prompt, conditions)
-        schedule = self._read_schedule(num_inference_steps, tuple(pixels.shape[-2:]))
+        schedule = self._read_schedule(num_inference_steps, (pixels.shape[2], pixels.shape[3]))
         levels = self._levels(
             conditions,
             schedule.last(strength),
@@ -147,7 +147,7 @@ class MorphStages(ConditionedModel):
         metric: str | MetricFactory = "tangent_normal",
         *,
         num_frames: int | Sequence[int] | None = None,
-        init: MorphStart | Sequence[MorphStart] | None = None,
+        init: MorphStart = None,
         solver: Solver | None = None,
         max_evals: int = 200,
         rtol: float = 1e-3,
@@ -205,7 +205,9 @@ class MorphStages(ConditionedModel):
             >>> tuple(path.points.shape)
             (5, 4, 16, 16)
         """
-        several = [keys] if isinstance(keys, Keyframes) else list(keys)
+        several: list[Any] = list(keys) if isinstance(keys, (list, tuple)) else [keys]
+        if not several:
+            raise ValueError("`keys` must be keyframes or a list of them, but got an empty list.")
         for one in several:
             check_kind(Keyframes, keys=one)
         several = [self.connect(one) for one in several]
@@ -220,9 +222,7 @@ class MorphStages(ConditionedModel):
             raise ValueError("Keyframes that are solved side by side must be in one space.")
         gaps = []
         for one in several:
-            frames = one.frames_per_gap(
-                list(num_frames) if isinstance(num_frames, (list, tuple)) else num_frames
-            )
+            frames = one.frames_per_gap(num_frames)
             mode = score_mode or ("difference" if metric == "density" else one.levels.mode)
             for i, num in enumerate(frames):
                 conditions = one.levels.conditions.at_knots([i, i + 1])
@@ -288,6 +288,7 @@ class MorphStages(ConditionedModel):
             >>> tuple(path.latents.shape)
             (3, 4, 16, 16)
         """
+        check_kind(MorphPath, path=path)
         path = self.connect(path)
         check_sampling(adain, attention_interpolation, path.keys.space, callback_on_step_end)
         path = replace(path, attention_interpolation=attention_interpolation)
@@ -355,7 +356,7 @@ class MorphStages(ConditionedModel):
             )
         if gap.keys.num_gaps > 1:
             raise ValueError("`init` takes images for two keyframes only, but there are more.")
-        clean = run(self._encoding(pixels.to(gap.clean.device), gap.levels.max_batch_size))
+        clean = run(self._encoding(pixels.to(gap.keys.clean.device), gap.levels.max_batch_size))
         clean[0], clean[-1] = gap.clean
         points = to_path_space(gap, clean)
         u = torch.linspace(0, 1, len(points), dtype=torch.float64)

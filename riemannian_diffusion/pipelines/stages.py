@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from riemannian_diffusion.pipelines.curves import CURVES, METRICS, Gap, MetricFa
 from riemannian_diffusion.pipelines.inputs import is_images
 from riemannian_diffusion.pipelines.model import check_finite_values
 from riemannian_diffusion.pipelines.morph import MorphPath
-from riemannian_diffusion.pipelines.starts import MorphStart, RoadmapStart, roadmap_path
+from riemannian_diffusion.pipelines.starts import OneStart, RoadmapStart, roadmap_path
 from riemannian_diffusion.score import Conditions, ScoreModel, SharedNoiseScore, Where
 
 
@@ -50,7 +50,7 @@ def inverting(
 def solving_gaps(
     gaps: Sequence[Gap],
     metric: str | MetricFactory,
-    starts: Sequence[MorphStart],
+    starts: Sequence[OneStart],
     images_to_points: Callable[[Gap, Any], Tensor],
     *,
     checkpoint: Path | None,
@@ -121,7 +121,7 @@ def _batch_of(gap: Gap) -> tuple:
     """What gaps must share to be solved in one batch."""
     levels, conditions = gap.levels, gap.levels.conditions
     return (
-        *(tuple(gap.ends.shape), id(levels.network), gap.timestep, gap.mode, gap.keys.space),
+        *(tuple(gap.ends[0].shape), id(levels.network), gap.timestep, gap.mode, gap.keys.space),
         *(levels.guidance_scale, levels.guidance_damping, levels.max_batch_size),
         *(repr(dict(conditions.options)), conditions.loras and id(conditions.loras)),
         tuple((n, c.kind, c.values.shape[2:]) for n, c in conditions.positive.items()),
@@ -142,7 +142,7 @@ def _joint_score(gaps: Sequence[Gap]) -> ScoreModel:
     return SharedNoiseScore(score, noise)
 
 
-def _start_of(gap: Gap, start: MorphStart, images_to_points) -> Start:
+def _start_of(gap: Gap, start: OneStart, images_to_points) -> Start:
     """A start as `geodesic` takes it: samples and images as points of the path's space."""
     if isinstance(start, str) and start == "roadmap":
         start = RoadmapStart()
@@ -152,7 +152,7 @@ def _start_of(gap: Gap, start: MorphStart, images_to_points) -> Start:
         return to_path_space(gap, clean)
     if is_images(start):
         return images_to_points(gap, start)
-    return start
+    return cast(Start, start)
 
 
 def to_path_space(gap: Gap, clean: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -44,10 +45,11 @@ class RoadmapStart:
         check_whole(1, max_samples=self.max_samples)
 
 
-MorphStart = Start | RoadmapStart | Sequence[Image]
+OneStart = Start | RoadmapStart | Sequence[Image]
+MorphStart = OneStart | Sequence[OneStart]
 
 
-def as_starts(init: MorphStart | Sequence[MorphStart] | None, space: str) -> list[MorphStart]:
+def as_starts(init: MorphStart, space: str) -> list[OneStart]:
     """The starts that an `init` stands for, checked.
 
     Args:
@@ -59,8 +61,11 @@ def as_starts(init: MorphStart | Sequence[MorphStart] | None, space: str) -> lis
     """
     if init is None:
         return ["slerp" if space == "noise" else "lerp"]
-    starts: list[MorphStart] = list(init) if isinstance(init, (list, tuple)) else [init]
-    starts = [init] if is_images(init) else starts
+    starts: list[OneStart]
+    if isinstance(init, (list, tuple)) and not is_images(init):
+        starts = list(init)
+    else:
+        starts = [cast(OneStart, init)]
     if not starts:
         raise ValueError("`init` must name at least one start, but got an empty list.")
     for one in starts:
@@ -117,7 +122,8 @@ def clean_roadmap(
         timesteps = sorted({max(1, round(top * i / DRAW_STEPS)) for i in range(1, DRAW_STEPS + 1)})
         draws.append(
             partial(
-                *(sdedit, levels),
+                sdedit,
+                levels,
                 timesteps=timesteps,
                 final_abar=final_abar,
                 generator=generator,
@@ -129,8 +135,7 @@ def clean_roadmap(
     shared = torch.randn(x0.shape, generator=on_cpu, dtype=x0.dtype).to(x0.device)
     level = levels(timestep_of(METRIC_NOISE))
     metric = TangentNormalMetric(SharedNoiseScore(level, shared))
-    options = {"max_samples": max_samples, "generator": on_cpu}
-    return roadmap(draws, x0, x1, metric=metric, **options)
+    return roadmap(draws, x0, x1, metric=metric, max_samples=max_samples, generator=on_cpu)
 
 
 def continuation(latents: Tensor, levels: Levels, share: float) -> Tensor:
@@ -159,4 +164,4 @@ def transported(change: Tensor, bridge: Tensor, levels: Levels) -> Tensor:
     """
     level = levels(levels.schedule.timestep_of(TRANSPORT_NOISE))
     path, bridge = level.alpha * change, level.alpha * bridge
-    return analogy(level, path, bridge[-1], bridge=bridge) / level.alpha
+    return analogy(level, path, bridge[-1], way=bridge) / level.alpha

@@ -159,11 +159,12 @@ class Conditions:
 
     def map(self, function: Callable[[Condition], Condition]) -> Conditions:
         """The same with every condition replaced by a function of it."""
-        positive, negative = (
-            None if part is None else {name: function(c) for name, c in part.items()}
-            for part in (self.positive, self.negative)
-        )
-        return replace(self, positive=positive, negative=negative)
+
+        def mapped(named: Named) -> dict[str, Condition]:
+            return {name: function(condition) for name, condition in named.items()}
+
+        negative = None if self.negative is None else mapped(self.negative)
+        return replace(self, positive=mapped(self.positive), negative=negative)
 
     def to(self, device: torch.device | str) -> Conditions:
         """The same on a device."""
@@ -232,7 +233,7 @@ class Conditions:
         positive = joined([(part.positive, count) for part, count in parts])
         negative = None
         if first.negative is not None:
-            negative = joined([(part.negative, count) for part, count in parts])
+            negative = joined([(part.negative or {}, count) for part, count in parts])
         return replace(first, positive=positive, negative=negative)
 
     @staticmethod
@@ -264,12 +265,13 @@ def _alike(a: Conditions, b: Conditions) -> bool:
     """Whether paths with these conditions can be solved in one batch of one network."""
     if a.loras is not b.loras or a.options != b.options:
         return False
-    return (a.negative is None) == (b.negative is None) and all(
-        None is x is y
-        or {n: (c.kind, c.values.shape[2:]) for n, c in x.items()}
-        == {n: (c.kind, c.values.shape[2:]) for n, c in y.items()}
-        for x, y in ((a.positive, b.positive), (a.negative, b.negative))
-    )
+    if (a.negative is None) != (b.negative is None):
+        return False
+
+    def shapes(named: Named | None) -> dict[str, tuple]:
+        return {name: (c.kind, tuple(c.values.shape[2:])) for name, c in (named or {}).items()}
+
+    return shapes(a.positive) == shapes(b.positive) and shapes(a.negative) == shapes(b.negative)
 
 
 def _same(a: Condition, b: Condition) -> bool:

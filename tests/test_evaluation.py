@@ -347,7 +347,7 @@ def test_intervals_of_means_cover():
 def test_intervals_of_fid_and_kid_cover_and_have_the_true_width(monkeypatch):
     monkeypatch.setattr(intervals, "NUM_DRAWS", 300)
     monkeypatch.setattr(intervals, "NUM_RESAMPLES", 50)
-    rows = list(intervals.sets(40, seed=1, cases=("one distribution",), nums=(8,)))
+    rows = list(intervals.sets(25, seed=1, cases=("one distribution",), nums=(8,)))
     new = [row for row in rows if row["method"] == "new"]
     assert [row["measure"] for row in new] == ["fid", "kid"]
     for row in new:

@@ -84,9 +84,10 @@ def jackknife_interval(
     and C. Stein, 1981, "The jackknife estimate of variance", Ann. Stat. 9). The full correction
     is unbiased for a U-statistic of degree two, which KID is. With few sequences a share of
     `2 / num_sequences` of it is left out, because otherwise intervals cover too little. Without the
-    correction, intervals are 1.4 times too wide if both sets come from one distribution. The end points come from Student's t with
-    `num_sequences - 1` degrees of freedom. They are symmetric about the square root of the
-    distance, because the spread of a squared distance grows with its value.
+    correction, intervals are 1.4 times too wide if both sets come from one distribution. The end
+    points come from Student's t with `num_sequences - 1` degrees of freedom. They are symmetric
+    about the square root of the distance, because the spread of a squared distance grows with its
+    value.
 
     The interval covers the expected distance of as many sequences. FID is biased upwards in small
     sets, and the interval does not remove this bias. Simulated 95 % intervals cover the expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ def measure(
     sequence: FrameSequence,
     protocol: Protocol,
     wanted: list[str],
-    networks: dict,
+    networks: dict[str, Any],
     max_batch_size: int,
     generator: torch.Generator,
 ) -> Record:
@@ -90,13 +91,13 @@ def measure(
     ends, middle = frames[[0, -1]], frames[1:-1]
     inputs: Tensor | None = None
     truth: Tensor | None = None
-    if kind.inputs:
+    if sequence.inputs is not None:
         inputs = _pixels(sequence.inputs, sequence.name, "inputs", ends.shape)
-    if kind.truth:
+    if sequence.truth is not None:
         truth = _pixels(sequence.truth, sequence.name, "truth", middle.shape)
 
     values: dict[str, float] = {}
-    distance = networks.get("distance")
+    distance: Any = networks.get("distance")  # None only if no measure needs it
     if any(name in _OF_GAPS for name in wanted):
         gaps = m.adjacent_distances(frames, distance, max_batch_size=max_batch_size)
         values |= {name: float(of(gaps)) for name, of in _OF_GAPS.items() if name in wanted}

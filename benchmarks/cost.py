@@ -33,7 +33,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from riemannian_diffusion import DiffusionScore, Metric, TangentNormalMetric, refine
-from riemannian_diffusion.geodesics.energies import Ask, Energies
 
 NUM_TANGENTS = 4
 ONE = "forward, one point"
@@ -65,8 +64,8 @@ def products(score: DiffusionScore, x: Tensor, tangents: Tensor) -> Tensor:
 
 def evaluation(metric: Metric, path: Tensor) -> Callable[[], object]:
     """An evaluation of the energy and its gradient, as in a solve that is under way."""
-    energies = Energies()
-    return lambda: energies([Ask(metric, path, 0, differentiate=True)])
+    ends: dict = {}
+    return lambda: metric.energies([path], differentiate=True, ends=ends)
 
 
 def rows_of(

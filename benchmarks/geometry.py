@@ -127,7 +127,7 @@ def by_scores(rows: dict) -> None:
         row(f"dimension of 10 k-spheres by {method}: wrong of 100", 0, number, rows)
     problem = circle(8, angle=1.0)
     path = problem.geodesic(torch.linspace(0, 1, 17))
-    longer = extrapolate(TangentNormalMetric(problem.score), path, math.pi / 2)
+    longer = extrapolate(path, math.pi / 2, project=problem.score.denoise)
     true = problem.geodesic(torch.tensor([1 + math.pi / 2]))[0]
     row("90 degrees on along a circle: distance", 0.0, float((longer[-1] - true).norm()), rows)
 

@@ -21,7 +21,6 @@ from architectures import NAMES, score_of
 from machine import describe
 
 from riemannian_diffusion import TangentNormalMetric, refine, slerp
-from riemannian_diffusion.geodesics.energies import Ask, Energies
 
 NUM_QUADRATURE = 3
 
@@ -50,7 +49,7 @@ def peak(arguments: tuple) -> float:
     metric = TangentNormalMetric(score)
     cuda = device.startswith("cuda")
     before = torch.cuda.memory_allocated() / 2**30 if cuda else resident("VmRSS")
-    Energies()([Ask(metric, path, 0, differentiate=True)])
+    metric.energies([path], differentiate=True)
     after = torch.cuda.max_memory_allocated() / 2**30 if cuda else resident("VmHWM")
     return after - before
 

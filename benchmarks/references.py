@@ -1,6 +1,6 @@
 """Reference frames of every kind of model, and how far today's frames are from them.
 
-    python benchmarks/references.py [--record] [--families sd xl sd3 flux pixels shipped]
+python benchmarks/references.py [--record] [--families sd xl sd3 flux pixels shipped]
 """
 
 from __future__ import annotations
@@ -57,7 +57,11 @@ def cases(family, pipe, images, prompts, options):
     yield "roadmap", (two, texts), {"init": ["slerp", "roadmap"], "max_samples": 48, "generator": 0}
     if family != "pixels":
         yield "guided", (two, texts), {"guidance_scale": 3.0, "negative_prompt": prompts[2]}
-        yield "density", (two, texts), {"metric": "density", "generator": 0, "negative_prompt": prompts[2]}
+        yield (
+            "density",
+            (two, texts),
+            {"metric": "density", "generator": 0, "negative_prompt": prompts[2]},
+        )
     if family in ("sd", "xl", "shipped"):
         yield "damped", (two, texts), {"guidance_scale": 3.0, "guidance_damping": 0.5}
         yield "matched", (two, texts), {"adain": True, "attention_interpolation": 0.6}
@@ -109,8 +113,18 @@ def main(argv=None):
             found[f"{name}.frames"] = (out.frames * 65535).round().to(torch.uint16).contiguous()
             energies = [g.energy for g in out.geodesics if g is not None]
             found[f"{name}.energies"] = torch.tensor(energies, dtype=torch.float64)
-            found[f"{name}.evals"] = torch.tensor([g.num_evals for g in out.geodesics if g is not None])
-            print(family, name, tuple(out.frames.shape), energies, max(out.reconstruction_error), points, flush=True)
+            found[f"{name}.evals"] = torch.tensor(
+                [g.num_evals for g in out.geodesics if g is not None]
+            )
+            print(
+                family,
+                name,
+                tuple(out.frames.shape),
+                energies,
+                max(out.reconstruction_error),
+                points,
+                flush=True,
+            )
         FOLDER.mkdir(exist_ok=True)
         save_file(found, FOLDER / f"{family}.safetensors")
 

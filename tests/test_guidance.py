@@ -117,14 +117,14 @@ def test_a_metric_reads_it_with_prompts_along_the_path():
     metric = TangentNormalMetric(ManifoldGuidedScore(*pair, 3.0))
     ends = randn(2, 2, 8, 8)
     found = geodesic(metric, *ends, num_points=4, max_evals=5)
-    assert found.energy_history[-1] < found.energy_history[0] and metric.points_at_once(ends) == 2
+    assert found.iterates[-1][1] < found.iterates[0][1] and metric.points_at_once(ends) == 2
 
 
 @pytest.mark.parametrize(
     ("pair", "scale", "message"),
     [
         (_mixtures([[1.0] * 5] * 2), 0.5, "at least 1, but got 0.5"),
-        (_mixtures([[1.0] * 5]) + _mixtures([[1.0] * 5], sigma=0.4), 2.0, "one level"),
+        (_mixtures([[1.0] * 5]) + _mixtures([[1.0] * 5], sigma=0.4), 2.0, "one noise level"),
     ],
 )
 def test_bad_scores(pair, scale, message):

@@ -59,8 +59,7 @@ class Geodesic:
         check_tensor(path=self.path)
         if self.path.ndim < 2 or len(self.path) < 2:
             raise ValueError(
-                "`path` must be at least 2 points (K, *shape), but got "
-                f"{tuple(self.path.shape)}."
+                f"`path` must be at least 2 points (K, *shape), but got {tuple(self.path.shape)}."
             )
         if self.status not in MESSAGES:
             raise ValueError(f"`status` must be one of {list(MESSAGES)}, but got {self.status!r}.")

@@ -176,9 +176,7 @@ class Conditions:
     def at_knots(self, knots: Sequence[int]) -> Conditions:
         """The same on a path through some of the knots, in this order."""
         index = list(knots)
-        return self.map(
-            lambda c: c if c.num_knots == 1 else c.map(lambda values: values[:, index])
-        )
+        return self.map(lambda c: c if c.num_knots == 1 else c.map(lambda values: values[:, index]))
 
     def mean(self) -> Conditions:
         """The same with one value on the whole path: the mean of the knots, or all of the masks."""
@@ -226,9 +224,13 @@ class Conditions:
                     found[name] = condition
                     continue
                 knots = max(c.num_knots for c, _ in mine)
-                values = [
-                    c.values.expand(count, knots, *c.values.shape[2:]) for c, count in mine
-                ]
+                other = next((c.num_knots for c, _ in mine if c.num_knots not in (1, knots)), None)
+                if other is not None:
+                    raise ValueError(
+                        f"Conditions `{name}` of paths that are solved side by side must have one "
+                        f"number of knots, but have {other} and {knots}."
+                    )
+                values = [c.values.expand(count, knots, *c.values.shape[2:]) for c, count in mine]
                 found[name] = replace(condition, values=torch.cat(values))
             return found
 

@@ -72,8 +72,8 @@ def products(score: DiffusionScore, x: Tensor, tangents: Tensor) -> Tensor:
 
 def evaluation(metric: Metric, path: Tensor) -> Callable[[], object]:
     """An evaluation of the energy and its gradient, as in a solve that is under way."""
-    energies = Energies()
-    return lambda: energies([Ask(metric, path, 0, differentiate=True)])
+    ends: dict = {}
+    return lambda: metric.energies([path], differentiate=True, ends=ends)
 
 
 def num_flops(function: Callable[[], object]) -> int:

@@ -130,7 +130,7 @@ def by_scores(seed: int) -> Iterator[dict]:
         yield row(f"dimension of k-spheres by {method}: wrong of 100", 0, number)
     problem = circle(8, angle=1.0)
     path = problem.geodesic(torch.linspace(0, 1, 17))
-    longer = extrapolate(TangentNormalMetric(problem.score), path, math.pi / 2)
+    longer = extrapolate(path, math.pi / 2, project=problem.score.denoise)
     true = problem.geodesic(torch.tensor([1 + math.pi / 2]))[0]
     yield row("extrapolation by 90 degrees: distance", 0.0, float((longer[-1] - true).norm()))
 

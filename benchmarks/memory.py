@@ -52,7 +52,7 @@ def peak(arguments: tuple) -> float:
     metric = TangentNormalMetric(score)
     cuda = device.startswith("cuda")
     before = torch.cuda.memory_allocated() / 2**30 if cuda else resident("VmRSS")
-    Energies()([Ask(metric, path, 0, differentiate=True)])
+    metric.energies([path], differentiate=True)
     after = torch.cuda.max_memory_allocated() / 2**30 if cuda else resident("VmHWM")
     return after - before
 

@@ -265,9 +265,9 @@ def walk(case: Case, path: Tensor, num_steps: int) -> Tensor:
 
 def geodesic_on(case: Case, path: Tensor, num_steps: int) -> Tensor:
     """The geodesic of the data manifold."""
-    metric = TangentNormalMetric(case.clean_score(case.metric_timestep))
+    project = case.clean_score(case.metric_timestep).denoise
     distance = num_steps * float(length(path)) / (len(path) - 1)
-    return extrapolate(metric, path, distance, max_residual=math.inf)[len(path) - 1 :]
+    return extrapolate(path, distance, project=project, max_residual=math.inf)[len(path) - 1 :]
 
 
 WAYS_ON: dict[str, WayOn] = {  # from the last point of a path: `(num_steps + 1, *shape)`

@@ -54,12 +54,12 @@ def evaluate(metric: TangentNormalMetric, path: Tensor) -> tuple[Tensor, Tensor,
     """Chords, energy and gradient at the inner points, in float64; and the chords' resolution."""
     path = path.detach().requires_grad_()
     fine = refine(path, NUM_QUADRATURE)
-    (answer,) = Energies()([Ask(metric, fine.detach(), 0, differentiate=True)])
+    (answer,) = metric.energies([fine.detach()], differentiate=True)
     with torch.no_grad():
         embedded = metric.embed(fine)
     chords = (embedded[1:] - embedded[:-1]).flatten(1)
     (gradient,) = torch.autograd.grad(fine, path, answer.gradient)
-    values = chords, answer.energies.sum(), gradient[1:-1].flatten(1)
+    values = chords, answer.segments.sum(), gradient[1:-1].flatten(1)
     return *(value.detach().cpu().double() for value in values), answer.resolution
 
 

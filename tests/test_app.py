@@ -430,15 +430,15 @@ def test_browsers_that_cancel_or_leave_make_room(served, browser, paths):
         page.get_by_role("button", name="Morph", exact=True).click()
         page.wait_for_timeout(500)
     first, second = pages
-    first.get_by_text("tangent_normal: ").first.wait_for(timeout=20_000)
-    assert not second.get_by_text("tangent_normal: ").count()
+    first.get_by_text("Inverting").first.wait_for(timeout=20_000)
+    assert not second.get_by_text("Inverting").count()
     for page in (second, first):  # the one that waits, then the one whose turn it is
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("Cancelled.").wait_for(timeout=20_000)
     job = client_of(served).submit(api_name="/morph", **arguments(paths, metric="slerp"))
     assert "slerp" in job.result(timeout=10)[0]
     second.get_by_role("button", name="Morph", exact=True).click()
-    second.get_by_text("tangent_normal: ").first.wait_for(timeout=20_000)
+    second.get_by_text("Inverting").first.wait_for(timeout=20_000)
     second.close()
     job = client_of(served).submit(api_name="/morph", **arguments(paths, metric="slerp"))
     assert "slerp" in job.result(timeout=10)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,13 +44,15 @@ def inputs(folder):
 
 
 class Counted:
-    """A run of the command: its status, its output, and what its networks were given."""
+    """A run of the command: its status, its output, and the number of calls of its network."""
 
-    def __init__(self, command, capsys):
+    def __init__(self, command, capsys, interrupt_at=None):
         self.calls = 0
 
         def count(module, args):
             self.calls += isinstance(module, UNet2DConditionModel)
+            if interrupt_at is not None and self.calls >= interrupt_at:
+                raise KeyboardInterrupt
 
         handle = register_module_forward_pre_hook(count)
         try:
@@ -61,11 +64,11 @@ class Counted:
 
 @pytest.fixture
 def run(inputs, tmp_path, capsys):
-    def run(*more, images=inputs, output="a.png"):
+    def run(*more, images=inputs, output="a.png", interrupt_at=None):
         keep = ["--keep", str(tmp_path / "kept"), "-o", str(tmp_path / output)]
         (tmp_path / output).unlink(missing_ok=True)
         (tmp_path / output).with_suffix(".json").unlink(missing_ok=True)
-        return Counted(["interpolate", *images, *FLAGS, *keep, *more], capsys)
+        return Counted(["interpolate", *images, *FLAGS, *keep, *more], capsys, interrupt_at)
 
     return run
 
@@ -192,6 +195,20 @@ def test_damaged_work_is_named(run, tmp_path):
     (tmp_path / "kept" / "settings.json").write_text("{")
     assert "holds a damaged settings.json" in run("--metric", "slerp").error
     assert run("--metric", "slerp", "--force").status == 0
+
+
+def test_an_interrupted_command_leaves_whole_files(run, tmp_path):
+    whole = run("--keep", str(tmp_path / "other"))
+    frames = (tmp_path / "a.png").read_bytes()
+    for at in (1, whole.calls // 2, whole.calls - 2):  # inverting, solving, sampling
+        shutil.rmtree(tmp_path / "kept", ignore_errors=True)
+        stopped = run(interrupt_at=at)
+        assert stopped.status == 130 and stopped.error.endswith("interrupted\n")
+        assert not (tmp_path / "a.png").exists() and not (tmp_path / "a.json").exists()
+        assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]
+    resumed = run()
+    assert "the keyframes and the path\n" in resumed.out and 0 < resumed.calls <= 4
+    assert (tmp_path / "a.png").read_bytes() == frames
 
 
 @pytest.mark.slow

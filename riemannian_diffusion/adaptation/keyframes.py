@@ -116,7 +116,8 @@ def adapt(
     """
     from diffusers import StableDiffusionPipeline  # not with the library: it takes seconds
 
-    if not isinstance(pipe, StableDiffusionPipeline):
+    kind: Any = StableDiffusionPipeline  # mypy would look for this library's methods on it
+    if not isinstance(pipe, kind):
         raise ValueError(
             f"adapt is for pipelines of Stable Diffusion 1 and 2, but got {type(pipe).__name__}."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -61,7 +62,7 @@ def summarise(morphs: Sequence[Morph]) -> str:
 
 def draw_energies(morphs: Sequence[Morph]) -> Figure | None:
     """Energy against evaluations of every solve; None where nothing was solved."""
-    solves = {
+    solves: dict[str, Any] = {
         f"{morph.name}, gap {i + 1}" if len(morph.solves) > 1 else morph.name: iterates
         for morph in morphs
         for i, iterates in enumerate(morph.solves)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from models import (
-    EXACT,
     FAST,
     INVERT,
     KINDS,
@@ -28,7 +27,6 @@ from models import (
 from PIL import Image
 
 from riemannian_diffusion import (
-    Adam,
     DiffusionScore,
     EuclideanMetric,
     PathLBFGS,
@@ -250,9 +248,7 @@ def test_a_solve_may_start_on_a_roadmap(tiny_pipe, keyframes, space):
     options = INVERT | {"space": space}
     keys = tiny_pipe.invert(keyframes[:2], ["a", "b"], generator=seeded(3), **options)
     solve = {"num_frames": 4, "max_evals": 1, "init": RoadmapStart(max_samples=60)}
-    first, again = (
-        tiny_pipe.solve(keys, generator=seeded(4), **solve).points for _ in range(2)
-    )
+    first, again = (tiny_pipe.solve(keys, generator=seeded(4), **solve).points for _ in range(2))
     assert torch.equal(first, again) and torch.equal(first[[0, -1]], keys.points)
 
     hidden = tiny_pipe.encode_prompt(["a", "b"], "cpu", 1, False)[0]
@@ -283,9 +279,7 @@ def test_a_solve_may_start_on_a_roadmap(tiny_pipe, keyframes, space):
             )
     assert len(found.samples) == 60
     torch.testing.assert_close(first[1:-1], expected[1:-1], atol=1e-3, rtol=0)
-    named = tiny_pipe(
-        keyframes[:2], init=["slerp", RoadmapStart(20)], generator=seeded(), **FAST
-    )
+    named = tiny_pipe(keyframes[:2], init=["slerp", RoadmapStart(20)], generator=seeded(), **FAST)
     assert len(named.frames) == 4
 
 

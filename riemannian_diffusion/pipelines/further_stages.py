@@ -311,7 +311,7 @@ class FurtherStages(MorphStages):
         """
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_batch_size(max_batch_size)
-        several = list(path) if isinstance(path, (list, tuple)) else [path]
+        several: list[Any] = list(path) if isinstance(path, (list, tuple)) else [path]
         if not several:
             raise ValueError("`path` must be a path or a list of them, but got an empty list.")
         for one in several:

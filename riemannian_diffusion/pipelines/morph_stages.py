@@ -205,7 +205,7 @@ class MorphStages(ConditionedModel):
             >>> tuple(path.points.shape)
             (5, 4, 16, 16)
         """
-        several = list(keys) if isinstance(keys, (list, tuple)) else [keys]
+        several: list[Any] = list(keys) if isinstance(keys, (list, tuple)) else [keys]
         if not several:
             raise ValueError("`keys` must be keyframes or a list of them, but got an empty list.")
         for one in several:

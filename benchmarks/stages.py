@@ -1,0 +1,70 @@
+"""What stages save: network points of four metrics, re-timing and extending, against whole calls.
+
+    python benchmarks/stages.py [--frames 17] [--steps 50] [--device cpu] [--seed 0] [--out FILE]
+
+Between the shipped images with the shipped model. A network point is one point in one evaluation of
+the network; a point with a gradient is counted once, as its backward pass is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import frame
+from PIL import Image
+
+from riemannian_diffusion import demo
+from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+
+METRICS = ("tangent_normal", "score_jacobian", "stein", "slerp")
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each comparison: points through stages, points of whole calls, their ratio."""
+    pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path()).to(args.device)
+    images = [Image.open(path) for path in demo.endpoint_paths()]
+    points = [0]
+
+    def count(module, inputs) -> None:
+        points[0] += len(inputs[0])
+
+    pipe.network.register_forward_pre_hook(count)
+
+    def counted(call: Callable[[], Any]) -> tuple[Any, int]:
+        points[0] = 0
+        made = call()
+        return made, points[0]
+
+    keys, inversion = counted(lambda: pipe.invert(images, num_inference_steps=args.steps))
+    through_stages, calls, first = inversion, 0, None
+    for metric in METRICS:
+        path, solve = counted(lambda m=metric: pipe.solve(keys, m, num_frames=args.frames))
+        path, sample = counted(lambda p=path: pipe.sample(p))
+        through_stages += solve + sample
+        calls += inversion + solve + sample
+        first = first or (path, inversion + solve + sample)
+    yield row("four metrics", through_stages, calls)
+    path, call = first
+    _, retime = counted(lambda: pipe.retime(path, "rmse"))
+    yield row("re-time a path", retime, call + retime)
+    _, extend = counted(lambda: pipe.extend(path, 0.5))
+    yield row("extend a path by half", extend, call + extend)
+
+
+def row(name: str, stages: int, calls: int) -> dict[str, Any]:
+    """One row of the table."""
+    return {"what": name, "stages": stages, "calls": calls, "ratio": round(stages / calls, 3)}
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Print and return the rows."""
+    parser = frame.parser(__doc__)
+    parser.add_argument("--frames", type=int, default=17)
+    parser.add_argument("--steps", type=int, default=50)
+    return frame.run(measure, parser, argv)
+
+
+if __name__ == "__main__":
+    main()

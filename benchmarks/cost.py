@@ -36,7 +36,6 @@ from collections.abc import Callable, Iterator
 import frame
 import torch
 from architectures import NAMES, ByProducts, score_of
-from riemannian_diffusion.geodesics.energies import Ask, Energies
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 

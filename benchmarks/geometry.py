@@ -24,7 +24,6 @@ from torch import Tensor
 from riemannian_diffusion import (
     GaussianMixtureScore,
     PullbackMetric,
-    TangentNormalMetric,
     demo,
     exponential_map,
     extrapolate,

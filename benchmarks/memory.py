@@ -20,7 +20,6 @@ from pathlib import Path
 import frame
 import torch
 from architectures import NAMES, score_of
-from riemannian_diffusion.geodesics.energies import Ask, Energies
 
 from riemannian_diffusion import TangentNormalMetric, refine, slerp
 

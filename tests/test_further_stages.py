@@ -235,9 +235,7 @@ def test_interpolated_attention_and_matched_noise(pipe, pair):
     solved = pipe.solve(pair.keys, "lerp", num_frames=5)
     for options in ({"adain": True}, {"attention_interpolation": 0.5}):
         found = pipe.sample(solved, **options)
-        torch.testing.assert_close(
-            found.latents[[0, -1]], pair.latents[[0, -1]], atol=1e-4, rtol=0
-        )
+        torch.testing.assert_close(found.latents[[0, -1]], pair.latents[[0, -1]], atol=1e-4, rtol=0)
         assert not torch.allclose(found.latents, pair.latents, atol=1e-4)
     assert found.attention_interpolation == 0.5
 
@@ -294,7 +292,9 @@ def test_paths_that_do_not_fit_a_stage(pipe, pair, morph, keyframes):
         lambda: pipe.transport(solved, keyframes[2], "c"),
         lambda: pipe.render(solved),
     ):
-        with pytest.raises(ValueError, match=r"has no clean latents yet: call `pipe.sample\(path\)"):
+        with pytest.raises(
+            ValueError, match=r"has no clean latents yet: call `pipe.sample\(path\)"
+        ):
             use()
     with pytest.raises(ValueError, match="one keyframe to another, but has 3 keyframes"):
         pipe.transport(morph, keyframes[2], "c")

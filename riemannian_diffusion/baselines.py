@@ -152,8 +152,8 @@ def noise_diffusion(
 
 @torch.no_grad()
 def density_geodesic(
-    levels: Callable[[int], ScoreModel],
-    timestep: int,
+    levels: Callable[[float], ScoreModel],
+    timestep: float,
     x0: Tensor,
     x1: Tensor,
     num_points: int,
@@ -260,7 +260,7 @@ def natural_spline(num_knots: int, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return value, first, left * bend0 + right * bend1
 
 
-def _uphill(levels, timestep: int, path: Tensor, where: Where, spread: int, generator) -> Tensor:
+def _uphill(levels, timestep: float, path: Tensor, where: Where, spread: int, generator) -> Tensor:
     """`sigma score / 2` at a random level, the points carried there under fresh noise."""
     device = "cpu" if generator is None else generator.device
     offset = torch.randint(-spread, spread + 1, (), generator=generator, device=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,9 +106,10 @@ def fit_lora(
         ) from error
     if rank < 1:
         raise ValueError(f"`rank` must be at least 1, but got {rank}.")
-    if getattr(unet, "peft_config", None):
+    adapters: Any = getattr(unet, "peft_config", None)
+    if adapters:
         raise ValueError(
-            f"The network has the adapters {list(unet.peft_config)} already. Merge them first: "
+            f"The network has the adapters {list(adapters)} already. Merge them first: "
             "pipe.fuse_lora(), then pipe.unload_lora_weights()."
         )
     unet, embeddings = original(unet), _per_image(embeddings, latents)
@@ -217,7 +219,7 @@ def _descend(
 
 
 @contextmanager
-def _adapted(unet: nn.Module, config, seed: int) -> Iterator[list[Tensor]]:
+def _adapted(unet: Any, config, seed: int) -> Iterator[list[Tensor]]:
     """The network with a new LoRA, whose float32 parameters are given; then without it."""
     draws = torch.Generator().manual_seed(seed)
     attributes = dict(unet.__dict__)

@@ -92,7 +92,8 @@ class LoraMix(nn.Module):
         with self._hooked(weights), ExitStack() as stack:
             for module in self.unet.modules():
                 if getattr(module, "gradient_checkpointing", False):
-                    checkpoint = partial(self._checkpoint, module._gradient_checkpointing_func)
+                    theirs: Any = module._gradient_checkpointing_func
+                    checkpoint = partial(self._checkpoint, theirs)
                     stack.enter_context(
                         _exchanged(module, "_gradient_checkpointing_func", checkpoint)
                     )
@@ -119,12 +120,14 @@ class LoraMix(nn.Module):
     def _add(self, index: int, module: nn.Module, args: tuple[Tensor, ...], output: Tensor):
         down, up = getattr(self, f"_down{index}"), getattr(self, f"_up{index}")
         inner = args[0] @ down.to(args[0]).T  # (K, tokens, P r)
+        assert self._weights is not None  # the hooks act during a call alone
         weights = self._weights.to(inner).repeat_interleave(len(down) // self.num_loras, 1)
         return output + (inner * weights[:, None]) @ up.to(inner).T
 
     def _checkpoint(self, checkpoint: Callable, block: Callable, *args):
         """Gradient checkpointing whose reverse pass evaluates a block with the same weights."""
         weights = self._weights
+        assert weights is not None
 
         def evaluate(*args):
             with self._hooked(weights):

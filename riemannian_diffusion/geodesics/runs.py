@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -36,15 +36,13 @@ class Options:
     """
 
     num_quadrature: int = 3
-    solver: Solver | None = None
+    solver: Solver = field(default_factory=PathLBFGS)
     rtol: float = 1e-3
     max_evals: int = 200
 
     def __post_init__(self):
         check_whole(1, num_quadrature=self.num_quadrature, max_evals=self.max_evals)
         check_not_negative(rtol=self.rtol)
-        if self.solver is None:
-            object.__setattr__(self, "solver", PathLBFGS())
         check_kind(Solver, solver=self.solver)
 
 
@@ -195,9 +193,10 @@ class Run:
             self.result = end.value
         return iterates
 
-    # Generators of questions and iterates, which are sent the answers to the questions.
+    # Generators of questions and iterates, which are sent the answers to the questions; after an
+    # iterate they are sent None, which they do not read.
 
-    def _solve(self) -> Generator[Question | Iterate, PathEnergy | None, Geodesic]:
+    def _solve(self) -> Generator[Question | Iterate, Any, Geodesic]:
         """The geodesic of least energy, among those from all starts."""
         now, starts = self.now, self.problem.starts
         while now.start < len(starts):
@@ -211,7 +210,7 @@ class Run:
                     setattr(now, name, value)
         return replace(min(now.found, key=_rank), num_evals=now.spent)
 
-    def _descend(self) -> Generator[Question | Iterate, PathEnergy | None, None]:
+    def _descend(self) -> Generator[Question | Iterate, Any, None]:
         """Minimise the energy under one metric."""
         now, options = self.now, self.options
         if now.solver is None:
@@ -224,7 +223,7 @@ class Run:
         now.path, now.used, now.stage = now.best_path, now.used + now.evals, now.stage + 1
         now.solver = None
 
-    def _iterate(self, budget: int) -> Generator[Question | Iterate, PathEnergy | None, str]:
+    def _iterate(self, budget: int) -> Generator[Question | Iterate, Any, str]:
         """Iterate until the solver or the budget ends; returns the status."""
         now, solver, rtol = self.now, self.options.solver, self.options.rtol
         if len(now.path) == 2:
@@ -267,7 +266,7 @@ class Run:
 
     def _evaluate(
         self, points: Tensor
-    ) -> Generator[Question | Iterate, PathEnergy | None, tuple[float, Tensor, float]]:
+    ) -> Generator[Question | Iterate, Any, tuple[float, Tensor, float]]:
         """Energy, gradient `(K - 2, d)` and resolution of the points between the ends."""
         self.now.evals += 1
         points = points.detach().requires_grad_()
@@ -280,7 +279,7 @@ class Run:
         yield Iterate(path, energy, self._num_evals(), self.index, iteration=False)
         return energy, gradient, answer.resolution
 
-    def _measure(self) -> Generator[Question | Iterate, PathEnergy | None, Geodesic]:
+    def _measure(self) -> Generator[Question | Iterate, Any, Geodesic]:
         """The geodesic along the path that was found, by its energy on a finer sampling."""
         self._keep()
         now = self.now

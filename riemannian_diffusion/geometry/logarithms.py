@@ -80,7 +80,7 @@ def logarithms(
     )
     for pair, one in enumerate(found):
         same = one.status == "rounding" and not metric.distinguishes(
-            *one.path[[0, -1]], Where([0.0, 1.0], pair)
+            one.path[0], one.path[-1], Where([0.0, 1.0], pair)
         )
         if one.status in ("nonfinite", "rounding") and not same:
             raise ValueError(f"No geodesic was found: {one.message}")

@@ -52,7 +52,7 @@ class Metric(Composite, ABC):
                 return own(self if where is None else served(self, where), path)
 
             energy.__doc__ = own.__doc__
-            cls.energy = energy
+            cls.energy = energy  # type: ignore[method-assign]
 
     @abstractmethod
     def inner(self, x: Tensor, u: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
@@ -179,6 +179,7 @@ class Metric(Composite, ABC):
             gradient = None
             if differentiate:
                 gradient = torch.zeros_like(path)
+                assert by_middle is not None and by_step is not None
                 at_middle, at_step = by_middle[row], by_step[row]
                 gradient[1:-1] = (at_middle[:-1] + at_middle[1:]) / 2 + at_step[:-1] - at_step[1:]
                 if overridden:

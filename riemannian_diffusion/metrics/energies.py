@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -134,17 +135,22 @@ def pull_back(
             gradient[chunk] += part
 
     for chunk in chunks:
-        if at_once:
-            run(chunk, lambda: overridden()[0])
+        if at_once and overridden is not None:
+            run(chunk, partial(_first_of, overridden))
         else:
-            run(chunk, lambda chunk=chunk: usual(chunk))
+            run(chunk, partial(usual, chunk))
     if overridden is not None and not at_once and chunks:
         mine, expected = overridden()
         missing = mine - expected
         if missing.any():  # also if it is NaN
             for chunk in chunks:
-                run(chunk, lambda chunk=chunk: missing[chunk])
+                run(chunk, partial(missing.__getitem__, chunk))
     return gradients
+
+
+def _first_of(cotangents: Cotangents) -> Tensor:
+    """The cotangents of the values themselves."""
+    return cotangents()[0]
 
 
 def own_energies(
@@ -175,10 +181,12 @@ def own_energies(
         with torch.set_grad_enabled(differentiate):
             segments = energy(there, path, batch.places[i])
         if differentiate and segments.requires_grad:
-            parts = torch.autograd.grad(segments.sum(), (known, path), materialize_grads=True)
+            by_value, by_point = torch.autograd.grad(
+                segments.sum(), (known, path), materialize_grads=True
+            )
         else:
-            parts = torch.zeros_like(known), torch.zeros_like(path)
-        found.append((segments.detach(), *parts))
+            by_value, by_point = torch.zeros_like(known), torch.zeros_like(path)
+        found.append((segments.detach(), by_value, by_point))
     return found
 
 

@@ -63,6 +63,7 @@ class MorphableModel:
         run_safety_checker: Any
         progress_bar: Any
         maybe_free_model_hooks: Any
+        register_modules: Any
 
     _is_flow = False
     _has_ip_adapters = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,20 +56,6 @@ class Schedule:
         """Whether the levels are those of a rectified flow."""
         return self.levels[0].prediction_type == "flow_prediction"
 
-    def last(self, strength: float) -> Schedule:
-        """The last steps only: a share in (0, 1] of all, at least one.
-
-        Raises:
-            ValueError: If that leaves no step.
-        """
-        num = int(len(self.levels) * strength)
-        if num < 1:
-            raise ValueError(
-                f"`strength` {strength} of `num_inference_steps` {len(self.levels)} leaves no "
-                "step: raise one of them."
-            )
-        return replace(self, levels=self.levels[-num:])
-
     def at(self, timestep: float) -> Level:
         """The level of a timestep, one of the steps or any other.
 
@@ -90,34 +76,56 @@ class Schedule:
 
 
 def read_schedule(
-    scheduler: Any, num_steps: int, *, num_tokens: int | None = None, even: bool = False
+    scheduler: Any,
+    num_steps: int,
+    *,
+    strength: float = 1.0,
+    num_tokens: int | None = None,
+    even: bool = False,
 ) -> Schedule:
-    """The levels that a scheduler visits in a number of steps.
+    """The levels that a scheduler visits in a number of steps, or in the last of them.
 
     Args:
         scheduler: A scheduler of diffusers with `alphas_cumprod`, or of a rectified flow. A copy of
             it is asked for its timesteps; it stays as it is.
         num_steps: The number of steps, at least 1.
+        strength: The share of the steps, in (0, 1], whose levels are read: the last ones.
         num_tokens: The number of image tokens, on which the shift of some flows depends.
         even: For a flow, whether levels are even before the shift, down to `1 / num_steps`.
 
     Raises:
-        ValueError: If the scheduler has no such levels.
+        ValueError: If the scheduler has no such levels, or the share leaves no step.
     """
     check_whole(1, num_inference_steps=num_steps)
     if is_flow(scheduler):
-        return _read_flow(scheduler, num_steps, num_tokens, even)
+        timesteps = _flow_timesteps(scheduler, num_steps, num_tokens, even)
+        visited = _last(timesteps, strength)
+        return Schedule(tuple(level_at(scheduler, t) for t in visited), 1.0, scheduler)
     level_at(scheduler, 0)  # refuses schedulers without levels of the known kinds
     own = copy.deepcopy(scheduler)
     own.set_timesteps(num_steps)
-    timesteps = own.timesteps.cpu().double().tolist()
-    levels: dict[float, Level] = {}
-    for i, timestep in enumerate(timesteps):
-        if timestep not in levels:  # multistep schedulers visit some levels twice
-            levels[timestep] = _level_of_step(own, i, timestep)
+    index: dict[float, int] = {}
+    for i, timestep in enumerate(own.timesteps.cpu().double().tolist()):
+        index.setdefault(timestep, i)  # multistep schedulers visit some levels twice
+    visited = _last(sorted(index, reverse=True), strength)
+    levels = tuple(_level_of_step(own, index[timestep], timestep) for timestep in visited)
     final_abar = getattr(scheduler, "final_alpha_cumprod", 1.0)
-    order = sorted(levels.values(), key=lambda level: -level.timestep)
-    return Schedule(tuple(order), float(final_abar), scheduler)
+    return Schedule(levels, float(final_abar), scheduler)
+
+
+def _last(timesteps: list[float], strength: float) -> list[float]:
+    """A share of timesteps, the last ones.
+
+    Raises:
+        ValueError: If that leaves none.
+    """
+    num = int(len(timesteps) * strength)
+    if num < 1:
+        raise ValueError(
+            f"`strength` {strength} of `num_inference_steps` {len(timesteps)} leaves no step: "
+            "raise one of them."
+        )
+    return timesteps[-num:]
 
 
 def _level_of_step(scheduler: Any, index: int, timestep: float) -> Level:
@@ -137,7 +145,10 @@ def _has_own_sigmas(scheduler: Any) -> bool:
     return any(config.get(name) for name in names)
 
 
-def _read_flow(scheduler: Any, num_steps: int, num_tokens: int | None, even: bool) -> Schedule:
+def _flow_timesteps(
+    scheduler: Any, num_steps: int, num_tokens: int | None, even: bool
+) -> list[float]:
+    """The timesteps that a flow visits, noisiest first."""
     own, options = copy.deepcopy(scheduler), dict[str, Any]()
     if own.config.get("use_dynamic_shifting"):
         options["mu"] = _shift(own.config, num_tokens)
@@ -149,8 +160,7 @@ def _read_flow(scheduler: Any, num_steps: int, num_tokens: int | None, even: boo
     else:
         own.set_timesteps(num_steps, **options)
     timesteps = own.timesteps.double().clamp(max=NOISIEST * own.config.num_train_timesteps)
-    visited = torch.unique(timesteps).flip(0).tolist()
-    return Schedule(tuple(level_at(scheduler, t) for t in visited), 1.0, scheduler)
+    return torch.unique(timesteps).flip(0).tolist()
 
 
 def _shift(config: Any, num_tokens: int | None) -> float:

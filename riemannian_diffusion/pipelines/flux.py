@@ -82,9 +82,9 @@ class GeodesicInterpolationFluxPipeline(GeodesicInterpolationMixin, FluxPipeline
     def _size_factor(self) -> int:
         return 2 * self.vae_scale_factor  # patches of 2 x 2 latents
 
-    def _schedule(self, num_inference_steps: int, size: tuple[int, int]) -> Schedule:
-        num_tokens = size[0] * size[1] // self._size_factor**2
-        return read_schedule(self.scheduler, num_inference_steps, num_tokens=num_tokens, even=True)
+    def _schedule(self, num_steps: int, strength: float, size: tuple[int, int]) -> Schedule:
+        options: dict[str, Any] = {"num_tokens": size[0] * size[1] // self._size_factor**2}
+        return read_schedule(self.scheduler, num_steps, strength=strength, **options, even=True)
 
     def _encode_texts(self, texts, negatives, guided, embeddings, scale):
         positive = self._encode_one(texts, embeddings, "", MAX_TOKENS, scale)

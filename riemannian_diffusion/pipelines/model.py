@@ -91,9 +91,9 @@ class MorphableModel:
         """What height and width of an image must be multiples of, in pixels."""
         return self.vae_scale_factor
 
-    def _schedule(self, num_inference_steps: int, size: tuple[int, int]) -> Schedule:
-        """The noise levels for images of a size (height, width) in pixels."""
-        return read_schedule(self.scheduler, num_inference_steps)
+    def _schedule(self, num_steps: int, strength: float, size: tuple[int, int]) -> Schedule:
+        """The last levels of the schedule, for images of a size (height, width) in pixels."""
+        return read_schedule(self.scheduler, num_steps, strength=strength)
 
     def _encode_texts(
         self,
@@ -222,7 +222,7 @@ class MorphableModel:
         with self._vae_ready():
             return (yield from _batches("decode", self._decode_latents, latents, max_batch_size))
 
-    def _read_schedule(self, num_inference_steps: int, size: tuple[int, int]) -> Schedule:
+    def _read_schedule(self, num_steps: int, strength: float, size: tuple[int, int]) -> Schedule:
         """The noise levels of this pipeline's scheduler, which must be of the model's kind."""
         if is_flow(self.scheduler) != self._is_flow:
             kind = "a rectified flow" if self._is_flow else "a variance-preserving schedule"
@@ -230,7 +230,7 @@ class MorphableModel:
                 f"{type(self).__name__} needs a scheduler with the levels of {kind}, but has "
                 f"{type(self.scheduler).__name__}."
             )
-        return self._schedule(num_inference_steps, size)
+        return self._schedule(num_steps, strength, size)
 
 
 def _batches(

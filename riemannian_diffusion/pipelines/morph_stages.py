@@ -119,10 +119,11 @@ class MorphStages(ConditionedModel):
         )
         pixels = to_keyframes(image, self._image_channels, self._size_factor)
         conditions = self._conditions_for(len(pixels), prompt, negative_prompt, conditions)
-        schedule = self._read_schedule(num_inference_steps, (pixels.shape[2], pixels.shape[3]))
+        size = (pixels.shape[2], pixels.shape[3])
+        schedule = self._read_schedule(num_inference_steps, strength, size)
         levels = self._levels(
             conditions,
-            schedule.last(strength),
+            schedule,
             guidance_scale=guidance_scale,
             guidance_damping=guidance_damping,
             max_batch_size=max_batch_size,

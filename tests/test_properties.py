@@ -16,12 +16,14 @@ from hypothesis.extra.numpy import arrays
 from models import randn, score_unet
 
 from riemannian_diffusion import (
+    Condition,
     DiffusionScore,
     EuclideanMetric,
     GaussianMixtureScore,
     ScoreJacobianMetric,
     SteinScoreMetric,
     TangentNormalMetric,
+    Where,
     geodesic,
     geodesics,
     invert,
@@ -33,7 +35,6 @@ from riemannian_diffusion import (
     slerp,
 )
 from riemannian_diffusion.media import sorted_by_name
-from riemannian_diffusion.pipelines.conditioning import pack, unpack
 from riemannian_diffusion.pipelines.inputs import to_pixels
 
 settings.register_profile("few", max_examples=25, deadline=None, derandomize=True, print_blob=False)
@@ -145,20 +146,28 @@ def test_chunks_do_not_matter(num_points, size, name):
 
 
 @given(
-    st.lists(SHAPES, min_size=0, max_size=3),
-    st.integers(1, 5),
-    st.integers(1, 4),
+    st.lists(SHAPES, min_size=1, max_size=3),
     st.integers(1, 3),
+    st.integers(1, 4),
+    st.lists(st.floats(0, 1), min_size=1, max_size=4),
 )
-def test_packed_conditions_come_back(shapes, width, rows, num):
-    conditions = {"prompt": randn(num, rows, width)}
-    for i, shape in enumerate(shapes):
-        conditions[str(i)] = randn(num, *shape, seed=i)
-    packed, sizes = pack(conditions)
-    assert packed.shape[0] == num and packed.shape[2] == width
-    back = unpack(packed, sizes)
-    assert list(back) == list(conditions)
-    assert all(torch.equal(back[name], value) for name, value in conditions.items())
+def test_each_condition_is_interpolated_on_its_own(shapes, num_paths, num_knots, fractions):
+    named = {
+        str(i): Condition(randn(num_paths, num_knots, *shape, seed=i))
+        for i, shape in enumerate(shapes)
+    }
+    pair = [i % num_paths for i in range(len(fractions))]
+    where = Where(fractions, pair)
+    for name, condition in named.items():
+        found = condition.at(where, len(fractions), name)
+        for k, (u, p) in enumerate(zip(fractions, pair, strict=True)):
+            place = u * (num_knots - 1)
+            left = min(int(place), max(0, num_knots - 2))
+            before = condition.values[p, left]
+            after = condition.values[p, min(left + 1, num_knots - 1)]
+            expected = before + (place - left) * (after - before)
+            value = found[0] if len(found) == 1 else found[k]
+            torch.testing.assert_close(value, expected, atol=1e-9, rtol=1e-9)
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))))

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from riemannian_diffusion import Event
+from riemannian_diffusion.events import run
 from riemannian_diffusion.measures import rmse
-from riemannian_diffusion.pipelines.retiming import MAX_ROUNDS, retimed
+from riemannian_diffusion.paths import points_at
+from riemannian_diffusion.pipelines.retiming import MAX_ROUNDS, retiming
 
 SHOWN = {"cube": lambda u: u**3, "steep": lambda u: torch.sigmoid(30 * (u - 0.5)) - u / 100}
 DISTANCES = {
@@ -15,18 +18,18 @@ DISTANCES = {
 
 
 def _run(path, show, distance, num_frames):
+    """The points after re-timing, and the times of every round."""
+    num_gaps = (len(path) - 1) // (num_frames - 1)
+    times = torch.linspace(0, num_gaps, len(path), dtype=torch.float64)
     rounds = []
 
-    def carry(points, places):
-        rounds.append(places)
-        return 2 * points
+    def at(moved):
+        rounds.append(moved)
+        points = points_at(path, times, moved / num_gaps)
+        yield Event("decode")
+        return points, show(points), True
 
-    def shown(latents):
-        return show(latents / 2)
-
-    found, latents = retimed(path, carry, shown, distance, num_frames, lambda: False)
-    assert torch.equal(latents, 2 * found)
-    return found, rounds
+    return run(retiming(times, [num_frames] * num_gaps, at, distance)), rounds
 
 
 @pytest.mark.parametrize("shown", SHOWN)
@@ -37,7 +40,8 @@ def test_changes_become_even_whatever_the_power_of_the_distance(shown, distance)
     found, rounds = _run(path, show, measure, 17)
     changes = measure(show(found)[:-1], show(found)[1:])
     assert float(changes.std(correction=0) / changes.mean()) < 0.05 and len(rounds) <= 5
-    assert torch.equal(found[[0, -1]], path[[0, -1]]) and (found.diff(dim=0) > 0).all()
+    torch.testing.assert_close(found[[0, -1]], path[[0, -1]])
+    assert (found.diff(dim=0) > 0).all()
 
 
 def test_keyframes_stay_where_they_are():
@@ -60,5 +64,35 @@ def test_what_does_not_change_is_left():
 
 def test_two_frames_are_two_keyframes():
     path = torch.tensor([0.0, 1.0, 5.0], dtype=torch.float64)[:, None]
-    found, _ = _run(path, lambda x: x, DISTANCES["square"], 2)
-    assert torch.equal(found, path)
+    found, rounds = _run(path, lambda x: x, DISTANCES["square"], 2)
+    assert torch.equal(found, path) and len(rounds) == 1
+
+
+def test_the_round_with_the_most_even_changes_is_kept():
+    """Whatever the order in which they come: here the second of several is the best."""
+    path = torch.linspace(0, 1, 5, dtype=torch.float64)[:, None]
+    spreads, calls = [0.5, 0.1, 0.4, 0.3, 0.2, 0.6, 0.7, 0.8], []
+
+    def distance(x, y):
+        if len(x) == 4:  # neighbours; those two steps apart are 3
+            calls.append(spreads[len(calls)])
+        changes = torch.ones(len(x), dtype=torch.float64)
+        return changes + calls[-1] * torch.linspace(-1, 1, len(x))
+
+    found, rounds = _run(path, lambda x: x, distance, 5)
+    assert len(rounds) == MAX_ROUNDS
+    torch.testing.assert_close(found[:, 0], rounds[1])
+
+
+def test_a_round_that_is_interrupted_is_dropped():
+    times = torch.linspace(0, 1, 5, dtype=torch.float64)
+    rounds = []
+
+    def at(moved):
+        rounds.append(moved)
+        yield Event("sample")
+        return moved, (moved**3)[:, None], len(rounds) < 3
+
+    found = run(retiming(times, [5], at, DISTANCES["length"]))
+    assert len(rounds) <= 3 and found is not rounds[2:3]
+    assert any(found is one for one in rounds[:2])

@@ -82,7 +82,7 @@ def test_the_end_points_of_a_solve(shipped_pipe, ends):
     found = geodesic(metric, *ends, num_points=5, max_evals=4)
     assert torch.equal(found.path[0], ends[0]) and torch.equal(found.path[-1], ends[1])
     assert found.lower_bound <= found.energy
-    assert found.energy_history[-1] < found.energy_history[0]
+    assert found.iterates[-1][1] < found.iterates[0][1]
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_evaluations_to_reach_what_adam_reaches_in_500(shipped_pipe, ends):
 
     def lowest(solver, max_evals):
         found = geodesic(metric, *ends, num_points=9, solver=solver, rtol=0.0, max_evals=max_evals)
-        return min(found.energy_history)
+        return min(energy for _, energy in found.iterates)
 
     goal = min(lowest(Adam(lr, lr / 10), 500) for lr in (1e-3, 1e-2))
     assert lowest(PathLBFGS(), 50) <= goal

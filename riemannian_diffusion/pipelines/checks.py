@@ -114,6 +114,15 @@ def check_sampling(adain: bool, attention_interpolation: float, space: str, call
             "`adain` and `attention_interpolation` are options of sampling, and a path in "
             "space='clean' is not sampled."
         )
+    check_callback(callback)
+
+
+def check_callback(callback: Any) -> None:
+    """Refuse what cannot follow the steps of sampling.
+
+    Raises:
+        ValueError: If it is no function.
+    """
     if callback is not None:
         check_callable(callback_on_step_end=callback)
 

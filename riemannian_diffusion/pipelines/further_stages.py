@@ -16,6 +16,7 @@ from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.pipelines.checks import (
     OUTPUT_TYPES,
     check_batch_size,
+    check_callback,
     check_choice,
     check_solve,
 )
@@ -78,6 +79,8 @@ class FurtherStages(MorphStages):
             1.0
         """
         path = self.connect(_untransported(path))
+        check_batch_size(max_batch_size)
+        check_callback(callback_on_step_end)
         compare = find_distance(distance, self.device_of_work)
         self._interrupt = False
         on_step = self._on_step(callback_on_step_end)
@@ -205,6 +208,7 @@ class FurtherStages(MorphStages):
         metric = path.metric if metric is None else metric
         check_metric(metric, keys.space, keys.levels.schedule.is_flow)
         check_solve(None, max_evals, rtol, num_quadrature, None, None)
+        check_callback(callback_on_step_end)
         pixels = to_keyframes([image], self._image_channels, self._size_factor, least=1)
         if pixels.shape[1:] != keys.pixels.shape[1:]:
             raise ValueError(
@@ -268,6 +272,12 @@ class FurtherStages(MorphStages):
             conditions = replace(self.condition(prompt or ""), options=shared.options)
         elif prompt is not None:
             raise ValueError("Give `prompt` or `conditions`, not both.")
+        check_kind(Conditions, conditions=conditions)
+        if conditions.num_knots > 1:
+            raise ValueError(
+                "`conditions` must be those of one image, but are given for "
+                f"{conditions.num_knots}."
+            )
         positive = dict(conditions.positive)
         if "guidance" in shared.positive:  # an input of the network, which keyframes share
             positive["guidance"] = shared.positive["guidance"]

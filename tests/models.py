@@ -25,6 +25,7 @@ from diffusers import (
     UNet2DModel,
 )
 from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -113,7 +114,7 @@ def pixel_unet(
         attention_head_dim=4,
         norm_num_groups=4,
     )
-    return unet.to(dtype).eval()
+    return nn.Module.to(unet, dtype).eval()  # the method of diffusers warns
 
 
 def prompted_unet(
@@ -139,7 +140,7 @@ def prompted_unet(
         norm_num_groups=4,
         **options,
     )
-    return unet.to(dtype).eval()
+    return nn.Module.to(unet, dtype).eval()  # the method of diffusers warns
 
 
 def prompted_xl_unet(

@@ -42,6 +42,7 @@ from riemannian_diffusion.app.outputs import (  # noqa: E402
 )
 from riemannian_diffusion.app.studio import Cancelled, Studio  # noqa: E402
 
+BRIEF = FAST | {"num_frames": 3, "num_inference_steps": 6}
 LONG = 1000  # steps: much longer than any of these tests
 
 
@@ -58,7 +59,7 @@ def pictures(keyframes):
 def morphs(tiny_pipe, pictures):
     studio = Studio(tiny_pipe)
     return [
-        studio.morph("me", name, quiet, images=pictures, seed=0, **FAST)
+        studio.morph("me", name, quiet, images=pictures, seed=0, **BRIEF)
         for name in ("tangent_normal", "slerp")
     ]
 
@@ -110,7 +111,7 @@ def test_what_is_no_image_is_named(tmp_path):
 
 def test_a_request_gives_what_the_pipeline_gives(tiny_pipe, pictures):
     told = []
-    options = FAST | {"space": "clean"}
+    options = BRIEF | {"space": "clean"}
     studio = Studio(tiny_pipe)
     assert studio.native_size == 16
     found = studio.morph(
@@ -124,7 +125,7 @@ def test_a_request_gives_what_the_pipeline_gives(tiny_pipe, pictures):
         assert tuple(i.energy for i in iterations) == geodesic.energy_history
         assert iterations[0].num_evals == 1 and iterations[-1].num_evals <= geodesic.num_evals
     assert told[-1][0].startswith("Solving, energy ") and told[-1][2] == 6
-    studio.morph("me", "slerp", lambda *phase: told.append(phase), images=pictures, seed=5, **FAST)
+    studio.morph("me", "slerp", lambda *phase: told.append(phase), images=pictures, seed=5, **BRIEF)
     assert told[-1] == ("Sampling", 3, 3) and ("Inverting", 1, 3) in told
     assert not tiny_pipe.unet._forward_pre_hooks
 
@@ -133,16 +134,16 @@ def test_a_request_gives_what_the_pipeline_gives(tiny_pipe, pictures):
 def test_every_kind_of_model(kind, pictures):
     pipe = make(kind)
     studio, told = Studio(pipe), []
-    options = FAST | {"images": pictures[:2], "seed": 0, "prompt": ""}
+    options = BRIEF | {"images": pictures[:2], "seed": 0, "prompt": ""}
     morph = studio.morph("me", "tangent_normal", lambda *phase: told.append(phase), **options)
-    assert len(morph.frames) == FAST["num_frames"] and told and len(morph.solves) == 1
+    assert len(morph.frames) == BRIEF["num_frames"] and told and len(morph.solves) == 1
     assert studio.native_size in (16, 256)  # Flux does not say; its pipeline does
 
 
 @pytest.mark.parametrize("metric", ["tangent_normal", "density"])
 def test_stopping_is_soon_and_leaves_the_network_alone(tiny_pipe, pictures, metric):
     studio, left = Studio(tiny_pipe), threading.Event()
-    slow = FAST | {"num_inference_steps": LONG, "max_evals": LONG, "prompt": "a"}
+    slow = BRIEF | {"num_inference_steps": LONG, "max_evals": LONG, "prompt": "a"}
 
     def work():
         with pytest.raises(Cancelled):
@@ -157,7 +158,7 @@ def test_stopping_is_soon_and_leaves_the_network_alone(tiny_pipe, pictures, metr
     assert left.wait(10)
     thread.join()
     assert not tiny_pipe.unet._forward_pre_hooks
-    assert studio.morph("me", "slerp", quiet, images=pictures, seed=0, **FAST).frames
+    assert studio.morph("me", "slerp", quiet, images=pictures, seed=0, **BRIEF).frames
 
 
 def test_files(morphs, tmp_path):
@@ -263,7 +264,7 @@ def test_five_visitors_at_once_get_their_own(served, paths, tiny_pipe, pictures)
             metric="stein",
             space="clean",
             generator=torch.Generator().manual_seed(i),
-            **FAST,
+            **BRIEF,
         )
         assert frames_in(result) == [frame.tobytes() for frame in expected.frames]
     assert len({tuple(frames_in(result)) for result in results}) == 5

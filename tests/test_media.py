@@ -8,12 +8,12 @@ import imageio_ffmpeg
 import numpy as np
 import PIL.Image
 import pytest
-from models import FAST, flags
+from models import flags
 
 from riemannian_diffusion.cli import main
 from riemannian_diffusion.media import images_in, read_clip, write_atomically, write_frames
 
-FLAGS = flags(**FAST, metric="slerp", device="cpu")
+FLAGS = flags(num_inference_steps=8, strength=0.5, metric="slerp", device="cpu")
 
 
 def _shades(num, size=(32, 32)):

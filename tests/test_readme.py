@@ -1,12 +1,113 @@
-"""The README's tables name tests that are there."""
+"""The README: its Python runs, and its tables name tests that exist."""
+
+from __future__ import annotations
 
 import importlib
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLAutoBlocks
+from exact import ExactDenoiser, to_sphere
+from models import FAST, make, randn, to_pil, vector, waves
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+import riemannian_diffusion
+from riemannian_diffusion import DiffusionScore, GaussianMixtureScore
+from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def first_line(block: str) -> str:
+    """The first line of a block that is not blank."""
+    return next(line for line in block.splitlines() if line.strip())
+
+
+def rmse(x, y):
+    """The root mean squared difference of images: it stands in for LPIPS, which needs weights."""
+    return (x - y).square().flatten(1).mean(1).sqrt()
+
+
+def stand_ins() -> dict:
+    """What the README takes for granted: images, a network, points in its space, and others."""
+    scheduler = DDIMScheduler()
+    images, points = to_pil(waves(3)), to_sphere(randn(40, 8))
+    unet = ExactDenoiser(scheduler, points, 0.2)
+    return {
+        "image_a": images[0],
+        "image_b": images[1],
+        "image_c": images[2],
+        "prompts": ["a photo of a cat", "a photo of a dog"],
+        "unet": unet,
+        "scheduler": scheduler,
+        "levels": partial(DiffusionScore, unet, scheduler),
+        "x": points[:3],
+        "u": points[3:6],
+        "v": points[5:8],
+        "x0": points[0],
+        "x1": points[1],
+        "points": points[:3],
+        "weights": vector(0.5, 0.3, 0.2),
+        "starts": points[:2],
+        "ends": points[2:4],
+        "conditional": GaussianMixtureScore(points[:20], 0.5),
+        "unconditional": GaussianMixtureScore(points, 0.5),
+        "modular": StableDiffusionXLAutoBlocks().init_pipeline(),
+    }
+
+
+def patched(function, defaults=None, renamed=None):
+    """The function with other defaults, and with some values of its arguments exchanged."""
+
+    def call(*args, **options):
+        args = [renamed.get(a, a) if renamed and isinstance(a, str) else a for a in args]
+        return function(*args, **(defaults or {}) | options)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory) -> list[BaseException | None]:
+    """What each block raised when all of them ran in order, as one program.
+
+    The names of models on the hub are folders with tiny models, "cuda" is the CPU, and
+    calls take few steps.
+    """
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    for name in set(re.findall(r'from_pretrained\(\s*"([^"]+)"', "".join(BLOCKS))):
+        make("sd").save_pretrained(folder / name)
+
+    namespace, found = stand_ins(), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        cache = str(folder / "cache")
+        patch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", cache)
+        patch.setattr("riemannian_diffusion.evaluation.lpips_distance", lambda *_, **__: rmse)
+        for kind in (DiffusionPipeline, torch.nn.Module):
+            patch.setattr(kind, "to", patched(kind.to, renamed={"cuda": "cpu"}))
+        kind = GeodesicInterpolationPipeline
+        patch.setattr(kind, "__call__", patched(kind.__call__, FAST))
+        few = {"embedding_steps": 1, "lora_steps": 1}
+        patch.setattr("riemannian_diffusion.adapt", patched(riemannian_diffusion.adapt, few))
+        for block in BLOCKS:
+            code = "\n" * README[: README.index(block)].count("\n") + block
+            try:
+                exec(compile(code, "README.md", "exec"), namespace)
+                found.append(None)
+            except Exception as error:
+                found.append(error)
+    return found
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)), ids=map(first_line, BLOCKS))
+def test_the_python_runs(errors, number):
+    if errors[number] is not None:
+        raise errors[number]
 
 
 @pytest.mark.parametrize("named", sorted(set(re.findall(r"`(test_\w+\.py::test_\w+)`", README))))

@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     SlicedAttnProcessor,
 )
-from exact import central_difference, dense_jacobian
+from exact import ExactDenoiser, central_difference, dense_jacobian
 from models import embeddings, prompted_score_unet, randn, score_unet
 from scipy.stats import multivariate_normal
 from torch import nn
@@ -229,31 +229,6 @@ def test_mixture_names_the_shape_it_needs():
 
 
 # ---------------------------------------------------------------- diffusers denoisers, known ones
-
-
-class ExactDenoiser(nn.Module):
-    """A mixture's exact denoiser with any parametrisation of its output."""
-
-    def __init__(self, scheduler, means, std):
-        super().__init__()
-        self.scheduler, self.means, self.std = scheduler, means, std
-        self.unused = nn.Parameter(torch.zeros(1, dtype=means.dtype))
-
-    def forward(self, x, timestep, return_dict=True):
-        abar = float(self.scheduler.alphas_cumprod[timestep])
-        alpha, sigma = abar**0.5, (1 - abar) ** 0.5
-        variance = sigma**2 + (alpha * self.std) ** 2
-        away = x.flatten(1)[:, None] - alpha * self.means.flatten(1)
-        posterior = (-away.square().sum(2) / (2 * variance)).softmax(1)
-        eps = sigma / variance * (posterior[..., None] * away).sum(1).view_as(x)
-        clean = (x - sigma * eps) / alpha
-        output = {
-            "epsilon": eps,
-            "v_prediction": alpha * eps - sigma * clean,
-            "sample": clean,
-        }[self.scheduler.config.prediction_type]
-        assert not return_dict
-        return (output,)
 
 
 @pytest.mark.parametrize("timestep", [0, 400, 999])

@@ -183,6 +183,10 @@ def _inner(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum(1).cpu().double().sum())  # not every device has float64
 
 
+# A step that was tried: its size, and energy, gradient and slope there.
+_Tried = tuple[float, float, Tensor | None, float]
+
+
 def _strong_wolfe(
     points: Tensor, direction: Tensor, energy0: float, slope0: float, first: float
 ) -> Evaluating[tuple[float, float, Tensor] | None]:
@@ -192,8 +196,8 @@ def _strong_wolfe(
     or None if no step lowered the energy.
     """
     rounding = 4 * torch.finfo(torch.float32).eps * abs(energy0)
-    low = (0.0, energy0, None, slope0)
-    high = None
+    low: _Tried = (0.0, energy0, None, slope0)
+    high: _Tried | None = None
     size = first
     for _ in range(12):
         energy, gradient = yield points + size * direction
@@ -212,8 +216,8 @@ def _strong_wolfe(
         size = 3 * size if high is None else _cubic_minimum(low, high)
         if high is not None and abs(high[0] - low[0]) <= 1e-9 * max(1.0, abs(low[0])):
             break
-    size, energy, gradient, _ = low
-    return None if gradient is None else (size, energy, gradient)
+    size, energy, found, _ = low
+    return None if found is None else (size, energy, found)
 
 
 def _cubic_minimum(low, high) -> float:

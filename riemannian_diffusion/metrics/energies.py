@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -121,7 +122,6 @@ def pull_back(
         overridden: Once the table is full, the cotangents of all n values under the overridden
             energy and under the usual one; None if the energy is not overridden.
     """
-    at_once = overridden is not None and len(chunks) == 1
     gradients = [torch.zeros_like(values) for values in inputs]
 
     def run(chunk: slice, cotangent: Callable[[], Tensor]) -> None:
@@ -133,17 +133,17 @@ def pull_back(
         for gradient, part in zip(gradients, parts, strict=True):
             gradient[chunk] += part
 
+    if overridden is not None and len(chunks) == 1:
+        run(chunks[0], lambda: overridden()[0])
+        return gradients
     for chunk in chunks:
-        if at_once:
-            run(chunk, lambda: overridden()[0])
-        else:
-            run(chunk, lambda chunk=chunk: usual(chunk))
-    if overridden is not None and not at_once and chunks:
+        run(chunk, partial(usual, chunk))
+    if overridden is not None and chunks:
         mine, expected = overridden()
         missing = mine - expected
         if missing.any():  # also if it is NaN
             for chunk in chunks:
-                run(chunk, lambda chunk=chunk: missing[chunk])
+                run(chunk, partial(missing.__getitem__, chunk))
     return gradients
 
 
@@ -175,10 +175,11 @@ def own_energies(
         with torch.set_grad_enabled(differentiate):
             segments = energy(there, path, batch.places[i])
         if differentiate and segments.requires_grad:
-            parts = torch.autograd.grad(segments.sum(), (known, path), materialize_grads=True)
+            inputs = known, path
+            by_value, by_path = torch.autograd.grad(segments.sum(), inputs, materialize_grads=True)
         else:
-            parts = torch.zeros_like(known), torch.zeros_like(path)
-        found.append((segments.detach(), *parts))
+            by_value, by_path = torch.zeros_like(known), torch.zeros_like(path)
+        found.append((segments.detach(), by_value, by_path))
     return found
 
 

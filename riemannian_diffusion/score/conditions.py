@@ -159,10 +159,10 @@ class Conditions:
 
     def map(self, function: Callable[[Condition], Condition]) -> Conditions:
         """The same with every condition replaced by a function of it."""
-        positive, negative = (
-            None if part is None else {name: function(c) for name, c in part.items()}
-            for part in (self.positive, self.negative)
-        )
+        positive = {name: function(c) for name, c in self.positive.items()}
+        negative = None
+        if self.negative is not None:
+            negative = {name: function(c) for name, c in self.negative.items()}
         return replace(self, positive=positive, negative=negative)
 
     def to(self, device: torch.device | str) -> Conditions:
@@ -237,7 +237,7 @@ class Conditions:
         positive = joined([(part.positive, count) for part, count in parts])
         negative = None
         if first.negative is not None:
-            negative = joined([(part.negative, count) for part, count in parts])
+            negative = joined([(part.negative or {}, count) for part, count in parts])
         return replace(first, positive=positive, negative=negative)
 
 
@@ -245,11 +245,12 @@ def _alike(a: Conditions, b: Conditions) -> bool:
     """Whether paths with these conditions can be solved in one batch of one network."""
     if a.loras is not b.loras or a.options != b.options:
         return False
-    return (a.negative is None) == (b.negative is None) and all(
-        None is x is y
-        or {n: (c.kind, c.values.shape[2:]) for n, c in x.items()}
+    if (a.negative is None) != (b.negative is None):
+        return False
+    return all(
+        {n: (c.kind, c.values.shape[2:]) for n, c in x.items()}
         == {n: (c.kind, c.values.shape[2:]) for n, c in y.items()}
-        for x, y in ((a.positive, b.positive), (a.negative, b.negative))
+        for x, y in ((a.positive, b.positive), (a.negative or {}, b.negative or {}))
     )
 
 

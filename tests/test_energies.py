@@ -389,3 +389,114 @@ def test_a_compiled_network_is_compiled_once_and_gives_the_same():
     x = torch.stack([x0, x1])
     assert_close(compiled.jvp(x, v), eager.jvp(x, v), rtol=1e-9, atol=1e-9)
     assert_close(compiled.vjp(x, v), eager.vjp(x, v), rtol=1e-9, atol=1e-9)
+
+
+# ------------------------------------------------------------------------- energies of one's own
+
+
+class AsItsParent(TangentNormalMetric):
+    """It only calls the energy that it overrides."""
+
+    def energy(self, path):
+        return super().energy(path)
+
+
+class WithPlaces(TangentNormalMetric):
+    def energy(self, path, where=None):
+        return super().energy(path, where)
+
+
+class SteinAsItsParent(SteinScoreMetric):
+    def energy(self, path):
+        return super().energy(path)
+
+
+class OwnFormula(TangentNormalMetric):
+    """Chords of its embedding to the fourth power, and a pull to the origin."""
+
+    def energy(self, path, where=None):
+        embedded = self.embed(path, where)
+        quartic = (embedded[1:] - embedded[:-1]).flatten(1).square().sum(1).square()
+        return quartic + 0.1 * path[1:].flatten(1).square().sum(1)
+
+
+class OtherPoints(TangentNormalMetric):
+    """Its energy asks for the embedding of points that are not on the path."""
+
+    def energy(self, path):
+        return super().energy(path) + self.embed(
+            path[1:] + 1, Where([0.5] * (len(path) - 1))
+        ).flatten(1).square().sum(1)
+
+
+class SteinWeighted(SteinScoreMetric):
+    def energy(self, path, where=None):
+        return 3 * super().energy(path, where) + path[1:].flatten(1).square().sum(1)
+
+
+@pytest.mark.parametrize(
+    "child, parent",
+    [
+        (AsItsParent, TangentNormalMetric),
+        (WithPlaces, TangentNormalMetric),
+        (SteinAsItsParent, SteinScoreMetric),
+    ],
+)
+@pytest.mark.parametrize("max_batch_size", [None, 5])
+def test_an_override_that_calls_its_parent_costs_and_gives_what_its_parent_does(
+    child, parent, max_batch_size
+):
+    x0, x1 = randn(3, *SHAPE, seed=1), randn(3, *SHAPE, seed=2)
+    found, sizes = [], []
+    for metric in (parent, child):
+        prompts = embeddings(3, 2)  # those of each pair
+        score = unet_score(encoder_hidden_states=prompts, max_batch_size=max_batch_size)
+        sizes.append(count_points(score))
+        options = {"num_points": 4, "num_quadrature": 2, "max_evals": 4}
+        found.append(geodesics(metric(score), x0, x1, **options))
+    assert sizes[1] == sizes[0]
+    for one, other in zip(*found, strict=True):
+        assert_close(one.path, other.path, rtol=1e-9, atol=1e-9)
+        assert one.energy == pytest.approx(other.energy, rel=1e-9)
+        assert one.num_evals == other.num_evals and one.lower_bound == other.lower_bound
+        assert (one.lower_bound > 0) == (parent is TangentNormalMetric)
+
+
+@pytest.mark.parametrize("metric", [Doubled, OwnFormula, OtherPoints, SteinWeighted])
+@pytest.mark.parametrize("max_batch_size", [None, 3])
+def test_an_energy_of_ones_own_is_the_one_that_is_solved(metric, max_batch_size):
+    score = unet_score(encoder_hidden_states=embeddings(2, 3), max_batch_size=max_batch_size)
+    metric = metric(score)
+    if isinstance(metric, SteinScoreMetric):
+        metric = metric.differentiable()
+    paths = [randn(7, *SHAPE, seed=1), randn(5, *SHAPE, seed=2)]
+    for i, answer in enumerate(metric.energies(paths, differentiate=True)):
+        energies, gradient = autograd_answer(metric, paths[i], i)
+        assert_close(answer.segments, energies, rtol=1e-9, atol=1e-9)
+        assert_close(answer.gradient, gradient, rtol=1e-8, atol=1e-8 * float(gradient.abs().max()))
+        (alone,) = metric.energies([paths[i]], [i])
+        assert_close(alone.segments, energies, rtol=1e-9, atol=1e-9) and alone.gradient is None
+    assert metric.lower_bound(*paths[0][[0, -1]]) == 0
+    hops = torch.stack([paths[0][:3], paths[1][:3]])
+    single = type(metric)(unet_score(encoder_hidden_states=embeddings(1)))
+    expected = torch.stack([(2 * single.energy(hop) / 2).sqrt() for hop in hops])
+    if metric.__class__ is not OtherPoints:
+        assert_close(single.hop_lengths(hops), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_ends_are_remembered_by_their_points():
+    """Paths of one pair may join different points."""
+    score = unet_score(encoder_hidden_states=embeddings(1))
+    metric, sizes, ends = TangentNormalMetric(score), count_points(score), {}
+    paths = [randn(3, *SHAPE, seed=1), randn(3, *SHAPE, seed=2)]
+    for _ in range(2):
+        for path, answer in zip(paths, metric.energies(paths, [0, 0], ends=ends), strict=True):
+            assert_close(answer.segments, metric.energy(path), rtol=1e-9, atol=1e-9)
+    bound = metric.lower_bound(*paths[1][[0, -1]], ends=ends)
+    assert sizes == [4, 2, 3, 3, 2, 3, 3]
+    assert_close(bound, metric.energy(paths[1][[0, -1]])[0])
+
+
+def test_a_batch_of_paths_needs_a_pair_for_each():
+    with pytest.raises(ValueError, match="one index for each path, but there are 2 paths and 1"):
+        EuclideanMetric().energies([randn(3, 2), randn(3, 2)], [0])

@@ -133,5 +133,5 @@ class Geodesic:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Geodesic:
         """The geodesic from which `to_tensors` made these, bit for bit."""
-        fields: dict[str, Any] = {"curve": tensors["path"], **tensors, **values}
-        return cls(**fields)
+        path = tensors["path"]
+        return cls(path=path, curve=tensors.get("curve", path), arc=tensors["arc"], **values)

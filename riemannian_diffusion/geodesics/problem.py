@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,9 +93,13 @@ class Problem:
         check_whole(2, num_points=num_points)
         wide = torch.float64 if torch.float64 in (x0.dtype, x1.dtype) else torch.float32
         with torch.inference_mode(False):
-            x0, x1 = x0.detach().to(wide, copy=True), x1.detach().to(wide, copy=True)
-            inits: Sequence[Any] = init if isinstance(init, (list, tuple)) else [init]
-            return cls(x0, x1, [_start(one, x0, x1, num_points) for one in inits], pair)
+            x0, x1 = (x.detach().to(wide, copy=True) for x in (x0, x1))
+            return cls(x0, x1, [_start(one, x0, x1, num_points) for one in listed(init)], pair)
+
+
+def listed(init: Start | Sequence[Start]) -> list[Start]:
+    """One start or several, as a list."""
+    return list(init) if isinstance(init, (list, tuple)) else [init]  # type: ignore[list-item]
 
 
 def check_ends(x0: Tensor, x1: Tensor) -> None:

@@ -183,20 +183,20 @@ class Run:
     def _advance(self, answer: PathEnergy | None) -> list[Iterate]:
         """Run on to the next question."""
         self.question, iterates = None, []
+        steps: Any = self._steps  # it takes an answer after a question, and None after an iterate
         try:
-            step = self._steps.send(answer)
+            step = steps.send(answer)
             while isinstance(step, Iterate):
                 iterates.append(step)
-                step = self._steps.send(None)
+                step = next(steps)
             self.question = step
         except StopIteration as end:
             self.result = end.value
         return iterates
 
-    # Generators of questions and iterates, which are sent the answers to the questions; after an
-    # iterate they are sent None, which they do not read.
+    # Generators of questions and iterates, which are sent the answers to the questions.
 
-    def _solve(self) -> Generator[Question | Iterate, Any, Geodesic]:
+    def _solve(self) -> Generator[Question | Iterate, PathEnergy, Geodesic]:
         """The geodesic of least energy, among those from all starts."""
         now, starts = self.now, self.problem.starts
         while now.start < len(starts):
@@ -210,7 +210,7 @@ class Run:
                     setattr(now, name, value)
         return replace(min(now.found, key=_rank), num_evals=now.spent)
 
-    def _descend(self) -> Generator[Question | Iterate, Any, None]:
+    def _descend(self) -> Generator[Question | Iterate, PathEnergy, None]:
         """Minimise the energy under one metric."""
         now, options = self.now, self.options
         if now.solver is None:
@@ -223,7 +223,7 @@ class Run:
         now.path, now.used, now.stage = now.best_path, now.used + now.evals, now.stage + 1
         now.solver = None
 
-    def _iterate(self, budget: int) -> Generator[Question | Iterate, Any, str]:
+    def _iterate(self, budget: int) -> Generator[Question | Iterate, PathEnergy, str]:
         """Iterate until the solver or the budget ends; returns the status."""
         now, solver, rtol = self.now, self.options.solver, self.options.rtol
         if len(now.path) == 2:
@@ -266,7 +266,7 @@ class Run:
 
     def _evaluate(
         self, points: Tensor
-    ) -> Generator[Question | Iterate, Any, tuple[float, Tensor, float]]:
+    ) -> Generator[Question | Iterate, PathEnergy, tuple[float, Tensor, float]]:
         """Energy, gradient `(K - 2, d)` and resolution of the points between the ends."""
         self.now.evals += 1
         points = points.detach().requires_grad_()
@@ -279,7 +279,7 @@ class Run:
         yield Iterate(path, energy, self._num_evals(), self.index, iteration=False)
         return energy, gradient, answer.resolution
 
-    def _measure(self) -> Generator[Question | Iterate, Any, Geodesic]:
+    def _measure(self) -> Generator[Question | Iterate, PathEnergy, Geodesic]:
         """The geodesic along the path that was found, by its energy on a finer sampling."""
         self._keep()
         now = self.now

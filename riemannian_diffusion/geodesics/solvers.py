@@ -183,7 +183,8 @@ def _inner(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum(1).cpu().double().sum())  # not every device has float64
 
 
-Trial = tuple[float, float, Tensor | None, float]  # a step, its energy, gradient and slope
+# A step that was tried: its size, and energy, gradient and slope there.
+_Tried = tuple[float, float, Tensor | None, float]
 
 
 def _strong_wolfe(
@@ -195,13 +196,13 @@ def _strong_wolfe(
     or None if no step lowered the energy.
     """
     rounding = 4 * torch.finfo(torch.float32).eps * abs(energy0)
-    low: Trial = (0.0, energy0, None, slope0)
-    high: Trial | None = None
+    low: _Tried = (0.0, energy0, None, slope0)
+    high: _Tried | None = None
     size = first
     for _ in range(12):
         energy, gradient = yield points + size * direction
         slope = _inner(gradient, direction)
-        here: Trial = (size, energy, gradient, slope)
+        here = (size, energy, gradient, slope)
         enough = energy <= energy0 + 1e-4 * size * slope0 + rounding
         if enough and abs(slope) <= 0.9 * abs(slope0):
             low = here

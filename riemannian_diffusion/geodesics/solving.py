@@ -12,8 +12,8 @@ from torch import Tensor
 from riemannian_diffusion.arguments import check_callable, check_points
 from riemannian_diffusion.geodesics import checkpoints
 from riemannian_diffusion.geodesics.outcome import Geodesic
-from riemannian_diffusion.geodesics.problem import Problem, Start, check_ends
-from riemannian_diffusion.geodesics.runs import Iterate, Options, Question, Run
+from riemannian_diffusion.geodesics.problem import Problem, Start, check_ends, listed
+from riemannian_diffusion.geodesics.runs import Iterate, Options, Run
 from riemannian_diffusion.geodesics.solvers import PathLBFGS, Solver
 from riemannian_diffusion.metrics import Metric, PathEnergy
 from riemannian_diffusion.score.model import plain_attributes
@@ -57,13 +57,15 @@ def solving(
         ValueError: If an argument is out of range, or the checkpoint belongs to another problem.
     """
     metrics = _metrics(metric)
-    options = Options(num_quadrature, PathLBFGS() if solver is None else solver, rtol, max_evals)
+    solver = PathLBFGS() if solver is None else solver
+    options = Options(num_quadrature, solver, rtol, max_evals)
     # equal metrics are evaluated together, so they share what is known of the ends
     first = [next(i for i, m in enumerate(metrics) if m is one) for one in metrics]
     ends: list[dict] = [{} for _ in metrics]
     shared = [ends[i] for i in first]
     file = None if checkpoint is None else Path(checkpoint)
-    states, described = [None] * len(problems), {}
+    states: list[dict[str, Any] | None] = [None] * len(problems)
+    described: dict[str, Any] = {}
     if file is not None and problems:
         described = _described(metrics, problems, options)
         saved = checkpoints.load(file, described, problems[0].x0.device)
@@ -96,26 +98,21 @@ def _answers(
     ends: Sequence[dict],
 ) -> list[tuple[Run, PathEnergy]]:
     """The answers to the questions of all runs, those on one metric in one batch."""
-    groups: dict[tuple[int, bool], list[Run]] = {}
+    groups: dict[tuple[int, bool], list[tuple[Run, Tensor]]] = {}
     for run in runs:
-        key = first[_asked(run).stage], _asked(run).differentiate
-        groups.setdefault(key, []).append(run)
+        if run.question is not None:
+            key = first[run.question.stage], run.question.differentiate
+            groups.setdefault(key, []).append((run, run.question.path))
     answers: dict[int, PathEnergy] = {}
     for (stage, differentiate), group in groups.items():
         found = metrics[stage].energies(
-            [_asked(run).path for run in group],
-            [run.problem.pair for run in group],
+            [path for _, path in group],
+            [run.problem.pair for run, _ in group],
             differentiate=differentiate,
             ends=ends[stage],
         )
-        answers |= {run.index: answer for run, answer in zip(group, found, strict=True)}
+        answers |= {run.index: answer for (run, _), answer in zip(group, found, strict=True)}
     return [(run, answers[run.index]) for run in runs]
-
-
-def _asked(run: Run) -> Question:
-    """The question of a run that has one."""
-    assert run.question is not None
-    return run.question
 
 
 def geodesic(
@@ -226,7 +223,7 @@ def geodesics(
             f"`num_points` must be one number, or one for each of {len(x0)} pairs, but got "
             f"{len(numbers)}."
         )
-    inits: Sequence[Any] = init if isinstance(init, (list, tuple)) else [init]
+    inits = listed(init)
     for one in inits:
         if isinstance(one, Tensor) and (one.ndim != x0.ndim + 1 or len(one) != len(x0)):
             raise ValueError(
@@ -235,7 +232,7 @@ def geodesics(
             )
     problems = []
     for pair, num in enumerate(numbers):
-        mine = [one[pair] if isinstance(one, Tensor) else one for one in inits]
+        mine: list[Start] = [one[pair] if isinstance(one, Tensor) else one for one in inits]
         problem = Problem.between(x0[pair], x1[pair], num_points=num, init=mine, pair=pair)
         problems.append(problem)
     options = (num_quadrature, solver, rtol, max_evals, checkpoint)

@@ -79,9 +79,8 @@ def logarithms(
         max_evals=max_evals,
     )
     for pair, one in enumerate(found):
-        same = one.status == "rounding" and not metric.distinguishes(
-            one.path[0], one.path[-1], Where([0.0, 1.0], pair)
-        )
+        first, last, where = one.path[0], one.path[-1], Where([0.0, 1.0], pair)
+        same = one.status == "rounding" and not metric.distinguishes(first, last, where)
         if one.status in ("nonfinite", "rounding") and not same:
             raise ValueError(f"No geodesic was found: {one.message}")
     paths = torch.stack([one.path for one in found])

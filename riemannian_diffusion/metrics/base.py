@@ -52,7 +52,7 @@ class Metric(Composite, ABC):
                 return own(self if where is None else served(self, where), path)
 
             energy.__doc__ = own.__doc__
-            cls.energy = energy  # type: ignore[method-assign]
+            setattr(cls, "energy", energy)  # noqa: B010
 
     @abstractmethod
     def inner(self, x: Tensor, u: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
@@ -158,7 +158,7 @@ class Metric(Composite, ABC):
             return torch.cat([by_value for _, by_value, _ in found]), usual
 
         chunks, overridden = chunks_of(self, steps), type(self).energy is not Metric.energy
-        by_middle = by_step = None
+        by_middle = by_step = steps[:0]
         if differentiate:
             by_middle, by_step = pull_back(
                 inner,
@@ -176,10 +176,8 @@ class Metric(Composite, ABC):
             found = own(type(self).energy)
         answers = []
         for i, (path, row) in enumerate(zip(batch.paths, rows, strict=True)):
-            gradient = None
-            if differentiate:
-                gradient = torch.zeros_like(path)
-                assert by_middle is not None and by_step is not None
+            gradient = torch.zeros_like(path) if differentiate else None
+            if gradient is not None:
                 at_middle, at_step = by_middle[row], by_step[row]
                 gradient[1:-1] = (at_middle[:-1] + at_middle[1:]) / 2 + at_step[:-1] - at_step[1:]
                 if overridden:

@@ -122,7 +122,6 @@ def pull_back(
         overridden: Once the table is full, the cotangents of all n values under the overridden
             energy and under the usual one; None if the energy is not overridden.
     """
-    at_once = overridden is not None and len(chunks) == 1
     gradients = [torch.zeros_like(values) for values in inputs]
 
     def run(chunk: slice, cotangent: Callable[[], Tensor]) -> None:
@@ -134,23 +133,18 @@ def pull_back(
         for gradient, part in zip(gradients, parts, strict=True):
             gradient[chunk] += part
 
+    if overridden is not None and len(chunks) == 1:
+        run(chunks[0], lambda: overridden()[0])
+        return gradients
     for chunk in chunks:
-        if at_once and overridden is not None:
-            run(chunk, partial(_first_of, overridden))
-        else:
-            run(chunk, partial(usual, chunk))
-    if overridden is not None and not at_once and chunks:
+        run(chunk, partial(usual, chunk))
+    if overridden is not None and chunks:
         mine, expected = overridden()
         missing = mine - expected
         if missing.any():  # also if it is NaN
             for chunk in chunks:
                 run(chunk, partial(missing.__getitem__, chunk))
     return gradients
-
-
-def _first_of(cotangents: Cotangents) -> Tensor:
-    """The cotangents of the values themselves."""
-    return cotangents()[0]
 
 
 def own_energies(
@@ -181,12 +175,11 @@ def own_energies(
         with torch.set_grad_enabled(differentiate):
             segments = energy(there, path, batch.places[i])
         if differentiate and segments.requires_grad:
-            by_value, by_point = torch.autograd.grad(
-                segments.sum(), (known, path), materialize_grads=True
-            )
+            inputs = known, path
+            by_value, by_path = torch.autograd.grad(segments.sum(), inputs, materialize_grads=True)
         else:
-            by_value, by_point = torch.zeros_like(known), torch.zeros_like(path)
-        found.append((segments.detach(), by_value, by_point))
+            by_value, by_path = torch.zeros_like(known), torch.zeros_like(path)
+        found.append((segments.detach(), by_value, by_path))
     return found
 
 

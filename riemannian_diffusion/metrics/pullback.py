@@ -215,8 +215,8 @@ class PullbackMetric(Metric):
             embedded = self.embed(torch.cat([points for _, points in new]), places)
             for (pair, points), both in zip(new, embedded.split(2), strict=True):
                 ends.setdefault(pair, []).append([points, both])
-        embedded_ends = [known(pair, points) for pair, points in of_paths]
-        return torch.stack([both for both in embedded_ends if both is not None])
+        found = (known(pair, points) for pair, points in of_paths)
+        return torch.stack([both for both in found if both is not None])
 
     def _serving(self, path: Tensor, places: Where, values: Tensor) -> dict[str, Callable]:
         """An `embed` that knows the embedding of a path, and evaluates all other points."""

@@ -14,7 +14,8 @@ every weight. All methods use the same weights. There are two studies:
               hue and the kind of the caption, "distance" is the root mean square of the difference
               from that render, for images in [0, 1]
 
-Rows with a weight are points of the curves. Then every method is compared with plain guidance,
+Rows with a weight are points of the curves; the row "data" is the class itself, in "mixtures". A
+distance below that of the data is no merit. Then every method is compared with plain guidance,
 and plain guidance with itself, which gives 1. A ratio is the distance of the method over the
 distance of plain guidance. Below 1 the method is nearer the data.
 
@@ -238,6 +239,15 @@ class Classes:
         ]
         return torch.stack(level).softmax(0)[0]
 
+    def data(self, num_samples: int, seed: int) -> tuple[float, float]:
+        """Probability and distance of the first class's own data."""
+        generator = torch.Generator().manual_seed(seed)
+        index = torch.multinomial(self.weights[0], num_samples, True, generator=generator)
+        shape = num_samples, self.points.shape[1]
+        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+        drawn = self.points[index] + self.spread * noise
+        return float(self.probability(drawn).mean()), float(self.distance(drawn).mean())
+
     def curve(
         self, rule: Callable, weights: Sequence[float], num_samples: int, num_steps: int, seed: int
     ) -> list[tuple[float, float]]:
@@ -326,6 +336,7 @@ def mixtures(methods: list[str], num_samples: int, num_steps: int, seed: int) ->
     problems = [sectors(0.01), sectors(0.1), crossing(0.01), crossing(0.1), concentric(0.06)]
     for problem in problems:
         curves = {}
+        yield from _rows(problem.name, "data", [None], [problem.data(num_samples, seed)])
         for name in methods:
             curves[name] = problem.curve(METHODS[name], WEIGHTS, num_samples, num_steps, seed)
             yield from _rows(problem.name, name, WEIGHTS, curves[name])
@@ -398,7 +409,7 @@ def captioned(
 
 
 def compared_again(rows: Sequence[dict]) -> Iterator[dict]:
-    """The curves among the rows of an earlier run, and their comparisons.
+    """The curves and the data among the rows of an earlier run, and their comparisons.
 
     Raises:
         ValueError: If two methods of a problem have different weights.
@@ -407,6 +418,9 @@ def compared_again(rows: Sequence[dict]) -> Iterator[dict]:
     for problem in dict.fromkeys(row["problem"] for row in points):
         curves, weights = {}, {}
         for row in (row for row in points if row["problem"] == problem):
+            if row["weight"] is None:  # the data
+                yield row
+                continue
             curves.setdefault(row["method"], []).append((row["probability"], row["distance"]))
             weights.setdefault(row["method"], []).append(row["weight"])
         shared = next(iter(weights.values()))
@@ -418,7 +432,7 @@ def compared_again(rows: Sequence[dict]) -> Iterator[dict]:
 
 
 def _rows(
-    problem: str, method: str, weights: Sequence[float], curve: list[tuple[float, float]]
+    problem: str, method: str, weights: Sequence[float | None], curve: list[tuple[float, float]]
 ) -> Iterator[dict]:
     for weight, (probability, distance) in zip(weights, curve, strict=True):
         yield {

@@ -22,10 +22,10 @@ from collections.abc import Iterator
 
 import frame
 import torch
+from riemannian_diffusion.pipelines.schedules import ddim_schedule
 
 from riemannian_diffusion import DiffusionScore, analogy, demo
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
-from riemannian_diffusion.pipelines.schedules import ddim_schedule
 from riemannian_diffusion.pipelines.starts import CARRY_NOISE
 
 CHANGE = 0.2  # of a factor's range: change of B; C changes each other factor by at most as much

@@ -36,11 +36,11 @@ from collections.abc import Callable, Iterator
 import frame
 import torch
 from architectures import NAMES, ByProducts, score_of
+from riemannian_diffusion.geodesics.energies import Ask, Energies
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from riemannian_diffusion import DiffusionScore, Metric, TangentNormalMetric, refine
-from riemannian_diffusion.geodesics.energies import Ask, Energies
 
 NUM_TANGENTS = 4
 ONE = "forward, one point"

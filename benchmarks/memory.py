@@ -20,9 +20,9 @@ from pathlib import Path
 import frame
 import torch
 from architectures import NAMES, score_of
+from riemannian_diffusion.geodesics.energies import Ask, Energies
 
 from riemannian_diffusion import TangentNormalMetric, refine, slerp
-from riemannian_diffusion.geodesics.energies import Ask, Energies
 
 NUM_QUADRATURE = 3
 

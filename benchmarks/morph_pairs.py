@@ -38,7 +38,8 @@ from riemannian_diffusion.pipelines.gaps import NOISE_CURVES
 from riemannian_diffusion import demo
 from riemannian_diffusion.cli.commands import describe_geodesic
 from riemannian_diffusion.cli.parser import METRIC_NAMES
-from riemannian_diffusion.media import open_image, write_atomically
+from riemannian_diffusion.files import write_atomically
+from riemannian_diffusion.media import open_image
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 from riemannian_diffusion.runtime import default_dtype, first_device, installed_versions
 

@@ -31,10 +31,10 @@ from contextlib import contextmanager
 import frame
 import torch
 from architectures import NAMES, score_of
+from riemannian_diffusion.geodesics.energies import Ask, Energies
 from torch import Tensor
 
 from riemannian_diffusion import TangentNormalMetric, geodesic, refine, slerp
-from riemannian_diffusion.geodesics.energies import Ask, Energies
 
 NUM_QUADRATURE = 3
 

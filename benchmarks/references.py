@@ -1,6 +1,6 @@
 """Reference frames of every kind of model, and how far today's frames are from them.
 
-    python benchmarks/references.py [--families sd xl sd3 flux pixels shipped] [--record] [--out ...]
+    python benchmarks/references.py [--families sd xl sd3 flux pixels shipped] [--record]
 
 The references were recorded before the pipelines were divided into stages. `--record` writes new
 ones. Frames are stored with 16 bits, so a difference below 1e-5 is rounding.

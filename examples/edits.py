@@ -1,12 +1,12 @@
-"""What the model's manifold is good for beyond a morph: going on, edits, blends, analogies.
+"""Beyond morphs: extensions, edits, blends and analogies on a model's manifold.
 
     python examples/edits.py --output edits.png
 
 Rows of frames drawn with the model that ships with the package, from renders of its own scenes:
 
-    beyond      a morph, its last third beyond its second keyframe
-    edit i      one scene moved to and fro along a vector of its tangent space
-    blend       two scenes, and last the Frechet mean of these and a third
+    beyond      a morph, whose last third lies beyond its second keyframe
+    edit i      one scene, moved in both directions along a vector of its tangent space
+    blend       three scenes, followed by their Frechet mean
     analogy     a third scene, changed as the first keyframe of the morph changes to the second
 
 `--only` draws some of them. The first vectors of a tangent space are the directions that the
@@ -28,19 +28,19 @@ from riemannian_diffusion import (
     frechet_mean,
     tangent_basis,
 )
-from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline, MorphPath
 from riemannian_diffusion.plotting import contact_sheet
 
-FAST = {"num_inference_steps": 20, "max_evals": 40, "num_frames": 9}
-EDIT_LENGTH = 12.0  # of latents, each way
-
+NUM_STEPS = 20
+SOLVE = {"max_evals": 40, "num_frames": 9}
+EDIT_LENGTH = 12.0  # largest step in each direction, in units of the latents
 
 HUES = (0.6, 0.6, 0.85)
 PROMPTS = [demo.caption("cube", hue) for hue in HUES]
 
 
 def scenes() -> Tensor:
-    """Three renders of a cube: two places and, in another colour, the first."""
+    """Three renders of a cube: at two places, and at the first one in another colour."""
     low, high = torch.tensor([demo.FACTOR_RANGES[name] for name in demo.FACTORS]).T
     x, y = (0.2, 0.5, 0.2), (0.4, 0.4, 0.4)
     shares = torch.tensor([[0.3, *rest] for rest in zip(HUES, [0.5] * 3, x, y, strict=True)])
@@ -49,12 +49,13 @@ def scenes() -> Tensor:
 
 def beyond(pipe, images: Tensor) -> dict[str, list]:
     """A morph, continued by half its length."""
-    return {"beyond": pipe(list(images[:2]), PROMPTS[0], extrapolate=0.5, **FAST).frames}
+    path = _morph(pipe, images, PROMPTS[:1])
+    return {"beyond": pipe.render(pipe.extend(path, 0.5)).frames}
 
 
 def edits(pipe, images: Tensor, num: int = 3) -> dict[str, list]:
-    """A scene moved along the first vectors of its tangent space, both ways, and denoised."""
-    level, latents = _level(pipe, PROMPTS[0]), _encoded(pipe, images[:1])
+    """A scene, moved in both directions along the first vectors of its tangent space."""
+    level, latents = _level(pipe, PROMPTS[0]), pipe.encode(images[:1])
     steps = torch.linspace(-EDIT_LENGTH, EDIT_LENGTH, 9)[:, None, None, None]
     rows = {}
     for i, vector in enumerate(tangent_basis(level, level.alpha * latents, num)[0]):
@@ -64,7 +65,7 @@ def edits(pipe, images: Tensor, num: int = 3) -> dict[str, list]:
 
 def blend(pipe, images: Tensor) -> dict[str, list]:
     """Three scenes and their Frechet mean."""
-    level, latents = _level(pipe, "a cube"), _encoded(pipe, images)
+    level, latents = _level(pipe, "a cube"), pipe.encode(images)
     options = {"num_points": 5, "rtol": 0.1, "max_steps": 2, "max_evals": 12}
     metric = TangentNormalMetric(level)
     mean = frechet_mean(metric, level.alpha * latents, **options) / level.alpha
@@ -73,28 +74,32 @@ def blend(pipe, images: Tensor) -> dict[str, list]:
 
 def analogy(pipe, images: Tensor) -> dict[str, list]:
     """The third scene, changed as the first changes to the second."""
-    return {"analogy": pipe(list(images[:2]), PROMPTS, analogy=images[2], **FAST).frames}
+    path = _morph(pipe, images, PROMPTS[:2])
+    return {"analogy": pipe.render(pipe.transport(path, images[2], PROMPTS[2])).frames}
 
 
 ROWS = {"beyond": beyond, "edits": edits, "blend": blend, "analogy": analogy}
 
 
+def _morph(pipe, images: Tensor, prompts: list[str]) -> MorphPath:
+    """The sampled path between the first two scenes."""
+    keys = pipe.invert(images[:2], prompts, num_inference_steps=NUM_STEPS)
+    return pipe.sample(pipe.solve(keys, **SOLVE))
+
+
 def _level(pipe, prompt: str, timestep: int = 200) -> DiffusionScore:
-    hidden = pipe.encode_prompt([prompt], "cpu", 1, False)[0]
-    return DiffusionScore(pipe.unet, pipe.scheduler, timestep, encoder_hidden_states=hidden)
+    """The model's score at a noise level."""
+    conditions = pipe.condition(prompt, do_classifier_free_guidance=False)
+    hidden = conditions.positive["encoder_hidden_states"].values[0]
+    return DiffusionScore(pipe.network, pipe.scheduler, timestep, encoder_hidden_states=hidden)
 
 
 def _denoised(level: DiffusionScore, latents: Tensor) -> Tensor:
     return level.denoise(level.alpha * latents) / level.alpha
 
 
-def _encoded(pipe, images: Tensor) -> Tensor:
-    return pipe.vae.encode(2 * images - 1).latent_dist.mode() * pipe.vae.config.scaling_factor
-
-
 def _decoded(pipe, latents: Tensor) -> list:
-    images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
-    return pipe.image_processor.postprocess(images)
+    return pipe.image_processor.numpy_to_pil(pipe.decode(latents).permute(0, 2, 3, 1).numpy())
 
 
 @torch.no_grad()

@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     first, last = surface(torch.tensor([[0.3, 0.5], [3.0, -0.2]]))
     found = geodesic(metric, alpha * first, alpha * last, init="lerp")
     way = found(torch.linspace(0, 1, 17))
-    on = extrapolate(metric, way, alpha * BEYOND)[len(way) :] / alpha
+    on = extrapolate(way, alpha * BEYOND, project=score.denoise)[len(way) :] / alpha
     far = (on - last).norm(dim=1, keepdim=True)
     straight_on = last + far * F.normalize(last - first, dim=0)
     five = surface(torch.tensor([[0.5, 0.6], [1.2, -0.3], [2.2, 0.6], [0.9, -0.6], [2.4, 0.2]]))

@@ -21,7 +21,7 @@ from riemannian_diffusion.arguments import (
     check_whole,
 )
 from riemannian_diffusion.paths import lerp, slerp
-from riemannian_diffusion.score import ScoreModel
+from riemannian_diffusion.score import ScoreModel, Where
 
 
 def chi_log_density(norm: Tensor, dim: int) -> Tensor:
@@ -164,6 +164,7 @@ def density_geodesic(
     steps_per_stage: int = 100,
     lr: float = 0.1,
     generator: torch.Generator | None = None,
+    pair: int = 0,
 ) -> Tensor:
     """A probability-density geodesic (Yu et al., CVPR 2025, arXiv 2504.06675), from slerp.
 
@@ -190,6 +191,8 @@ def density_geodesic(
         steps_per_stage: At least 1.
         lr: Length of the steps; it falls to 0 linearly and is shared among a stage's points.
         generator: Source of levels and noises.
+        pair: The index of this pair of points, for scores that differ between pairs; the points of
+            the path lie at even fractions of it.
 
     Returns:
         `(num_points, *shape)`, ends bit for bit.
@@ -215,7 +218,8 @@ def density_geodesic(
         _, first, second = (matrix[1:-1].to(path) for matrix in natural_spline(len(path), u))
         while step < stage * steps_per_stage:
             points, velocity = path[1:-1], first @ path
-            density = _uphill(levels, timestep, path.view(-1, *x0.shape), spread, generator)
+            whole, where = path.view(-1, *x0.shape), Where.even(len(path), pair)
+            density = _uphill(levels, timestep, whole, where, spread, generator)
             bend = second @ path / velocity.square().sum(1, keepdim=True) / exponent
             terms = (density.flatten(1)[1:-1], bend)
             density, bend = (_across(_across(term, points), velocity) for term in terms)
@@ -256,14 +260,14 @@ def natural_spline(num_knots: int, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return value, first, left * bend0 + right * bend1
 
 
-def _uphill(levels, timestep: int, path: Tensor, spread: int, generator) -> Tensor:
+def _uphill(levels, timestep: int, path: Tensor, where: Where, spread: int, generator) -> Tensor:
     """`sigma score / 2` at a random level, the points carried there under fresh noise."""
     device = "cpu" if generator is None else generator.device
     offset = torch.randint(-spread, spread + 1, (), generator=generator, device=device)
     here, there = levels(timestep), levels(timestep + int(offset))
     scale = there.alpha / here.alpha
     moved = scale * path + (there.sigma - scale * here.sigma) * _noise(path, generator)
-    return there.sigma * there(moved) / 2
+    return there.sigma * there(moved, where) / 2
 
 
 def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -88,7 +88,7 @@ def run(events: Generator[Event, Any, T], listener: Listener | None = None) -> T
     def on_call() -> None:
         nonlocal calls
         calls += 1
-        listener(replace(latest, calls=calls))
+        listener(replace(latest, calls=calls, iteration=False))  # an iteration ends only once
 
     answer = None
     with _calling(on_call):

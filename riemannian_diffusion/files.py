@@ -1,11 +1,22 @@
-"""Writing files so that none is ever half written."""
+"""Files that are never half written: any file, and tensors with settings in safetensors files."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from riemannian_diffusion.runtime import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FORMAT = "riemannian_diffusion"
+
+T = TypeVar("T")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -16,3 +27,91 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save(
+    path: str | os.PathLike, kind: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> None:
+    """Write tensors and settings to one safetensors file.
+
+    Args:
+        path: The file.
+        kind: What it holds, such as "Keyframes".
+        tensors: The tensors, on any device.
+        settings: Everything else: values that JSON can hold.
+
+    Raises:
+        ValueError: If JSON cannot hold a setting.
+    """
+    from safetensors.torch import save_file
+
+    try:
+        text = json.dumps(settings)
+    except TypeError as error:
+        raise ValueError(f"{kind} cannot be saved: {error}.") from error
+    metadata = {"format": FORMAT, "kind": kind, "version": __version__, "settings": text}
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    write_atomically(Path(path), lambda file: save_file(own, file, metadata))
+
+
+def load(
+    path: str | os.PathLike,
+    kind: str,
+    unpack: Callable[[dict[str, Tensor], dict[str, Any]], T],
+) -> T:
+    """Read what `save` wrote.
+
+    Args:
+        path: The file.
+        kind: What it must hold, such as "Keyframes".
+        unpack: Makes the object from the tensors, on the CPU, and the settings.
+
+    Returns:
+        What `unpack` returns.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or holds something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            # Copies are aligned in memory; the last bits of a product can depend on that.
+            tensors = {n: file.get_tensor(n).clone() for n in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no safetensors file ({error}).") from error
+    if metadata.get("format") != FORMAT or metadata.get("kind") != kind:
+        found = metadata.get("kind", "something else")
+        raise ValueError(f"{path} holds {found}, not {kind}: it was not written by {kind}.save.")
+    try:
+        return unpack(tensors, json.loads(metadata["settings"]))
+    except KeyError as error:
+        raise ValueError(f"{path} is damaged: it lacks {error}.") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: its settings cannot be read.") from error
+
+
+def digest_of(modules: Sequence[nn.Module | None], *described: Any) -> str:
+    """A hash of networks, and of whatever else can be described in JSON.
+
+    At most 2,047 entries of each weight are read, evenly spread: another network differs in them.
+
+    Args:
+        modules: The networks; None is left out.
+        described: Anything else. A value that JSON cannot hold is described by `str`.
+    """
+    import torch
+
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    for module in modules:
+        if module is None:
+            continue
+        for name, weight in module.state_dict().items():
+            entries = weight.flatten()[:: max(1, weight.numel() // 1024)].cpu().contiguous()
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            digest.update(entries.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]

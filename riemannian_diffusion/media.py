@@ -89,12 +89,14 @@ def converted(image, mode: str):
     return image.convert(mode)
 
 
-def read_clip(path: Path, places: Sequence[int], size: tuple[int, int] | None = None) -> Clip:
+def read_clip(
+    path: Path, places: Sequence[int] | None = None, size: tuple[int, int] | None = None
+) -> Clip:
     """Frames of a video file.
 
     Args:
         path: The file, of any kind that ffmpeg reads.
-        places: Numbers of the frames, from 0; negative ones count from the end.
+        places: Numbers of the frames, from 0; negative ones count from the end. None takes all.
         size: Crop and scale them to (width, height).
 
     Raises:
@@ -112,6 +114,7 @@ def read_clip(path: Path, places: Sequence[int], size: tuple[int, int] | None = 
         meta = next(reader)
     except (RuntimeError, OSError, StopIteration) as error:
         raise OSError(f"{path} cannot be read as a video: {error}") from error
+    places = range(num_frames) if places is None else places
     wanted = [place + num_frames if place < 0 else place for place in places]
     for place, given in zip(wanted, places, strict=True):
         if not 0 <= place < num_frames:

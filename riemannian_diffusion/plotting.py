@@ -41,7 +41,7 @@ def plot_plane(
         log_prob: `(N, 2) -> (N,)`, drawn as shades of its exponential.
         metric: Its unit balls `<v, v>_x <= 1` are drawn as ellipses on a grid: a step to any rim
             costs the same. All have one scale, and none is drawn longer than its cell.
-        num_ellipses: Of them along each axis.
+        num_ellipses: Number of ellipses along each axis.
         ellipse_size: Median half length of the ellipses, in cells of the grid.
         margin: Around the paths, as a share of their extent.
 

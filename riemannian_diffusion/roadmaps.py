@@ -30,7 +30,7 @@ from riemannian_diffusion.arguments import (
     is_finite,
 )
 from riemannian_diffusion.metrics import Metric
-from riemannian_diffusion.paths import lerp, resample, segment_lengths
+from riemannian_diffusion.paths import lerp, resample
 
 LEAP = 2.0  # a hop leaves the manifold that a metric stretches so much more than it usually does
 NUM_USUAL = 32  # hops that are measured to know what is usual
@@ -92,6 +92,7 @@ def roadmap(
             the metric exceeds the flat one more than twice as much as is usual for samples that far
             apart. A model's samples are not all on its manifold, and without a metric a few
             between two parts of it are taken for a bridge. `TangentNormalMetric` is made for this.
+            Hops lie on no path, so a score with several prompts is refused.
         max_samples: Stop when so many have been drawn.
         batch_size: Samples per batch.
         max_hop: Stop when no step of the path is longer than this share of the distance of `x0` and
@@ -177,14 +178,11 @@ def _link(graph: Graph, points: Tensor, num_neighbors: int, power: float) -> Non
 def _stretches(
     metric: Metric, points: Tensor, hops: list[tuple[int, int]]
 ) -> dict[tuple[int, int], float]:
-    """The metric's length over the flat one of straight hops, in either direction."""
+    """The metric's length over the flat length of straight hops, in either direction."""
     starts, ends = points[[i for i, _ in hops]], points[[j for _, j in hops]]  # (H, *shape)
-    strung = torch.stack([starts, (starts + ends) / 2, ends], 1).flatten(0, 1)  # hop after hop
-    lengths, flat = (
-        torch.cat([part, part[:1]]).view(-1, 3)[:, :2].sum(1)  # the third leads to the next hop
-        for part in (segment_lengths(strung, metric), segment_lengths(strung))
-    )
-    ratios = (lengths / flat.clamp(min=1e-30)).tolist()
+    halves = torch.stack([starts, (starts + ends) / 2, ends], 1)  # (H, 3, *shape)
+    flat = (halves[:, 1:] - halves[:, :-1]).flatten(2).norm(dim=2).sum(1)
+    ratios = (metric.hop_lengths(halves).sum(1) / flat.clamp(min=1e-30)).tolist()
     return {way: r for (i, j), r in zip(hops, ratios, strict=True) for way in ((i, j), (j, i))}
 
 

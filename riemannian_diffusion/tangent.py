@@ -23,7 +23,8 @@ from riemannian_diffusion.arguments import (
     check_whole,
     is_whole,
 )
-from riemannian_diffusion.score.model import ScoreModel, even_fractions
+from riemannian_diffusion.score.model import ScoreModel
+from riemannian_diffusion.score.where import Where
 
 NUM_SPARE = 8  # tangents iterated beyond those asked for
 
@@ -55,6 +56,7 @@ def tangent_spectrum(
     rtol: float = 1e-5,
     max_iterations: int = 30,
     generator: torch.Generator | None = None,
+    where: Where | None = None,
 ) -> Spectrum:
     """The largest singular values of the denoiser's Jacobian, and their left vectors.
 
@@ -65,10 +67,11 @@ def tangent_spectrum(
     Args:
         score: The score.
         x: Points `(K, *shape)`.
-        rank: How many, from 1 to the number of values of a point.
-        rtol: Ends when no value has changed by more than this share of the largest.
-        max_iterations: At most.
-        generator: Of the first tangents; seeded with 0 where None.
+        rank: Number of singular values, from 1 to the number of values of a point.
+        rtol: The iteration ends when no value has changed by more than this share of the largest.
+        max_iterations: Largest number of iterations.
+        generator: Source of the first tangents; seeded with 0 where None.
+        where: The places of the points on their paths, for scores that change along the path.
 
     Raises:
         ValueError: If points or rank are out of range.
@@ -86,10 +89,10 @@ def tangent_spectrum(
     num = min(size, rank + NUM_SPARE)
     drawn = torch.randn(len(x), num, size, generator=generator, device=generator.device)
     tangents, before = _orthonormal(drawn.to(x)), None
-    there = score.along(even_fractions(len(x)).repeat_interleave(num))  # each point's prompt
+    places = None if where is None else where.repeat_interleave(num)
     for _ in range(max_iterations):
-        pushed = _orthonormal(_each(there.jvp, score.sigma, x, tangents))
-        pulled = _each(there.vjp, score.sigma, x, pushed)  # (K, num, d): rows of Q^T J_D
+        pushed = _orthonormal(_each(score.jvp, score.sigma, x, tangents, places))
+        pulled = _each(score.vjp, score.sigma, x, pushed, places)  # (K, num, d): rows of Q^T J_D
         left, values, right = torch.linalg.svd(pulled, full_matrices=False)
         values = values[:, :rank]
         if before is not None and ((values - before).abs() <= rtol * values[:, :1]).all():
@@ -99,7 +102,7 @@ def tangent_spectrum(
     return Spectrum(values, vectors.unflatten(2, x.shape[1:]))
 
 
-def tangent_basis(score: ScoreModel, x: Tensor, dim: int) -> Tensor:
+def tangent_basis(score: ScoreModel, x: Tensor, dim: int, *, where: Where | None = None) -> Tensor:
     """Orthonormal tangents that span the tangent space, `(K, dim, *shape)`.
 
     The first `dim` vectors of `tangent_spectrum`; `denoise(x + step * basis[:, i])` is an edit.
@@ -107,7 +110,7 @@ def tangent_basis(score: ScoreModel, x: Tensor, dim: int) -> Tensor:
     Raises:
         ValueError: As `tangent_spectrum`.
     """
-    return tangent_spectrum(score, x, dim).vectors
+    return tangent_spectrum(score, x, dim, where=where).vectors
 
 
 @torch.no_grad()
@@ -119,6 +122,7 @@ def intrinsic_dimension(
     max_dim: int | None = None,
     num_samples: int | None = None,
     generator: torch.Generator | None = None,
+    where: Where | None = None,
 ) -> Dimension:
     """The dimension of the data manifold at points on or near it.
 
@@ -130,9 +134,12 @@ def intrinsic_dimension(
             noisy points around x span the normal space; the dimension is what is left beyond the
             widest gap of their singular values (Stanczuk et al., arXiv 2212.12611), which takes
             more samples than a point has values.
-        max_dim: Largest dimension "spectrum" looks for; the values of a point where None.
-        num_samples: Of "scores"; 4 times the values of a point where None.
-        generator: Of tangents or noises; seeded with 0 where None.
+        max_dim: Largest dimension that "spectrum" looks for; the number of values of a point where
+            None.
+        num_samples: Number of samples of "scores"; 4 times the number of values of a point where
+            None.
+        generator: Source of tangents or noises; seeded with 0 where None.
+        where: As in `tangent_spectrum`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -150,11 +157,12 @@ def intrinsic_dimension(
     if method == "scores":
         num = 4 * size if num_samples is None else num_samples
         check_whole(size, num_samples=num)
-        return _dimension_from_scores(score, x, num, generator)
+        return _dimension_from_scores(score, x, num, generator, where)
     rank = min(most, 7)
     while True:  # one value more than dimensions, to see the fall after the last
         num = min(size, rank + 1)
-        values = tangent_spectrum(score, x, num, rtol=1e-2, generator=generator).values
+        spectrum = tangent_spectrum(score, x, num, rtol=1e-2, generator=generator, where=where)
+        values = spectrum.values
         if rank == most or float(values[:, -1].max()) < 0.1:
             break
         rank = min(most, 2 * rank + 1)
@@ -164,15 +172,15 @@ def intrinsic_dimension(
     return Dimension(index + 1, gap)
 
 
-def _dimension_from_scores(score, x: Tensor, num: int, generator) -> Dimension:
+def _dimension_from_scores(
+    score: ScoreModel, x: Tensor, num: int, generator: torch.Generator, where: Where | None
+) -> Dimension:
     found = []
-    for u, point in zip(even_fractions(len(x)), x, strict=True):
+    for i, point in enumerate(x):
         noise = torch.randn(num, *point.shape, generator=generator, device=generator.device).to(x)
-        noisy = point + score.sigma * noise
-        values = (
-            torch.linalg.svdvals(score.sigma * score.along(u.expand(num))(noisy).flatten(1))
-            / num**0.5
-        )
+        places = None if where is None else where[[i] * num]
+        scores = score(point + score.sigma * noise, places).flatten(1)
+        values = torch.linalg.svdvals(score.sigma * scores) / num**0.5
         values = torch.cat([values[:1], values]).clamp(max=1)  # a point has no gap before the first
         gap, index = values.diff().neg().max(0)
         found.append((point.numel() - index, gap))
@@ -180,20 +188,28 @@ def _dimension_from_scores(score, x: Tensor, num: int, generator) -> Dimension:
 
 
 @torch.no_grad()
-def split_tangent(score: ScoreModel, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def split_tangent(
+    score: ScoreModel, x: Tensor, v: Tensor, where: Where | None = None
+) -> tuple[Tensor, Tensor]:
     """The tangential part `J_D v` of vectors and the normal rest, both `(K, *shape)`."""
     _check_tangents(score, x, v=v)
-    tangential = v + score.sigma**2 * score.jvp(x, v)
+    tangential = v + score.sigma**2 * score.jvp(x, v, where)
     return tangential, v - tangential
 
 
 @torch.no_grad()
 def second_fundamental_form(
-    score: ScoreModel, x: Tensor, u: Tensor, v: Tensor, *, step: float = 0.1
+    score: ScoreModel,
+    x: Tensor,
+    u: Tensor,
+    v: Tensor,
+    where: Where | None = None,
+    *,
+    step: float = 0.1,
 ) -> Tensor:
     """How the manifold bends away from its tangent space, `II(u, v)`, normal, `(K, *shape)`.
 
-    The derivative of the projection `J_D v` along `u`, made normal, by a central difference. Of a
+    The derivative of the projection `J_D v` along `u`, made normal, by a central difference. On a
     sphere of radius R it is `-<u, v> x / R^2`.
 
     Args:
@@ -201,7 +217,8 @@ def second_fundamental_form(
         x: Points of the manifold, `(K, *shape)`.
         u: Tangents, `(K, *shape)`.
         v: Tangents, `(K, *shape)`.
-        step: Of the difference, in standard deviations of the noise.
+        where: As in `tangent_spectrum`.
+        step: Step of the difference, in standard deviations of the noise.
     """
     _check_tangents(score, x, u=u, v=v)
     check_finite(step=step)
@@ -209,27 +226,31 @@ def second_fundamental_form(
         raise ValueError(f"`step` must be positive, but got {step}.")
     norms = u.flatten(1).norm(dim=1).clamp(min=1e-30).view(-1, *[1] * (x.ndim - 1))
     h = step * score.sigma / norms
-    ahead, behind = score.jvp(x + h * u, v), score.jvp(x - h * u, v)
-    return split_tangent(score, x, score.sigma**2 * (ahead - behind) / (2 * h))[1]
+    ahead, behind = score.jvp(x + h * u, v, where), score.jvp(x - h * u, v, where)
+    return split_tangent(score, x, score.sigma**2 * (ahead - behind) / (2 * h), where)[1]
 
 
-def normal_curvature(score: ScoreModel, x: Tensor, u: Tensor, *, step: float = 0.1) -> Tensor:
+def normal_curvature(
+    score: ScoreModel, x: Tensor, u: Tensor, where: Where | None = None, *, step: float = 0.1
+) -> Tensor:
     """The curvature `|II(u, u)| / |u|^2` of the manifold along tangents, `(K,)`, in 1 / length.
 
     Args:
         score: As in `second_fundamental_form`.
         x: Points of the manifold, `(K, *shape)`.
         u: Tangents, `(K, *shape)`.
+        where: As in `tangent_spectrum`.
         step: As in `second_fundamental_form`.
     """
-    bend = second_fundamental_form(score, x, u, u, step=step).flatten(1).norm(dim=1)
+    bend = second_fundamental_form(score, x, u, u, where, step=step).flatten(1).norm(dim=1)
     return bend / u.flatten(1).square().sum(1).clamp(min=1e-30)
 
 
-def _each(product: Callable[[Tensor, Tensor], Tensor], sigma: float, x: Tensor, v: Tensor):
-    """Products of `J_D` or its transpose with tangents `(K, T, d)` of every point."""
-    num = v.shape[1]
-    out = product(x.repeat_interleave(num, 0), v.reshape(-1, *x.shape[1:]))
+def _each(
+    product: Callable[..., Tensor], sigma: float, x: Tensor, v: Tensor, places: Where | None
+) -> Tensor:
+    """Products of `J_D` or its transpose with T tangents `(K, T, d)` at every point."""
+    out = product(x.repeat_interleave(v.shape[1], 0), v.reshape(-1, *x.shape[1:]), places)
     return v + sigma**2 * out.view(v.shape)
 
 

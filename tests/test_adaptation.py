@@ -356,13 +356,13 @@ def test_files_that_are_none(tmp_path):
     file = tmp_path / "a.safetensors"
     Adaptation(PROMPTS).save(file)
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=r"a\.safetensors .*damaged .*Remove it and fit again"):
+    with pytest.raises(ValueError, match=r"a\.safetensors is damaged"):
         Adaptation.load(file)
     file.write_text("no tensors")
     with pytest.raises(ValueError, match=r"a\.safetensors .*damaged"):
         Adaptation.load(file)
     save_file({"embeddings": PROMPTS}, file)
-    with pytest.raises(ValueError, match=r"a\.safetensors was not written by Adaptation\.save"):
+    with pytest.raises(ValueError, match=r"a\.safetensors holds .*not written by Adaptation\.save"):
         Adaptation.load(file)
     with pytest.raises(FileNotFoundError):
         Adaptation.load(tmp_path / "b.safetensors")
@@ -379,7 +379,7 @@ def test_adapt_is_both_fits_one_after_the_other(tiny_pipe, keyframes):
     expected = [("embeddings", i, s) for i in range(3) for s in range(2)]
     assert steps == expected + [("loras", i, s) for i in range(3) for s in range(2)]
     with torch.no_grad():
-        latents = tiny_pipe._encode(keyframes, None)
+        latents = tiny_pipe.encode(keyframes)
         prompts = tiny_pipe.encode_prompt(["a", "b", "c"], "cpu", 1, False)[0]
     given, options = (tiny_pipe.unet, tiny_pipe.scheduler, latents), {"num_steps": 2}
     options["batch_size"] = 1

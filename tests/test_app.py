@@ -40,10 +40,10 @@ from riemannian_diffusion.app.outputs import (  # noqa: E402
     summarise,
     write_files,
 )
-from riemannian_diffusion.app.studio import Cancelled, Studio  # noqa: E402
+from riemannian_diffusion.app.studio import Cancelled, Energies, Studio  # noqa: E402
+from riemannian_diffusion.events import Event  # noqa: E402
 
-BRIEF = FAST | {"num_frames": 3, "num_inference_steps": 6}
-LONG = 1000  # steps: much longer than any of these tests
+LONG = 900  # steps: much longer than any of these tests
 
 
 def quiet(phase, done, total):
@@ -55,13 +55,20 @@ def pictures(keyframes):
     return to_pil(keyframes)
 
 
+INVERSION = {name: FAST[name] for name in ("num_inference_steps", "strength")}
+SOLVE = {name: FAST[name] for name in ("num_frames", "max_evals")}
+
+
+def morphs_of(studio, images, *metrics, report=quiet, seed=0, **options):
+    """Morphs by some metrics, from one inversion."""
+    with studio.request("me", report) as asked:
+        keys = asked.invert(images, seed=seed, **INVERSION | options)
+        return [asked.morph(keys, name, seed=seed, **SOLVE) for name in metrics]
+
+
 @pytest.fixture
 def morphs(tiny_pipe, pictures):
-    studio = Studio(tiny_pipe)
-    return [
-        studio.morph("me", name, quiet, images=pictures, seed=0, **BRIEF)
-        for name in ("tangent_normal", "slerp")
-    ]
+    return morphs_of(Studio(tiny_pipe), pictures, "tangent_normal", "slerp")
 
 
 def test_prompts_are_one_for_all_or_one_each():
@@ -110,68 +117,103 @@ def test_what_is_no_image_is_named(tmp_path):
 
 
 def test_a_request_gives_what_the_pipeline_gives(tiny_pipe, pictures):
-    told = []
-    options = BRIEF | {"space": "clean"}
+    reports = []
     studio = Studio(tiny_pipe)
     assert studio.native_size == 16
-    found = studio.morph(
-        "me", "stein", lambda *phase: told.append(phase), images=pictures, seed=5, **options
-    )
+
+    def report(*phase):
+        reports.append(phase)
+
+    (found,) = morphs_of(studio, pictures, "stein", report=report, seed=5, space="clean")
     generator = torch.Generator().manual_seed(5)
-    expected = tiny_pipe(pictures, metric="stein", generator=generator, **options)
+    options = FAST | {"space": "clean", "metric": "stein", "generator": generator}
+    expected = tiny_pipe(pictures, **options)
     assert [f.tobytes() for f in found.frames] == [f.tobytes() for f in expected.frames]
     assert found.errors == expected.reconstruction_error
     for iterations, geodesic in zip(found.solves, expected.geodesics, strict=True):
-        assert tuple(i.energy for i in iterations) == geodesic.energy_history
-        assert iterations[0].num_evals == 1 and iterations[-1].num_evals <= geodesic.num_evals
-    assert told[-1][0].startswith("Solving, energy ") and told[-1][2] == 6
-    studio.morph("me", "slerp", lambda *phase: told.append(phase), images=pictures, seed=5, **BRIEF)
-    assert told[-1] == ("Sampling", 3, 3) and ("Inverting", 1, 3) in told
-    assert not tiny_pipe.unet._forward_pre_hooks
+        assert tuple(map(tuple, iterations)) == geodesic.iterates
+    phase, done, total = reports[-1]
+    assert phase.startswith("stein: Solving, energy ")
+    assert done == sum(geodesic.num_evals for geodesic in expected.geodesics) and total is None
+    morphs_of(studio, pictures, "slerp", report=report)
+    assert reports[-1] == ("slerp: Sampling", 4, 4) and ("Inverting", 1, 4) in reports
+
+
+def test_metrics_are_compared_on_one_inversion(tiny_pipe, pictures):
+    reports = []
+    metrics = ("lerp", "slerp")
+    found = morphs_of(
+        Studio(tiny_pipe), pictures, *metrics, report=lambda *phase: reports.append(phase)
+    )
+    assert found[0].frames[1].tobytes() != found[1].frames[1].tobytes()
+    phases = list(dict.fromkeys(phase for phase, _, _ in reports))
+    assert phases == [
+        "Inverting",
+        *(f"{metric}: {phase}" for metric in metrics for phase in ("Solving", "Sampling")),
+    ]
+    assert sum(phase == "Inverting" and done == 0 for phase, done, _ in reports) >= 1
+
+
+def test_energies_that_come_again_count_once():
+    energies = Energies()
+    for gap, done, energy in ((0, 1, 5.0), (1, 2, 7.0), (0, 3, 4.0), (1, 5, 6.0)):
+        event = Event("solve", done, energy=energy, gap=gap, iteration=True)
+        for _ in range(3):
+            energies(event)
+    energies(Event("solve", 6, energy=9.0, gap=1))  # an evaluation that ends no iteration
+    assert energies.solves == [[(1, 5.0), (2, 4.0)], [(1, 7.0), (3, 6.0)]]
 
 
 @pytest.mark.parametrize("kind", ["xl", "sd3", "flux", "pixels"])
 def test_every_kind_of_model(kind, pictures):
-    pipe = make(kind)
-    studio, told = Studio(pipe), []
-    options = BRIEF | {"images": pictures[:2], "seed": 0, "prompt": ""}
-    morph = studio.morph("me", "tangent_normal", lambda *phase: told.append(phase), **options)
-    assert len(morph.frames) == BRIEF["num_frames"] and told and len(morph.solves) == 1
+    studio, reports = Studio(make(kind)), []
+    (morph,) = morphs_of(
+        studio, pictures[:2], "tangent_normal", report=lambda *phase: reports.append(phase)
+    )
+    assert len(morph.frames) == FAST["num_frames"] and reports and len(morph.solves) == 1
     assert studio.native_size in (16, 256)  # Flux does not say; its pipeline does
 
 
 @pytest.mark.parametrize("metric", ["tangent_normal", "density"])
-def test_stopping_is_soon_and_leaves_the_network_alone(tiny_pipe, pictures, metric):
-    studio, left = Studio(tiny_pipe), threading.Event()
-    slow = BRIEF | {"num_inference_steps": LONG, "max_evals": LONG, "prompt": "a"}
+@pytest.mark.parametrize("stage", ["invert", "solve"])
+def test_stopping_is_soon_and_leaves_the_pipeline_alone(tiny_pipe, pictures, metric, stage):
+    studio, left, reached = Studio(tiny_pipe), threading.Event(), threading.Event()
+    steps = LONG if stage == "invert" else 8
+
+    def report(phase, done, total):
+        if stage == "invert" or "Solving" in phase:
+            reached.set()
 
     def work():
-        with pytest.raises(Cancelled):
-            studio.morph("me", metric, quiet, images=pictures, seed=0, **slow)
+        with pytest.raises(Cancelled), studio.request("me", report) as asked:
+            keys = asked.invert(
+                pictures, seed=0, prompt="a", strength=0.9, num_inference_steps=steps
+            )
+            asked.morph(keys, metric, seed=0, num_frames=LONG, max_evals=LONG)
         left.set()
 
     thread = threading.Thread(target=work)
     thread.start()
+    assert reached.wait(30)
     studio.stop("you")
-    assert not left.wait(1)
+    assert not left.wait(0.5)
     studio.stop("me")
     assert left.wait(10)
     thread.join()
-    assert not tiny_pipe.unet._forward_pre_hooks
-    assert studio.morph("me", "slerp", quiet, images=pictures, seed=0, **BRIEF).frames
+    assert morphs_of(studio, pictures, "slerp")[0].frames
 
 
 def test_files(morphs, tmp_path):
     video, packed = write_files(morphs[0], tmp_path, 12)
-    assert imageio_ffmpeg.count_frames_and_secs(video)[0] == 5
+    assert imageio_ffmpeg.count_frames_and_secs(video)[0] == 7
     with zipfile.ZipFile(packed) as archive:
-        assert archive.namelist() == [f"frame_{i:04d}.png" for i in range(5)]
+        assert archive.namelist() == [f"frame_{i:04d}.png" for i in range(7)]
         with archive.open("frame_0002.png") as file:
             assert PIL.Image.open(file).tobytes() == morphs[0].frames[2].tobytes()
 
 
 def test_sheet_and_figures(morphs):
-    assert sheet(morphs).size == (92 + 5 * 16, 2 * 16)
+    assert sheet(morphs).size == (92 + 7 * 16, 2 * 16)
     assert [line.get_label() for line in draw_energies(morphs).axes[0].lines] == [
         "tangent_normal, gap 1",
         "tangent_normal, gap 2",
@@ -232,9 +274,10 @@ def paths(pictures, tmp_path):
 
 
 def arguments(paths, **more):
-    """Of /morph, as fast as can be."""
+    """Arguments of /morph, with `FAST` options."""
     images = [{"image": handle_file(path), "caption": None} for path in paths]
-    fast = {"num_frames": 3, "steps": 6, "strength": 0.5, "max_evals": 3, "other": "none"}
+    fast = FAST | {"steps": FAST["num_inference_steps"], "other": "none"}
+    del fast["num_inference_steps"]
     return {"images": images, "prompts": ""} | fast | more
 
 
@@ -264,7 +307,7 @@ def test_five_visitors_at_once_get_their_own(served, paths, tiny_pipe, pictures)
             metric="stein",
             space="clean",
             generator=torch.Generator().manual_seed(i),
-            **BRIEF,
+            **FAST,
         )
         assert frames_in(result) == [frame.tobytes() for frame in expected.frames]
     assert len({tuple(frames_in(result)) for result in results}) == 5
@@ -307,7 +350,7 @@ def test_bad_input_is_a_message_and_the_page_goes_on(served, paths, tmp_path):
     cases = [
         (arguments(paths[:1]), "A morph needs at least 2 images, but got 1"),
         (arguments([]), "A morph needs at least 2 images, but got 0"),
-        (arguments(paths, prompts="a\nb"), "one prompt or one per image, but got 2 prompts for 3"),
+        (arguments(paths, prompts="a\nb"), "one for each, but there are 2 for 3 keyframes"),
         (arguments([paths[0], str(tmp_path / "broken.png")]), "broken.png cannot be read"),
         (arguments(paths, width=15), "Height and width must be multiples of 2"),
         (arguments(paths, width=9000), "Width and height must be from 1 to 64"),
@@ -320,7 +363,7 @@ def test_bad_input_is_a_message_and_the_page_goes_on(served, paths, tmp_path):
             client.predict(api_name="/morph", **given)
         assert message in str(error.value)
     good = client.predict(api_name="/morph", **arguments(paths, metric="slerp"))
-    assert len(frames_in(good)) == 5
+    assert len(frames_in(good)) == 7
 
 
 def test_page_asks_no_other_machine(served):

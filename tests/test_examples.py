@@ -125,9 +125,8 @@ def test_globe(capsys):
 @pytest.mark.parametrize("only", ["beyond", "edits", "blend", "analogy"])
 def test_edits(only, tmp_path, monkeypatch):
     example = load("examples", "edits")
-    monkeypatch.setattr(
-        example, "FAST", {"num_inference_steps": 5, "max_evals": 2, "num_frames": 3}
-    )
+    monkeypatch.setattr(example, "NUM_STEPS", 5)
+    monkeypatch.setattr(example, "SOLVE", {"max_evals": 2, "num_frames": 3})
     example.main(["--output", str(tmp_path / "edits.png"), "--only", only])
     with PIL.Image.open(tmp_path / "edits.png") as sheet:
         assert sheet.size == (92 + 9 * 64, 64 * (3 if only == "edits" else 1))

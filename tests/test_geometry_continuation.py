@@ -10,10 +10,8 @@ from problems import HypersphereScore, circle
 from torch.testing import assert_close
 
 from riemannian_diffusion import (
-    EuclideanMetric,
     GaussianMixtureScore,
     SharedNoiseScore,
-    TangentNormalMetric,
     analogy,
     extrapolate,
     length,
@@ -31,7 +29,7 @@ def test_goes_on_along_the_great_circle(num_points):
 
     path = at(torch.linspace(0, 1.0, num_points, dtype=torch.float64))
     distance = math.pi / 2
-    longer = extrapolate(EuclideanMetric(), path, distance, project=to_sphere)
+    longer = extrapolate(path, distance, project=to_sphere)
     assert torch.equal(longer[:num_points], path)
     step = 1.0 / (num_points - 1)
     num_steps = round(distance / step)
@@ -47,7 +45,7 @@ def test_goes_on_along_the_great_circle(num_points):
 def test_ninety_degrees_more_of_a_circle_by_its_score():
     problem = circle(8, angle=1.0)
     path = problem.geodesic(torch.linspace(0, 1, 17))
-    longer = extrapolate(TangentNormalMetric(problem.score), path, math.pi / 2)
+    longer = extrapolate(path, math.pi / 2, project=problem.score.denoise)
     assert float(problem.distance(longer).max()) < 0.02
     true = problem.geodesic(torch.linspace(0, 1 + math.pi / 2, len(longer)))
     assert float((longer - true).norm(dim=1).max()) < 0.02
@@ -59,36 +57,36 @@ def test_it_ends_where_the_data_end():
     level = problem.score
     arc = problem.geodesic(torch.linspace(0, 1.6, 400))
     path = problem.geodesic(torch.linspace(0, 1, 17))
-    metric = TangentNormalMetric(GaussianMixtureScore(arc, level.sigma))
-    found = extrapolate(metric, path, 2.0)
+    denoise = GaussianMixtureScore(arc, level.sigma).denoise
+    found = extrapolate(path, 2.0, project=denoise)
     on = len(found) - len(path)
     assert 1.4 < 1 + on / 16 < 1.75
-    assert len(extrapolate(metric, path, 2.0, max_residual=math.inf)) == 17 + 32
-    assert len(extrapolate(TangentNormalMetric(level), path, 2.0)) == 17 + 32
+    assert len(extrapolate(path, 2.0, project=denoise, max_residual=math.inf)) == 17 + 32
+    assert len(extrapolate(path, 2.0, project=level.denoise)) == 17 + 32
 
     def leaving(x):  # beyond 1.2 radians it no longer knows where the circle is
         turned = torch.atan2((x - path[0]) @ side, x @ path[0])
         return torch.where(turned[:, None] > 1.2, 1.5 * to_sphere(x), to_sphere(x))
 
     side = problem.geodesic(torch.tensor([math.pi / 2]))[0]
-    found = extrapolate(metric, path, 2.0, project=leaving)
+    found = extrapolate(path, 2.0, project=leaving)
     assert 17 <= len(found) < 17 + 8
 
 
-def test_the_metric_s_own_denoiser_is_used():
+def test_a_score_under_a_shared_noise_projects_by_its_denoiser():
     problem = circle(4, angle=1.0)
     level = GaussianMixtureScore(problem.score.means, 0.1)
     noise = randn(3, 4)
     score = SharedNoiseScore(level, noise)
     path = problem.geodesic(torch.linspace(0, 1, 17))
-    found = extrapolate(TangentNormalMetric(score), path, 1.0)
-    assert torch.equal(found, extrapolate(EuclideanMetric(), path, 1.0, project=score.denoise))
+    found = extrapolate(path, 1.0, project=score.denoise)
+    assert len(found) == 33
     assert float(problem.distance(found).max()) < 0.02
 
 
 def test_at_least_one_step_of_the_asked_length():
     path = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
-    longer = extrapolate(EuclideanMetric(), path, 0.25, project=lambda x: x)
+    longer = extrapolate(path, 0.25, project=lambda x: x)
     assert_close(longer, torch.tensor([[0, 0], [1, 0], [1.25, 0]], dtype=torch.float64))
 
 
@@ -100,7 +98,7 @@ def test_a_projection_that_holds_back_is_overcome():
         ahead = x - torch.tensor([[0.0, 1.0]], dtype=x.dtype)
         return x - 0.01 * ahead / ahead.norm().clamp(min=1e-30)
 
-    longer = extrapolate(EuclideanMetric(), path, 0.5, project=hold_back)
+    longer = extrapolate(path, 0.5, project=hold_back)
     assert float(length(longer[1:])) == pytest.approx(0.5, rel=0.011)
 
 
@@ -115,12 +113,12 @@ def test_a_projection_that_holds_back_is_overcome():
         ({"distance": 0}, "`distance` must be positive and finite, but got 0"),
         ({"distance": math.inf}, "`distance` must be positive and finite, but got inf"),
         ({"max_residual": 0}, "`max_residual` must be positive, but got 0"),
-        ({"project": None}, "EuclideanMetric has no score to denoise with: give `project`"),
+        ({"project": None}, "`project` must be a function, but got NoneType"),
     ],
 )
 def test_bad_input(arguments, message):
     good = {"path": slerp(torch.tensor([1.0, 0]), torch.tensor([0, 1.0]), 3), "distance": 1.0}
-    options = {"metric": EuclideanMetric(), "project": to_sphere} | good | arguments
+    options = {"project": to_sphere} | good | arguments
     with pytest.raises(ValueError, match=message):
         extrapolate(**options)
 

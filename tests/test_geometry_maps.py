@@ -27,6 +27,7 @@ from riemannian_diffusion import (
     logarithm_map,
     parallel_transport,
 )
+from riemannian_diffusion.score import Where
 
 HALF_TURN = math.pi
 
@@ -222,8 +223,7 @@ def test_logarithms_under_a_path_of_prompts_start_at_its_first():
     energy = metric.energy(torch.cat([start[None], path[1:]])).sum()
     (expected,) = torch.autograd.grad(energy, start)
     v = logarithm_map(metric, x, y, **options)
-    there = metric.along(torch.zeros(1))
-    momentum = there.embed_vjp(x[None], there.embed_jvp(x[None], v[None]))[0]
+    momentum = metric.flat(x[None], v[None], Where(0.0))[0]
     assert_close(momentum, -expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
@@ -386,7 +386,10 @@ ONE = vector(1, 2)
         ),
         (lambda: logarithm_map(FLAT, ONE, vector(1)), "of one shape"),
         (lambda: logarithm_map(Sphere(math.inf), ONE, ONE + 1), "No geodesic was found"),
-        (lambda: parallel_transport(HalfPlane(), ONE[None], ONE), "needs a PullbackMetric"),
+        (
+            lambda: parallel_transport(HalfPlane(), torch.stack([ONE, ONE]), ONE),
+            "needs a PullbackMetric",
+        ),
         (lambda: parallel_transport(FLAT, NAN[None], ONE), "`path` must be .* finite values"),
         (lambda: parallel_transport(FLAT, ONE[None], vector(1)), "of one shape"),
         (lambda: frechet_mean(FLAT, NAN[None]), "`points` must be .* finite values"),

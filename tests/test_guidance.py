@@ -117,7 +117,7 @@ def test_a_metric_reads_it_with_prompts_along_the_path():
     metric = TangentNormalMetric(ManifoldGuidedScore(*pair, 3.0))
     ends = randn(2, 2, 8, 8)
     found = geodesic(metric, *ends, num_points=4, max_evals=5)
-    assert found.energy_history[-1] < found.energy_history[0] and metric.points_at_once(ends) == 2
+    assert found.iterates[-1][1] < found.iterates[0][1] and metric.points_at_once(ends) == 2
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_points_of_any_shape(case):
     assert_close(wide.as_matrix(x), flat.as_matrix(X), rtol=1e-10, atol=1e-10)
     assert_close(wide.energy(x), flat.energy(X), rtol=1e-10, atol=1e-10)
     if case.metric is SteinScoreMetric:
-        assert_close(wide.inverse(x, v).view(6, D), flat.inverse(X, V), rtol=1e-10, atol=1e-10)
+        assert_close(wide.sharp(x, v).view(6, D), flat.sharp(X, V), rtol=1e-10, atol=1e-10)
 
 
 @every_pullback
@@ -198,9 +198,9 @@ def test_inner_is_that_of_the_embedding(case):
 def test_inverse(case):
     metric, matrix = case.make(), case.matrix(X)
     expected = torch.linalg.solve(matrix, V)
-    assert_close(metric.inverse(X, V), expected, rtol=1e-8, atol=1e-9)
+    assert_close(metric.sharp(X, V), expected, rtol=1e-8, atol=1e-9)
     product = (matrix @ V[..., None]).squeeze(-1)
-    assert_close(metric.inverse(X, product), V, rtol=1e-8, atol=1e-8)
+    assert_close(metric.sharp(X, product), V, rtol=1e-8, atol=1e-8)
 
 
 # ----------------------------------------------------------------------------------------- energy

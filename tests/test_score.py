@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from riemannian_diffusion import (
     DiffusionScore,
     GaussianMixtureScore,
+    ManifoldGuidedScore,
     ScoreJacobianMetric,
     ScoreModel,
     SharedNoiseScore,
@@ -28,6 +29,7 @@ from riemannian_diffusion import (
     TangentNormalMetric,
     geodesic,
 )
+from riemannian_diffusion.score import DenoiserScore, Where
 from riemannian_diffusion.score.attention import BlockwiseAttention
 
 
@@ -516,7 +518,8 @@ def test_paths_of_prompts():
         (five[:3], torch.stack([five[0], five[:2].mean(0), five[1], five[1:3].mean(0), five[2]])),
     ):
         score = DiffusionScore(model, SCHEDULER, 300, encoder_hidden_states=given)
-        assert_close(score(x), -raw_noise(model, x, used) / score.sigma, rtol=1e-10, atol=1e-10)
+        expected = -raw_noise(model, x, used) / score.sigma
+        assert_close(score(x, Where.even(5)), expected, rtol=1e-10, atol=1e-10)
     assert (raw_noise(model, x, five) - raw_noise(model, x, one.expand(5, -1, -1))).norm() > 1e-3
 
 
@@ -542,7 +545,7 @@ def test_modes_combine_the_models_outputs(mode):
     )
     noise = MODES[mode](raw_noise(model, x, cond), raw_noise(model, x, neg.expand(4, -1, -1)))
     sigma = (1 - float(SCHEDULER.alphas_cumprod[300])) ** 0.5
-    assert_close(score(x), -noise / sigma, rtol=1e-9, atol=1e-10)
+    assert_close(score(x, Where.even(4)), -noise / sigma, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -550,7 +553,7 @@ def test_size_of_batches_changes_nothing(mode):
     model = prompted_score_unet()
     sizes = []
     model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    x, v = images(5, 1), images(5, 2)
+    x, v, where = images(5, 1), images(5, 2), Where.even(5)
     results = []
     for max_batch_size in (None, 2, 1):
         score = DiffusionScore(
@@ -565,11 +568,11 @@ def test_size_of_batches_changes_nothing(mode):
         )
         sizes.clear()
         points = x.clone().requires_grad_()
-        value = score(points)
+        value = score(points, where)
         (gradient,) = torch.autograd.grad((value * v).sum(), points)
         with torch.no_grad():
-            assert_close(score(x), value.detach(), rtol=1e-10, atol=1e-10)
-        results.append([value.detach(), gradient, score.jvp(x, v), score.vjp(x, v)])
+            assert_close(score(x, where), value.detach(), rtol=1e-10, atol=1e-10)
+        results.append([value.detach(), gradient, score.jvp(x, v, where), score.vjp(x, v, where)])
         assert max(sizes) == (max_batch_size or 5)
         assert all(parameter.grad is None for parameter in model.parameters())
     for result in results[1:]:
@@ -726,21 +729,118 @@ def test_unknown_prediction_types_are_named():
         DiffusionScore(nn.Linear(1, 1), scheduler, 5)
 
 
+def test_bad_prompts():
+    model, x = prompted_score_unet(), images(2)
+    with pytest.raises(ValueError, match=r"`encoder_hidden_states` must be \(1, L, C\), \(P, L, C"):
+        DiffusionScore(model, SCHEDULER, 5, encoder_hidden_states=embeddings(1)[0])
+    several = DiffusionScore(model, SCHEDULER, 5, encoder_hidden_states=embeddings(3))
+    for call in (several, lambda x: several.jvp(x, x), lambda x: several.vjp(x, x)):
+        with pytest.raises(ValueError, match=r"`encoder_hidden_states` changes .*where=Where\("):
+            call(x)
+    with pytest.raises(ValueError, match="a place for each of 2 points, but has 3"):
+        several(x, Where.even(3))
+    paths = DiffusionScore(model, SCHEDULER, 5, encoder_hidden_states=embeddings(2, 3))
+    with pytest.raises(ValueError, match="for 2 paths, but a point lies on path number 3"):
+        paths(x, Where.even(2, pair=2))
+
+
+# ---------------------------------------------------------------------------- places and slices
+
+
+def prompted(**options):
+    return DiffusionScore(
+        prompted_score_unet(),
+        SCHEDULER,
+        300,
+        encoder_hidden_states=embeddings(2, 2, seed=12),
+        negative_hidden_states=embeddings(3, seed=13),
+        guidance_scale=2.5,
+        mode="guided",
+        **options,
+    )
+
+
+PLACED = {
+    "prompts": prompted,
+    "in chunks": lambda: prompted(max_batch_size=3),
+    "noises of each pair": lambda: SharedNoiseScore(prompted(), randn(2, 3, 2, 8, 8, seed=5)),
+    "guided along the manifold": lambda: ManifoldGuidedScore(prompted(), prompted(), 3.0),
+}
+
+
+@pytest.mark.parametrize("make", PLACED.values(), ids=PLACED.keys())
+def test_every_point_depends_on_its_own_place_alone(make):
+    """A call on some of the points gives some of the values; batches of one size round alike."""
+    score = make()
+    x, v = images(6, 1), images(6, 2)
+    where = Where([0.0, 0.2, 0.5, 1.0, 0.7, 0.3], [0, 1, 1, 0, 1, 0])
+    calls = {
+        "score": lambda i: score(x[i], where[i]),
+        "denoise": lambda i: score.denoise(x[i], where[i]),
+        "jvp": lambda i: score.jvp(x[i], v[i], where[i]),
+        "vjp": lambda i: score.vjp(x[i], v[i], where[i]),
+        "stack": lambda i: score.stack(x[i], where[i]),
+        "energy": lambda i: TangentNormalMetric(score).embed(x[i], where[i]),
+        "inner": lambda i: TangentNormalMetric(score).inner(x[i], v[i], v[i], where[i]),
+        "Stein": lambda i: SteinScoreMetric(score).inner(x[i], v[i], v[i], where[i]),
+    }
+    for call in calls.values():
+        whole = call(slice(None))
+        for index in (slice(4), slice(2, 3), [5, 0, 3]):
+            scale = float(whole.abs().max())
+            assert_close(call(index), whole[index], rtol=1e-12, atol=1e-12 * scale)
+    moved = Where(where.u.flip(0), where.pair)
+    assert (score(x, moved) - score(x, where)).abs().max() > 1e-6
+
+
+def test_methods_without_places_are_the_same_at_all_places():
+    mixture = GaussianMixtureScore(randn(4, 3), 0.5)
+
+    class Own(ScoreModel):
+        alpha, sigma = 1.0, 0.5
+
+        def __call__(self, x):
+            return mixture(x)
+
+    x, v = randn(5, 3, seed=1), randn(5, 3, seed=2)
+    metric, expected = TangentNormalMetric(Own()), TangentNormalMetric(mixture)
+    assert_close(metric.energy(x), expected.energy(x))
+    assert_close(metric.inner(x, v, v, Where.even(5)), expected.inner(x, v, v))
+
+
+# ---------------------------------------------------------------------------------- any denoiser
+
+
+def test_a_denoiser_is_read_by_tweedies_formula():
+    exact = GaussianMixtureScore(randn(5, 2, 3, seed=1), 0.7, std=0.3, alpha=0.8)
+    score = DenoiserScore(exact.denoise, 0.7, alpha=0.8)
+    x, v = randn(4, 2, 3, seed=2), randn(4, 2, 3, seed=3)
+    assert_close(score(x), exact(x), rtol=1e-12, atol=1e-12)
+    assert_close(score.denoise(x), exact.denoise(x), rtol=0, atol=0)
+    assert_close(score.jvp(x, v), exact.jvp(x, v), rtol=1e-10, atol=1e-10)
+    assert_close(score.vjp(x, v), exact.vjp(x, v), rtol=1e-10, atol=1e-10)
+    assert (score.alpha, score.sigma) == (0.8, 0.7)
+    metric, expected = TangentNormalMetric(score), TangentNormalMetric(exact)
+    assert_close(metric.as_matrix(x), expected.as_matrix(x), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize(
-    "hidden, num, message",
+    "function, options, message",
     [
-        (embeddings(3), 1, "path of 3 prompts: one point alone has no place on it"),
-        (
-            embeddings(1)[0],
-            2,
-            r"`encoder_hidden_states` must be \(1, L, C\), \(P, L, C\) or \(B, P, L, C\)",
-        ),
+        (3, {"sigma": 1.0}, "`function` must be a function, but got int"),
+        (lambda x: x, {"sigma": 0.0}, "`sigma` and `alpha` must be positive"),
+        (lambda x: x, {"sigma": 1.0, "alpha": -1.0}, "`sigma` and `alpha` must be positive"),
     ],
 )
-def test_bad_prompts(hidden, num, message):
-    score = DiffusionScore(prompted_score_unet(), SCHEDULER, 5, encoder_hidden_states=hidden)
+def test_bad_denoisers(function, options, message):
     with pytest.raises(ValueError, match=message):
-        score(images(num))
+        DenoiserScore(function, **options)
+
+
+@pytest.mark.parametrize("function", [lambda x: x[:1], lambda x: 3])
+def test_a_denoiser_of_another_shape(function):
+    with pytest.raises(ValueError, match=r"points of the shape of its argument, \(2, 3\), but"):
+        DenoiserScore(function, 1.0)(torch.zeros(2, 3))
 
 
 def test_models_of_another_output_shape_are_refused():

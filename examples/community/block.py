@@ -1,4 +1,4 @@
-"""Geodesic morphs as one block of diffusers' modular pipelines, of Stable Diffusion XL.
+"""Geodesic morphs with Stable Diffusion XL, as one block of diffusers' modular pipelines.
 
 pipe = GeodesicInterpolationBlock().init_pipeline("stabilityai/stable-diffusion-xl-base-1.0")
 pipe.load_components(torch_dtype=torch.float16)
@@ -8,6 +8,7 @@ frames = pipe(image=[image_a, image_b], prompt=["a cat", "a dog"], output="frame
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
 
 from diffusers import (
     AutoencoderKL,
@@ -18,7 +19,10 @@ from diffusers import (
 from diffusers.modular_pipelines import ComponentSpec, InputParam, OutputParam
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from riemannian_diffusion.pipelines import GeodesicInterpolationXLPipeline
+from riemannian_diffusion.pipelines import (
+    GeodesicInterpolationOutput,
+    GeodesicInterpolationXLPipeline,
+)
 
 COMPONENTS = {
     "unet": UNet2DConditionModel,
@@ -30,7 +34,7 @@ COMPONENTS = {
     "scheduler": DDIMScheduler,
 }
 
-OUTPUTS = ("frames", "geodesics", "latents", "reconstruction_error", "nsfw_content_detected")
+OUTPUTS = tuple(item.name for item in fields(GeodesicInterpolationOutput))
 
 
 class GeodesicInterpolationBlock(ModularPipelineBlocks):
@@ -40,7 +44,7 @@ class GeodesicInterpolationBlock(ModularPipelineBlocks):
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
-        """Those of Stable Diffusion XL."""
+        """The components of Stable Diffusion XL."""
         return [ComponentSpec(name, kind) for name, kind in COMPONENTS.items()]
 
     @property
@@ -61,7 +65,7 @@ class GeodesicInterpolationBlock(ModularPipelineBlocks):
         return [OutputParam(name) for name in OUTPUTS]
 
     def __call__(self, components, state):
-        """Run the pipeline with the components that are there."""
+        """Run the pipeline with the components of the block."""
         block = self.get_block_state(state)
         pipe = GeodesicInterpolationXLPipeline(**{n: getattr(components, n) for n in COMPONENTS})
         found = pipe(**{one.name: getattr(block, one.name) for one in self.inputs})

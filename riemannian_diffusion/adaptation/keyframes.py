@@ -1,9 +1,8 @@
-"""What is fitted to the keyframes of one morph, and kept."""
+"""Embeddings and LoRAs that are fitted to the keyframes of one morph, and kept in a file."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,24 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from riemannian_diffusion import files
 from riemannian_diffusion.adaptation.fitting import fit_embeddings, fit_lora
-from riemannian_diffusion.media import write_atomically
 from riemannian_diffusion.runtime import __version__
-
-FORMAT = "riemannian_diffusion"
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What was fitted to the P keyframes of a morph.
+    """Embeddings and LoRAs that were fitted to the P keyframes of a morph.
 
     Attributes:
         embeddings: Their prompt embeddings `(P, L, C)`, or None.
         loras: Their LoRAs as `fit_lora` returns them, or None.
+
+    Raises:
+        ValueError: If there are neither, or they are for different numbers of keyframes.
     """
 
     embeddings: Tensor | None = None
@@ -46,23 +44,15 @@ class Adaptation:
 
     @property
     def num_images(self) -> int:
-        """How many it was fitted to."""
-        return len(self.loras if self.embeddings is None else self.embeddings)
+        """The number of images to which it was fitted."""
+        return len(self.loras or ()) if self.embeddings is None else len(self.embeddings)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write it to one safetensors file, under a temporary name first."""
         tensors = {} if self.embeddings is None else {"embeddings": self.embeddings}
         for i, lora in enumerate(self.loras or []):
             tensors |= {f"lora.{i}.{name}": value for name, value in lora.items()}
-        ranks = [len(value) for name, value in tensors.items() if name.endswith(".lora_A.weight")]
-        metadata = {
-            "format": FORMAT,
-            "version": __version__,
-            "num_images": str(self.num_images),
-            "rank": str(max(ranks, default=0)),
-        }
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        write_atomically(Path(path), lambda file: save_file(tensors, file, metadata))
+        files.save(path, "Adaptation", tensors, {"num_loras": len(self.loras or [])})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Adaptation:
@@ -72,25 +62,20 @@ class Adaptation:
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged or something else.
         """
-        advice = "Remove it and fit again, with `adapt`."
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no adaptation, or damaged ({error}). {advice}") from error
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} was not written by Adaptation.save. {advice}")
+        return files.load(path, "Adaptation", cls._unpacked)
+
+    @classmethod
+    def _unpacked(cls, tensors: dict[str, Tensor], settings: dict[str, Any]) -> Adaptation:
         embeddings = tensors.pop("embeddings", None)
-        loras: list[dict[str, Tensor]] = [{} for _ in range(int(metadata["num_images"]))]
+        loras: list[dict[str, Tensor]] = [{} for _ in range(settings["num_loras"])]
         for key, value in tensors.items():
             _, index, name = key.split(".", 2)
             loras[int(index)][name] = value
-        return cls(embeddings, loras if tensors else None)
+        return cls(embeddings, loras or None)
 
 
 def adapt(
-    pipe,
+    pipe: Any,
     images: Sequence,
     prompts: str | Sequence[str] = "",
     *,
@@ -108,15 +93,15 @@ def adapt(
 
     Args:
         pipe: A `GeodesicInterpolationPipeline`; it stays as it is.
-        images: Its keyframes, as the pipeline takes them.
+        images: The keyframes, as the pipeline takes them.
         prompts: One prompt, or one per keyframe: where the embeddings start.
         embedding_steps: Steps per image for its embedding; 0 keeps the prompts.
-        embedding_lr: Their learning rate.
+        embedding_lr: Learning rate of the embeddings.
         lora_steps: Steps per image for its LoRA; 0 fits none.
-        lora_lr: Their learning rate.
+        lora_lr: Learning rate of the LoRAs.
         rank: As in `fit_lora`.
-        batch_size: Noises per step.
-        seed: Of all draws.
+        batch_size: Number of noises per step.
+        seed: Seed of all random numbers.
         cache_dir: A folder where the result is kept under a hash of everything it depends on, and
             found next time. A damaged file is fitted again, with a warning.
         callback: Called as `callback(part, image, step, loss)` after every step, `part` being
@@ -147,23 +132,21 @@ def adapt(
         "batch_size": batch_size,
         "seed": seed,
     }
-    with torch.no_grad():
-        pixels = pipe.pixels(images)
-        if len(texts) not in (1, len(pixels)):
-            raise ValueError(
-                f"`prompts` must be one prompt or one per image, but got {len(texts)} prompts for "
-                f"{len(pixels)} images."
-            )
-        file = cache_dir and Path(
-            cache_dir, f"{_digest(pipe, pixels, texts, settings)}.safetensors"
+    pixels = pipe.pixels(images)  # refuses what the pipeline does not take
+    if len(texts) not in (1, len(pixels)):
+        raise ValueError(
+            f"`prompts` must be one prompt or one per image, but got {len(texts)} prompts for "
+            f"{len(pixels)} images."
         )
-        if file and file.exists():
-            try:
-                return Adaptation.load(file)
-            except ValueError as error:
-                warnings.warn(f"Fitting again: {error}", stacklevel=2)
-        latents = pipe.encode(pixels)
-        embeddings = pipe.encode_prompt(texts, pipe.device_of_work, 1, False)[0]
+    file = cache_dir and Path(cache_dir, f"{_digest(pipe, pixels, texts, settings)}.safetensors")
+    if file and file.exists():
+        try:
+            return Adaptation.load(file)
+        except ValueError as error:
+            warnings.warn(f"Fitting again: {error}", stacklevel=2)
+    latents = pipe.encode(pixels)
+    conditions = pipe.condition(texts, do_classifier_free_guidance=False)
+    embeddings = conditions.positive["encoder_hidden_states"].values[0]  # (1 or P, L, C)
 
     total = (embedding_steps + lora_steps) * len(pixels)
     fitted, loras = None, None
@@ -207,19 +190,9 @@ def adapt(
     return adaptation
 
 
-def _digest(pipe, pixels: Tensor, texts: list[str], settings: dict[str, Any]) -> str:
-    """A hash of everything that an adaptation depends on.
-
-    Of each weight at most 2,047 entries, evenly spread, are read: another network differs in them.
-    """
-    digest = hashlib.sha256()
+def _digest(pipe: Any, pixels: Tensor, texts: list[str], settings: dict[str, Any]) -> str:
+    """A hash of everything that an adaptation depends on."""
+    parts = (pipe.unet, pipe.vae, pipe.text_encoder)
     configs = [dict(part.config) for part in (pipe.unet, pipe.vae, pipe.scheduler)]
-    described = [__version__, texts, settings, configs]
-    digest.update(json.dumps(described, sort_keys=True, default=str).encode())
-    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
-        for name, weight in module.state_dict().items():
-            entries = weight.flatten()[:: max(1, weight.numel() // 1024)].cpu().contiguous()
-            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-            digest.update(entries.view(torch.uint8).numpy().tobytes())
-    digest.update(f"{tuple(pixels.shape)}".encode() + pixels.cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]
+    shown = [tuple(pixels.shape), hashlib.sha256(pixels.cpu().numpy().tobytes()).hexdigest()]
+    return files.digest_of(parts, __version__, texts, settings, configs, shown)

@@ -21,9 +21,11 @@ from riemannian_diffusion.app.outputs import (
     summarise,
     write_files,
 )
-from riemannian_diffusion.app.studio import Cancelled, Studio
-from riemannian_diffusion.pipelines.gaps import CURVES, METRICS
+from riemannian_diffusion.app.studio import Cancelled, Morph, Studio
+from riemannian_diffusion.pipelines.curves import CURVES, METRICS
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.morph_stages import check_metric
+from riemannian_diffusion.score.diffusion import is_flow
 
 NO_METRIC = "none"
 METRIC_NAMES = [*METRICS, *CURVES]
@@ -128,41 +130,49 @@ def build(pipe: GeodesicInterpolationMixin) -> gr.Blocks:
         ) -> Iterator[dict]:
             compared = other not in (NO_METRIC, metric)
             names = [metric, other] if compared else [metric]
-            morphs, written = [], []
+            morphs: list[Morph] = []
+            written: list[str] = []
             with _as_messages(), tempfile.TemporaryDirectory() as folder:
                 check_numbers(frames=num_frames, fps=fps, strength=strength, guidance=guidance)
                 check_numbers(steps=steps, evaluations=max_evals, seed=seed)
                 size = check_size(width, height, studio.native_size)
-                options = {
-                    "images": fit_images([path for path, _ in images or []], size),
-                    "seed": int(seed),
-                    "prompt": parse_prompts(prompts),
-                    "negative_prompt": negative,
-                    "num_frames": int(num_frames),
-                    "strength": strength,
-                    "guidance_scale": guidance,
-                    "num_inference_steps": int(steps),
-                    "max_evals": int(max_evals),
-                    "space": space,
-                }
-                for name, video in zip(names, videos, strict=False):
-                    report = partial(_show, progress, name)
+                shown = fit_images([path for path, _ in images or []], size)
+                for name in names:
+                    check_metric(name, space, is_flow(pipe.scheduler))
+                report = partial(_show, progress)
+                with studio.request(request.session_hash, report) as asked:
                     try:
-                        morph = studio.morph(request.session_hash, name, report, **options)
+                        keys = asked.invert(
+                            shown,
+                            seed=int(seed),
+                            prompt=parse_prompts(prompts),
+                            negative_prompt=negative,
+                            space=space,
+                            strength=strength,
+                            num_inference_steps=int(steps),
+                            guidance_scale=guidance,
+                        )
+                        for name, video in zip(names, videos, strict=False):
+                            morph = asked.morph(
+                                keys,
+                                name,
+                                seed=int(seed),
+                                num_frames=int(num_frames),
+                                max_evals=int(max_evals),
+                            )
+                            morphs.append(morph)
+                            written += write_files(morph, Path(folder), fps)
+                            yield {
+                                status: summarise(morphs),
+                                videos[1]: gr.Video(visible=compared),
+                                video: gr.Video(written[-2], label=name, visible=True),
+                                frames: sheet(morphs),
+                                energies: draw_energies(morphs),
+                                speeds: draw_speeds(morphs),
+                                files: written,
+                            }
                     except Cancelled:
                         yield {status: CANCELLED}
-                        return
-                    morphs.append(morph)
-                    written += write_files(morph, Path(folder), fps)
-                    yield {
-                        status: summarise(morphs),
-                        videos[1]: gr.Video(visible=compared),
-                        video: gr.Video(written[-2], label=name, visible=True),
-                        frames: sheet(morphs),
-                        energies: draw_energies(morphs),
-                        speeds: draw_speeds(morphs),
-                        files: written,
-                    }
 
         def stop(request: gr.Request) -> str:
             studio.stop(request.session_hash)
@@ -191,8 +201,9 @@ def serve(pipe: GeodesicInterpolationMixin, host: str, port: int) -> None:
 
     Args:
         pipe: The pipeline, on its device.
-        host: Who may open it: "127.0.0.1" is this machine alone, "0.0.0.0" the whole network.
-        port: Where.
+        host: The address to listen on: "127.0.0.1" for this machine alone, "0.0.0.0" for the whole
+            network.
+        port: The port to listen on.
 
     Raises:
         OSError: If the port is taken or the address is not this machine's.
@@ -203,8 +214,9 @@ def serve(pipe: GeodesicInterpolationMixin, host: str, port: int) -> None:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
             raise OSError(f"--port {port} of --host {host} cannot be used: {error}") from error
-    options = {"share": False, "ssr_mode": False, "max_file_size": "50mb"}
-    build(pipe).launch(server_name=host, server_port=port, **options)
+    build(pipe).launch(
+        server_name=host, server_port=port, share=False, ssr_mode=False, max_file_size="50mb"
+    )
 
 
 @contextmanager
@@ -217,8 +229,8 @@ def _as_messages() -> Iterator[None]:
         raise gr.Error(text, print_exception=isinstance(error, RuntimeError)) from error
 
 
-def _show(progress: gr.Progress, name: str, phase: str, done: int, total: int) -> None:
-    progress((done, total), desc=f"{name}: {phase}")
+def _show(progress: gr.Progress, phase: str, done: int, total: int | None) -> None:
+    progress((done, total), desc=phase)
 
 
 def _video(visible: bool) -> gr.Video:

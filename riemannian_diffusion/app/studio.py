@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import PIL.Image
 import torch
 
-from riemannian_diffusion.geodesics import Geodesic, PathLBFGS
+from riemannian_diffusion.events import Event
+from riemannian_diffusion.geodesics import Geodesic
+from riemannian_diffusion.pipelines import Keyframes
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.progress import TITLES
 
-Report = Callable[[str, int, int], None]
+Report = Callable[[str, int, int | None], None]
 
 
 class Iteration(NamedTuple):
@@ -31,12 +33,12 @@ class Morph:
     """One finished morph.
 
     Attributes:
-        name: Of the metric.
+        name: Name of the metric.
         frames: PIL images.
         geodesics: One per gap between images; None for a curve that is no geodesic.
-        solves: Iterations of each solve.
+        solves: Iterations of the solve of each gap; empty for a curve.
         errors: Reconstruction error of each image.
-        seconds: It took.
+        seconds: Time that the path, its sampling and its decoding took, without inversion.
     """
 
     name: str
@@ -51,126 +53,142 @@ class Cancelled(Exception):
     """A request was told to stop."""
 
 
-class _Bar:
-    """What the pipeline takes for a progress bar: tells of every step."""
-
-    def __init__(self, report: Report, total: int):
-        self.n, self._total, self._report, self._text, self._more = 0, total, report, "", ""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-    def set_description(self, text: str) -> None:
-        self._text = text
-
-    def set_postfix(self, energy: str, refresh: bool) -> None:
-        self._more = f", energy {energy}"
-
-    def update(self, steps: int = 1) -> None:
-        self.n += steps
-        self._report(self._text + self._more, self.n, self._total)
-
-
-class _RecordingLBFGS(PathLBFGS):
-    """The default solver; keeps energies against evaluations, one list for each solve."""
+class Energies:
+    """Records the energies of a solve from its events."""
 
     def __init__(self):
-        super().__init__()
-        self.solves: list[list[Iteration]] = []
+        self._done = 0
+        self._spent: dict[int, int] = {}  # number of the gap -> evaluations for it
+        self._found: dict[int, dict[int, float]] = {}  # gap -> evaluations -> energy
 
-    def iterate(self, points, flat_energy, max_evals):
-        iterates: list[Iteration] = []
-        self.solves.append(iterates)
-        steps = super().iterate(points, flat_energy, max_evals)
-        told, num_evals = None, 0
-        while True:
-            try:
-                step = steps.send(told)
-            except StopIteration:
-                return
-            if isinstance(step, tuple):
-                iterates.append(Iteration(num_evals, step[1]))
-            else:
-                num_evals += 1
-            told = yield step
+    def __call__(self, event: Event) -> None:
+        """Record an event. One that comes again, as before every network call, changes nothing."""
+        if event.stage != "solve" or event.energy is None:
+            return
+        self._spent[event.gap] = self._spent.get(event.gap, 0) + event.done - self._done
+        self._done = event.done
+        if event.iteration:
+            iterations = self._found.setdefault(event.gap, {})
+            iterations[self._spent[event.gap]] = event.energy
+
+    @property
+    def solves(self) -> list[list[Iteration]]:
+        """The iterations of each gap, in order."""
+        return [
+            [Iteration(*one) for one in iterations.items()]
+            for _, iterations in sorted(self._found.items())
+        ]
+
+
+class Request:
+    """What one visitor asks of the pipeline; `Studio.request` makes it.
+
+    Args:
+        pipe: The pipeline.
+        turn: Held while the pipeline works.
+        report: Receives the name of a phase, its steps done, and its steps in all or None.
+    """
+
+    def __init__(self, pipe: GeodesicInterpolationMixin, turn: threading.Lock, report: Report):
+        self.pipe, self._turn, self._report = pipe, turn, report
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """End the request at the next event or network call."""
+        self._stop.set()
+
+    def invert(self, images: Sequence, *, seed: int, **options) -> Keyframes:
+        """Carry images into the space of a path, when it is this request's turn.
+
+        Args:
+            images: Images of one size.
+            seed: Seed of all random numbers.
+            **options: Options of the stage `invert`.
+
+        Raises:
+            Cancelled: If `stop` was called.
+            ValueError: As the stage.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        with self._turn:
+            return self.pipe.invert(images, generator=generator, on_event=self._listen, **options)
+
+    def morph(self, keys: Keyframes, metric: str, *, seed: int, **options) -> Morph:
+        """Find the path between keyframes, sample and decode it, when it is this request's turn.
+
+        Args:
+            keys: The keyframes.
+            metric: Name of the metric.
+            seed: Seed of all random numbers.
+            **options: Options of the stage `solve`.
+
+        Raises:
+            Cancelled: If `stop` was called.
+            ValueError: As the stages.
+        """
+        energies = Energies()
+
+        def listen(event: Event) -> None:
+            self._listen(event, f"{metric}: ")
+            energies(event)
+
+        generator = torch.Generator().manual_seed(seed)
+        with self._turn:
+            start = time.perf_counter()
+            path = self.pipe.solve(keys, metric, generator=generator, on_event=listen, **options)
+            path = self.pipe.sample(path, on_event=listen)
+            found = self.pipe.render(path, on_event=listen)
+            seconds = time.perf_counter() - start
+        solves = energies.solves
+        errors = found.reconstruction_error
+        return Morph(metric, found.frames, found.geodesics, solves, errors, seconds)
+
+    def _listen(self, event: Event, prefix: str = "") -> None:
+        """Report how far a stage is, and end it when told to."""
+        if self._stop.is_set():
+            raise Cancelled
+        if event.stage in TITLES:
+            energy = "" if event.energy is None else f", energy {event.energy:.4g}"
+            phase = f"{prefix}{TITLES[event.stage]}{energy}"
+            self._report(phase, event.done, event.total)
 
 
 class Studio:
-    """A pipeline that many visitors share: one morph at a time, none mixed with another.
+    """A pipeline that many visitors share, of whom one works at a time.
 
     Args:
-        pipe: The pipeline; it is never called itself.
+        pipe: The pipeline.
     """
 
     def __init__(self, pipe: GeodesicInterpolationMixin):
         self.pipe = pipe
         self._turn = threading.Lock()  # products with Jacobians switch flags of the network
-        self._stops: dict[str, threading.Event] = {}
+        self._requests: dict[str | None, Request] = {}
 
     @property
     def native_size(self) -> int:
         """Side of the images that the model was trained on, in pixels."""
-        pipe = self.pipe
-        side = pipe._network.config.get("sample_size") or pipe.default_sample_size
+        pipe: Any = self.pipe
+        side = pipe.network.config.get("sample_size") or pipe.default_sample_size
         return side * getattr(pipe, "vae_scale_factor", 1)
 
-    def stop(self, visitor: str) -> None:
-        """Tell the visitor's morph to stop, where there is one."""
-        stop = self._stops.get(visitor)
-        if stop is not None:
-            stop.set()
-
-    def morph(
-        self, visitor: str, metric: str, report: Report, *, images: Sequence, seed: int, **options
-    ) -> Morph:
-        """Morph images, when it is this one's turn.
-
-        Args:
-            visitor: Whose it is, for `stop`.
-            metric: A name.
-            report: Told of a phase, its steps done and its steps in all.
-            images: Of one size.
-            seed: Of what is random.
-            **options: Of the pipeline.
-
-        Raises:
-            Cancelled: If `stop` was called.
-            ValueError: As the pipeline.
-        """
-        stop = self._stops[visitor] = threading.Event()
-        try:
-            with self._turn:
-                solver, start = _RecordingLBFGS(), time.perf_counter()
-                with self._for_request(report, stop) as pipe:
-                    output = pipe(
-                        images,
-                        metric=metric,
-                        solver=solver,
-                        generator=torch.Generator().manual_seed(seed),
-                        **options,
-                    )
-                seconds = time.perf_counter() - start
-        finally:
-            if self._stops.get(visitor) is stop:  # and not that of a later morph
-                del self._stops[visitor]
-        errors = output.reconstruction_error
-        return Morph(metric, output.frames, output.geodesics, solver.solves, errors, seconds)
+    def stop(self, visitor: str | None) -> None:
+        """Stop a visitor's request, if there is one."""
+        request = self._requests.get(visitor)
+        if request is not None:
+            request.stop()
 
     @contextmanager
-    def _for_request(self, report: Report, stop: threading.Event) -> Iterator:
-        """The pipeline with a state of its own: tells how far it is, and stops when told to."""
+    def request(self, visitor: str | None, report: Report) -> Iterator[Request]:
+        """A request of a visitor, which `stop` ends.
 
-        def check(*_) -> None:  # bars would stop a solve between iterations, and curves not at all
-            if stop.is_set():
-                raise Cancelled
-
-        pipe = copy.copy(self.pipe)
-        pipe.progress_bar = lambda iterable=None, total=None: _Bar(report, total)
-        hook = pipe._network.register_forward_pre_hook(check)
+        Args:
+            visitor: Whose it is.
+            report: As in `Request`.
+        """
+        request = self._requests[visitor] = Request(self.pipe, self._turn, report)
         try:
-            yield pipe
+            yield request
         finally:
-            hook.remove()
+            if self._requests.get(visitor) is request:  # and not a later one
+                del self._requests[visitor]

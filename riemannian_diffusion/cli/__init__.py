@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
-from riemannian_diffusion.cli.parser import parser
+from riemannian_diffusion.cli.parser import parse
 
 __all__ = ["main"]
+
+FLAGS = {  # arguments of the library whose flags have other names
+    "num_frames": "--frames",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "share": "--extrapolate",
+    "distance": "--retime",
+}
+SAME = (  # arguments whose flags have the same name
+    *("strength", "space", "metric", "init", "prompt", "negative_prompt", "max_evals"),
+    *("guidance_damping", "attention_interpolation", "adain", "max_batch_size"),
+)
+FLAGS |= {name: f"--{name.replace('_', '-')}" for name in SAME}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         Exit status: 0 on success, 2 after bad input, 130 after an interrupt. The last two print one
         line that says what happened.
     """
-    args = parser().parse_args(argv)
+    args = parse(argv)
     from riemannian_diffusion.cli import commands  # after parsing: --help must not wait for NumPy
 
     run = {
@@ -32,10 +46,15 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise  # PyTorch also reports its own defects as a RuntimeError
-        line = " ".join(str(error).split()) or "out of memory"
+        line = with_flags(" ".join(str(error).split())) or "out of memory"
         print(f"riemannian-diffusion: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("riemannian-diffusion: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def with_flags(message: str) -> str:
+    """A message of the library with flags in place of the arguments that it quotes."""
+    return re.sub(r"`(\w+)`", lambda found: FLAGS.get(found[1], found[0]), message)

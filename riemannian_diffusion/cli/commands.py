@@ -10,14 +10,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from riemannian_diffusion.media import (
-    CLIP_SUFFIXES,
-    images_in,
-    open_image,
-    read_clip,
-    write_atomically,
-    write_frames,
-)
+from riemannian_diffusion.cli.inputs import read_inputs
+from riemannian_diffusion.files import write_atomically
+from riemannian_diffusion.media import write_frames
 from riemannian_diffusion.runtime import default_dtype, first_device, installed_versions
 
 
@@ -37,35 +32,17 @@ def run_interpolate(args: argparse.Namespace) -> None:
         if path.exists() and path.is_dir() != is_folder:
             raise ValueError(f"{path} exists and is of another kind.")
 
-    import torch
+    inputs = read_inputs(args)
 
-    images, names, num_frames, fps = _keyframes(args)
-    analogy = args.analogy and open_image(args.analogy, args.size)
-    pipe, device, dtype = _load(args)
+    from riemannian_diffusion.cli.morph import morph  # after reading: this import takes seconds
+    from riemannian_diffusion.cli.work import Work, keyframe_settings
+
+    device = args.device or first_device()
+    dtype = args.dtype or default_dtype(device)
+    work = Work(args.keep, keyframe_settings(args, inputs, dtype), force=args.force)
+    pipe = _load(args, device, dtype)
     start = time.perf_counter()
-    output = pipe(
-        images,
-        args.prompt or "",
-        negative_prompt=args.negative_prompt,
-        num_frames=num_frames,
-        metric=args.metric,
-        space=args.space,
-        init=args.init or "slerp",
-        strength=args.strength,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance,
-        guidance_damping=args.guidance_damping,
-        max_evals=args.max_evals,
-        max_batch_size=args.max_batch_size,
-        extrapolate=args.extrapolate,
-        analogy=analogy,
-        retime=args.retime,
-        adaptation=_adaptation(args, pipe, images if analogy is None else [*images, analogy]),
-        adain=args.adain,
-        attention_interpolation=args.attention_interpolation,
-        paste_endpoints=args.paste_endpoints,
-        generator=torch.Generator().manual_seed(args.seed),
-    )
+    output = morph(args, inputs, pipe, work)
     frames = output.frames
     if args.ping_pong:
         frames = frames + frames[-2:0:-1]
@@ -73,9 +50,10 @@ def run_interpolate(args: argparse.Namespace) -> None:
         "geodesics": [None if g is None else describe_geodesic(g) for g in output.geodesics],
         "reconstruction_error": output.reconstruction_error,
         "num_frames": len(frames),
-        "fps": fps,
+        "image_frames": None if inputs.third is not None else output.path.key_indices,
+        "fps": inputs.fps,
         "seconds": round(time.perf_counter() - start, 2),
-        "arguments": {k: _plain(v) for k, v in vars(args).items()} | {"images": names},
+        "arguments": {k: _plain(v) for k, v in vars(args).items()} | {"images": inputs.names},
         "model": args.model or "shipped",
         "device": str(device),
         "dtype": dtype,
@@ -83,7 +61,7 @@ def run_interpolate(args: argparse.Namespace) -> None:
             ("riemannian-diffusion", "torch", "diffusers", "transformers")
         ),
     }
-    write_frames(frames, args.output, fps)
+    write_frames(frames, args.output, inputs.fps)
     write_atomically(report_path, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
     print(f"{args.output}: {len(frames)} frames in {report['seconds']:.1f} s, report {report_path}")
     for found in report["geodesics"]:
@@ -99,12 +77,13 @@ def run_app(args: argparse.Namespace) -> None:
         raise ValueError(
             f"the app needs {error.name}: pip install 'riemannian-diffusion[app]'"
         ) from error
-    pipe, _, _ = _load(args)
+    device = args.device or first_device()
+    pipe = _load(args, device, args.dtype or default_dtype(device))
     serve(pipe, args.host, args.port)
 
 
-def _load(args: argparse.Namespace) -> tuple:
-    """The pipeline of --model on --device, the device and the name of the dtype."""
+def _load(args: argparse.Namespace, device: str, dtype: str) -> Any:
+    """The pipeline of --model on a device, its networks in a dtype of this name."""
     import diffusers
     import torch
     import transformers
@@ -115,8 +94,6 @@ def _load(args: argparse.Namespace) -> tuple:
     for library in (diffusers, transformers):  # stderr is for errors and the morph's own bars
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
-    device = args.device or first_device()
-    dtype = args.dtype or default_dtype(device)
     model = demo.model_path() if args.model is None else args.model
     try:
         with warnings.catch_warnings():
@@ -132,47 +109,7 @@ def _load(args: argparse.Namespace) -> tuple:
         pipe.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device} cannot be used: {error}") from error
-    return pipe, device, dtype
-
-
-def _adaptation(args: argparse.Namespace, pipe, images: list):
-    """What --adapt asks for."""
-    if args.adapt is None:
-        return None
-    from riemannian_diffusion.adaptation import adapt
-
-    skipped = {"embeddings": {"lora_steps": 0}, "lora": {"embedding_steps": 0}, "both": {}}
-    options = {"seed": args.seed, "cache_dir": args.adapt_cache} | skipped[args.adapt]
-    try:
-        return adapt(pipe, images, args.prompt or "", **options)
-    except ImportError as error:
-        raise ValueError(str(error)) from error
-
-
-def _keyframes(args: argparse.Namespace) -> tuple[list, list[str], int, float]:
-    """Images, their names, the frames from one to the next, and frames per second."""
-    from riemannian_diffusion import demo
-
-    paths = args.images or [Path(path) for path in demo.endpoint_paths()]
-    num_frames, fps = 17 if args.frames is None else args.frames, args.fps or 12.0
-    if len(paths) == 1 and paths[0].suffix.lower() in CLIP_SUFFIXES:
-        clip = read_clip(paths[0], args.clip_frames, args.size)
-        first, last = clip.places
-        if not first < last:
-            raise ValueError(
-                f"--clip-frames must name an earlier and a later frame of {paths[0]}, but got "
-                f"{first} and {last}."
-            )
-        num_frames = last - first + 1 if args.frames is None else args.frames
-        names = [f"{paths[0]}#{place}" for place in clip.places]
-        return clip.frames, names, num_frames, args.fps or clip.fps
-    if len(paths) == 1 and paths[0].is_dir():
-        folder, paths = paths[0], list(images_in(paths[0]))
-        if not paths:
-            raise ValueError(f"the folder {folder} holds no images.")
-    if len(paths) == 1:
-        raise ValueError(f"a morph needs two or more images, but got {paths[0]} alone.")
-    return [open_image(path, args.size) for path in paths], [*map(str, paths)], num_frames, fps
+    return pipe
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -239,7 +176,7 @@ def _check_output(args: argparse.Namespace, *also: Path) -> None:
 def describe_geodesic(found) -> dict:
     """What a report says of a `Geodesic`."""
     return {
-        "energy": found.energy_history[-1] if found.energy_history else found.energy,
+        "energy": found.iterates[-1][1] if found.iterates else found.energy,
         "finer_energy": found.energy,
         "lower_bound": found.lower_bound,
         "length": found.length,
@@ -249,5 +186,8 @@ def describe_geodesic(found) -> dict:
     }
 
 
-def _plain(value):
-    return value if isinstance(value, (int, float, str, list, tuple, type(None))) else str(value)
+def _plain(value: Any) -> Any:
+    """A value of the command line as JSON can hold it."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value if isinstance(value, (int, float, str, type(None))) else str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from riemannian_diffusion.runtime import __version__
@@ -14,6 +15,29 @@ METRIC_NAMES = (
 )
 INIT_NAMES = ("slerp", "lerp", "roadmap")
 PROTOCOL_NAMES = ("diffmorpher17", "saito11", "saito11_vgg", "saito_video3", "aid", "any")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options of a command line.
+
+    Args:
+        argv: Arguments without the name of the program; None takes those of the process.
+    """
+    return parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
+
+
+def _joined(words: list[str]) -> list[str]:
+    """`--frames 25 37` as `--frames 25,37`, so that names of files may follow it."""
+    found: list[str] = []
+    follows = False  # the word stands behind --frames, or behind numbers that do
+    for word in words:
+        is_number = word.isdecimal()
+        if follows and is_number and found[-1] != "--frames":
+            found[-1] += f",{word}"
+        else:
+            found.append(word)
+        follows = word.startswith("--frames") or (follows and is_number)
+    return found
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,15 +62,19 @@ def parser() -> argparse.ArgumentParser:
         "interpolate",
         help="morph images into each other",
         description="Morph two or more images into each other along a geodesic of a diffusion "
-        "model. Without images, the two that ship with the package; a folder stands for the images "
-        "in it, by name, and a video for two of its frames, the middle of which is filled.",
+        "model. Without images, it takes the two that ship with the package. A folder stands for "
+        "the images in it, by name. Of a video, two frames are taken, and the morph fills the time "
+        "between them. A number behind an image, as in cat.png@0 dog.png@24, says which frame of "
+        "the morph shows it.",
     )
     add = morph.add_argument
     add(
         "images",
         nargs="*",
         type=Path,
-        help="two or more images of one size, a folder of them, or a video",
+        metavar="IMAGE",
+        help="two or more images of one size, each perhaps with the number of its frame (a.png@0 "
+        "b.png@24); or a folder of them; or a video",
     )
     add("-o", "--output", type=Path, required=True, help=".gif, .mp4, .png (a grid) or a directory")
     add(
@@ -61,15 +89,18 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--init",
         action="append",
-        choices=INIT_NAMES,
-        help="where the solve starts (default: slerp); given more than once, each is solved from "
-        "and the path of least energy is kept",
+        type=_start,
+        metavar="START",
+        help="where the solve starts: slerp, lerp or roadmap; or a folder of images or a video, "
+        "whose frames lead from the first image to the second (default: slerp, in --space clean "
+        "lerp). Given more than once, it solves from each and keeps the path of least energy",
     )
     add(
         "--frames",
-        type=int,
-        help="from each image to the next, both included (default: 17, of a video as many as there "
-        "were)",
+        type=_frames,
+        metavar="NUMBER [NUMBER ...]",
+        help="number of frames from each image to the next, both included; or one number for each "
+        "gap between images, as in --frames 25 37 (default: 17, for a video as many as it has)",
     )
     add(
         "--clip-frames",
@@ -149,7 +180,18 @@ def parser() -> argparse.ArgumentParser:
         choices=("float32", "float16", "bfloat16"),
         help="of the networks (default: float16 on cuda, float32 elsewhere)",
     )
-    add("--force", action="store_true", help="overwrite the output")
+    add(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="keep the inverted images, the solve and the path in this folder; the same command "
+        "goes on from there, and one with another --metric does not invert the images again",
+    )
+    add(
+        "--force",
+        action="store_true",
+        help="overwrite the output, and start anew where --keep holds work with other settings",
+    )
     measure = commands.add_parser(
         "evaluate",
         help="measure folders of frames by a named protocol",
@@ -186,6 +228,29 @@ def parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     add("--port", type=int, default=7860, help="(default: 7860)")
     return whole
+
+
+def _start(text: str) -> str | Path:
+    """A start's name, or the folder or file of its images."""
+    if text in INIT_NAMES:
+        return text
+    if not Path(text).exists():
+        names = ", ".join(INIT_NAMES)
+        raise argparse.ArgumentTypeError(
+            f"must be {names}, a folder of images or a video, but got {text!r}"
+        )
+    return Path(text)
+
+
+def _frames(text: str) -> int | list[int]:
+    """One number, or several between commas."""
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number, or one for each gap, but got {text!r}"
+        ) from None
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def _size(text: str) -> tuple[int, int]:

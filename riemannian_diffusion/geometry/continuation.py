@@ -17,7 +17,6 @@ from riemannian_diffusion.arguments import (
     kind_of,
 )
 from riemannian_diffusion.geometry.tangents import own
-from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import segment_lengths
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.tangent import split_tangent
@@ -27,11 +26,10 @@ NUM_TRIES = 3  # per step, to meet its length
 
 @torch.no_grad()
 def extrapolate(
-    metric: Metric,
     path: Tensor,
     distance: float,
     *,
-    project: Callable[[Tensor], Tensor] | None = None,
+    project: Callable[[Tensor], Tensor],
     max_residual: float = 3.0,
 ) -> Tensor:
     """Continue a path along the geodesic of the data manifold that it ends on.
@@ -45,12 +43,11 @@ def extrapolate(
     fast.
 
     Args:
-        metric: A metric read off a score, whose denoiser finds the manifold.
         path: `(K, *shape)`, at least 2 points; the last two give the direction.
         distance: How far to go, positive, in flat length, which is the manifold's own. The steps
             are about as long as the path's are on average.
-        project: Points near the manifold `(1, *shape)` -> the nearest on it; None takes
-            `metric.score.denoise`.
+        project: Points near the manifold `(1, *shape)` -> the nearest points on it, such as
+            `score.denoise`.
         max_residual: It ends where it leaves the data: before a point that `project` would move by
             more than this multiple of the most it moves a point of the path and by more than a
             tenth of a step, or that is less than half a step away because `project` holds it back.
@@ -61,8 +58,8 @@ def extrapolate(
         the distance asks for, or 0.
 
     Raises:
-        ValueError: If the path is no path, the distance is not positive, or the metric has no score
-            and `project` is None.
+        ValueError: If the path is no path, the distance is not positive, or `project` returns
+            anything but finite points.
     """
     check_points(path=path)
     if path.ndim < 2 or len(path) < 2:
@@ -76,13 +73,6 @@ def extrapolate(
         check_finite(max_residual=max_residual)
     if not max_residual > 0:
         raise ValueError(f"`max_residual` must be positive, but got {max_residual}.")
-    if project is None:
-        if not hasattr(metric, "score"):
-            raise ValueError(
-                f"{type(metric).__name__} has no score to denoise with: give `project`, a function "
-                "that brings points back to the manifold."
-            )
-        project = metric.score.denoise
     project = _checked(project)
     usual = float(segment_lengths(path).mean())
     if not 0 < usual < math.inf:
@@ -142,7 +132,7 @@ def analogy(
     way: Tensor | None = None,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Carry the change along a path from A to B over to C: "A is to B as C is to D".
+    """Apply the change along a path from A to B at another point C: "A is to B as C is to D".
 
     Every step of the path is carried back to A, along a way to C, and on along the new path, which
     it continues; there it is brought back to the data by the denoiser and kept as long as it was,

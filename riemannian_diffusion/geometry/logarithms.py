@@ -7,9 +7,10 @@ from torch import Tensor
 
 from riemannian_diffusion.arguments import check_points
 from riemannian_diffusion.geodesics import Solver, Start, geodesics
-from riemannian_diffusion.geometry.tangents import own, sharp, with_gradient
-from riemannian_diffusion.metrics import Metric, PullbackMetric
+from riemannian_diffusion.geometry.tangents import own
+from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import refine
+from riemannian_diffusion.score.where import Where
 
 
 @torch.inference_mode(False)
@@ -65,7 +66,7 @@ def logarithms(
     max_evals: int,
 ) -> tuple[Tensor, Tensor]:
     """Logarithms of pairs of points, all `(P, *shape)`, and the paths `(P, K, *shape)`."""
-    metric = with_gradient(metric)
+    metric = metric.differentiable()
     found = geodesics(
         metric,
         x,
@@ -77,10 +78,11 @@ def logarithms(
         rtol=rtol,
         max_evals=max_evals,
     )
-    for one in found:
-        if one.status == "nonfinite":
-            raise ValueError(f"No geodesic was found: {one.message}")
-        if one.status == "rounding" and not _indistinct(metric, one.path[[0, -1]]):
+    for pair, one in enumerate(found):
+        same = one.status == "rounding" and not metric.distinguishes(
+            *one.path[[0, -1]], Where([0.0, 1.0], pair)
+        )
+        if one.status in ("nonfinite", "rounding") and not same:
             raise ValueError(f"No geodesic was found: {one.message}")
     paths = torch.stack([one.path for one in found])
     velocities = paths[:, -1] - paths[:, 0]  # kept where a network cannot tell the ends apart
@@ -88,9 +90,9 @@ def logarithms(
     if rows:
         momenta = [_first_momentum(metric, i, paths[i], num_quadrature) for i in rows]
         guess = (paths[rows, 1] - paths[rows, 0]) * (num_points - 1)
-        there = metric.along(torch.zeros(len(rows)), torch.tensor(rows))
-        velocities[rows] = sharp(
-            there, paths[rows, 0], torch.stack(momenta), guess, 0.1 * rtol**0.5
+        where = Where([0.0] * len(rows), rows)
+        velocities[rows] = metric.sharp(
+            paths[rows, 0], torch.stack(momenta), where, guess=guess, rtol=0.1 * rtol**0.5
         )
     return velocities, paths
 
@@ -99,16 +101,7 @@ def _first_momentum(metric: Metric, pair: int, path: Tensor, num_quadrature: int
     """Momentum at the start of a path over unit time: minus the derivative of its energy there."""
     start = path[0].clone().requires_grad_()
     u = torch.linspace(0, 1 / (len(path) - 1), num_quadrature + 1, dtype=torch.float64)
-    there = metric.along(u, torch.full((len(u),), pair))
     with torch.enable_grad():
         first = refine(torch.stack([start, path[1]]), num_quadrature)
-        energy = there.energy(first).sum() * (len(path) - 1)
+        energy = metric.energy(first, Where(u, pair)).sum() * (len(path) - 1)
     return -torch.autograd.grad(energy, start)[0]
-
-
-def _indistinct(metric: Metric, ends: Tensor) -> bool:
-    """Whether an embedding cannot tell two points apart, so that a straight line will do."""
-    if not isinstance(metric, PullbackMetric):
-        return False
-    first, second = metric.embed(ends).flatten(1)
-    return float((second - first).norm()) <= 4 * metric.rounding * float(first.norm())

@@ -12,23 +12,12 @@ so only products with `J` and `J^T` are needed. For other metrics it is that of 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind, check_not_negative, check_whole
-from riemannian_diffusion.geometry.tangents import (
-    check_tangent,
-    flat,
-    force,
-    own,
-    sharp,
-    with_gradient,
-)
-from riemannian_diffusion.metrics import Metric, PullbackMetric
-
-MAX_CORRECTIONS = 50  # in each step of the exponential map
+from riemannian_diffusion.geometry.tangents import check_tangent, own
+from riemannian_diffusion.metrics import Metric
 
 
 @torch.inference_mode(False)
@@ -64,10 +53,10 @@ def exponential_map(
     check_tangent(x, v)
     check_whole(1, num_steps=num_steps)
     check_not_negative(rtol=rtol)
-    (x, v), metric, h = own(x, v), with_gradient(metric), 1 / num_steps
-    points, velocity, momentum = [x], v, flat(metric, x[None], v[None])[0]
+    (x, v), metric, h = own(x, v), metric.differentiable(), 1 / num_steps
+    points, velocity, momentum = [x], v, metric.flat(x[None], v[None])[0]
     for k in range(num_steps):
-        found = _step(metric, points[-1], velocity, momentum, h, rtol)
+        found = metric.step(points[-1], velocity, momentum, h, rtol)
         if found is None:
             raise ValueError(
                 f"exponential_map: step {k + 1} of {num_steps}, {h * float(v.norm()):.3g} long, "
@@ -77,59 +66,3 @@ def exponential_map(
         velocity = (there - points[-1]) / h
         points.append(there)
     return torch.stack(points)
-
-
-def _step(
-    metric: Metric, x: Tensor, velocity: Tensor, momentum: Tensor, h: float, rtol: float
-) -> tuple[Tensor, Tensor] | None:
-    if isinstance(metric, PullbackMetric):
-        return _chord_step(metric, x, velocity, momentum, h, rtol)
-    return _midpoint_step(metric, x, velocity, momentum, h, rtol)
-
-
-def _chord_step(
-    metric: PullbackMetric, x: Tensor, velocity: Tensor, momentum: Tensor, h: float, rtol: float
-) -> tuple[Tensor, Tensor] | None:
-    """Next point and momentum from chords of the embedding, or None if no solution is found."""
-    phi = metric.embed(x[None])
-    there, scale = x + h * velocity, h * float(momentum.norm())
-    before = math.inf
-    for _ in range(MAX_CORRECTIONS):
-        chord = metric.embed(there[None]) - phi
-        missing = h * momentum - metric.embed_vjp(x[None], chord)[0]
-        size = float(missing.norm())
-        if size <= rtol * scale or _at_rounding(size, before, scale):
-            return there, metric.embed_vjp(there[None], chord)[0] / h
-        if not size < 10 * before:
-            return None
-        before = size
-        zero = torch.zeros_like(missing)
-        there = there + sharp(metric, x[None], missing[None], zero[None], 0.1)[0]
-    return None
-
-
-def _midpoint_step(
-    metric: Metric, x: Tensor, velocity: Tensor, momentum: Tensor, h: float, rtol: float
-) -> tuple[Tensor, Tensor] | None:
-    """Next point and momentum from the metric at the step's midpoint, or None if not solved."""
-    scale = float(velocity.norm())
-    before = math.inf
-    for _ in range(MAX_CORRECTIONS):
-        middle = x + h / 2 * velocity
-        pull = force(metric, middle, velocity)
-        changed = momentum + h / 2 * pull
-        new = sharp(metric, middle[None], changed[None], velocity[None], 0.1 * rtol)[0]
-        size, velocity = float((new - velocity).norm()), new
-        if size <= rtol * scale or _at_rounding(size, before, scale):
-            middle = x + h / 2 * velocity
-            lowered = flat(metric, middle[None], velocity[None])[0]
-            return x + h * velocity, lowered + h / 2 * force(metric, middle, velocity)
-        if not size < 10 * before:
-            return None
-        before = size
-    return None
-
-
-def _at_rounding(size: float, before: float, scale: float) -> bool:
-    """Whether a correction is small and no longer falls, so that the dtype allows no less."""
-    return 0.9 * before <= size <= 1e-3 * scale

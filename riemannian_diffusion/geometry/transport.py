@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.arguments import check_points
-from riemannian_diffusion.geometry.tangents import check_tangent, own, sharp
-from riemannian_diffusion.metrics import PullbackMetric
+from riemannian_diffusion.arguments import check_kind, check_points
+from riemannian_diffusion.geometry.tangents import check_tangent, own
+from riemannian_diffusion.metrics import Metric
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def parallel_transport(metric: PullbackMetric, path: Tensor, v: Tensor) -> Tensor:
+def parallel_transport(metric: Metric, path: Tensor, v: Tensor) -> Tensor:
     """Move a tangent along a path without turning it.
 
     In the embedding `phi` a tangent is an arrow on a surface. Each step moves it to the next
@@ -22,7 +22,7 @@ def parallel_transport(metric: PullbackMetric, path: Tensor, v: Tensor) -> Tenso
     alone agrees to first order only, since it shortens the part of a tangent along the path.
 
     Args:
-        metric: A pullback metric.
+        metric: A `PullbackMetric`.
         path: `(K, *shape)`. Its steps must be short compared with its radius of curvature.
         v: The tangent at the first point, `shape`.
 
@@ -32,26 +32,17 @@ def parallel_transport(metric: PullbackMetric, path: Tensor, v: Tensor) -> Tenso
     Raises:
         ValueError: If the metric is not a pullback, shapes differ or values are not finite.
     """
-    if not isinstance(metric, PullbackMetric):
-        raise ValueError(
-            f"parallel_transport needs a PullbackMetric, but got {type(metric).__name__}."
-        )
+    check_kind(Metric, metric=metric)
     check_points(path=path)
     if path.ndim < 2 or len(path) == 0:
         raise ValueError(f"`path` must be finite points (K, *shape), but got {tuple(path.shape)}.")
     check_tangent(path[0], v)
     path, v = own(path, v)
     tangents = [v]
-
-    def projected(here: Tensor, there: Tensor, v: Tensor) -> Tensor:
-        pushed = metric.embed_jvp(here[None], v[None])
-        momentum = metric.embed_vjp(there[None], pushed)
-        return sharp(metric, there[None], momentum, v[None], 1e-8)[0]
-
     for here, there in zip(path[:-1], path[1:], strict=True):
         v = tangents[-1]
-        back = projected(there, here, projected(here, there, v))
-        carried = projected(here, there, 1.5 * v - 0.5 * back)
+        back = metric.project(there, here, metric.project(here, there, v))
+        carried = metric.project(here, there, 1.5 * v - 0.5 * back)
         size, before = (
             float(metric.norm(x[None], t[None])) for x, t in ((there, carried), (here, v))
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_finite, check_kind
-from riemannian_diffusion.score import ScoreModel
+from riemannian_diffusion.score import ScoreModel, Where
 
 
 class ManifoldGuidedScore(ScoreModel):
@@ -48,32 +48,33 @@ class ManifoldGuidedScore(ScoreModel):
         self.conditional, self.unconditional = conditional, unconditional
         self.guidance_scale, self.damping = guidance_scale, damping
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Score at each point, `(K, *shape) -> (K, *shape)`."""
-        conditional, unconditional = self.conditional(x), self.unconditional(x)
+    def __call__(self, x: Tensor, where: Where | None = None) -> Tensor:
+        """The score at each point, `(K, *shape) -> (K, *shape)`."""
+        conditional, unconditional = self.conditional(x, where), self.unconditional(x, where)
         difference = conditional - unconditional
-        moved = self.unconditional(x + self.sigma**2 * difference)
+        moved = self.unconditional(x + self.sigma**2 * difference, where)
         damped = difference + self.damping * (moved - unconditional)
         return conditional + (self.guidance_scale - 1) * damped
 
-    def jvp(self, x: Tensor, v: Tensor) -> Tensor:
-        """Product `J(x) v` with the Jacobian, `(K, *shape)`, from the products of both scores."""
-        there = x + self.sigma**2 * (self.conditional(x) - self.unconditional(x))
-        conditional, unconditional = self.conditional.jvp(x, v), self.unconditional.jvp(x, v)
+    def jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
+        """`J(x) v`, by the products of both scores."""
+        there = x + self.sigma**2 * (self.conditional(x, where) - self.unconditional(x, where))
+        conditional = self.conditional.jvp(x, v, where)
+        unconditional = self.unconditional.jvp(x, v, where)
         difference = conditional - unconditional
-        moved = self.unconditional.jvp(there, v + self.sigma**2 * difference)
+        moved = self.unconditional.jvp(there, v + self.sigma**2 * difference, where)
         damped = difference + self.damping * (moved - unconditional)
         return conditional + (self.guidance_scale - 1) * damped
 
-    def vjp(self, x: Tensor, w: Tensor) -> Tensor:
-        """Product `J(x)^T w`, `(K, *shape)`, from the products of both scores."""
-        there = x + self.sigma**2 * (self.conditional(x) - self.unconditional(x))
+    def vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
+        """`J(x)^T w`, by the products of both scores."""
+        there = x + self.sigma**2 * (self.conditional(x, where) - self.unconditional(x, where))
         guided = (self.guidance_scale - 1) * w
         damped = self.damping * guided
-        moved = self.unconditional.vjp(there, damped)
+        moved = self.unconditional.vjp(there, damped, where)
         difference = guided + self.sigma**2 * moved
-        conditional = self.conditional.vjp(x, w + difference)
-        return conditional - self.unconditional.vjp(x, difference + damped) + moved
+        conditional = self.conditional.vjp(x, w + difference, where)
+        return conditional - self.unconditional.vjp(x, difference + damped, where) + moved
 
 
 def check_damping(damping: float) -> None:

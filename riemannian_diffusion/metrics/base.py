@@ -92,11 +92,22 @@ class Metric(Composite, ABC):
     def hop_lengths(self, hops: Tensor) -> Tensor:
         """The length of each segment of many short paths, `(H, K, *shape) -> (H, K - 1)`.
 
-        The hops lie on no path, so a score that changes along the path is refused.
+        The hops are evaluated together. They lie on no path, so a score that changes along the path
+        is refused.
         """
         steps, middles = hops[:, 1:] - hops[:, :-1], (hops[:, 1:] + hops[:, :-1]) / 2
-        norms = self.norm(middles.flatten(0, 1), steps.flatten(0, 1))
-        return norms.view(steps.shape[:2])
+        v = steps.flatten(0, 1)
+        squares = self.inner(middles.flatten(0, 1), v, v).view(steps.shape[:2])
+        if type(self).energy is not Metric.energy:
+            return self._own_lengths(hops, squares)
+        return squares.clamp(min=0).sqrt()
+
+    def _own_lengths(self, hops: Tensor, values: Tensor) -> Tensor:
+        """The lengths of hops by an overridden energy, from known values of each hop."""
+        batch = PathBatch(hops.unbind(), [0] * len(hops))
+        found = own_energies(type(self).energy, self, batch, values.unbind(), differentiate=False)
+        segments = torch.stack([energies for energies, _, _ in found])
+        return (2 * segments / segments.shape[1]).clamp(min=0).sqrt()
 
     def energies(
         self,
@@ -136,20 +147,8 @@ class Metric(Composite, ABC):
         def inner(chunk: slice, x: Tensor, v: Tensor) -> Tensor:
             return self.inner(x, v, v, places[chunk])
 
-        def serve(i: int, values: Tensor) -> dict[str, Callable]:
-            known = middles[rows[i]], steps[rows[i]], steps[rows[i]]
-
-            def served_inner(x: Tensor, u: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-                equal = all(map(torch.equal, (x, u, v), known))
-                if equal and same_places(where, places[rows[i]]):
-                    return values
-                return self.inner(x, u, v, where)
-
-            return {"inner": served_inner}
-
         def own(energy: Callable[..., Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
-            values = [table[row] for row in rows]
-            return own_energies(energy, self, batch, values, serve, differentiate)
+            return own_energies(energy, self, batch, [table[row] for row in rows], differentiate)
 
         found: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -188,10 +187,22 @@ class Metric(Composite, ABC):
             answers.append(PathEnergy(segments, gradient))
         return answers
 
+    def _serving(self, path: Tensor, places: Where, values: Tensor) -> dict[str, Callable]:
+        """An `inner` that knows `<dx, dx>` on the segments of a path, and evaluates the rest."""
+        step = path[1:] - path[:-1]
+        known, between = ((path[1:] + path[:-1]) / 2, step, step), middle(places)
+
+        def inner(x: Tensor, u: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
+            if all(map(torch.equal, (x, u, v), known)) and same_places(where, between):
+                return values
+            return self.inner(x, u, v, where)
+
+        return {"inner": inner}
+
     def lower_bound(
         self, x0: Tensor, x1: Tensor, pair: int = 0, *, ends: Ends | None = None
     ) -> Tensor:
-        """A number, as a scalar, below which no path from `x0` to `x1` can have its energy; 0 if none is known.
+        """A lower bound of the energy of all paths from `x0` to `x1`, a scalar; 0 if none is known.
 
         Args:
             x0: The first point, `shape`.
@@ -233,25 +244,25 @@ class Metric(Composite, ABC):
                 taken smaller than 100 times the rounding error of the dtype.
         """
 
-        def dot(a: Tensor, b: Tensor) -> Tensor:
+        def products(a: Tensor, b: Tensor) -> Tensor:
             return dot(a, b).view(-1, *[1] * (a.ndim - 1))
 
-        goal = max(rtol, 100 * torch.finfo(p.dtype).eps) ** 2 * dot(p, p)
+        goal = max(rtol, 100 * torch.finfo(p.dtype).eps) ** 2 * products(p, p)
         v = torch.zeros_like(p) if guess is None else guess
         residual = p - self.flat(x, v, where) if v.any() else p
-        direction, square = residual, dot(residual, residual)
+        direction, square = residual, products(residual, residual)
         for _ in range(p[0].numel() + 10):
             left = square > goal
             if not left.any():
                 break
             image = self.flat(x, direction, where)
-            along = dot(direction, image)
+            along = products(direction, image)
             left &= along > 0
             if not left.any():
                 break
             step = torch.where(left, square / along, 0.0)
             v, residual = v + step * direction, residual - step * image
-            before, square = square, dot(residual, residual)
+            before, square = square, products(residual, residual)
             direction = residual + torch.where(left, square / before, 0.0) * direction
         return v
 
@@ -268,7 +279,7 @@ class Metric(Composite, ABC):
         """The metric, or a copy of it, whose energy has its full gradient in the points."""
         return self
 
-    def distinguishes(self, x0: Tensor, x1: Tensor) -> bool:
+    def distinguishes(self, x0: Tensor, x1: Tensor, where: Where | None = None) -> bool:
         """Whether two points `shape` differ by more than the rounding error of a network."""
         return True
 
@@ -331,5 +342,6 @@ def at_rounding(size: float, before: float, scale: float) -> bool:
     return 0.9 * before <= size <= 1e-3 * scale
 
 
-def dot(a: Tensor, b: Tensor) -> Tensor:  # (K, ...) -> (K,)
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """The flat inner products of rows, `(K, ...) -> (K,)`."""
     return (a * b).flatten(1).sum(1)

@@ -152,7 +152,6 @@ def own_energies(
     metric: Metric,
     batch: PathBatch,
     values: Sequence[Tensor],
-    serve: Callable[[int, Tensor], dict[str, Callable]],
     differentiate: bool,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Energies of paths by a function that reads values which are known already.
@@ -161,9 +160,7 @@ def own_energies(
         energy: `(metric, path, where) -> (K - 1,)`: a method of the metric's class.
         metric: The metric.
         batch: The paths.
-        values: The known values of each path.
-        serve: `(number of the path, values) -> methods of the metric by name` that return these
-            values where they can, and evaluate everything else.
+        values: The known values of each path, for `Metric._serving`.
         differentiate: Whether gradients are wanted.
 
     Returns:
@@ -173,7 +170,8 @@ def own_energies(
     found = []
     for i, (path, known) in enumerate(zip(batch.paths, values, strict=True)):
         path, known = (a.detach().requires_grad_(differentiate) for a in (path, known))
-        there = served(metric, batch.places[i], **serve(i, known))
+        functions = metric._serving(batch.paths[i], batch.places[i], known)
+        there = served(metric, batch.places[i], **functions)
         with torch.set_grad_enabled(differentiate):
             segments = energy(there, path, batch.places[i])
         if differentiate and segments.requires_grad:

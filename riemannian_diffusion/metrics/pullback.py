@@ -60,8 +60,12 @@ class PullbackMetric(Metric):
 
     def hop_lengths(self, hops: Tensor) -> Tensor:
         """The length of each segment by chords, `(H, K, *shape) -> (H, K - 1)`."""
-        embedded = self.embed(hops.flatten(0, 1)).view(*hops.shape[:2], -1)
-        return (embedded[:, 1:] - embedded[:, :-1]).norm(dim=2)
+        if type(self).energy is Metric.energy:
+            return super().hop_lengths(hops)
+        embedded = self.embed(hops.flatten(0, 1)).unflatten(0, hops.shape[:2])
+        if type(self).energy is not PullbackMetric.energy:
+            return self._own_lengths(hops, embedded)
+        return (embedded[:, 1:] - embedded[:, :-1]).flatten(2).norm(dim=2)
 
     def lower_bound(
         self, x0: Tensor, x1: Tensor, pair: int = 0, *, ends: Ends | None = None
@@ -74,17 +78,20 @@ class PullbackMetric(Metric):
         embedded = self._embedded_ends(batch, {} if ends is None else ends)[0]
         chord = embedded[1:] - embedded[:1]
         bound = 0.5 * dot(chord, chord)[0]
-        if type(self).energy is PullbackMetric.energy or self._keeps_chords(x0, x1, embedded, pair):
+        energy = type(self).energy
+        if energy is PullbackMetric.energy:
             return bound
-        return torch.zeros_like(bound)
+        if energy is Metric.energy or not self._keeps_chords(x0, x1, embedded, pair):
+            return torch.zeros_like(bound)
+        return bound
 
     def flat(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """The momenta `J_phi^T J_phi v` of tangents, `(K, *shape)`."""
         return self.embed_vjp(x, self.embed_jvp(x, v, where), where)
 
-    def distinguishes(self, x0: Tensor, x1: Tensor) -> bool:
+    def distinguishes(self, x0: Tensor, x1: Tensor, where: Where | None = None) -> bool:
         """Whether the embeddings of two points differ by more than a network's rounding error."""
-        first, second = self.embed(torch.stack([x0, x1])).flatten(1)
+        first, second = self.embed(torch.stack([x0, x1]), where).flatten(1)
         return float((second - first).norm()) > 4 * self.rounding * float(first.norm())
 
     def step(
@@ -118,6 +125,8 @@ class PullbackMetric(Metric):
     # ------------------------------------------------------------------------------ many paths
 
     def _energies(self, batch: PathBatch, differentiate: bool, ends: Ends) -> list[PathEnergy]:
+        if type(self).energy is Metric.energy:  # a subclass took the energy by products instead
+            return super()._energies(batch, differentiate, ends)
         points, places = batch.between()  # (n, *shape)
         num, numbers = len(points), [len(path) - 2 for path in batch.paths]
         embedded_ends = self._embedded_ends(batch, ends)  # (A, 2, *embedding shape)
@@ -130,12 +139,7 @@ class PullbackMetric(Metric):
         ]
 
         def own(energy: Callable[..., Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
-            values = [table[row] for row in rows]
-
-            def serve(i: int, known: Tensor) -> dict[str, Callable]:
-                return {"embed": self._serving(batch.paths[i], batch.places[i], known)}
-
-            return own_energies(energy, self, batch, values, serve, differentiate)
+            return own_energies(energy, self, batch, [table[row] for row in rows], differentiate)
 
         found: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -197,7 +201,9 @@ class PullbackMetric(Metric):
             entries = ends.get(pair, [])
             return next((both for given, both in entries if torch.equal(given, points)), None)
 
-        of_paths = [(pair, path[[0, -1]]) for pair, path in zip(batch.pairs, batch.paths)]
+        of_paths = [
+            (pair, path[[0, -1]]) for pair, path in zip(batch.pairs, batch.paths, strict=True)
+        ]
         new: list[tuple[int, Tensor]] = []
         for pair, points in of_paths:
             seen = any(pair == p and torch.equal(points, q) for p, q in new)
@@ -211,15 +217,15 @@ class PullbackMetric(Metric):
                 ends.setdefault(pair, []).append([points, both])
         return torch.stack([known(pair, points) for pair, points in of_paths])
 
-    def _serving(self, path: Tensor, places: Where, values: Tensor) -> Callable[..., Tensor]:
-        """`embed` for a path whose embedding is known; it evaluates all other points."""
+    def _serving(self, path: Tensor, places: Where, values: Tensor) -> dict[str, Callable]:
+        """An `embed` that knows the embedding of a path, and evaluates all other points."""
 
         def embed(x: Tensor, where: Where | None = None) -> Tensor:
             if torch.equal(x, path) and same_places(where, places):
                 return values
             return self.embed(x, where)
 
-        return embed
+        return {"embed": embed}
 
     def _keeps_chords(self, x0: Tensor, x1: Tensor, ends: Tensor, pair: int) -> bool:
         """Whether an overridden `energy` is that of the chords, on a path with a made-up embedding.
@@ -231,11 +237,8 @@ class PullbackMetric(Metric):
         batch.paths[0][[0, -1]] = torch.stack([x0, x1])
         values = ends[[0, 1, 0, 1]]  # to and fro: each chord as long as the bound's
 
-        def serve(i: int, known: Tensor) -> dict[str, Callable]:
-            return {"embed": self._serving(batch.paths[i], batch.places[i], known)}
-
         (own,), (usual,) = (
-            own_energies(energy, self, batch, [values], serve, differentiate=False)
+            own_energies(energy, self, batch, [values], differentiate=False)
             for energy in (type(self).energy, PullbackMetric.energy)
         )
         return torch.equal(own[0], usual[0])

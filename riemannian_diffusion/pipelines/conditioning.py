@@ -11,12 +11,12 @@ from torch import Tensor
 
 from riemannian_diffusion.adaptation import Adaptation, LoraMix
 from riemannian_diffusion.arguments import check_kind, check_points
+from riemannian_diffusion.files import digest_of
 from riemannian_diffusion.levels import Levels, Schedule
 from riemannian_diffusion.pipelines.checks import check_embeddings
 from riemannian_diffusion.pipelines.inputs import given_texts
 from riemannian_diffusion.pipelines.model import LORA_WEIGHTS, MixedPrediction, MorphableModel
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
-from riemannian_diffusion.pipelines.storage import digest_of
 from riemannian_diffusion.score import Condition, Conditions
 
 

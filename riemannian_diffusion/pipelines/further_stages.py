@@ -311,7 +311,11 @@ class FurtherStages(MorphStages):
         """
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_batch_size(max_batch_size)
-        several = [path] if isinstance(path, MorphPath) else list(path)
+        several: list[Any] = list(path) if isinstance(path, (list, tuple)) else [path]
+        if not several:
+            raise ValueError("`path` must be a path or a list of them, but got an empty list.")
+        for one in several:
+            check_kind(MorphPath, path=one)
         several = [self.connect(one) for one in several]
         options = (output_type, paste_endpoints, max_batch_size)
         made = [self._run(self._rendering(one, *options), on_event) for one in several]

@@ -245,7 +245,7 @@ def _batches(
         yield Event(stage, start, len(values))
         network_called()
         pieces.append(function(values[start : start + size]))
-    found = torch.cat(pieces)
+    found = torch.cat(pieces).contiguous()  # in memory as it will be after loading from a file
     what = {"encode": "Encoding the images", "decode": "Decoding the latents"}[stage]
     check_finite_values(found, what)
     yield Event(stage, len(values), len(values))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riemannian_diffusion import files
 from riemannian_diffusion.arguments import check_whole
 from riemannian_diffusion.geodesics import Geodesic
 from riemannian_diffusion.levels import Levels
@@ -98,7 +99,7 @@ class Keyframes:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write everything but the model's weights to one safetensors file."""
-        storage.save(path, "Keyframes", *self._packed())
+        files.save(path, "Keyframes", *self._packed())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Keyframes:
@@ -108,7 +109,7 @@ class Keyframes:
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged or something else.
         """
-        return cls._unpacked(*storage.load(path, "Keyframes"))
+        return files.load(path, "Keyframes", cls._unpacked)
 
     def _packed(self) -> tuple[storage.Tensors, storage.Settings]:
         tensors, levels = storage.pack_levels(self.levels)
@@ -227,7 +228,7 @@ class MorphPath:
             parts, plain = found.to_tensors()
             tensors |= {f"geodesic.{i}.{name}": value for name, value in parts.items()}
             described.append(plain)
-        storage.save(
+        files.save(
             path,
             "MorphPath",
             tensors,
@@ -247,7 +248,10 @@ class MorphPath:
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged or something else.
         """
-        tensors, settings = storage.load(path, "MorphPath")
+        return files.load(path, "MorphPath", cls._unpacked)
+
+    @classmethod
+    def _unpacked(cls, tensors: storage.Tensors, settings: storage.Settings) -> MorphPath:
         geodesics = tuple(
             None
             if plain is None

@@ -205,7 +205,9 @@ class MorphStages(ConditionedModel):
             >>> tuple(path.points.shape)
             (5, 4, 16, 16)
         """
-        several = [keys] if isinstance(keys, Keyframes) else list(keys)
+        several: list[Any] = list(keys) if isinstance(keys, (list, tuple)) else [keys]
+        if not several:
+            raise ValueError("`keys` must be keyframes or a list of them, but got an empty list.")
         for one in several:
             check_kind(Keyframes, keys=one)
         several = [self.connect(one) for one in several]
@@ -286,6 +288,7 @@ class MorphStages(ConditionedModel):
             >>> tuple(path.latents.shape)
             (3, 4, 16, 16)
         """
+        check_kind(MorphPath, path=path)
         path = self.connect(path)
         check_sampling(adain, attention_interpolation, path.keys.space, callback_on_step_end)
         path = replace(path, attention_interpolation=attention_interpolation)

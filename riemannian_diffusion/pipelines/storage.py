@@ -1,70 +1,17 @@
-"""Keyframes and paths in safetensors files: tensors, and settings as JSON in the metadata."""
+"""Levels as tensors and settings, which files hold."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from riemannian_diffusion.levels import Levels, Schedule
-from riemannian_diffusion.media import write_atomically
-from riemannian_diffusion.runtime import __version__
 from riemannian_diffusion.score import Condition, Conditions, Level
-
-FORMAT = "riemannian_diffusion"
 
 Tensors = dict[str, Tensor]
 Settings = dict[str, Any]
-
-
-def save(path: str | os.PathLike, kind: str, tensors: Mapping[str, Tensor], settings: Settings):
-    """Write tensors and settings to one safetensors file, under a temporary name first.
-
-    Args:
-        path: The file.
-        kind: What it holds, such as "Keyframes".
-        tensors: The tensors, on any device.
-        settings: Everything else, plain values that JSON can hold.
-
-    Raises:
-        ValueError: If a setting is not plain.
-    """
-    try:
-        text = json.dumps(settings)
-    except TypeError as error:
-        raise ValueError(f"{kind} cannot be saved: {error}.") from error
-    metadata = {"format": FORMAT, "kind": kind, "version": __version__, "settings": text}
-    own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    write_atomically(Path(path), lambda file: save_file(own, file, metadata))
-
-
-def load(path: str | os.PathLike, kind: str) -> tuple[Tensors, Settings]:
-    """Read what `save` wrote, on the CPU.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged or holds something else.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist.")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged, or no safetensors file ({error}).") from error
-    if metadata.get("format") != FORMAT or metadata.get("kind") != kind:
-        found = metadata.get("kind", "something else")
-        raise ValueError(f"{path} holds {found}, not {kind}: it was not written by {kind}.save.")
-    return tensors, json.loads(metadata["settings"])
 
 
 def select(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
@@ -117,19 +64,3 @@ def unpack_levels(tensors: Mapping[str, Tensor], settings: Settings) -> Levels:
     )
     options = ("guidance_scale", "guidance_damping", "max_batch_size")
     return Levels(None, None, schedule, conditions, **{name: settings[name] for name in options})
-
-
-def digest_of(modules: Sequence[nn.Module | None], *described: Any) -> str:
-    """A hash of networks, and of whatever else can be described in JSON.
-
-    At most 2,047 entries of each weight are read, evenly spread: another network differs in them.
-    """
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
-    for module in modules:
-        if module is None:
-            continue
-        for name, weight in module.state_dict().items():
-            entries = weight.flatten()[:: max(1, weight.numel() // 1024)].cpu().contiguous()
-            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-            digest.update(entries.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from diffusers import DDIMPipeline
+from diffusers import DDIMPipeline, SchedulerMixin, UNet2DModel
 from torch import Tensor, nn
 
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
@@ -38,6 +38,10 @@ class GeodesicInterpolationUnconditionalPipeline(GeodesicInterpolationMixin, DDI
     """
 
     _has_ip_adapters = False
+
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin):
+        super(DDIMPipeline, self).__init__()  # DDIMPipeline would put its own scheduler in place
+        self.register_modules(unet=unet, scheduler=scheduler)
 
     @property
     def _image_channels(self) -> int:

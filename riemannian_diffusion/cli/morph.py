@@ -1,0 +1,148 @@
+"""The stages of a morph, one after the other, and what they take from a folder of kept work."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from riemannian_diffusion.arguments import check_not_negative
+from riemannian_diffusion.cli.inputs import Inputs
+from riemannian_diffusion.cli.work import Work, solve_options
+from riemannian_diffusion.pipelines import GeodesicInterpolationOutput
+from riemannian_diffusion.pipelines.checks import check_inversion, check_sampling, check_solve
+from riemannian_diffusion.pipelines.morph_stages import check_metric
+from riemannian_diffusion.score import Conditions
+from riemannian_diffusion.score.diffusion import is_flow
+
+
+def check_options(args: argparse.Namespace, pipe: Any) -> None:
+    """Refuse options that are out of range, before any work.
+
+    Raises:
+        ValueError: Naming the argument of the library.
+    """
+    check_inversion(args.space, args.strength, args.steps, 0, args.max_batch_size, None)
+    check_metric(args.metric, args.space, is_flow(pipe.scheduler))
+    check_solve(None, args.max_evals, 0.0, 1, None, None)
+    check_sampling(args.adain, args.attention_interpolation, args.space, None)
+    check_not_negative(share=args.extrapolate)
+
+
+def morph(
+    args: argparse.Namespace, inputs: Inputs, pipe: Any, work: Work
+) -> GeodesicInterpolationOutput:
+    """Morph images: condition, invert, solve, sample; retime, extend, transport; render.
+
+    Args:
+        args: The command line.
+        inputs: Its images and frames.
+        pipe: The pipeline, on its device.
+        work: What is kept.
+
+    Returns:
+        What the stage `render` returns.
+    """
+    check_options(args, pipe)
+    metric, third = args.metric, inputs.third
+
+    # 1. Find what was kept
+    work.begin(metric, solve_options(args, inputs, pipe.device_of_work))
+    keys, path = work.keyframes(), work.path(metric)
+    checkpoint = work.checkpoint(metric)
+    if keys is not None:
+        try:
+            keys = pipe.connect(keys)
+        except ValueError as error:
+            raise ValueError(
+                f"--keep {work.folder} holds keyframes of other weights than those of --model: "
+                "choose another folder, or delete its files."
+            ) from error
+        levels = replace(keys.levels, max_batch_size=args.max_batch_size)
+        keys = replace(keys, levels=levels)
+        found = "the keyframes"
+        if path is not None:
+            path = replace(pipe.connect(path), keys=keys)
+            found += " and the path" if path.latents is None else " and the sampled path"
+        elif checkpoint is not None and checkpoint.exists():
+            found += " and a solve that had not ended"
+        print(f"resumed from {work.folder}: {found}", flush=True)
+
+    # 2. Prepare the conditions that are still needed: of the keyframes, of the image of --analogy
+    ours, theirs = None, None
+    if keys is None or third is not None:
+        ours = _conditions(args, inputs, pipe, work)
+    if ours is not None and third is not None:
+        ours, theirs = ours.at_knots([0, 1]), ours.at_knots([2])
+
+    # 3. Invert the keyframes
+    if keys is None:
+        keys = pipe.invert(
+            inputs.images,
+            conditions=ours,
+            space=args.space,
+            strength=args.strength,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            guidance_damping=args.guidance_damping,
+            max_batch_size=args.max_batch_size,
+            generator=torch.Generator().manual_seed(args.seed),
+        )
+        work.keep(keys)
+
+    # 4. Find the path
+    if path is None:
+        path = pipe.solve(
+            keys,
+            metric,
+            num_frames=inputs.num_frames,
+            init=inputs.starts,
+            max_evals=args.max_evals,
+            checkpoint=checkpoint,
+            generator=torch.Generator().manual_seed(args.seed),
+        )
+        work.keep(path)
+
+    # 5. Sample it
+    if path.latents is None or path.attention_interpolation != args.attention_interpolation:
+        path = pipe.sample(
+            path,
+            adain=args.adain and path.latents is None,  # kept points are matched already
+            attention_interpolation=args.attention_interpolation,
+        )
+        work.keep(path)
+
+    # 6. Change it as asked
+    if args.retime is not None:
+        path = pipe.retime(path, args.retime, max_batch_size=args.max_batch_size)
+    if args.extrapolate:
+        path = pipe.extend(path, args.extrapolate)
+    if third is not None:
+        assert theirs is not None
+        # loaded keyframes have their own copy of the LoRAs, and one path shares one
+        theirs = replace(theirs, loras=keys.levels.conditions.loras)
+        path = pipe.transport(path, third, conditions=theirs, max_evals=args.max_evals)
+
+    # 7. Decode it
+    return pipe.render(
+        path, paste_endpoints=args.paste_endpoints, max_batch_size=args.max_batch_size
+    )
+
+
+def _conditions(args: argparse.Namespace, inputs: Inputs, pipe: Any, work: Work) -> Conditions:
+    """Conditions of the keyframes, and of the image of `--analogy` after them."""
+    images = inputs.images if inputs.third is None else [*inputs.images, inputs.third]
+    prompts, adaptation = args.prompt or [""], None
+    if args.adapt is not None:
+        from riemannian_diffusion.adaptation import adapt
+
+        options: dict[str, Any] = {"seed": args.seed, "cache_dir": args.adapt_cache or work.folder}
+        if args.adapt != "both":
+            options["lora_steps" if args.adapt == "embeddings" else "embedding_steps"] = 0
+        try:
+            adaptation = adapt(pipe, images, prompts, **options)
+        except ImportError as error:
+            raise ValueError(str(error)) from error
+    return pipe.condition(prompts, args.negative_prompt, adaptation=adaptation)

@@ -1,0 +1,182 @@
+"""The folder of `--keep`: keyframes, solves and paths, and the settings that they depend on."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from riemannian_diffusion.cli.inputs import Inputs
+from riemannian_diffusion.files import write_atomically
+from riemannian_diffusion.pipelines import Keyframes, MorphPath
+
+T = TypeVar("T")
+
+KEYFRAMES = (  # options on which the keyframes depend, beside the images, the model and its dtype
+    *("size", "prompt", "negative_prompt", "space", "strength", "steps"),
+    *("guidance", "guidance_damping", "seed", "adapt"),
+)
+SOLVE = ("max_evals", "adain")  # options on which the path depends, beside frames and starts
+
+
+class Work:
+    """The work that one folder keeps; without a folder, nothing is kept and nothing is found.
+
+    A path and a checkpoint in the folder always belong to the settings beside them: those of other
+    settings are deleted before the settings are written. Nothing is written before `begin`.
+
+    Args:
+        folder: The folder of `--keep`, or None.
+        settings: What the keyframes depend on, by flag.
+        force: Delete work with other settings.
+
+    Raises:
+        ValueError: If the folder holds work with other settings.
+    """
+
+    def __init__(self, folder: Path | None, settings: dict[str, Any], *, force: bool):
+        self.folder = folder
+        self._kept: dict[str, Any] = {"keyframes": settings, "solves": {}}
+        self._anew = True  # nothing in the folder is of use
+        if folder is None:
+            return
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--keep must name a folder, but {folder} is a file.")
+        if not (folder / "keys.safetensors").exists():
+            return
+        problem, solves = self._compare()
+        if problem is None:
+            self._anew, self._kept["solves"] = False, solves
+        elif not force:
+            raise ValueError(
+                f"--keep {folder} {problem}: choose another folder, or start anew with --force."
+            )
+
+    def begin(self, metric: str, options: dict[str, Any]) -> None:
+        """Begin a solve, or resume it: what was kept with other settings is deleted.
+
+        Args:
+            metric: The name of the metric or curve.
+            options: What the path depends on, beside the keyframes.
+
+        Raises:
+            OSError: If the folder cannot be made or written to.
+        """
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        old: tuple[str, ...] = ()
+        if self._anew:
+            old = ("keys.safetensors", "path-*.safetensors", "solve-*.safetensors")
+        elif self._kept["solves"].get(metric) != options:
+            old = (f"path-{metric}.safetensors", f"solve-{metric}*.safetensors")
+        for pattern in old:
+            for file in self.folder.glob(pattern):
+                file.unlink()
+        self._kept["solves"][metric], self._anew = options, False
+        text = json.dumps(self._kept, indent=2) + "\n"
+        write_atomically(self.folder / "settings.json", lambda file: file.write_text(text))
+
+    def keyframes(self) -> Keyframes | None:
+        """The keyframes, if they were kept; call `begin` first."""
+        return self._load("keys.safetensors", Keyframes.load)
+
+    def path(self, metric: str) -> MorphPath | None:
+        """The path of a metric, if it was kept; call `begin` first."""
+        return self._load(f"path-{metric}.safetensors", MorphPath.load)
+
+    def checkpoint(self, metric: str) -> Path | None:
+        """The file for the state of a solve; call `begin` first."""
+        return None if self.folder is None else self.folder / f"solve-{metric}.safetensors"
+
+    def keep(self, made: Keyframes | MorphPath) -> None:
+        """Write keyframes or a path."""
+        if self.folder is not None:
+            name = "keys" if isinstance(made, Keyframes) else f"path-{made.metric}"
+            made.save(self.folder / f"{name}.safetensors")
+
+    def _load(self, name: str, load: Callable[[Path], T]) -> T | None:
+        if self.folder is None or not (self.folder / name).exists():
+            return None
+        try:
+            return load(self.folder / name)
+        except ValueError as error:
+            raise ValueError(f"{error} Delete {self.folder / name} and run this again.") from error
+
+    def _compare(self) -> tuple[str | None, dict[str, Any]]:
+        """In words, what forbids to go on with the folder's work, or None; its solves' options."""
+        assert self.folder is not None
+        file = self.folder / "settings.json"
+        if not file.exists():
+            return "holds keys.safetensors, but no settings.json", {}
+        try:
+            found = json.loads(file.read_text())
+            before, solves = dict(found["keyframes"]), dict(found["solves"])
+        except (ValueError, KeyError, TypeError):
+            return "holds a damaged settings.json", {}
+        for flag, value in self._kept["keyframes"].items():
+            if before.get(flag) != value:
+                if flag == "images":
+                    return "holds work with other images", {}
+                old, new = _given(flag, before.get(flag)), _given(flag, value)
+                return f"holds work with {old}, not with {new}", {}
+        return None, solves
+
+
+def keyframe_settings(args: argparse.Namespace, inputs: Inputs, dtype: str) -> dict[str, Any]:
+    """What the keyframes depend on, by flag; the images by a hash of each.
+
+    Args:
+        args: The command line.
+        inputs: Its images.
+        dtype: The name of the networks' dtype.
+    """
+    model = args.model or "shipped"
+    model = str(Path(model).resolve()) if Path(model).is_dir() else model
+    settings = {"--model": model, "--dtype": dtype}
+    settings |= {f"--{name.replace('_', '-')}": getattr(args, name) for name in KEYFRAMES}
+    fitted = [] if args.adapt is None or inputs.third is None else [inputs.third]
+    return _plain(settings | {"images": [hash_of(image) for image in [*inputs.images, *fitted]]})
+
+
+def solve_options(args: argparse.Namespace, inputs: Inputs, device: object) -> dict[str, Any]:
+    """What a path depends on beside its keyframes, by flag; images by a hash of each.
+
+    Args:
+        args: The command line.
+        inputs: Its frames and starts.
+        device: The device of the networks, whose rounding errors a solve depends on.
+    """
+    options = {f"--{name.replace('_', '-')}": getattr(args, name) for name in SOLVE}
+    starts = [
+        start if isinstance(start, str) else [hash_of(image) for image in start]
+        for start in inputs.starts or ()
+    ]
+    options |= {"--frames": inputs.num_frames, "--init": starts, "--device": str(device)}
+    return _plain(options)
+
+
+def hash_of(image: Any) -> str:
+    """A hash of the content of a PIL image."""
+    described = f"{image.mode} {image.size} ".encode()
+    return hashlib.sha256(described + image.tobytes()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back."""
+    return json.loads(json.dumps(value))
+
+
+def _given(flag: str, value: Any) -> str:
+    """A flag as the user would type it."""
+    if value is None:
+        return f"no {flag}"
+    values = value if isinstance(value, list) else [value]
+    if flag == "--size":
+        return f"--size {values[0]}x{values[-1]}"
+    return " ".join(
+        f"{flag} {one!r}" if isinstance(one, str) else f"{flag} {one}" for one in values
+    )

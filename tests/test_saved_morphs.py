@@ -1,0 +1,281 @@
+"""Keyframes and paths in files: what was saved gives the same frames, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from models import INVERT, KINDS, SOLVE, make, seeded, with_ip_adapter, with_lora
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from riemannian_diffusion.adaptation import adapt
+from riemannian_diffusion.pipelines import Keyframes, MorphPath
+
+
+def _two_prompts(pipe, images):
+    return pipe.invert(images, "" if type(pipe).__name__.count("Uncond") else ["a", "b"], **INVERT)
+
+
+def _clean(pipe, images):
+    return pipe.invert(images, space="clean", generator=seeded(), **INVERT)
+
+
+def _guided(pipe, images):
+    return pipe.invert(images, ["a", "b"], "c", guidance_scale=2.0, **INVERT)
+
+
+def _damped(pipe, images):
+    options = {"guidance_scale": 2.0, "guidance_damping": 0.5}
+    return pipe.invert(images, ["a", "b"], "c", **options, **INVERT)
+
+
+def _placed(pipe, images):
+    return pipe.invert(images, frame_numbers=[0, 2], fixed_point_iterations=2, **INVERT)
+
+
+def _adapted(pipe, images):
+    steps = {"embedding_steps": 1, "lora_steps": 1, "rank": 2, "batch_size": 1, "lora_lr": 0.1}
+    fitted = adapt(pipe, images, ["a", "b"], **steps)
+    conditions = pipe.condition(adaptation=fitted)
+    return pipe.invert(images, conditions=conditions, guidance_scale=2.0, **INVERT)
+
+
+def _shown_images(pipe, images):
+    embeds = torch.randn(4, 1, 6, generator=seeded())  # two negative ones first
+    conditions = pipe.condition(["a", "b"], ip_adapter_image_embeds=[embeds])
+    return pipe.invert(images, conditions=conditions, guidance_scale=2.0, **INVERT)
+
+
+def _scaled_loras(pipe, images):
+    conditions = pipe.condition("a", cross_attention_kwargs={"scale": 0.5})
+    return pipe.invert(images, conditions=conditions, **INVERT)
+
+
+PROMPTED = ("sd", "xl", "sd3", "flux")
+CASES = [
+    *((kind, _two_prompts) for kind in KINDS),
+    *((kind, _clean) for kind in KINDS),
+    *((kind, _guided) for kind in PROMPTED),
+    *(("sd", _damped), ("sd", _placed), ("sd", _adapted), ("sd3", _placed)),
+    *((kind, case) for kind in ("sd", "xl") for case in (_shown_images, _scaled_loras)),
+]
+
+
+def prepared(kind, case):
+    """A pipeline as a fresh process has it: the weights are the same each time."""
+    pipe = make(kind)
+    pipe = with_ip_adapter(pipe) if case is _shown_images else pipe
+    return with_lora(pipe) if case is _scaled_loras else pipe
+
+
+def frames(pipe, path):
+    return pipe.render(pipe.sample(path), output_type="pt").frames
+
+
+@pytest.mark.parametrize(
+    ("kind", "case"), CASES, ids=[f"{kind}{case.__name__}" for kind, case in CASES]
+)
+def test_loaded_morphs_give_the_same_frames(kind, case, keyframes, tmp_path):
+    pipe = prepared(kind, case)
+    keys = case(pipe, keyframes[:2])
+    path = pipe.solve(keys, **SOLVE)
+    sampled = pipe.sample(path)
+    expected = pipe.render(sampled, output_type="pt")
+    keys.save(tmp_path / "keys.safetensors")
+    path.save(tmp_path / "path.safetensors")
+    sampled.save(tmp_path / "sampled.safetensors")
+
+    other = prepared(kind, case)  # nothing is shared with the first one
+    loaded = Keyframes.load(tmp_path / "keys.safetensors")
+    assert loaded.frame_numbers == keys.frame_numbers
+    again = other.solve(loaded, **SOLVE)
+    assert torch.equal(frames(other, again), expected.frames)
+    solved = MorphPath.load(tmp_path / "path.safetensors")
+    assert torch.equal(frames(other, solved), expected.frames)
+    done = MorphPath.load(tmp_path / "sampled.safetensors")
+    found = other.render(done, output_type="pt")
+    assert torch.equal(found.frames, expected.frames)
+    assert found.reconstruction_error == expected.reconstruction_error
+    assert torch.equal(done.times, path.times) and done.metric == path.metric
+    for one, before in zip(done.geodesics, path.geodesics, strict=True):
+        for field in dataclasses.fields(before):
+            mine, theirs = getattr(one, field.name), getattr(before, field.name)
+            same = torch.equal if isinstance(mine, torch.Tensor) else lambda a, b: a == b
+            assert same(mine, theirs), field.name
+    other.connect(loaded).save(tmp_path / "twice.safetensors")
+    once, twice = (_contents(tmp_path / f"{name}.safetensors") for name in ("keys", "twice"))
+    assert once == twice
+
+
+def _contents(file):
+    with safe_open(file, "pt") as opened:
+        tensors = {n: opened.get_tensor(n).numpy().tobytes() for n in opened.keys()}  # noqa: SIM118
+        return tensors, opened.metadata()
+
+
+def test_what_further_stages_made_is_saved(tiny_pipe, keyframes, tmp_path):
+    keys = tiny_pipe.invert(keyframes[:2], "a", space="clean", generator=seeded(), **INVERT)
+    path = tiny_pipe.sample(tiny_pipe.solve(keys, "lerp", num_frames=4), callback_on_step_end=None)
+    made = [
+        tiny_pipe.retime(path, "rmse"),
+        tiny_pipe.extend(path, 0.5),
+        tiny_pipe.transport(path, keyframes[2]),
+        dataclasses.replace(path, attention_interpolation=0.5),
+    ]
+    for one in made:
+        one.save(tmp_path / "path.safetensors")
+        loaded = MorphPath.load(tmp_path / "path.safetensors")
+        assert torch.equal(loaded.shown, one.shown) and torch.equal(loaded.times, one.times)
+        assert loaded.attention_interpolation == one.attention_interpolation
+        found, expected = (tiny_pipe.render(p, output_type="pt") for p in (loaded, one))
+        assert torch.equal(found.frames, expected.frames)
+        assert found.reconstruction_error == expected.reconstruction_error
+
+
+def test_a_file_is_tensors_and_plain_text(tiny_pipe, keyframes, tmp_path):
+    keys = tiny_pipe.invert(keyframes[:2], ["a", "b"], **INVERT)
+    keys.save(tmp_path / "keys.safetensors")
+    assert [file.name for file in tmp_path.iterdir()] == ["keys.safetensors"]
+    with safe_open(tmp_path / "keys.safetensors", "pt") as file:
+        metadata, names = file.metadata(), set(file.keys())
+    assert metadata["kind"] == "Keyframes" and {"pixels", "clean", "points"} <= names
+    assert json.loads(metadata["settings"])["space"] == "noise"
+    size = sum(t.nbytes for t in (keys.pixels, keys.clean, keys.points))
+    assert (tmp_path / "keys.safetensors").stat().st_size < size + 50_000  # no weights
+
+
+def test_a_loaded_path_has_no_model_until_it_is_connected(tiny_pipe, keyframes, tmp_path):
+    keys = tiny_pipe.invert(keyframes[:2], **INVERT)
+    keys.save(tmp_path / "keys.safetensors")
+    loaded = Keyframes.load(tmp_path / "keys.safetensors")
+    with pytest.raises(ValueError, match="come from a file and have no model yet.*pipe.connect"):
+        loaded.levels(loaded.levels.schedule.timesteps[0])
+    connected = tiny_pipe.connect(loaded)
+    timestep = keys.levels.schedule.timesteps[0]
+    with torch.no_grad():
+        found, expected = (one.levels(timestep)(one.points) for one in (connected, keys))
+    assert torch.equal(found, expected)
+    assert tiny_pipe.connect(connected) is connected
+    with pytest.raises(ValueError, match="`keys` must be a Keyframes, but got int"):
+        tiny_pipe.connect(3)
+
+
+# ------------------------------------------------------------------------- files that are refused
+
+
+@pytest.fixture
+def files(tiny_pipe, keyframes, tmp_path):
+    keys = tiny_pipe.invert(keyframes[:2], **INVERT)
+    keys.save(tmp_path / "keys.safetensors")
+    path = tiny_pipe.sample(tiny_pipe.solve(keys, "lerp", num_frames=3))
+    path.save(tmp_path / "path.safetensors")
+    return tmp_path
+
+
+def _cut(file):
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def _text(file):
+    file.write_text("no tensors")
+
+
+def _bare(file):
+    save_file({"pixels": torch.zeros(2)}, file)
+
+
+def _without(name):
+    def spoil(file):
+        with safe_open(file, "pt") as whole:
+            tensors = {n: whole.get_tensor(n) for n in whole.keys()}  # noqa: SIM118
+            metadata = whole.metadata()
+        tensors.pop(name, None)
+        metadata.pop(name, None)
+        save_file(tensors, file, metadata)
+
+    return spoil
+
+
+def _half_the_settings(file):
+    with safe_open(file, "pt") as whole:
+        tensors = {n: whole.get_tensor(n) for n in whole.keys()}  # noqa: SIM118
+        metadata = whole.metadata()
+    metadata["settings"] = metadata["settings"][:20]
+    save_file(tensors, file, metadata)
+
+
+def _swapped(file):
+    other = {"keys": "path", "path": "keys"}[file.stem]
+    file.write_bytes(file.with_stem(other).read_bytes())
+
+
+REFUSED = [
+    (_cut, "is damaged, or no safetensors file"),
+    (_text, "is damaged, or no safetensors file"),
+    (_bare, "holds something else, not {kind}: it was not written by {kind}.save"),
+    (_swapped, "holds {other}, not {kind}"),
+    (_without("settings"), "is damaged: it lacks 'settings'"),
+    (_without("points"), "is damaged: it lacks 'points'"),
+    (_half_the_settings, "is damaged: its settings cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
+@pytest.mark.parametrize("kind", [Keyframes, MorphPath])
+def test_files_that_are_refused(files, kind, spoil, message):
+    file = files / {Keyframes: "keys.safetensors", MorphPath: "path.safetensors"}[kind]
+    spoil(file)
+    other = {Keyframes: "MorphPath", MorphPath: "Keyframes"}[kind]
+    expected = message.format(kind=kind.__name__, other=other)
+    with pytest.raises(ValueError, match=rf"{file.name} {expected}"):
+        kind.load(file)
+
+
+def test_files_that_are_not_there(tmp_path):
+    for kind in (Keyframes, MorphPath):
+        with pytest.raises(FileNotFoundError, match="none.safetensors does not exist"):
+            kind.load(tmp_path / "none.safetensors")
+
+
+def _other_weights(pipe):
+    with torch.no_grad():
+        pipe.unet.conv_in.bias += 0.1
+
+
+def _other_autoencoder(pipe):
+    with torch.no_grad():
+        pipe.vae.decoder.conv_out.bias += 0.1
+
+
+def _other_levels(pipe):
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, beta_end=0.02)
+
+
+@pytest.mark.parametrize("change", [_other_weights, _other_autoencoder, _other_levels])
+def test_what_another_model_made_is_refused(tiny_pipe, files, change):
+    keys = Keyframes.load(files / "keys.safetensors")
+    path = MorphPath.load(files / "path.safetensors")
+    change(tiny_pipe)
+    uses = (
+        lambda: tiny_pipe.solve(keys, **SOLVE),
+        lambda: tiny_pipe.sample(path),
+        lambda: tiny_pipe.retime(path, "rmse"),
+        lambda: tiny_pipe.extend(path, 0.1),
+        lambda: tiny_pipe.render(path),
+    )
+    for use in uses:
+        with pytest.raises(ValueError, match="were made with another model, or with a scheduler"):
+            use()
+
+
+def test_settings_that_json_cannot_hold(tiny_pipe, keyframes, tmp_path):
+    conditions = tiny_pipe.condition(cross_attention_kwargs={"scale": torch.ones(1)})
+    conditions = dataclasses.replace(conditions, options={"thing": object()})
+    keys = tiny_pipe.invert(keyframes[:2], **INVERT)
+    levels = dataclasses.replace(keys.levels, conditions=conditions)
+    with pytest.raises(ValueError, match="Keyframes cannot be saved"):
+        dataclasses.replace(keys, levels=levels).save(tmp_path / "keys.safetensors")
+    assert not list(tmp_path.iterdir())

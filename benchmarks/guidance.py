@@ -14,10 +14,10 @@ every weight. All methods use the same weights. There are two studies:
               hue and the kind of the caption, "distance" is the root mean square of the difference
               from that render, for images in [0, 1]
 
-Rows with a weight are points of the curves; the row "data" is the class itself, in "mixtures". A
+Rows with a weight are points of the curves. In "mixtures" the row "data" is the class itself; a
 distance below that of the data is no merit. Then every method is compared with plain guidance,
 and plain guidance with itself, which gives 1. A ratio is the distance of the method over the
-distance of plain guidance. Below 1 the method is nearer the data.
+distance of plain guidance: below 1 the method is nearer the manifold.
 
     at "probability"  Each curve is replaced by its lower envelope: the least distance at which it
                       reaches a probability or a higher one, with straight lines between

@@ -142,7 +142,7 @@ def test_manifold_optimal_guidance_weighs_the_parts_along_and_across_the_score()
 @pytest.fixture(scope="module")
 def small():
     """Rows of the mixtures at reduced size."""
-    options = ["--methods", "plain", "half", "apg", "--samples", "10", "--steps", "4"]
+    options = ["--methods", "plain", "half", "apg", "--samples", "30", "--steps", "6"]
     return guidance.main(options)
 
 

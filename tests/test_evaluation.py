@@ -9,10 +9,12 @@ import urllib.error
 import warnings
 from pathlib import Path
 
+import intervals
 import numpy as np
 import PIL.Image
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 from models import rand, randn
 from skimage import metrics as skimage_metrics
@@ -253,44 +255,105 @@ def test_too_small_a_set_for_fid_is_said():
         ev.kernel_distance(randn(3, 4), randn(3, 4))
 
 
-# ---------------------------------------------------------------------------------------- bootstrap
+# ---------------------------------------------------------------------------------------- intervals
 
 
-def interval_of_mean(values, **options):
-    return ev.bootstrap_interval(lambda index: values[index].mean(), len(values), **options)
-
-
-def test_interval_of_a_mean_against_the_normal_one():
+def test_interval_of_many_values_is_the_normal_one():
     values = randn(400, seed=3)
-    low, high = interval_of_mean(values, num_resamples=4000)
+    low, high = ev.mean_interval(values)
     half = 1.96 * float(values.std()) / 20
     assert [low, high] == pytest.approx(
         [float(values.mean()) - half, float(values.mean()) + half], abs=0.1 * half
     )
 
 
-def test_interval_is_fixed_by_its_seed():
-    values = randn(30)
-    options = {"num_resamples": 200, "seed": 4}
-    assert interval_of_mean(values, **options) == interval_of_mean(values, **options)
-    assert interval_of_mean(values, **options) != interval_of_mean(values, **options | {"seed": 5})
+def test_interval_of_values_without_skewness_is_students():
+    values = torch.tensor([-3.0, -1, 0, 1, 3], dtype=torch.float64) + 2
+    expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    assert ev.mean_interval(values, confidence=0.9) == pytest.approx(tuple(expected))
 
 
-def test_interval_shrinks_with_items_and_widens_with_confidence():
-    def width(num_items, confidence=0.95):
-        low, high = interval_of_mean(randn(num_items), num_resamples=500, confidence=confidence)
-        return high - low
+def test_interval_of_a_mean_moves_with_its_values():
+    values = torch.tensor([0.1, 0.2, 0.3, 1.5], dtype=torch.float64)
+    low, high = ev.mean_interval(values)
+    mean = float(values.mean())
+    assert high - mean > mean - low > 0  # the tail is on the right
+    assert ev.mean_interval(3 * values + 1) == pytest.approx((3 * low + 1, 3 * high + 1))
+    assert ev.mean_interval(-values) == pytest.approx((-high, -low))
+    assert ev.mean_interval(torch.full((4,), 0.5)) == (0.5, 0.5)
 
-    assert 1.6 < width(50) / width(200) < 2.5  # as one over the root
-    assert width(50, 0.5) < width(50, 0.9) < width(50, 0.99)
+
+def test_intervals_shrink_with_items_and_widen_with_confidence():
+    def widths(num_items, confidence=0.95):
+        x = randn(num_items)
+        ends = [
+            ev.mean_interval(x, confidence=confidence),
+            ev.jackknife_interval(lambda index: x[index].mean(), num_items, confidence=confidence),
+        ]
+        return torch.tensor([high - low for low, high in ends])
+
+    ratio = widths(50) / widths(200)
+    assert (1.6 < ratio).all() and (ratio < 2.5).all()  # as one over the root
+    assert (widths(50, 0.5) < widths(50, 0.9)).all() and (widths(50, 0.9) < widths(50, 0.99)).all()
 
 
-def test_intervals_of_fid_and_kid_are_about_their_values():
-    # uncentred, resamples of so few sequences would all lie above the value
-    result = run(sequences(6), features=lambda x: x.flatten(1)[:, ::40], num_resamples=200)
-    for name in ("fid", "kid"):
-        low, high = result[name].interval
-        assert low < result[name].value < high
+def test_jackknife_of_a_mean_is_students_interval():
+    x = randn(12, seed=2) + 40  # so large that the shift does not matter
+    low, high = ev.jackknife_interval(lambda index: x[index].mean(), 12)
+    expected = scipy.stats.ttest_1samp(x, 0).confidence_interval()
+    assert high - low == pytest.approx(expected.high - expected.low)
+    assert [low, high] == pytest.approx(list(expected), abs=0.02)
+
+
+def test_jackknife_repeats_no_sequence_and_takes_pairs_by_its_seed():
+    asked = []
+
+    def statistic(index):
+        asked.append(index.tolist())
+        return x[index].mean() ** 2
+
+    x = randn(9, seed=5) + 1
+    first = ev.jackknife_interval(statistic, 9, num_pairs=6, seed=1)
+    assert all(len(set(index)) == len(index) for index in asked)
+    assert sorted(map(len, asked)) == [7] * 6 + [8] * 9 + [9]
+    assert ev.jackknife_interval(statistic, 9, num_pairs=6, seed=1) == first
+    assert ev.jackknife_interval(statistic, 9, num_pairs=6, seed=2) != first
+
+
+def test_jackknife_variance_of_a_statistic_of_pairs():
+    # mean of x_i . x_j over pairs: the plain jackknife gives twice the variance 2 d / (n (n - 1))
+    def of(x):
+        return lambda index: (
+            (x[index].sum(0).square().sum() - x[index].square().sum())
+            / (len(index) * (len(index) - 1))
+        )
+
+    quantile = scipy.stats.t.ppf(0.975, 11)
+    ends = [ev.jackknife_interval(of(randn(12, 20, seed=seed)), 12) for seed in range(100)]
+    found = np.mean([((high - low) / (2 * quantile)) ** 2 for low, high in ends])
+    assert 0.75 < found / (2 * 20 / (12 * 11)) < 1.4
+
+
+def test_intervals_of_means_cover():
+    for population, least in (("normal", 0.91), ("exponential", 0.88)):
+        draw, expected, _ = intervals.POPULATIONS[population]
+        generator = torch.Generator().manual_seed(0)
+        for num in (3, 5, 10):
+            ends = [ev.mean_interval(draw(num, generator)) for _ in range(400)]
+            covered = np.mean([low <= expected <= high for low, high in ends])
+            assert least - 0.02 * (num == 3) < covered < 0.985
+
+
+def test_intervals_of_fid_and_kid_cover_and_have_the_true_width(monkeypatch):
+    monkeypatch.setattr(intervals, "NUM_DRAWS", 300)
+    monkeypatch.setattr(intervals, "NUM_RESAMPLES", 50)
+    rows = list(intervals.sets(25, seed=1, cases=("one distribution",), nums=(8,)))
+    new = [row for row in rows if row["method"] == "new"]
+    assert [row["measure"] for row in new] == ["fid", "kid"]
+    for row in new:
+        assert row["coverage"] >= 0.85 and 0.75 < row["width"] < 1.25
+    for row in rows:  # the fault that the new intervals cure
+        assert row["method"] == "new" or row["width"] > 1.2
 
 
 # ---------------------------------------------------------------------------------------- backbones
@@ -422,6 +485,9 @@ def test_own_features_get_uint8_images():
         ("torchmetrics.image.kid", lambda: ev.kernel_distance(randn(3, 2), randn(3, 2))),
         ("torchmetrics.image.fid", ev.inception_features),
         ("torch_fidelity", ev.inception_features),
+        ("scipy.stats", lambda: ev.mean_interval(randn(4))),
+        ("scipy.stats", lambda: ev.jackknife_interval(torch.sum, 5)),
+        ("scipy.stats", lambda: run(sequences(3), variant("any", measures=("largest_step",)))),
     ],
 )
 def test_a_missing_library_says_what_to_install(monkeypatch, module, call):
@@ -533,18 +599,60 @@ def test_every_number_names_its_protocol():
 
 
 def test_intervals_of_an_evaluation():
-    given = sequences(5, inputs=True)
-    result = run(given, num_resamples=50, seed=3)
+    given = sequences(6, inputs=True)
+    result = run(given, num_resamples=9, seed=3, confidence=0.8)
     values = torch.tensor(result["ppl"].per_sequence, dtype=torch.float64)
-    assert result["ppl"].interval == interval_of_mean(values, num_resamples=50, seed=3)
+    assert result["ppl"].interval == ev.mean_interval(values, confidence=0.8)
+    interior = torch.stack([colours(s.frames[1:-1]) for s in given])
+    inputs = torch.stack([colours(s.inputs) for s in given])
+
+    def kid(index):
+        return ev.kernel_distance(interior[index].flatten(0, 1), inputs[index].flatten(0, 1))
+
+    expected = ev.jackknife_interval(kid, 6, num_pairs=9, seed=3, confidence=0.8)
+    assert result["kid"].interval == pytest.approx(expected)
     for row in result.results:
         low, high = row.interval
         measure = ev.MEASURES[row.measure]
         assert measure.low <= low <= row.value <= high <= measure.high
     assert all(row.interval is None for row in run(given, num_resamples=0).results)
-    single = run(given[:1])
-    assert all(row.interval is None for row in single.results)
-    assert single.warnings[-1] == "One sequence has no bootstrap interval."
+
+
+@pytest.mark.parametrize(
+    ("num", "has_means", "has_sets"), [(1, False, False), (2, False, False), (3, True, False)]
+)
+def test_too_few_sequences_have_no_intervals(num, has_means, has_sets):
+    result = run(sequences(num, num_frames=6), "aid")
+    assert all(
+        (row.interval is not None) == (has_means if row.per_sequence else has_sets)
+        for row in result.results
+    )
+    assert f"FID and KID have no interval: they need 5 sequences, not {num}." in result.warnings
+    said = f"Means have no interval: they need 3 sequences, not {num}." in result.warnings
+    assert said is not has_means
+
+
+def test_without_scipy_there_are_no_intervals(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    result = run(sequences(5), skip_missing=True)
+    assert result.results and all(row.interval is None for row in result.results)
+    assert result.warnings[-1].startswith("There are no intervals: scipy cannot be imported")
+    assert not any("scipy" in text for text in run(sequences(5), num_resamples=0).warnings)
+
+
+def test_the_note_on_published_values():
+    given = sequences(2, num_frames=17, inputs=True)
+    result = run(given, variant("diffmorpher17", resolution=None))
+    note = ev.PROTOCOLS["diffmorpher17"].note
+    assert "multiply ppl by 16 and pdv_variance by 65536" in note
+    assert f"note: {note}" in result.table().splitlines()
+    assert result.as_dict()["protocol"]["note"] == note
+    gaps = torch.stack([ev.adjacent_distances(s.frames, rms) for s in given])
+    assert_close(16 * ev.ppl(gaps), (256 * gaps).mean(1))
+    assert_close(65536 * ev.pdv_variance(gaps), ev.pdv_variance(256 * gaps))
+    for name in ("ppl", "pdv_variance"):
+        assert "DiffMorpher" in result.as_dict()["results"][name]["definition"]
+    assert "note:" not in run(given).table()
 
 
 def test_warnings_of_an_evaluation():
@@ -555,8 +663,8 @@ def test_warnings_of_an_evaluation():
     assert f"warning: {result.warnings[0]}" in result.table()
     enough = {"features": lambda x: x.mean((1, 2, 3))[:, None]}  # 1 feature: 5 images will do
     assert run(given, "aid", **enough, num_resamples=0).warnings == ()
-    few = run(given, "aid", **enough).warnings
-    assert few == ("Intervals over 4 sequences are too narrow.",)
+    few = run([sequence(f"{i}") for i in range(5)], "aid", **enough).warnings
+    assert len(few) == 1 and few[0].startswith("Intervals of means over 5 sequences cover less")
     assert run([sequence(f"{i}") for i in range(10)], "aid", **enough).warnings == ()
     pasted = dataclasses.replace(given[1], inputs=given[1].frames[[0, -1]])
     mixed = [given[0], pasted, given[2]]
@@ -615,13 +723,13 @@ PASS = {"distance": rms, "features": colours}
 BAD = [
     (lambda: run([sequence()], "ppl17"), "`protocol` must be one of diffmorpher17, saito11"),
     (lambda: run([], "any"), "There are no sequences"),
-    (lambda: run([sequence()], "diffmorpher17"), "is of 17 frames, .* but a has 5"),
-    (lambda: run([sequence()], "saito11"), "is of 11 frames, .* but a has 5"),
+    (lambda: run([sequence()], "diffmorpher17"), "needs 17 frames, .* but a has 5"),
+    (lambda: run([sequence()], "saito11"), "needs 11 frames, .* but a has 5"),
     (lambda: run([sequence(num_frames=2)]), "needs at least 3 frames, but a has 2"),
     (lambda: run([sequence(num_frames=3)], "saito_video3"), "512 x 512 pixels .* a has 12 x 12"),
     (
         lambda: run([sequence()], variant("any", num_sampled=4)),
-        "draws 4 frames of each sequence, but a has 3",
+        "draws 4 frames from each sequence, but a has only 3",
     ),
     (
         lambda: run([sequence(), sequence("b", num_frames=6)]),
@@ -642,7 +750,8 @@ BAD = [
         lambda: run([ev.FrameSequence("a", rand(5, 3, 8, 8), None, rand(5, 3, 8, 8))]),
         r"`truth` of a must be \(3, 3, 8, 8\), but got \(5, 3, 8, 8\)",
     ),
-    (lambda: run([sequence()], num_resamples=-1), "`num_resamples` must not be negative"),
+    (lambda: run([sequence()], num_resamples=-1), "`num_resamples` must be 0 or at least 2"),
+    (lambda: run([sequence()], num_resamples=1), "must be 0 or at least 2, but got 1"),
     (lambda: run([sequence()], confidence=1.0), r"`confidence` must be in \(0, 1\), but got 1.0"),
     (lambda: run([sequence()], max_batch_size=0), "`max_batch_size` must be at least 1"),
     (
@@ -664,9 +773,11 @@ BAD = [
     (lambda: ev.frechet_distance(randn(3, 4), randn(3, 5)), r"\(n, d\) and \(m, d\), but got"),
     (lambda: ev.kernel_distance(randn(1, 4), randn(3, 4)), "at least 2 rows, but got 1 and 3"),
     (lambda: ev.frechet_distance(randn(3, 4) / 0, randn(3, 4)), "Features must be finite"),
-    (lambda: ev.bootstrap_interval(torch.sum, 1), "`num_items` must be at least 2, but got 1"),
-    (lambda: interval_of_mean(randn(3), num_resamples=0), "`num_resamples` must be at least 1"),
-    (lambda: interval_of_mean(randn(3), confidence=0), r"`confidence` must be in \(0, 1\)"),
+    (lambda: ev.mean_interval(randn(2)), "`values` must have at least 3 entries, but got 2"),
+    (lambda: ev.mean_interval(randn(3), confidence=0), r"`confidence` must be in \(0, 1\)"),
+    (lambda: ev.jackknife_interval(torch.sum, 4), "`num_sequences` must be at least 5, but got 4"),
+    (lambda: ev.jackknife_interval(torch.sum, 5, num_pairs=1), "`num_pairs` must be at least 2"),
+    (lambda: ev.jackknife_interval(torch.sum, 5, confidence=1), r"must be in \(0, 1\), but got 1"),
 ]
 
 
@@ -771,7 +882,8 @@ def test_command_with_networks(folder, tmp_path, capsys, monkeypatch):
     expected = run(given).as_dict()
     for name, row in report["results"].items():
         assert row["value"] == pytest.approx(expected["results"][name]["value"], rel=1e-9)
-        assert row["interval"] == pytest.approx(expected["results"][name]["interval"], rel=1e-9)
+        interval = expected["results"][name]["interval"]
+        assert row["interval"] == (interval and pytest.approx(interval, rel=1e-9))
     printed = capsys.readouterr()
     assert "warning: FID of 30 images against 6" in printed.out and not printed.err
 
@@ -799,10 +911,16 @@ BAD_COMMANDS = [
     (["mixed", *FLAGS], "mixed/a/1.png (8, 9): resize the originals as the morph did"),
     (["three", *FLAGS], "three/a/inputs must hold two images, but holds 3"),
     (["broken", *FLAGS], "cannot identify image file"),
-    (["morphs", "--protocol", "diffmorpher17"], "is of 17 frames, first and last included, but"),
+    (
+        ["morphs", "--protocol", "diffmorpher17"],
+        "needs 17 frames, including the first",
+    ),
     (["morphs", *FLAGS, "--strict"], "riemannian-diffusion: error: "),
     (["morphs", *FLAGS, "--device", "moon"], "--device moon cannot be used"),
-    (["morphs", *FLAGS, "--resamples", "-1"], "`num_resamples` must not be negative, but got -1"),
+    (
+        ["morphs", *FLAGS, "--resamples", "-1"],
+        "`num_resamples` must be 0 or at least 2",
+    ),
     (["morphs", *FLAGS, "-o", "out.txt"], "--output must end in .json, but got out.txt"),
     (["morphs", *FLAGS, "-o", "no/out.json"], "the folder no of --output does not exist"),
 ]

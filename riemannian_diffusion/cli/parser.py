@@ -206,7 +206,12 @@ def parser() -> argparse.ArgumentParser:
     add("--protocol", choices=PROTOCOL_NAMES, required=True)
     add("-o", "--output", type=Path, help="write everything to this JSON file, too")
     add("--strict", action="store_true", help="fail where a network or a library is missing")
-    add("--resamples", type=int, default=1000, help="behind each interval; 0: none (default: 1000)")
+    add(
+        "--resamples",
+        type=int,
+        default=200,
+        help="most resamples behind an interval of FID or KID; 0: no intervals (default: 200)",
+    )
     add("--max-batch-size", type=int, default=8, help="less needs less memory (default: 8)")
     add("--seed", type=int, default=0, help="of random frames and intervals (default: 0)")
     add("--device", help="cuda, mps or cpu (default: the first there is)")

@@ -1,6 +1,5 @@
-"""Measures of morphs and of sets of morphs, and the protocols that say what a number is of."""
+"""Measures of morphs and of sets of morphs, and the protocols that define each number."""
 
-from riemannian_diffusion.evaluation.bootstrap import bootstrap_interval
 from riemannian_diffusion.evaluation.definitions import MEASURES, Measure
 from riemannian_diffusion.evaluation.distributions import (
     Features,
@@ -8,6 +7,7 @@ from riemannian_diffusion.evaluation.distributions import (
     kernel_distance,
 )
 from riemannian_diffusion.evaluation.evaluator import evaluate
+from riemannian_diffusion.evaluation.intervals import jackknife_interval, mean_interval
 from riemannian_diffusion.evaluation.protocols import PROTOCOLS, Protocol
 from riemannian_diffusion.evaluation.results import Evaluation, Result
 from riemannian_diffusion.evaluation.sequences import (
@@ -49,16 +49,17 @@ __all__ = [
     "Result",
     "SequenceFiles",
     "adjacent_distances",
-    "bootstrap_interval",
     "consistency",
     "distances",
     "evaluate",
     "find_sequences",
     "frechet_distance",
     "inception_features",
+    "jackknife_interval",
     "kernel_distance",
     "largest_step",
     "lpips_distance",
+    "mean_interval",
     "mse",
     "pdv_std",
     "pdv_variance",

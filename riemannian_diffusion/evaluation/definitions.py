@@ -1,4 +1,4 @@
-"""What every measure is: its definition, its range and which direction is better."""
+"""Definition, range and better direction of every measure."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Measure:
-    """What a measure is: everything that a reader of its number has to know.
+    """Everything that the reader of a measure's value has to know.
 
     Attributes:
-        name: Its name in protocols and reports.
+        name: Name in protocols and reports.
         definition: One sentence.
-        low: Least value it can take.
-        high: Greatest value, or infinity.
-        direction: "lower" or "higher" is better.
-        needs: Among "distance", "features", "inputs", "truth" and "torchmetrics".
+        low: Smallest possible value.
+        high: Largest possible value, or infinity.
+        direction: Which values are better: "lower" or "higher".
+        needs: Names among "distance", "features", "inputs", "truth" and "torchmetrics".
     """
 
     name: str
@@ -38,8 +38,9 @@ MEASURES = {
     for measure in (
         Measure(
             "ppl",
-            "sum of LPIPS over the adjacent frames of a sequence, mean over sequences (not the "
-            "perceptual path length of StyleGAN)",
+            "raw sum of LPIPS between the adjacent frames of a sequence, mean over sequences "
+            "(neither the perceptual path length of StyleGAN nor the published values of "
+            "DiffMorpher, which 256 LPIPS per step of 17 frames fits)",
             0,
             math.inf,
             "lower",
@@ -47,7 +48,8 @@ MEASURES = {
         ),
         Measure(
             "pdv_variance",
-            "population variance (ddof 0) of LPIPS between adjacent frames, mean over sequences",
+            "population variance (ddof 0) of raw LPIPS between adjacent frames, mean over "
+            "sequences (not DiffMorpher's published PDV, which the variance of 256 LPIPS fits)",
             0,
             math.inf,
             "lower",
@@ -81,7 +83,7 @@ MEASURES = {
         Measure(
             "fid",
             "Frechet distance of Gaussians fitted to the features of two sets of images, biased "
-            "upwards in small sets",
+            "upwards for small sets",
             0,
             math.inf,
             "lower",
@@ -90,7 +92,7 @@ MEASURES = {
         Measure(
             "kid",
             "squared maximum mean discrepancy of the features of two sets of images, kernel "
-            "(x.y / d + 1)^3, unbiased, on the whole sets",
+            "(x.y / d + 1)^3, unbiased estimate from the whole sets",
             -math.inf,
             math.inf,
             "lower",
@@ -98,8 +100,8 @@ MEASURES = {
         ),
         Measure(
             "re",
-            "mean squared error of the raw first and last frames to the input images, values in "
-            "[0, 1], mean over sequences",
+            "mean squared error between the first and last frames and the input images, pixel "
+            "values in [0, 1], mean over sequences",
             0,
             1,
             "lower",
@@ -107,15 +109,15 @@ MEASURES = {
         ),
         Measure(
             "largest_step",
-            "greatest root mean square difference of adjacent frames, values in [0, 1], mean over "
-            "sequences",
+            "largest root mean squared difference of adjacent frames, pixel values in [0, 1], mean "
+            "over sequences",
             0,
             1,
             "lower",
         ),
         Measure(
             "lpips",
-            "LPIPS of the middle frames to the true ones, mean over frames, then sequences",
+            "LPIPS between the middle frames and the true ones, mean over frames, then sequences",
             0,
             math.inf,
             "lower",
@@ -123,8 +125,8 @@ MEASURES = {
         ),
         Measure(
             "mse",
-            "mean squared error of the middle frames to the true ones, values in [0, 1], mean over "
-            "frames, then sequences",
+            "mean squared error between the middle frames and the true ones, pixel values in "
+            "[0, 1], mean over frames, then sequences",
             0,
             1,
             "lower",
@@ -132,8 +134,8 @@ MEASURES = {
         ),
         Measure(
             "psnr",
-            "peak signal-to-noise ratio of the middle frames to the true ones in dB, peak 1, mean "
-            "over frames, then sequences",
+            "peak signal-to-noise ratio of the middle frames to the true ones in dB, peak value 1, "
+            "mean over frames, then sequences",
             0,
             math.inf,
             "higher",
@@ -141,7 +143,7 @@ MEASURES = {
         ),
         Measure(
             "ssim",
-            "structural similarity of the middle frames to the true ones, Gaussian window of "
+            "structural similarity of the middle frames to the true ones, Gaussian window with "
             "sigma 1.5 inside the image, mean over frames, then sequences",
             -1,
             1,

@@ -1,4 +1,4 @@
-"""Measures of one set of images against another: FID and KID, on features of the images."""
+"""Distances between two sets of images: FID and KID, from features of the images."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from riemannian_diffusion.measures.frames import import_extra
 Features = Callable[[Tensor], Tensor]
 Statistic = Callable[[Tensor], Tensor]
 
-FID_IMAGES_PER_FEATURE = 5  # about the 10,000 images that FID's authors ask for at 2,048 features
+FID_IMAGES_PER_FEATURE = 5  # with 2,048 features about 10,000 images, as FID's authors advise
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
     """Frechet distance of the Gaussians fitted to two sets of features, `(n, d), (m, d) -> ()`.
 
     `|mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2))` with sample covariances (ddof 1), in
-    float64 (Heusel et al., 2017: FID, where the features are Inception's). In [0, inf), lower is
-    better; biased upwards, the more so the smaller the sets. With `S = A^T A` the last trace is the
-    sum of the singular values of `A_x A_y^T`: no matrix root of a product is taken, and a singular
-    covariance is no special case.
+    float64. With features of Inception this is FID (Heusel et al., 2017). It lies in [0, inf), and
+    lower is better. It is biased upwards, and the bias grows as the sets shrink. With `S = A^T A`
+    the last trace is the sum of the singular values of `A_x A_y^T`. This needs no matrix root, and
+    it also holds for singular covariances.
 
     Warns:
         UserWarning: If a set has fewer than `FID_IMAGES_PER_FEATURE` images per feature.
 
     Raises:
-        ValueError: If the sets are no matrices of as many columns, hold fewer than 2 rows, or a
-            value that is not finite.
+        ValueError: If the sets are not matrices with equally many columns, a set has fewer than 2
+            rows, or a value is not finite.
     """
     _check_sets(x, y)
     caution = too_small_for_fid(len(x), len(y), x.shape[1])
@@ -41,7 +41,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _frechet(x: Tensor, y: Tensor) -> Tensor:
-    """`frechet_distance` without its checks and its warning, in float64."""
+    """Frechet distance in float64, without checks and without a warning."""
     x, y = x.double(), y.double()
     a, b = _covariance_factor(x), _covariance_factor(y)
     cross = torch.linalg.svdvals(a @ b.T).sum()
@@ -50,31 +50,33 @@ def _frechet(x: Tensor, y: Tensor) -> Tensor:
 
 
 def too_small_for_fid(num_x: int, num_y: int, num_features: int) -> str | None:
-    """A sentence where sets of these sizes are too small for a Frechet distance, else None."""
+    """A warning if sets of these sizes are too small for a Frechet distance, else None."""
     least = FID_IMAGES_PER_FEATURE * num_features
     if min(num_x, num_y) >= least:
         return None
     return (
-        f"FID of {num_x} images against {num_y} is far from unbiased: {num_features} features ask "
-        f"for at least {least} in each set. Compare it only with numbers of the same protocol and "
-        "counts, and read KID beside it."
+        f"FID of {num_x} images against {num_y} is biased upwards: {num_features} features need at "
+        f"least {least} images in each set. Compare it only with values of the same protocol and "
+        "the same numbers of images, and read KID too."
     )
 
 
 def kernel_distance(x: Tensor, y: Tensor) -> Tensor:
     """Kernel distance of two sets of features, `(n, d), (m, d) -> ()`; lower is better.
 
-    The unbiased estimate of the squared maximum mean discrepancy under the kernel
-    `(x . y / d + 1)^3`, on the whole sets, in float64 (Binkowski et al., 2018: KID, where the
-    features are Inception's). In (-inf, inf): its mean is 0 for sets of one distribution. The sets
-    may differ in size, which torchmetrics' `poly_mmd` does not allow.
+    This is the unbiased estimate of the squared maximum mean discrepancy with the kernel
+    `(x . y / d + 1)^3`, from all images at once, in float64. With features of Inception this is KID
+    (Binkowski et al., 2018). It lies in (-inf, inf). Its expected value is 0 if both sets come from
+    one distribution. The sets may differ in size, which `poly_mmd` of torchmetrics does not allow.
 
     Raises:
         ImportError: If torchmetrics is missing.
-        ValueError: As in `frechet_distance`.
+        ValueError: If the sets are not matrices with equally many columns, a set has fewer than 2
+            rows, or a value is not finite.
     """
     _check_sets(x, y)
-    return _discrepancy(*_kernels(x, y))
+    within_x, between, within_y = _kernels(x, y)
+    return _off_diagonal_mean(within_x) + _off_diagonal_mean(within_y) - 2 * between.mean()
 
 
 def _kernels(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,12 +86,8 @@ def _kernels(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return poly_kernel(x, x), poly_kernel(x, y), poly_kernel(y, y)
 
 
-def _discrepancy(within_x: Tensor, between: Tensor, within_y: Tensor) -> Tensor:
-    """The unbiased squared maximum mean discrepancy of kernel matrices; diagonals do not count."""
-    n, m = between.shape
-    inner_x = (within_x.sum() - within_x.trace()) / (n * (n - 1))
-    inner_y = (within_y.sum() - within_y.trace()) / (m * (m - 1))
-    return inner_x + inner_y - 2 * between.mean()
+def _off_diagonal_mean(kernel: Tensor) -> Tensor:
+    return (kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1))
 
 
 def _covariance_factor(x: Tensor) -> Tensor:
@@ -99,15 +97,15 @@ def _covariance_factor(x: Tensor) -> Tensor:
 
 
 def frechet_statistic(generated: Tensor, reference: Tensor) -> Statistic:
-    """FID as a function of the sequences it is taken over, for resampling.
+    """FID as a function of the sequences that it is computed from.
 
     Args:
-        generated: Features `(draws, S, f, d)` of f frames of each of S sequences, drawn anew in
-            every draw; FID is the mean over draws.
+        generated: Features `(draws, S, f, d)` of f frames of each of S sequences. Every draw has
+            other frames, and the result is the mean of FID over draws.
         reference: Features `(S, k, d)`.
 
     Returns:
-        Maps indices of sequences, which may repeat, to a scalar.
+        A function that maps indices of sequences, `(m,)`, without repetitions, to a scalar.
     """
     pairs = [_in_their_span(draw, reference) for draw in generated]
 
@@ -121,7 +119,7 @@ def frechet_statistic(generated: Tensor, reference: Tensor) -> Statistic:
 def _in_their_span(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Features `(S, f, d), (S, k, d)` in coordinates of the space they span, if that is smaller.
 
-    Distances among them stay what they were, so FID does too, and its resamples cost less.
+    This keeps all distances between features, and so FID, and it makes FID cheaper.
     """
     both = torch.cat([x.flatten(0, 1), y.flatten(0, 1)])
     if len(both) >= both.shape[1]:
@@ -132,32 +130,42 @@ def _in_their_span(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kernel_statistic(generated: Tensor, reference: Tensor) -> Statistic:
-    """KID as a function of the sequences it is taken over, as in `frechet_statistic`.
+    """KID as a function of the sequences that it is computed from.
 
-    The kernels are computed once, for all resamples.
+    The kernels are computed once and summed over the frames of each two sequences.
+
+    Args:
+        generated: Features `(draws, S, f, d)`, as in `frechet_statistic`.
+        reference: Features `(S, k, d)`.
+
+    Returns:
+        A function that maps indices of sequences, `(m,)`, without repetitions, to a scalar.
     """
-    n, k = generated.shape[1], reference.shape[1]
+    (_, n, f, _), k = generated.shape, reference.shape[1]
     y = reference.flatten(0, 1)
-    kernels = []
-    for draw in generated:  # (S, frames, d)
-        f = draw.shape[1]
+    sums = []
+    for draw in generated:  # (S, f, d)
         within_x, between, within_y = _kernels(draw.flatten(0, 1), y)
-        kernels.append(
-            (within_x.view(n, f, n, f), between.view(n, f, n, k), within_y.view(n, k, n, k))
+        for kernel in (within_x, within_y):  # no image is compared with itself
+            kernel.fill_diagonal_(0)
+        sums.append(
+            torch.stack(
+                [
+                    within_x.view(n, f, n, f).sum((1, 3)),
+                    between.view(n, f, n, k).sum((1, 3)),
+                    within_y.view(n, k, n, k).sum((1, 3)),
+                ]
+            )
         )
+    total = torch.stack(sums).mean(0)  # (3, S, S)
 
     def of(index: Tensor) -> Tensor:
-        drawn = [
-            _discrepancy(*(_block(kernel, index) for kernel in matrices)) for matrices in kernels
-        ]
-        return torch.stack(drawn).mean()
+        within_x, between, within_y = total[:, index][:, :, index].sum((1, 2))
+        num_x, num_y = f * len(index), k * len(index)
+        inner = within_x / (num_x * (num_x - 1)) + within_y / (num_y * (num_y - 1))
+        return inner - 2 * between / (num_x * num_y)
 
     return of
-
-
-def _block(kernel: Tensor, index: Tensor) -> Tensor:
-    """The rows and columns of some sequences, `(S, f, S, k) -> (I f, I k)`."""
-    return kernel[index][:, :, index].flatten(2, 3).flatten(0, 1)
 
 
 def _check_sets(x: Tensor, y: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Run a protocol over frame sequences."""
+"""Compute the measures of a protocol from frame sequences."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from riemannian_diffusion import measures as m
-from riemannian_diffusion.evaluation.bootstrap import bootstrap_interval
 from riemannian_diffusion.evaluation.definitions import MEASURES
 from riemannian_diffusion.evaluation.distributions import (
     Features,
@@ -21,22 +18,21 @@ from riemannian_diffusion.evaluation.distributions import (
     kernel_statistic,
     too_small_for_fid,
 )
+from riemannian_diffusion.evaluation.intervals import (
+    MIN_SEQUENCES,
+    MIN_VALUES,
+    jackknife_interval,
+    mean_interval,
+)
 from riemannian_diffusion.evaluation.protocols import PROTOCOLS, Protocol
+from riemannian_diffusion.evaluation.records import Record, measure
 from riemannian_diffusion.evaluation.results import Evaluation, Result
 from riemannian_diffusion.evaluation.sequences import FrameSequence
 from riemannian_diffusion.measures import Distance, inception_features, lpips_distance
 from riemannian_diffusion.measures.frames import import_extra
 
-FEW_SEQUENCES = 10  # a bootstrap over fewer covers visibly less than it says
+FEW_SEQUENCES = 10  # with fewer, intervals of skewed values cover visibly less than they state
 
-_OF_GAPS = {
-    "ppl": m.ppl,
-    "pdv_variance": m.pdv_variance,
-    "pdv_std": m.pdv_std,
-    "smoothness": m.smoothness,
-    "consistency": m.consistency,
-}
-_OF_TRUTH = {"mse": m.mse, "psnr": m.psnr, "ssim": m.ssim}
 _ABSENT = {
     "inputs": "the sequences come without their input images",
     "truth": "the sequences come without true middle frames",
@@ -51,32 +47,36 @@ def evaluate(
     features: Features | None = None,
     device: str = "cpu",
     max_batch_size: int = 8,
-    num_resamples: int = 1000,
+    num_resamples: int = 200,
     confidence: float = 0.95,
     seed: int = 0,
     skip_missing: bool = False,
 ) -> Evaluation:
-    """Take the measures of a protocol over sequences of frames.
+    """Compute the measures of a protocol from sequences of frames.
 
-    Hand in raw frames: original end points pasted in for the model's own flatter FID and LPIPS.
+    Pass the frames as the model made them. If the original images replace the first and last
+    frames, FID and LPIPS look better than they are.
 
     Args:
-        sequences: The sequences, all of one length and size, and all with inputs or none, with
-            truth or none. Read once, so a generator may load them one by one.
-        protocol: A `Protocol`, or the name of one of `PROTOCOLS`.
-        distance: In place of LPIPS: `(x, y) -> (N,)` for images `(N, 3, H, W)` in [0, 1]. Its
-            attribute `name`, else its type's, goes into the results as the backbone.
-        features: In place of Inception: `x -> (N, d)`, likewise.
-        device: Where the networks run that are loaded here.
-        max_batch_size: Images that a network is given at once, at least 1.
-        num_resamples: Behind each interval; 0 for no intervals. FID's take longest.
-        confidence: Of the intervals, in (0, 1).
-        seed: Of the resampling and of the protocol's random frames.
-        skip_missing: Report measures whose network or library is missing in `Evaluation.missing`
-            instead of raising. Measures of data that the sequences lack are always reported so.
+        sequences: Sequences with equal numbers of frames and equal sizes. Either all or none have
+            inputs, and either all or none have true frames. They are read once, so a generator can
+            load them one by one.
+        protocol: A `Protocol`, or the name of one in `PROTOCOLS`.
+        distance: Replaces LPIPS: `(x, y) -> (N,)` for images `(N, 3, H, W)` in [0, 1]. The results
+            name it by its attribute `name`, or by its type.
+        features: Replaces Inception: `x -> (N, d)`. The results name it in the same manner.
+        device: Device of LPIPS and Inception.
+        max_batch_size: Largest number of images in one call of a network, at least 1.
+        num_resamples: Largest number of resamples that leave out two sequences, for the intervals
+            of FID and KID; 0 for no intervals, otherwise at least 2.
+        confidence: Probability that an interval covers the expected value, in (0, 1).
+        seed: Seed of the random resamples and of the protocol's random frames.
+        skip_missing: If a network or library is missing, report the measures that need it in
+            `Evaluation.missing` instead of raising, and leave out intervals if scipy is missing.
+            Measures that need data which the sequences lack are always reported there.
 
     Returns:
-        The `Evaluation`.
+        The `Evaluation`. A mean has an interval from 3 sequences on, FID and KID from 5 on.
 
     Warns:
         UserWarning: Each sentence of `Evaluation.warnings`: sets too small for FID, pasted end
@@ -84,18 +84,19 @@ def evaluate(
 
     Raises:
         ImportError: If a library of the `eval` extra is missing.
-        OSError: If a network's weights are missing; the message names the file.
-        ValueError: If an argument is out of range, a sequence is not what the protocol is about, or
-            no measure could be computed.
+        OSError: If the weights of a network are missing; the message names the file.
+        ValueError: If an argument is out of range, a sequence does not fit the protocol, or no
+            measure could be computed.
     """
     protocol = _named(protocol)
     _check(max_batch_size, num_resamples, confidence)
     networks, missing = _networks(protocol, distance, features, device, skip_missing)
+    no_intervals = _reason_for_no_intervals(skip_missing) if num_resamples else None
     wanted = [name for name in protocol.measures if name not in missing]
     generator = torch.Generator().manual_seed(seed)
-    records: list[_Record] = []
+    records: list[Record] = []
     for sequence in sequences:
-        records.append(_measure(sequence, protocol, wanted, networks, max_batch_size, generator))
+        records.append(measure(sequence, protocol, wanted, networks, max_batch_size, generator))
         if records[-1].kind != records[0].kind:
             raise ValueError(
                 f"All sequences must be of one kind, but {records[0].name} is "
@@ -106,25 +107,20 @@ def evaluate(
     missing |= _lacking(records, wanted)
     results = []
     for name, statistic in _statistics(records, protocol, missing).items():
-        value = float(statistic.of(torch.arange(len(records))))
-        if not math.isfinite(value):
-            missing[name] = f"it is {value}: a middle frame equals the true one"
+        if not math.isfinite(statistic.value):
+            missing[name] = f"it is {statistic.value}: a middle frame equals the true one"
             continue
         interval = None
-        if num_resamples and len(records) > 1:
-            low, high = bootstrap_interval(
-                statistic.of,
-                len(records),
-                num_resamples=num_resamples,
-                confidence=confidence,
-                seed=seed,
-            )
+        if num_resamples and no_intervals is None:
+            interval = _interval(statistic, len(records), num_resamples, confidence, seed)
+        if interval is not None:
+            low, high = interval
             interval = max(low, MEASURES[name].low), min(high, MEASURES[name].high)
         network = [networks[need] for need in MEASURES[name].needs if need in networks]
         results.append(
             Result(
                 measure=name,
-                value=value,
+                value=statistic.value,
                 interval=interval,
                 protocol=protocol.name,
                 num_sequences=len(records),
@@ -139,7 +135,9 @@ def evaluate(
     if not results:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
         raise ValueError(f"No measure of protocol {protocol.name} could be computed: {reasons}")
-    cautions = _cautions(records, protocol, num_resamples)
+    cautions = _cautions(records, protocol)
+    if num_resamples:
+        cautions += [no_intervals] if no_intervals else _cautions_on_intervals(results)
     for caution in cautions:
         warnings.warn(caution, stacklevel=2)
     return Evaluation(
@@ -155,42 +153,51 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """What all sequences of an evaluation share."""
-
-    num_frames: int
-    resolution: tuple[int, int]
-    inputs: bool
-    truth: bool
-
-    def __str__(self) -> str:
-        extras = [f"{'with' if getattr(self, e) else 'without'} {e}" for e in ("inputs", "truth")]
-        return f"{self.num_frames} frames of {self.resolution}, {', '.join(extras)}"
-
-
-@dataclass(frozen=True)
-class _Record:
-    """What is kept of one sequence."""
-
-    name: str
-    kind: _Kind
-    values: dict[str, float]
-    generated: Tensor | None  # features (draws, frames, d)
-    reference: Tensor | None  # features (2, d)
-    pasted: bool
-
-
-@dataclass(frozen=True)
 class _Statistic:
-    """A measure as a function of the indices of the sequences that it is taken over."""
+    """A measure over all sequences.
 
-    of: Statistic
+    Attributes:
+        value: Its value.
+        sets: What was compared, with counts.
+        per_sequence: One value per sequence if the measure is their mean, else None.
+        of: If it is not a mean, the measure as a function of indices of sequences.
+    """
+
+    value: float
     sets: str
     per_sequence: tuple[float, ...] | None = None
+    of: Statistic | None = None
+
+
+def _interval(
+    statistic: _Statistic, num_sequences: int, num_pairs: int, confidence: float, seed: int
+) -> tuple[float, float] | None:
+    """Confidence interval of a measure, or None if there are too few sequences."""
+    if statistic.per_sequence is not None:
+        if num_sequences < MIN_VALUES:
+            return None
+        values = torch.tensor(statistic.per_sequence, dtype=torch.float64)
+        return mean_interval(values, confidence=confidence)
+    if num_sequences < MIN_SEQUENCES or statistic.of is None:
+        return None
+    return jackknife_interval(
+        statistic.of, num_sequences, num_pairs=num_pairs, confidence=confidence, seed=seed
+    )
+
+
+def _reason_for_no_intervals(skip_missing: bool) -> str | None:
+    """Why no interval can be computed: scipy is missing and `skip_missing` allows that."""
+    try:
+        import_extra("scipy.stats")
+    except ImportError as error:
+        if not skip_missing:
+            raise
+        return f"There are no intervals: {error}"
+    return None
 
 
 def _networks(protocol, distance, features, device, skip_missing) -> tuple[dict, dict[str, str]]:
-    """Networks that the protocol needs, and for each measure without its network the reason."""
+    """Networks that the protocol needs, and why measures lack their network."""
     loaders: dict[str, Callable[[], Any]] = {
         "distance": lambda: lpips_distance(protocol.lpips_network, device=device),
         "features": lambda: inception_features(device=device),
@@ -215,61 +222,8 @@ def _networks(protocol, distance, features, device, skip_missing) -> tuple[dict,
     return found, missing
 
 
-@torch.no_grad()
-def _measure(sequence, protocol, wanted, networks, max_batch_size, generator) -> _Record:
-    """Measures of one sequence; those that need data which it lacks are left out."""
-    frames = _pixels(sequence.frames, sequence.name, "frames")
-    kind = _Kind(
-        len(frames),
-        (frames.shape[-2], frames.shape[-1]),
-        sequence.inputs is not None,
-        sequence.truth is not None,
-    )
-    protocol.check(sequence.name, kind.num_frames, kind.resolution)
-    ends, middle = frames[[0, -1]], frames[1:-1]
-    inputs: Tensor | None = None
-    truth: Tensor | None = None
-    if kind.inputs:
-        inputs = _pixels(sequence.inputs, sequence.name, "inputs", ends.shape)
-    if kind.truth:
-        truth = _pixels(sequence.truth, sequence.name, "truth", middle.shape)
-
-    values: dict[str, float] = {}
-    distance = networks.get("distance")
-    if any(name in _OF_GAPS for name in wanted):
-        gaps = m.adjacent_distances(frames, distance, max_batch_size=max_batch_size)
-        values |= {name: float(of(gaps)) for name, of in _OF_GAPS.items() if name in wanted}
-    if truth is not None:
-        wide, true = middle.double(), truth.double()
-        for name, of in _OF_TRUTH.items():
-            if name in wanted:
-                values[name] = float(of(wide, true).mean())
-        if "lpips" in wanted:
-            apart = m.distances(middle, truth, distance, max_batch_size=max_batch_size)
-            values["lpips"] = float(apart.mean())
-    if inputs is not None and "re" in wanted:
-        values["re"] = float(m.mse(ends.double(), inputs.double()).mean())
-    if "largest_step" in wanted:
-        values["largest_step"] = float(m.largest_step(frames.double()))
-
-    generated = reference = None
-    if "fid" in wanted or "kid" in wanted:
-        features = networks["features"]
-        pool = frames if protocol.set_frames == "all" else middle
-        pool = _features(pool, features, max_batch_size)  # (candidates, d)
-        reference = _features(ends if inputs is None else inputs, features, max_batch_size)
-        generated = pool[None]
-        if protocol.num_sampled is not None:
-            draws = [
-                torch.randperm(len(pool), generator=generator) for _ in range(protocol.num_draws)
-            ]
-            generated = pool[torch.stack(draws)[:, : protocol.num_sampled]]  # (draws, sampled, d)
-    pasted = inputs is not None and torch.equal(ends, inputs)
-    return _Record(sequence.name, kind, values, generated, reference, pasted)
-
-
 def _lacking(records, wanted) -> dict[str, str]:
-    """Why measures have no number for want of data."""
+    """Why the sequences lack the data for some measures."""
     kind, generated = records[0].kind, records[0].generated
     absent = [need for need in _ABSENT if not getattr(kind, need)]
     missing = {}
@@ -283,7 +237,7 @@ def _lacking(records, wanted) -> dict[str, str]:
 
 
 def _statistics(records, protocol, missing) -> dict[str, _Statistic]:
-    """Every measure that is not missing as a function of the sequences."""
+    """Every measure that is not missing, over all sequences."""
     statistics = {}
     for name in protocol.measures:
         if name in missing:
@@ -292,16 +246,14 @@ def _statistics(records, protocol, missing) -> dict[str, _Statistic]:
             generated = torch.stack([r.generated for r in records], 1)  # (draws, S, frames, d)
             reference = torch.stack([r.reference for r in records])  # (S, 2, d)
             build = frechet_statistic if name == "fid" else kernel_statistic
-            statistics[name] = _Statistic(build(generated, reference), _sets(records, protocol))
+            of = build(generated, reference)
+            value = float(of(torch.arange(len(records))))
+            statistics[name] = _Statistic(value, _sets(records, protocol), of=of)
         else:
-            values = torch.tensor([r.values[name] for r in records], dtype=torch.float64)
+            values = [r.values[name] for r in records]
             sets = f"{len(records)} sequences of {records[0].kind.num_frames} frames"
-            statistics[name] = _Statistic(_mean_of(values), sets, tuple(values.tolist()))
+            statistics[name] = _Statistic(sum(values) / len(values), sets, tuple(values))
     return statistics
-
-
-def _mean_of(values: Tensor) -> Statistic:
-    return lambda index: values[index].mean()
 
 
 def _sets(records, protocol) -> str:
@@ -318,7 +270,8 @@ def _sets(records, protocol) -> str:
     return f"{count} {frames} against {2 * len(records)} {against}"
 
 
-def _cautions(records, protocol, num_resamples) -> list[str]:
+def _cautions(records, protocol) -> list[str]:
+    """Warnings about the frames and the sizes of the sets."""
     cautions = []
     if "fid" in protocol.measures and records[0].generated is not None:
         _, per_sequence, num_features = records[0].generated.shape
@@ -328,48 +281,31 @@ def _cautions(records, protocol, num_resamples) -> list[str]:
     if pasted:
         cautions.append(
             f"The first and last frames of {len(pasted)} of {len(records)} sequences are the input "
-            f"images themselves ({pasted[0]}): pasted end points flatter FID, LPIPS and RE. "
-            "Evaluate raw frames."
+            f"images themselves ({pasted[0]}). FID, LPIPS and RE look better than they are. "
+            "Evaluate the frames as the model made them."
         )
-    if num_resamples and len(records) == 1:
-        cautions.append("One sequence has no bootstrap interval.")
-    elif num_resamples and len(records) < FEW_SEQUENCES:
-        cautions.append(f"Intervals over {len(records)} sequences are too narrow.")
     return cautions
 
 
-def _features(images: Tensor, features: Features, max_batch_size: int) -> Tensor:
-    """Features `(N, d)` of images, float64, on the CPU."""
-    pieces = []
-    for batch in images.split(max_batch_size):
-        piece = features(batch)
-        if piece.ndim != 2 or len(piece) != len(batch) or piece.shape[1] == 0:
-            raise ValueError(
-                f"`features` must return ({len(batch)}, d) for {len(batch)} images, but got "
-                f"{tuple(piece.shape)}."
-            )
-        pieces.append(piece.detach().cpu().double())
-    result = torch.cat(pieces)
-    if not result.isfinite().all():
-        raise ValueError("`features` must return finite values.")
-    return result
-
-
-def _pixels(images: Tensor, name: str, what: str, shape: torch.Size | None = None) -> Tensor:
-    """Images as floats in [0, 1], checked."""
-    if images.ndim != 4 or images.shape[1] != 3 or (shape is not None and images.shape != shape):
-        expected = "(F, 3, H, W)" if shape is None else tuple(shape)
-        raise ValueError(f"`{what}` of {name} must be {expected}, but got {tuple(images.shape)}.")
-    if images.dtype == torch.uint8:
-        return images.float() / 255
-    if not images.is_floating_point():
-        raise ValueError(f"`{what}` of {name} must be floats or uint8, but got {images.dtype}.")
-    if not (images.isfinite().all() and images.min() >= 0 and images.max() <= 1):
-        raise ValueError(
-            f"`{what}` of {name} must have values in [0, 1], but they span "
-            f"[{images.min():.3g}, {images.max():.3g}]."
+def _cautions_on_intervals(results) -> list[str]:
+    """Warnings about intervals from few sequences."""
+    num = results[0].num_sequences
+    means = any(result.per_sequence is not None for result in results)
+    sets = [result.measure.upper() for result in results if result.per_sequence is None]
+    cautions = []
+    if means and num < MIN_VALUES:
+        cautions.append(f"Means have no interval: they need {MIN_VALUES} sequences, not {num}.")
+    elif means and num < FEW_SEQUENCES:
+        cautions.append(
+            f"Intervals of means over {num} sequences cover less than they state if the values are "
+            f"strongly skewed. Use at least {FEW_SEQUENCES} sequences."
         )
-    return images
+    if sets and num < MIN_SEQUENCES:
+        cautions.append(
+            f"{' and '.join(sets)} have no interval: they need {MIN_SEQUENCES} sequences, "
+            f"not {num}."
+        )
+    return cautions
 
 
 def _named(protocol: Protocol | str) -> Protocol:
@@ -391,7 +327,7 @@ def _name(network) -> str:
 def _check(max_batch_size: int, num_resamples: int, confidence: float) -> None:
     if max_batch_size < 1:
         raise ValueError(f"`max_batch_size` must be at least 1, but got {max_batch_size}.")
-    if num_resamples < 0:
-        raise ValueError(f"`num_resamples` must not be negative, but got {num_resamples}.")
+    if num_resamples < 0 or num_resamples == 1:
+        raise ValueError(f"`num_resamples` must be 0 or at least 2, but got {num_resamples}.")
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` must be in (0, 1), but got {confidence}.")

@@ -1,4 +1,4 @@
-"""Protocols: what a number of a paper was taken of, so that another can be taken of the same."""
+"""Protocols of published numbers, so that new numbers can be compared with them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from riemannian_diffusion.measures.networks import LPIPS_NETWORKS
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that a number depends on besides the frames; `dataclasses.replace` varies it.
+    """Everything that a number depends on besides the frames.
 
-    FID and KID compare frames with end points: the input images where the sequences bring them,
-    else the first and last frames.
+    Use `dataclasses.replace` to make a variant. FID and KID compare frames with end points: the
+    input images if the sequences have them, otherwise the first and last frames.
 
     Attributes:
-        name: Its name in every result.
-        source: Where it comes from, and what was not stated there and is chosen here.
+        name: Name of the protocol in every result.
+        source: The publication, and the choices made here where it leaves something open.
         measures: Names of `MEASURES`.
-        num_frames: Frames of every sequence, the first and last included; None for any number that
-            all of them share.
-        resolution: Height and width; None for any that all frames share.
+        num_frames: Number of frames of every sequence, with the first and the last; None allows any
+            number that all sequences share.
+        resolution: Height and width; None allows any size that all frames share.
         lpips_network: "alex", "vgg" or "squeeze".
-        set_frames: Frames that FID and KID draw on: "interior" ones or "all".
-        num_sampled: Random frames of each sequence among those; None takes all of them.
-        num_draws: Times they are drawn; FID and KID are the mean.
+        set_frames: Frames that FID and KID use: "interior" or "all".
+        num_sampled: Number of random frames among these from each sequence; None uses all frames.
+        num_draws: Number of random draws; FID and KID are means over draws.
+        note: How published numbers differ from these measures, or an empty text.
 
     Raises:
         ValueError: If a measure or a network does not exist, or a number is out of range.
@@ -40,6 +41,7 @@ class Protocol:
     set_frames: str = "interior"
     num_sampled: int | None = None
     num_draws: int = 1
+    note: str = ""
 
     def __post_init__(self):
         unknown = [name for name in self.measures if name not in MEASURES]
@@ -65,20 +67,20 @@ class Protocol:
                 raise ValueError(f"`{name}` must be at least {least}, but got {value}.")
 
     def check(self, name: str, num_frames: int, resolution: tuple[int, int]) -> None:
-        """Refuse a sequence that this protocol is not about.
+        """Raise an error if a sequence does not fit this protocol.
 
         Args:
-            name: Of the sequence, for the error.
-            num_frames: Its frames.
-            resolution: Their height and width.
+            name: Name of the sequence, for the error.
+            num_frames: Number of frames.
+            resolution: Height and width of the frames.
 
         Raises:
-            ValueError: If one of them is not the protocol's.
+            ValueError: If the number of frames or the size differs from the protocol's.
         """
         if self.num_frames is not None and num_frames != self.num_frames:
             raise ValueError(
-                f"Protocol {self.name} is of {self.num_frames} frames, first and last included, "
-                f"but {name} has {num_frames}."
+                f"Protocol {self.name} needs {self.num_frames} frames, including the first and the "
+                f"last, but {name} has {num_frames}."
             )
         if num_frames < 3:
             raise ValueError(
@@ -86,20 +88,21 @@ class Protocol:
             )
         if self.resolution is not None and resolution != self.resolution:
             raise ValueError(
-                f"Protocol {self.name} is of {self.resolution[0]} x {self.resolution[1]} pixels "
+                f"Protocol {self.name} needs {self.resolution[0]} x {self.resolution[1]} pixels "
                 f"(height x width), but {name} has {resolution[0]} x {resolution[1]}."
             )
         candidates = num_frames if self.set_frames == "all" else num_frames - 2
         if self.num_sampled is not None and self.num_sampled > candidates:
             raise ValueError(
-                f"Protocol {self.name} draws {self.num_sampled} frames of each sequence, but "
-                f"{name} has {candidates} to draw from."
+                f"Protocol {self.name} draws {self.num_sampled} frames from each sequence, but "
+                f"{name} has only {candidates} that it may draw."
             )
 
 
 _SAITO = (
-    "Saito and Matsubara, arXiv 2510.05509: 9 interior points, LPIPS over 10 gaps, FID of all "
-    "interior frames against all end points. The LPIPS network is not stated: "
+    "Saito and Matsubara, arXiv 2510.05509: 9 interior points, LPIPS between 10 pairs of adjacent "
+    "frames, FID of all interior frames against all end points. The paper does not state the LPIPS "
+    "network; this protocol uses "
 )
 _SAITO_MEASURES = ("fid", "kid", "ppl", "pdv_std", "re", "largest_step")
 
@@ -108,26 +111,31 @@ PROTOCOLS = {
     for protocol in (
         Protocol(
             name="diffmorpher17",
-            source="DiffMorpher, CVPR 2024: 17 frames, AlexNet's LPIPS, FID of 2 random frames of "
-            "each sequence against the inputs, mean of 10 draws. Drawn from all 17 here, without "
-            "replacement; the size is its model's; KID takes the same draws.",
+            source="DiffMorpher, CVPR 2024: 17 frames, LPIPS of AlexNet, FID of 2 random frames "
+            "from each sequence against the inputs, mean of 10 draws. This protocol draws from all "
+            "17 frames without replacement, uses the size of DiffMorpher's model, and computes KID "
+            "from the same draws.",
             measures=("fid", "kid", "ppl", "pdv_variance", "re", "largest_step"),
             num_frames=17,
             resolution=(512, 512),
             set_frames="all",
             num_sampled=2,
             num_draws=10,
+            note="DiffMorpher's published PPL and PDV are not the raw sum and variance of LPIPS. "
+            "256 LPIPS per step, that is LPIPS over the squared step 1 / 16, fits them: PPL as its "
+            "mean, PDV as its variance. To compare, multiply ppl by 16 and pdv_variance by 65536. "
+            "These factors are inferred from the size of the published values.",
         ),
         Protocol(
             name="saito11",
-            source=_SAITO + "AlexNet's here.",
+            source=_SAITO + "AlexNet.",
             measures=_SAITO_MEASURES,
             num_frames=11,
             resolution=(512, 512),
         ),
         Protocol(
             name="saito11_vgg",
-            source=_SAITO + "VGG's here, as in an independent re-run.",
+            source=_SAITO + "VGG, as an independent reproduction did.",
             measures=_SAITO_MEASURES,
             num_frames=11,
             resolution=(512, 512),
@@ -135,24 +143,25 @@ PROTOCOLS = {
         ),
         Protocol(
             name="saito_video3",
-            source="Saito and Matsubara, arXiv 2510.05509: three frames of a video, the middle one "
-            "made from the other two; MSE and LPIPS to the true one. The LPIPS network and the "
-            "size are not stated: AlexNet's and 512 pixels here; PSNR and SSIM are added.",
+            source="Saito and Matsubara, arXiv 2510.05509: three frames of a video, where the "
+            "middle one is made from the other two; MSE and LPIPS to the true one. The paper does "
+            "not state the LPIPS network and the size; this protocol uses AlexNet and 512 pixels, "
+            "and it adds PSNR and SSIM.",
             measures=("mse", "lpips", "psnr", "ssim"),
             num_frames=3,
             resolution=(512, 512),
         ),
         Protocol(
             name="aid",
-            source="AID, NeurIPS 2024: smoothness, consistency, and fidelity, which is FID. The "
-            "number of frames, the LPIPS network and FID's sets are left open or chosen here: "
-            "AlexNet's, interior frames against end points.",
+            source="AID, NeurIPS 2024: smoothness, consistency, and fidelity, which is FID. "
+            "This protocol leaves the number of frames open and chooses AlexNet for LPIPS, and "
+            "interior frames against end points for FID.",
             measures=("smoothness", "consistency", "fid", "kid"),
         ),
         Protocol(
             name="any",
-            source="This library: every measure, of sequences of any length and size; compare it "
-            "only among sequences of one length and one size.",
+            source="This library: every measure, for sequences of any length and size. Compare "
+            "values only between sequences of the same length and size.",
             measures=tuple(MEASURES),
         ),
     )

@@ -1,4 +1,4 @@
-"""The outcome of an evaluation: numbers that carry their protocol with them."""
+"""Results of an evaluation: numbers together with their protocol."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ class Result:
     Attributes:
         measure: Name, a key of `MEASURES`.
         value: The number.
-        interval: Bootstrap interval over sequences, or None (see `bootstrap_interval`).
+        interval: Confidence interval over sequences, or None: `mean_interval` for a mean over
+            sequences, `jackknife_interval` for FID and KID.
         protocol: Name of the protocol.
-        num_sequences: Sequences it is taken over.
-        num_frames: Frames of each.
-        resolution: Their height and width.
-        backbone: The network behind it, or None.
+        num_sequences: Number of sequences.
+        num_frames: Number of frames of each sequence.
+        resolution: Height and width of the frames.
+        backbone: Name of the network, or None.
         sets: What was compared, with counts.
-        per_sequence: One value per sequence, or None for a measure of sets.
+        per_sequence: One value per sequence, or None for a distance between sets.
     """
 
     measure: str
@@ -37,7 +38,7 @@ class Result:
     per_sequence: tuple[float, ...] | None
 
     def as_dict(self) -> dict:
-        """All of it, with the measure's definition, for JSON."""
+        """All attributes and the measure's definition, for JSON."""
         measure = MEASURES[self.measure]
         about = {k: getattr(measure, k) for k in ("definition", "range", "direction")}
         return asdict(self) | about
@@ -45,17 +46,18 @@ class Result:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` returns.
+    """Results of `evaluate`.
 
     Attributes:
         protocol: The protocol.
         sequences: Names of the sequences.
         results: One per measure that could be computed, in the protocol's order.
         missing: Why the other measures have no number, by name.
-        warnings: Sentences on how far the numbers can be trusted.
-        confidence: Of the intervals.
-        num_resamples: Behind the intervals.
-        seed: Of the resampling and of the protocol's random frames.
+        warnings: Sentences that say how far the numbers can be trusted.
+        confidence: Probability that an interval covers the expected value.
+        num_resamples: Largest number of resamples behind an interval of FID or KID; 0 means that
+            there are no intervals.
+        seed: Seed of the resamples and of the protocol's random frames.
     """
 
     protocol: Protocol
@@ -71,7 +73,7 @@ class Evaluation:
         """The result of a measure.
 
         Raises:
-            KeyError: If it has none; the message says why.
+            KeyError: If the measure has no result; the message says why.
         """
         for result in self.results:
             if result.measure == measure:
@@ -87,7 +89,8 @@ class Evaluation:
             "missing": self.missing,
             "warnings": list(self.warnings),
             "intervals": {
-                "method": "percentile bootstrap over sequences, centred on the value",
+                "mean": "Student's t with Hall's correction for skewness, over sequences",
+                "fid, kid": "jackknife over sequences, corrected for interactions of pairs",
                 "confidence": self.confidence,
                 "num_resamples": self.num_resamples,
             },
@@ -95,7 +98,7 @@ class Evaluation:
         }
 
     def table(self) -> str:
-        """The numbers as text, a row each, then what is missing and the warnings."""
+        """Text: a row per measure, then missing measures, the protocol's note and the warnings."""
         first = self.results[0]
         height, width = first.resolution
         rows = [("measure", "value", f"{100 * self.confidence:g} % interval", "better", "of")]
@@ -114,8 +117,10 @@ class Evaluation:
         for *cells, of in rows:
             padded = [cell.ljust(w) for cell, w in zip(cells, widths, strict=True)]
             lines.append("  ".join([*padded, of]))
-        for reason in dict.fromkeys(self.missing.values()):  # each once
+        for reason in dict.fromkeys(self.missing.values()):  # each reason once
             names = [name for name, given in self.missing.items() if given == reason]
             lines.append(f"missing {', '.join(names)}: {reason}")
+        if self.protocol.note:
+            lines.append(f"note: {self.protocol.note}")
         lines += [f"warning: {sentence}" for sentence in self.warnings]
         return "\n".join(lines)

@@ -226,15 +226,12 @@ class Conditions:
                     found[name] = condition
                     continue
                 knots = max(c.num_knots for c, _ in mine)
-<<<<<<< ours
-=======
                 other = next((c.num_knots for c, _ in mine if c.num_knots not in (1, knots)), None)
                 if other is not None:
                     raise ValueError(
                         f"Conditions `{name}` of paths that are solved side by side must have one "
                         f"number of knots, but have {other} and {knots}."
                     )
->>>>>>> theirs
                 values = [c.values.expand(count, knots, *c.values.shape[2:]) for c, count in mine]
                 found[name] = replace(condition, values=torch.cat(values))
             return found

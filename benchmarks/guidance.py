@@ -75,6 +75,7 @@ from riemannian_diffusion import (
     GaussianMixtureScore,
     ManifoldGuidedScore,
     ScoreModel,
+    Where,
     demo,
     sample,
     split_tangent,
@@ -198,6 +199,21 @@ METHODS: dict[str, Callable] = {
     "tcfg": _tcfg,
     "mog": _mog,
 }
+
+
+class Placed(ScoreModel):
+    """A score whose points lie at fixed places, for rules that give none.
+
+    `DiffusionScore` needs the places in order to give every sample its own prompt.
+    """
+
+    def __init__(self, score: ScoreModel, where: Where):
+        self.alpha, self.sigma = score.alpha, score.sigma
+        self.score, self.where = score, where
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The score of all points at their places."""
+        return self.score(x, self.where)
 
 
 class Guided(ScoreModel):
@@ -363,6 +379,7 @@ def captioned(
     config = pipe.unet.config
     shape = (num_samples, config.in_channels, config.sample_size, config.sample_size)
     noise = torch.randn(shape, generator=generator).to(device)
+    places = Where(torch.zeros(num_samples), torch.arange(num_samples))
     prompts, empty = pipe.encode_prompt(captions, device, 1, True, [""] * num_samples)
     scheduler = pipe.scheduler
     scheduler.set_timesteps(num_steps)
@@ -381,13 +398,13 @@ def captioned(
 
     def measured(rule: Callable, weight: float) -> tuple[float, float]:
         def level(t: int) -> ScoreModel:
-            scores = [
+            conditional, unconditional = (
                 DiffusionScore(
                     pipe.unet, scheduler, t, encoder_hidden_states=hidden, max_batch_size=25
                 )
-                for hidden in (prompts, empty[:1])
-            ]
-            return Guided(rule, *scores, weight)
+                for hidden in (prompts[:, None], empty[:1])  # a prompt for every sample, or one
+            )
+            return Guided(rule, Placed(conditional, places), unconditional, weight)
 
         clean = sample(level, noise, scheduler.timesteps.tolist(), final_abar=final_abar)
         images = torch.cat(

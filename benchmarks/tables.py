@@ -186,12 +186,16 @@ GUIDANCE = {
     "half": "`ManifoldGuidedScore`, damping 1/2",
     "manifold": "`ManifoldGuidedScore`, damping 1",
 }
-RULES = {
-    "manifold": "`manifold`: J_D g",
-    "half": "`half`: (g + J_D g) / 2",
+RULES = GUIDANCE | {
     "cg 1": "`cg 1`: (I + J_r^T J_r)^-1 g",
     "along n": "`along n`: g - a n",
+    "apg": "APG",
+    "apg eps": "APG on the noise",
+    "tcfg": "TCFG",
+    "mog": "MOG",
 }
+AT_EQUAL_PROBABILITY = "{mean:.2f} / {worst:.2f} / {last:.2f}"
+AT_EQUAL_WEIGHT = "{mean:.2f} / {worst:.2f} / {change:+.3f}"
 MIXTURES = (
     *("quarters of a circle, spread 0.01", "quarters of a circle, spread 0.1"),
     *("two crossing circles, spread 0.01", "two crossing circles, spread 0.1"),
@@ -368,20 +372,43 @@ TABLES = {
     "guidance, shipped model, compared": Table(
         ("guidance",),
         [
-            Column(f"over {title}", "{mean:.2f} / {worst:.2f} / {short}", {"over": name})
-            for name, title in (("plain", "plain"), ("rescale", "rescaled"))
+            Column("at equal accuracy", AT_EQUAL_PROBABILITY, {"at": "probability"}),
+            Column("at equal weight", AT_EQUAL_WEIGHT, {"at": "weight"}),
         ],
-        list(
-            _lines("method", {n: GUIDANCE[n] for n in ("half", "manifold")}, file="guidance_demo")
-        ),
+        list(_lines("method", GUIDANCE, file="guidance_demo_compared")),
     ),
-    "guidance, mixtures": Table(
+    "guidance, mixtures, curves": Table(
         ("problem",),
         [
-            Column(title, "{mean:.2f} / {worst:.2f} / {short}", {"method": name})
-            for name, title in RULES.items()
+            Column(
+                f"{method}, weight {weight}" if weight else method,
+                "{probability:.3f} / {distance:.4f}",
+                {"method": name, "weight": weight},
+            )
+            for name, method, weight in (
+                ("data", "data", None),
+                *(("plain", "plain", weight) for weight in (1, 5, 30)),
+                *(("half", "damping 1/2", weight) for weight in (5, 30)),
+                *(("manifold", "damping 1", weight) for weight in (5, 30)),
+            )
         ],
-        list(_lines("problem", MIXTURES, file="guidance_mixtures", over="plain")),
+        list(_lines("problem", MIXTURES, file="guidance_mixtures")),
+    ),
+    "guidance, mixtures, equal probability": Table(
+        ("guidance",),
+        [
+            Column(problem, AT_EQUAL_PROBABILITY, {"problem": problem, "at": "probability"})
+            for problem in MIXTURES
+        ],
+        list(_lines("method", RULES, file="guidance_mixtures")),
+    ),
+    "guidance, mixtures, equal weight": Table(
+        ("guidance",),
+        [
+            Column(problem, AT_EQUAL_WEIGHT, {"problem": problem, "at": "weight"})
+            for problem in MIXTURES
+        ],
+        list(_lines("method", RULES, file="guidance_mixtures")),
     ),
     "cost": Table(
         ("operation",),

@@ -185,8 +185,9 @@ class Levels:
         schedule: The noise levels.
         conditions: What the network is conditioned on along the path.
         guidance_scale: Classifier-free guidance above 1.
-        guidance_damping: Keeps guidance on the data manifold: above 0, up to 1, it is the `damping`
-            of `ManifoldGuidedScore`, at 3 evaluations of the network for 2.
+        guidance_damping: Damps the part of guidance that is normal to the data manifold, in
+            [0, 1]. Above 0 it is the `damping` of `ManifoldGuidedScore`, and the network is
+            evaluated 3 times for each point instead of 2.
         max_batch_size: Largest batch given to the network; None for no limit.
 
     Raises:

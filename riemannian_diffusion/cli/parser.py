@@ -119,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="keep guidance on the data manifold, up to 1 (default: 0, plain guidance)",
+        help="damp guidance across the data manifold, 1: wholly (default: 0, plain guidance)",
     )
     add("--max-evals", type=int, default=200, help="evaluations per gap at most (default: 200)")
     add("--max-batch-size", type=int, default=8, help="less needs less memory (default: 8)")

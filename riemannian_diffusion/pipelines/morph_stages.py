@@ -87,8 +87,9 @@ class MorphStages(ConditionedModel):
             strength: Noise level of the path, as a share of the steps, in (0, 1].
             num_inference_steps: Steps of the whole schedule.
             guidance_scale: Classifier-free guidance above 1, in every stage alike.
-            guidance_damping: Keeps guidance on the data manifold: above 0, up to 1, it is the
-                `damping` of `ManifoldGuidedScore`, at 3 evaluations of the network for 2.
+            guidance_damping: Damps the part of guidance that is normal to the data manifold, in
+                [0, 1]. Above 0 it is the `damping` of `ManifoldGuidedScore`, and the network is
+                evaluated 3 times for each point instead of 2.
             conditions: What `condition` returned, in place of the prompts.
             fixed_point_iterations: As in `riemannian_diffusion.invert`.
             frame_numbers: The number of each keyframe's frame, rising from 0.

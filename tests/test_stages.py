@@ -621,3 +621,11 @@ def test_weights_that_are_broken(keyframes):
     next(pipe.vae.parameters()).data.fill_(NAN)
     with pytest.raises(ValueError, match="Encoding the images gave NaN or infinite values"):
         pipe.invert(keyframes[:2], **INVERT)
+
+
+def test_speeds_are_those_of_the_gaps(tiny_pipe, keyframes):
+    keys = tiny_pipe.invert(keyframes, num_inference_steps=4)
+    path = tiny_pipe.solve(keys, "lerp", num_frames=[3, 6])
+    distances = (keys.points[1:] - keys.points[:-1]).flatten(1).norm(dim=1)
+    expected = (distances / torch.tensor([2.0, 5.0])).tolist()
+    assert path.speeds == pytest.approx(expected, rel=1e-5)

@@ -48,6 +48,7 @@ def run_interpolate(args: argparse.Namespace) -> None:
         frames = frames + frames[-2:0:-1]
     report = {
         "geodesics": [None if g is None else describe_geodesic(g) for g in output.geodesics],
+        "speeds": output.path.speeds,
         "reconstruction_error": output.reconstruction_error,
         "num_frames": len(frames),
         "image_frames": None if inputs.third is not None else output.path.key_indices,
@@ -64,9 +65,11 @@ def run_interpolate(args: argparse.Namespace) -> None:
     write_frames(frames, args.output, inputs.fps)
     write_atomically(report_path, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
     print(f"{args.output}: {len(frames)} frames in {report['seconds']:.1f} s, report {report_path}")
-    for found in report["geodesics"]:
+    for i, found in enumerate(report["geodesics"]):
         if found is not None:
             print("  energy {finer_energy:.4g}, {num_evals} evaluations: {message}".format(**found))
+        if len(report["speeds"]) > 1:
+            print(f"  from image {i + 1} to {i + 2}: speed {report['speeds'][i]:.3g} per frame")
 
 
 def run_app(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from riemannian_diffusion import files
 from riemannian_diffusion.arguments import check_whole
 from riemannian_diffusion.geodesics import Geodesic
 from riemannian_diffusion.levels import Levels
+from riemannian_diffusion.paths import length
 from riemannian_diffusion.pipelines import storage
 from riemannian_diffusion.score import Where
 
@@ -199,6 +200,14 @@ class MorphPath:
         """The points of each gap, its two keyframes included."""
         keys = self.key_indices
         return [slice(a, b + 1) for a, b in zip(keys, keys[1:], strict=False)]
+
+    @property
+    def speeds(self) -> list[float]:
+        """The mean flat length of a step in each gap, in the space of the path.
+
+        At a keyframe the speed jumps from that of the gap before it to that of the gap after it.
+        """
+        return [float(length(self.points[gap])) / (gap.stop - gap.start - 1) for gap in self.gaps]
 
     @property
     def shown(self) -> Tensor:

@@ -163,7 +163,7 @@ class MorphStages(ConditionedModel):
 
         The pace is even within a gap between two keyframes: each has as many frames as it is
         given, whatever its length. So the speed jumps at a keyframe where the lengths per frame
-        differ; `path.geodesics[i].length` over its number of steps is the speed in gap i.
+        differ; `path.speeds` are the speeds of the gaps.
 
         Args:
             keys: Keyframes, or a list of them, which is solved side by side.

@@ -110,7 +110,12 @@ def digest_of(modules: Sequence[nn.Module | None], *described: Any) -> str:
     for module in modules:
         if module is None:
             continue
-        for name, weight in module.state_dict().items():
+        weights = module.state_dict()
+        if any(weight.is_meta for weight in weights.values()):  # they are offloaded one by one
+            from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+            weights = get_state_dict_offloaded_model(module)
+        for name, weight in sorted(weights.items()):
             entries = weight.flatten()[:: max(1, weight.numel() // 1024)].cpu().contiguous()
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
             digest.update(entries.view(torch.uint8).numpy().tobytes())

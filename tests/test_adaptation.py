@@ -12,10 +12,10 @@ import torch
 from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import Attention
 from exact import central_difference
-from models import FAST, flags, prompted_score_unet, randn, seeded, to_pil
+from models import EXACT, FAST, INVERT, flags, morph, prompted_score_unet, randn, seeded, to_pil
 from safetensors.torch import save_file
 
-from riemannian_diffusion import DiffusionScore, TangentNormalMetric
+from riemannian_diffusion import DiffusionScore, TangentNormalMetric, Where
 from riemannian_diffusion.adaptation import (
     LORA_TARGETS,
     Adaptation,
@@ -485,9 +485,6 @@ def test_bad_adaptations(tiny_pipe, keyframes, options, message):
         adapt(tiny_pipe, keyframes, **options)
 
 
-MORPH = FAST | {"output_type": "latent", "fixed_point_iterations": 8}
-
-
 @pytest.fixture
 def fitted(tiny_pipe, keyframes):
     steps = {"embedding_steps": 2, "lora_steps": 2, "rank": 2, "lora_lr": 0.1}
@@ -502,19 +499,18 @@ def test_the_pipeline_mixes_along_the_path(tiny_pipe, keyframes, fitted):
         seen.append(score)
         return TangentNormalMetric(score)
 
-    out = tiny_pipe(keyframes, adaptation=fitted, metric=metric, **MORPH)
+    out = morph(tiny_pipe, keyframes, adaptation=fitted, metric=metric, **EXACT)
     assert len(out.frames) == 7 and max(out.reconstruction_error) < 1e-6
     (score,) = seen  # both gaps at once
-    x, second = out.latents[3:], torch.ones(4, dtype=torch.long)
-    shares = torch.linspace(0, 1, 4)
+    x, shares = out.latents[3:], torch.linspace(0, 1, 4)
     weights = torch.stack([0 * shares, 1 - shares, shares], 1)
     mix = LoraMix(tiny_pipe.unet, fitted.loras)
     hidden = torch.lerp(*fitted.embeddings[1:, None], shares.view(4, 1, 1))
     with torch.no_grad():
-        noise = mix(x, torch.tensor(score.timestep), hidden, weights)[0]
-        found = score.along(shares, second)(x)
+        noise = mix(x, torch.tensor(score.level.timestep), hidden, weights)[0]
+        found = score(x, Where(shares, 1))
     torch.testing.assert_close(found, -noise / score.sigma, atol=1e-4, rtol=1e-4)
-    bare = tiny_pipe(keyframes, ["a", "b", "c"], **MORPH)
+    bare = morph(tiny_pipe, keyframes, ["a", "b", "c"], **EXACT)
     assert not torch.allclose(out.latents, bare.latents, atol=1e-3)
 
 
@@ -524,31 +520,36 @@ def test_each_morph_has_its_own(tiny_pipe, keyframes, fitted, guidance):
     pairs = [[a, b], [c, a]]
     one = Adaptation(fitted.embeddings[:2], fitted.loras[:2])
     other = Adaptation(None, fitted.loras[1:])
-    options = MORPH | {"guidance_scale": guidance}
-    batch = tiny_pipe(pairs, ["a", "b"], adaptation=[one, other], **options)
-    for i, (pair, text, own) in enumerate(zip(pairs, "ab", (one, other), strict=True)):
-        single = tiny_pipe(pair, text, adaptation=own, **options)
+    options = FAST | {"guidance_scale": guidance, "output_type": "latent"}
+    conditions = [
+        tiny_pipe.condition(text, adaptation=own)
+        for text, own in zip("ab", (one, other), strict=True)
+    ]
+    batch = tiny_pipe(pairs, conditions=conditions, **options)
+    for i, (pair, mine) in enumerate(zip(pairs, conditions, strict=True)):
+        single = tiny_pipe(pair, conditions=mine, **options)
         torch.testing.assert_close(batch.frames[i], single.frames, atol=1e-4, rtol=0)
 
 
 def test_the_pipeline_matches_noise_and_shares_attention(tiny_pipe, keyframes):
-    options = MORPH | {"metric": "lerp", "max_batch_size": 2}
-    plain = tiny_pipe(keyframes, ["a", "b", "c"], **options)
-    matched = tiny_pipe(keyframes, ["a", "b", "c"], adain=True, **options)
+    options = EXACT | {"metric": "lerp", "max_batch_size": 2}
+    given = (tiny_pipe, keyframes, ["a", "b", "c"])
+    plain = morph(*given, **options)
+    matched = morph(*given, adain=True, **options)
     for i in (0, 3):
         gap = slice(i, i + 4)
         torch.testing.assert_close(matched.latents[gap], adain(plain.latents[gap]))
-    shared = tiny_pipe(keyframes, ["a", "b", "c"], attention_interpolation=0.5, **options)
+    shared = morph(*given, attention_interpolation=0.5, **options)
     assert torch.equal(shared.latents, plain.latents)
     torch.testing.assert_close(shared.frames[::3], plain.frames[::3], atol=1e-4, rtol=0)
     assert not torch.allclose(shared.frames, plain.frames, atol=1e-4)
 
 
 def test_an_adaptation_of_other_images_is_refused(tiny_pipe, keyframes, fitted):
-    with pytest.raises(ValueError, match="was fitted to 3 images, but there are 2 keyframes"):
-        tiny_pipe(keyframes[:2], adaptation=fitted, **MORPH)
-    with pytest.raises(ValueError, match="options of sampling, which space='clean' does without"):
-        tiny_pipe(keyframes, adain=True, space="clean", **MORPH)
+    with pytest.raises(ValueError, match="there are 3 for 2 keyframes"):
+        morph(tiny_pipe, keyframes[:2], adaptation=fitted, **FAST)
+    with pytest.raises(ValueError, match="there are some for 2 and some for 3"):
+        tiny_pipe.condition(["a", "b"], adaptation=Adaptation(None, fitted.loras))
 
 
 def test_from_the_command_line(tiny_pipe, keyframes, tmp_path):
@@ -566,26 +567,22 @@ def test_from_the_command_line(tiny_pipe, keyframes, tmp_path):
 
 
 def test_loras_under_sequential_offload(tiny_pipe, keyframes, fitted):
-    options = MORPH | {"metric": "lerp"}
-    expected = tiny_pipe(keyframes, adaptation=fitted, **options).frames
+    options = FAST | {"metric": "lerp", "adaptation": fitted}
+    expected = morph(tiny_pipe, keyframes, **options).frames
     accelerate.cpu_offload(tiny_pipe.unet, torch.device("cpu"))
-    found = tiny_pipe(keyframes, adaptation=fitted, **options).frames
+    found = morph(tiny_pipe, keyframes, **options).frames
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     assert next(tiny_pipe.unet.parameters()).device.type == "meta"
 
 
-def test_an_analogy_has_the_adaptation_of_a_b_and_c(tiny_pipe, keyframes, fitted):
+def test_a_third_image_has_its_part_of_an_adaptation(tiny_pipe, keyframes, fitted):
     a, b, c = keyframes
-    options = MORPH | {"metric": "lerp"}
-    found = tiny_pipe([a, b], adaptation=fitted, analogy=c, **options).latents
-    turned = Adaptation(fitted.embeddings[[1, 0, 2]], [fitted.loras[i] for i in (1, 0, 2)])
-    expected = tiny_pipe([b, a, c], adaptation=turned, **options).latents
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-
-def test_adaptations_are_one_for_each_morph(tiny_pipe, keyframes, fitted):
-    pairs = [[keyframes[0], keyframes[1]]] * 2
-    with pytest.raises(ValueError, match="must be a Sequence, but got Adaptation"):
-        tiny_pipe(pairs, adaptation=fitted, **MORPH)
-    with pytest.raises(ValueError, match="one for each of 2 morphs, but got 1 of"):
-        tiny_pipe(pairs, adaptation=[fitted], **MORPH)
+    conditions = tiny_pipe.condition(adaptation=fitted)
+    keys = tiny_pipe.invert([a, b], conditions=conditions.at_knots([0, 1]), **INVERT)
+    path = tiny_pipe.sample(tiny_pipe.solve(keys, "lerp", num_frames=4))
+    found = tiny_pipe.transport(path, c, conditions=conditions.at_knots([2]))
+    turned = conditions.at_knots([1, 0, 2])
+    expected = tiny_pipe.invert([b, a, c], conditions=turned, **INVERT)
+    torch.testing.assert_close(found.keys.points, expected.points, atol=1e-4, rtol=1e-4)
+    out = tiny_pipe.solve(expected, "lerp", num_frames=4)
+    torch.testing.assert_close(found.points, out.points, atol=1e-4, rtol=1e-4)

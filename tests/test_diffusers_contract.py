@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
-from diffusers.models.embeddings import ImageProjection
-from models import FAST, silent, stable_diffusion, stable_diffusion_xl
-from peft import LoraConfig, get_peft_model_state_dict
+from models import (
+    FAST,
+    INVERT,
+    morph,
+    randn,
+    seeded,
+    silent,
+    stable_diffusion,
+    stable_diffusion_xl,
+    with_ip_adapter,
+    with_lora,
+)
+from peft import get_peft_model_state_dict
 
 from riemannian_diffusion.pipelines import (
     GeodesicInterpolationPipeline,
@@ -33,7 +42,7 @@ def pipe(request):
 
 
 def frames(pipe, keyframes, prompt=("a", "b"), **options):
-    return pipe(keyframes[:2], list(prompt), **OPTIONS | options).frames
+    return morph(pipe, keyframes[:2], list(prompt), **OPTIONS | options).frames
 
 
 def assert_close(found, expected, atol=1e-4):
@@ -43,15 +52,11 @@ def assert_close(found, expected, atol=1e-4):
 def test_the_signature_has_the_usual_names(pipe):
     names = inspect.signature(pipe.__call__).parameters
     usual = {"prompt", "image", "strength", "num_inference_steps", "guidance_scale", "generator"}
-    usual |= {"negative_prompt", "num_images_per_prompt", "prompt_embeds", "output_type"}
-    usual |= {"negative_prompt_embeds", "return_dict", "cross_attention_kwargs"}
-    usual |= {"ip_adapter_image", "ip_adapter_image_embeds", "callback_on_step_end"}
-    assert usual | {"callback_on_step_end_tensor_inputs"} <= set(names)
-
-
-def test_one_path_for_a_pair(pipe, keyframes):
-    with pytest.raises(ValueError, match="`num_images_per_prompt` must be 1, but got 2: between"):
-        frames(pipe, keyframes, num_images_per_prompt=2)
+    usual |= {"negative_prompt", "output_type", "return_dict", "callback_on_step_end"}
+    assert usual <= set(names)
+    usual = {"prompt_embeds", "negative_prompt_embeds", "cross_attention_kwargs"}
+    usual |= {"ip_adapter_image", "ip_adapter_image_embeds", "do_classifier_free_guidance"}
+    assert usual <= set(inspect.signature(pipe.condition).parameters)
 
 
 def test_half_precision_is_near_and_saved_as_it_is(pipe, keyframes, tmp_path):
@@ -152,7 +157,7 @@ def test_encode_prompt_alone(pipe, keyframes):
     without = {name: None for name in pipe.components if "text_enc" in name or "tokenizer" in name}
     rest = make(type(pipe), **without)
     options = OPTIONS | {"guidance_scale": 2.0}
-    found = rest(keyframes[:2], **given, **options).frames
+    found = morph(rest, keyframes[:2], **given, **options).frames
     assert_close(found, pipe(keyframes[:2], ["a", "b"], **options).frames)
 
 
@@ -165,13 +170,7 @@ def test_from_pipe_both_ways_shares_components(keyframes):
 
 def test_loras(pipe, keyframes, tmp_path):
     bare = frames(pipe, keyframes)
-    config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
-    trained = make(type(pipe))
-    trained.unet.add_adapter(config)
-    with torch.no_grad():
-        for name, parameter in trained.unet.named_parameters():
-            if "lora" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=torch.manual_seed(1)) / 4)
+    trained = with_lora(make(type(pipe)))
     state = get_peft_model_state_dict(trained.unet)
     type(pipe).save_lora_weights(tmp_path, unet_lora_layers=state)
     pipe.load_lora_weights(tmp_path)
@@ -193,50 +192,42 @@ def test_textual_inversion(keyframes):
     assert np.abs(other - frames(pipe, keyframes, prompt=("a", "a"))).max() > 1e-5
 
 
-def ip_adapter(unet):
-    """The state of a random IP-Adapter with one embedding for each image."""
-    torch.manual_seed(3)
-    width, layers, key = unet.config.cross_attention_dim, {}, 1
-    for name in unet.attn_processors:
-        if name.endswith("attn2.processor"):
-            attention = unet.get_submodule(name.removesuffix(".processor"))
-            state = IPAdapterAttnProcessor2_0(attention.inner_dim, width).state_dict()
-            layers[f"{key}.to_k_ip.weight"] = state["to_k_ip.0.weight"]
-            layers[f"{key}.to_v_ip.weight"] = state["to_v_ip.0.weight"]
-            key += 2
-    state = ImageProjection(6, width, num_image_text_embeds=4).state_dict()
-    names = {"proj.weight": "image_embeds.weight", "proj.bias": "image_embeds.bias"}
-    names |= {"norm.weight": "norm.weight", "norm.bias": "norm.bias"}
-    return {"image_proj": {n: state[m] for n, m in names.items()}, "ip_adapter": layers}
-
-
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_ip_adapter_embeddings_follow_the_path(pipe, keyframes, guidance):
     bare = frames(pipe, keyframes, guidance_scale=guidance)
-    pipe.unet._load_ip_adapter_weights([ip_adapter(pipe.unet)])
-    pipe.set_ip_adapter_scale(1.0)
-    a, b = torch.randn(2, 1, 6, generator=torch.manual_seed(0)).unbind()  # (1, D) each
-    zero = torch.zeros(1, 1, 6)
-    seen, forward = [], pipe.unet.forward
+    with_ip_adapter(pipe)
+    a, b = randn(2, 1, 6, dtype=torch.float32).unbind()  # (1, D) each
+    seen = []
 
-    def watch(*args, **kwargs):
+    def look(module, args, kwargs):
         seen.append(kwargs["added_cond_kwargs"]["image_embeds"][0])
-        return forward(*args, **kwargs)
 
     def run(*embeddings):
         embeds = torch.stack(embeddings)  # (P, 1, D)
-        if guidance > 1:
-            embeds = torch.cat([zero.expand_as(embeds), embeds])
+        embeds = torch.cat([torch.zeros_like(embeds), embeds])
         options = {"guidance_scale": guidance, "ip_adapter_image_embeds": [embeds]}
         return frames(pipe, keyframes, **options)
 
-    pipe.unet.forward = watch
+    hook = pipe.unet.register_forward_pre_hook(look, with_kwargs=True)
     found = run(a, b)
+    hook.remove()
     assert np.abs(found - bare).max() > 1e-4
     path = [one for one in seen if len(one) == 4 and one.abs().max() > 0][-1]
     shares = torch.linspace(0, 1, 4).view(4, 1, 1)
     torch.testing.assert_close(path, torch.lerp(a[None], b[None], shares))
     assert_close(run(a), run(a, a))
+
+
+def test_ip_adapter_embeddings_without_negative_ones(pipe, keyframes):
+    with_ip_adapter(pipe)
+    embeds = randn(2, 1, 6, dtype=torch.float32)
+    both = pipe.condition("a", ip_adapter_image_embeds=[torch.cat([0 * embeds, embeds])])
+    options = {"ip_adapter_image_embeds": [embeds], "do_classifier_free_guidance": False}
+    alone = pipe.condition("a", **options)
+    found, expected = (
+        pipe.invert(keyframes[:2], conditions=one, **INVERT).points for one in (alone, both)
+    )
+    assert torch.equal(found, expected) and alone.negative is None
 
 
 @pytest.mark.parametrize("options", [{"space": "clean"}, {"space": "noise"}])
@@ -245,7 +236,7 @@ def test_the_same_seed_gives_the_same_frames(pipe, keyframes, options):
         frames(
             *(pipe, keyframes),
             metric="tangent_normal",
-            generator=torch.Generator().manual_seed(4),
+            generator=seeded(4),
             max_batch_size=size,
             **options,
         )
@@ -267,10 +258,16 @@ def test_interruption_stops_sampling(pipe, keyframes):
     assert steps == [0, 1]
 
 
-def test_ip_adapter_embeddings_of_a_wrong_count(pipe, keyframes):
-    pipe.unet._load_ip_adapter_weights([ip_adapter(pipe.unet)])
-    given = {"ip_adapter_image_embeds": [torch.zeros(3, 1, 6)]}
-    with pytest.raises(ValueError, match=r"one for each, 1 or 2, but got \[3\]"):
-        frames(pipe, keyframes, **given)
-    with pytest.raises(ValueError, match=r"as many negative ones, 2 or 4, but got \[3\]"):
-        frames(pipe, keyframes, guidance_scale=2.0, **given)
+IP_ADAPTERS = [
+    ([torch.zeros(3, 1, 6)], r"as many negative ones before the positive ones, but got \[3\]"),
+    ([torch.zeros(6, 1, 6)], "there are 3 for 2 keyframes"),
+    ([None], r"`ip_adapter_image_embeds\[0\]` must be a floating-point tensor"),
+    (torch.zeros(2, 1, 6), "`ip_adapter_image_embeds` must be a Sequence, but got Tensor"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), IP_ADAPTERS)
+def test_ip_adapter_embeddings_that_are_refused(keyframes, given, message):
+    pipe = with_ip_adapter(make())
+    with pytest.raises(ValueError, match=message):
+        frames(pipe, keyframes, prompt=("a",), ip_adapter_image_embeds=given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import accelerate
 import pytest
 import torch
 from models import INVERT, KINDS, SOLVE, make, seeded, with_ip_adapter, with_lora
@@ -269,6 +270,15 @@ def test_what_another_model_made_is_refused(tiny_pipe, files, change):
     for use in uses:
         with pytest.raises(ValueError, match="were made with another model, or with a scheduler"):
             use()
+
+
+def test_a_model_is_the_same_while_its_weights_are_offloaded(tiny_pipe, files):
+    loaded = Keyframes.load(files / "keys.safetensors")
+    expected = tiny_pipe.solve(loaded, "lerp", num_frames=3).points
+    for module in (tiny_pipe.unet, tiny_pipe.vae):
+        accelerate.cpu_offload(module, torch.device("cpu"))
+    assert next(tiny_pipe.unet.parameters()).is_meta
+    assert torch.equal(tiny_pipe.solve(loaded, "lerp", num_frames=3).points, expected)
 
 
 def test_settings_that_json_cannot_hold(tiny_pipe, keyframes, tmp_path):

@@ -1,4 +1,4 @@
-"""Guidance that stays on the manifold: distance from the data and probability of the class.
+"""Guidance along the manifold: distance from the manifold and probability of the class.
 
     python benchmarks/guidance.py [--study mixtures | demo] [--methods plain rescale manifold ...]
     python benchmarks/guidance.py --curves FILE.json

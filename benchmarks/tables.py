@@ -194,6 +194,7 @@ RULES = GUIDANCE | {
     "tcfg": "TCFG",
     "mog": "MOG",
 }
+# Formats of both comparisons.
 AT_EQUAL_PROBABILITY = "{mean:.2f} / {worst:.2f} / {last:.2f}"
 AT_EQUAL_WEIGHT = "{mean:.2f} / {worst:.2f} / {change:+.3f}"
 MIXTURES = (

@@ -8,8 +8,9 @@ import guidance
 import pytest
 import torch
 from models import randn
-from tables import results, select
+from tables import MIXTURES, results, select
 
+import riemannian_diffusion.guidance as package
 from riemannian_diffusion import GaussianMixtureScore
 
 # Plain guidance of the shipped model: the probability falls again at high weights.
@@ -173,9 +174,32 @@ def test_the_baseline_is_one_over_itself_in_the_published_tables(file):
     check_baseline(rows)
     curves = {}
     for row in rows:
-        if "weight" in row:
+        if row.get("weight") is not None:  # not the data
             curves.setdefault((row["problem"], row["method"]), []).append(row["weight"])
     assert len({tuple(weights) for weights in curves.values()}) == 1
+
+
+def test_the_documentation_states_the_published_figures():
+    rows = select(results("guidance_mixtures"), method="half")
+    at = {
+        at: {row["problem"]: row for row in select(rows, at=at)} for at in ("probability", "weight")
+    }
+    thin = [name for name in MIXTURES if name.endswith("0.01")]
+    spread = [name for name in MIXTURES if name not in thin]
+    farther = sorted(at["probability"][name]["mean"] for name in thin)
+    about_equal = [at["probability"][name]["mean"] for name in spread]
+    nearer = [1 - at["weight"][name]["mean"] for name in spread]
+    worst = max(row["worst"] for row in at["weight"].values())
+    (shipped,) = select(results("guidance_demo_compared"), method="half", at="probability")
+    text = " ".join(package.__doc__.split())
+    for figure in (
+        f"{100 * min(nearer):.0f} to {100 * max(nearer):.0f} % nearer",
+        f"up to {worst:.2f} times farther",
+        f"{min(about_equal):.2f} to {max(about_equal):.2f} where data spread",
+        f"{shipped['mean']:.2f} on the shipped model",
+        f"{farther[0]:.2f} and {farther[1]:.2f} on thin manifolds",
+    ):
+        assert figure in text, figure
 
 
 def test_curves_of_an_earlier_run_are_compared_again(small, tmp_path):

@@ -1,8 +1,8 @@
-"""Classifier-free guidance that stays on the data manifold.
+"""Classifier-free guidance along the data manifold: its part normal to the manifold is damped.
 
 Plain guidance is `eps_c + (w - 1) g` with `g = eps_c - eps_u`. It moves the estimate of the clean
-point in a straight line by `w - 1` times the difference of two estimates. The larger `w` is, the
-farther this leads off the manifold. Here the difference is made tangent first. Near the data, the
+point in a straight line by `w - 1` times the difference of two estimates, which can lead off the
+manifold when `w` is large. Here the normal part of the difference is damped. Near the data, the
 Jacobian `J_D` of the unconditional denoiser projects onto the tangent space of the manifold, so
 `J_D g` is the tangent part of `g`. It is computed as the change of the unconditional estimate under
 one unit of guidance,
@@ -11,9 +11,19 @@ one unit of guidance,
 
 which takes three network evaluations instead of two. A `damping` of 1 uses this change alone. A
 `damping` of 1/2, the default, uses the mean of it and `g`, which near the data is
-`(I + J_r^T J_r)^-1 g` with `J_r = I - J_D`. A `damping` of 0 is plain guidance. At equal effect, a
-half is nowhere more than 1 % farther from the data. A guidance scale of 1 is the conditional model
-without guidance.
+`(I + J_r^T J_r)^-1 g` with `J_r = I - J_D`. A `damping` of 0 is plain guidance. A guidance scale of
+1 is the conditional model without guidance.
+
+A damped method guides less at the same weight. `benchmarks/guidance.py` compares a damping of 1/2
+with plain guidance over the same weights:
+
+- At equal weight, where data spread around their manifold, its samples are 3 to 14 % nearer the
+  manifold on average. On thin manifolds with exact scores they are up to 1.96 times farther.
+- At equal probability of the class, the mean ratio of the distances is 0.99 to 1.00 where data
+  spread, 0.99 on the shipped model, and 1.24 and 1.96 on thin manifolds.
+
+So the measurements do not show that the default is better than plain guidance of a lower weight. It
+stays nearer spread data where the weight is given.
 
 Splitting guidance by the score's Jacobian is proposed in arXiv 2510.05509, version 2. The form here
 is this library's own; `benchmarks/guidance.py` compares the candidates.

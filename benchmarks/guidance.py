@@ -1,33 +1,34 @@
-"""Guidance that stays on the manifold: distance from the data against probability of the class.
+"""Guidance that stays on the manifold: distance from the data and probability of the class.
 
     python benchmarks/guidance.py [--study mixtures | demo] [--methods plain rescale manifold ...]
 
 Every method is a rule that makes one score from the conditional score, the unconditional score and
-a weight. Samples are drawn with it by DDIM from the same noises, for weights from 1 to 15. Rules
-that damp the guidance guide less at equal weight: for mixtures, where the probability saturates
-slowly, their weights continue to 30. There are two studies:
+a weight. DDIM draws samples with this score, from the same noises for every method, with weights
+from 1 to 15. Methods that damp the guidance guide less at the same weight. For mixtures their
+weights continue to 30, because the probability rises slowly there. There are two studies:
 
-    mixtures  classes of known mixtures in R^16 with exact scores; "probability" is that of the
-              class given the sample, "distance" is the mean distance of samples from the manifold
-              of the class, in units of its radius 1
+    mixtures  classes of known mixtures in R^16 with exact scores; "probability" is the probability
+              of the class given the sample, "distance" is the mean distance of samples from the
+              manifold of the class, which has radius 1
     demo      the shipped model; "probability" is the share of samples whose nearest render has the
               hue and the kind of the caption, "distance" is the root mean square of the difference
               from that render, for images in [0, 1]
 
-After the rows of a problem come comparisons: the distance of a method over that of plain (or
-rescaled) guidance at equal probability, as the geometric mean and the worst over the weights of the
-other. "short" counts weights whose probability the method does not reach within 0.002 (within one
-sample in "demo").
+Comparisons follow the rows of a problem. A comparison is the distance of a method over the distance
+of plain or rescaled guidance at equal probability: the geometric mean and the worst value over the
+weights of plain or rescaled guidance. "short" counts the weights whose probability the method does
+not reach within 0.002 (within one sample in "demo").
 
-Methods, and their cost per step besides the two evaluations of plain guidance. g = eps_c - eps_u;
-J_D and J_r = I - J_D are the Jacobians of the unconditional denoiser and its residual:
+This list has the methods and what each step costs besides the two evaluations of plain guidance.
+The guidance is g = eps_c - eps_u. J_D and J_r = I - J_D are the Jacobians of the unconditional
+denoiser and its residual.
     rescale         plain, rescaled by 0.7 (Lin et al., arXiv 2305.08891): none
     manifold        J_D g by a difference, `ManifoldGuidedScore` with `damping` 1: 1 evaluation
     half            (g + J_D g) / 2, which is `damping` 0.5: 1 evaluation
     exact           J_D g exactly: 1 product
     cg 1, cg 10     (I + kn J_r^T J_r)^-1 g by 3 steps of conjugate gradients: 6 products
     along n         g - a n, n = J_r g, a = <n, J_r n> / |J_r n|^2: 2 products
-A product with J costs about 3 evaluations of a network, one with its transpose 2.
+A product with J costs about 3 evaluations of a network. A product with its transpose costs 2.
 """
 
 from __future__ import annotations
@@ -49,10 +50,12 @@ from riemannian_diffusion import (
     GaussianMixtureScore,
     ManifoldGuidedScore,
     ScoreModel,
+    Where,
     demo,
     sample,
     split_tangent,
 )
+from riemannian_diffusion.levels import read_schedule
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
 WEIGHTS = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 11.0, 15.0)
@@ -135,6 +138,26 @@ METHODS: dict[str, Callable] = {
 UNDAMPED = ("plain", "rescale")
 
 
+class AtPlaces(ScoreModel):
+    """A score with one prompt per point, read at the places of all points."""
+
+    def __init__(self, score: ScoreModel, where: Where):
+        self.alpha, self.sigma = score.alpha, score.sigma
+        self.score, self.where = score, where
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The score of each point under its own prompt."""
+        return self.score(x, self.where)
+
+    def jvp(self, x: Tensor, v: Tensor) -> Tensor:
+        """Products of the score's Jacobian with one tangent per point."""
+        return self.score.jvp(x, v, self.where)
+
+    def vjp(self, x: Tensor, w: Tensor) -> Tensor:
+        """Products of the transposed Jacobian with one cotangent per point."""
+        return self.score.vjp(x, w, self.where)
+
+
 class Guided(ScoreModel):
     """A conditional score guided by one of the rules."""
 
@@ -156,8 +179,9 @@ class Classes:
         name: Name of the problem.
         points: Points on the manifold, `(M, n)`.
         weights: Weights of the points in each class, `(C, M)`.
-        spread: Standard deviation of the data around their points.
-        distance: Points `(K, n)` -> distance from the manifold of the first class `(K,)`.
+        spread: Standard deviation of the data around the points.
+        distance: Function from points `(K, n)` to their distances `(K,)` from the manifold of the
+            first class.
     """
 
     name: str
@@ -204,7 +228,7 @@ class Classes:
 
 
 def sectors(spread: float) -> Classes:
-    """A circle, its classes the four quarters, fading into each other."""
+    """A circle whose classes are the four quarters, which fade into each other."""
     t, basis = _angles(), _isometry(2)
     centres = torch.arange(4).double() * (math.pi / 2)
     weights = (3 * (t - centres[:, None]).cos()).exp()
@@ -218,7 +242,7 @@ def sectors(spread: float) -> Classes:
 
 
 def crossing(spread: float) -> Classes:
-    """Two circles that cross; a fifth of each class lies on the other's."""
+    """Two circles that cross. A fifth of each class lies on the circle of the other class."""
     t, basis = _angles(), _isometry(3)
     zero, share = torch.zeros_like(t), torch.tensor([[0.8, 0.2], [0.2, 0.8]]).double()
     rings = [
@@ -242,12 +266,15 @@ def crossing(spread: float) -> Classes:
 
 
 def concentric(spread: float) -> Classes:
-    """Circles of radius 1 and 1.15, about as far apart as their spreads, facing different ways."""
+    """Circles of radius 1 and 1.15, about as far apart as their spreads.
+
+    The two classes are densest in directions that are a quarter turn apart.
+    """
     t, basis = _angles(), _isometry(2)
     ring = torch.stack([t.cos(), t.sin()], 1)
-    ways = torch.stack([t.cos().exp(), (t - math.pi / 2).cos().exp()])
-    ways = ways / ways.sum(1, keepdim=True)
-    weights = torch.stack([torch.cat([ways[0], 0 * t]), torch.cat([0 * t, ways[1]])])
+    densities = torch.stack([t.cos().exp(), (t - math.pi / 2).cos().exp()])
+    densities = densities / densities.sum(1, keepdim=True)
+    weights = torch.stack([torch.cat([densities[0], 0 * t]), torch.cat([0 * t, densities[1]])])
     return Classes(
         f"concentric circles, spread {spread:g}",
         torch.cat([ring, 1.15 * ring]) @ basis.T,
@@ -290,9 +317,7 @@ def captioned(
     shape = (num_samples, config.in_channels, config.sample_size, config.sample_size)
     noise = torch.randn(shape, generator=generator).to(device)
     prompts, empty = pipe.encode_prompt(captions, device, 1, True, [""] * num_samples)
-    scheduler = pipe.scheduler
-    scheduler.set_timesteps(num_steps)
-    final_abar = float(scheduler.final_alpha_cumprod)
+    schedule, where = read_schedule(pipe.scheduler, num_steps), Where.even(num_samples)
 
     def found(name: str, weight: float) -> tuple[float, float]:
         file = cells and cells / f"{name}_{weight:g}_{num_samples}_{num_steps}_{seed}.json"
@@ -306,23 +331,18 @@ def captioned(
         return value
 
     def measured(rule: Callable, weight: float) -> tuple[float, float]:
-        def level(t: int) -> ScoreModel:
+        def level(t: float) -> ScoreModel:
             scores = [
                 DiffusionScore(
-                    pipe.unet, scheduler, t, encoder_hidden_states=hidden, max_batch_size=25
+                    pipe.unet, pipe.scheduler, t, encoder_hidden_states=hidden, max_batch_size=25
                 )
                 for hidden in (prompts, empty[:1])
             ]
-            return Guided(rule, *scores, weight)
+            return Guided(rule, *(AtPlaces(score, where) for score in scores), weight)
 
-        clean = sample(level, noise, scheduler.timesteps.tolist(), final_abar=final_abar)
-        images = torch.cat(
-            [
-                pipe.vae.decode(part / pipe.vae.config.scaling_factor, return_dict=False)[0]
-                for part in clean.split(25)
-            ]
-        )
-        nearest = demo.nearest_render((images / 2 + 0.5).clamp(0, 1).cpu())
+        clean = sample(level, noise, schedule.timesteps, final_abar=schedule.final_abar)
+        images = pipe.decode(clean, max_batch_size=25)
+        nearest = demo.nearest_render(images.cpu())
         right = sum(a == b for a, b in zip(captions, nearest.captions, strict=True))
         return right / num_samples, float(nearest.mse.mean().sqrt())
 
@@ -350,7 +370,7 @@ def _rows(
 def _comparisons(
     problem: str, curves: dict[str, list[tuple[float, float]]], tolerance: float
 ) -> Iterator[dict]:
-    """Distances of every curve over those of plain and rescaled guidance."""
+    """Compare the distances of every curve with those of plain and of rescaled guidance."""
     for other in UNDAMPED:
         if other not in curves:
             continue
@@ -372,10 +392,11 @@ def _comparisons(
 def ratios_at_equal(
     curve: list[tuple[float, float]], other: list[tuple[float, float]], tolerance: float
 ) -> tuple[list[float], int]:
-    """The least distance of a curve over that of the other, at each probability of the other.
+    """Least distance of a curve over the distance of another curve, at equal probabilities.
 
-    A curve is straight between neighbouring weights. The first point of the other, without
-    guidance, is the same for all curves and is left out.
+    Each point of the other curve gives one probability. The curve is interpolated linearly between
+    neighbouring weights. The first point of the other curve has no guidance. It is the same for all
+    curves, so it is left out.
 
     Returns:
         The ratios, and the number of probabilities that the curve does not reach.
@@ -429,9 +450,13 @@ def main(argv: list[str] | None = None) -> list[dict]:
         type=float,
         nargs="+",
         default=[2, 3, 5, 8, 15],
-        help="weights of the study demo, besides 1",
+        help="weights of the study demo; weight 1 is always measured",
     )
-    parser.add_argument("--cells", type=Path, help="folder that keeps finished weights of demo")
+    parser.add_argument(
+        "--cells",
+        type=Path,
+        help="folder that keeps measurements of demo",
+    )
     return frame.run(measure, parser, argv)
 
 

@@ -1,9 +1,9 @@
-"""Reference frames of every kind of model, and how far today's frames are from them.
+"""Differences between reference frames and new frames, for every kind of model.
 
     python benchmarks/references.py [--families sd xl sd3 flux pixels shipped] [--record]
 
 The references were recorded before the pipelines were divided into stages. `--record` writes new
-ones. Frames are stored with 16 bits, so a difference below 1e-5 is rounding.
+references. Frames are stored with 16 bits, so a difference below 1e-5 is rounding.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ SHIPPED = {"num_frames": 5, "num_inference_steps": 25, "max_evals": 200}
 
 
 def waves(num: int) -> list[Tensor]:
-    """Smooth images `(3, 16, 16)`."""
+    """A number of smooth images `(3, 16, 16)`."""
     y, x = torch.meshgrid(torch.linspace(0, 1, 16), torch.linspace(0, 1, 16), indexing="ij")
     return [torch.stack([(k * x).sin() ** 2, (k * y).cos() ** 2, x * y]) for k in range(1, num + 1)]
 
 
 def setting(family: str) -> tuple[Any, list[Tensor], list[str], dict[str, int]]:
-    """A pipeline, three images, their prompts and options."""
+    """A pipeline, three images, their prompts, and the options of calls."""
     if family != "shipped":
         kind, parts = KINDS[family]
         texts = [""] * 3 if family == "pixels" else ["a", "b", "c"]
@@ -64,7 +64,7 @@ def setting(family: str) -> tuple[Any, list[Tensor], list[str], dict[str, int]]:
 
 
 def cases(family: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names of calls and what they change."""
+    """Names of cases, each with the options that differ from the plain case."""
     yield "plain", {}
     if family != "shipped":
         yield "slerp", {"metric": "slerp"}
@@ -87,7 +87,7 @@ def cases(family: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def morph(family: str, name: str, more: dict[str, Any], stored: dict[str, Tensor]) -> tuple:
-    """Frames, energies and the number of points that the network saw."""
+    """Frames, energies, and the number of points that the network received."""
     pipe, images, texts, options = setting(family)
     pipe.set_progress_bar_config(disable=True)
     points = [0]
@@ -138,7 +138,7 @@ def morph(family: str, name: str, more: dict[str, Any], stored: dict[str, Tensor
 
 
 def adaptation(stored: dict[str, Tensor]) -> Adaptation:
-    """The adaptation among the references."""
+    """The adaptation that is stored with the references."""
     loras = [
         {
             name.removeprefix(f"adapted.lora.{i}."): value
@@ -151,7 +151,7 @@ def adaptation(stored: dict[str, Tensor]) -> Adaptation:
 
 
 def fitted(family: str) -> dict[str, Tensor]:
-    """A small adaptation as tensors, to be stored among the references."""
+    """A small adaptation as tensors, which are stored with the references."""
     pipe, images, texts, _ = setting(family)
     found = adapt(pipe, images[:2], texts[:2], embedding_steps=2, lora_steps=2, rank=2)
     parts = {"adapted.embeddings": found.embeddings}
@@ -161,8 +161,8 @@ def fitted(family: str) -> dict[str, Tensor]:
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each case: how far today's frames and energies are from the references."""
-    torch.set_num_threads(1)  # sums are rounded otherwise with more
+    """A row for each case: the largest differences of frames and energies from the references."""
+    torch.set_num_threads(1)  # rounding of sums depends on the number of threads
     for family in args.families:
         file = FOLDER / f"{family}.safetensors"
         stored = fitted(family) if args.record else load_file(file)
@@ -190,7 +190,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Print and return the rows, and print the largest difference of each family."""
+    """Print the rows and the largest difference of each family; return the rows."""
     parser = frame.parser(__doc__)
     parser.add_argument("--families", nargs="+", default=[*KINDS, "shipped"])
     parser.add_argument("--cases", nargs="+")

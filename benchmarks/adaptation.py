@@ -5,20 +5,21 @@
 The images are pairs of held-out scenes. The variant "plain" is the model with captions,
 "embeddings" fits a prompt embedding to each image, "LoRA" fits a LoRA to each image, and "both"
 fits an embedding and then a LoRA (`adapt` with its defaults unless other values are given).
-There is one row per variant with
+The first rows, one per variant, have these columns:
 
-    loss, loss below 600  denoising loss on 40 timesteps with fresh noises, which were not used for
-                          fitting; and its mean over the timesteps below 600
-    seconds               time of fitting per pair
+    loss             denoising loss on 40 timesteps with fresh noises, which fitting did not use
+    loss below 600   mean of that loss over the timesteps below 600
+    seconds          time of fitting per pair
 
-and then one row per variant, guidance, target, strength and number of iterations with
+The other rows, one per variant, guidance, target, strength and number of iterations, have these:
 
-    error, worst          root mean square error of an image after DDIM inversion and sampling
-                          back, for values in [0, 1]: the mean over images, and the largest. The
-                          target is the image itself ("image"), or the image encoded and decoded
-                          ("decoded"). "iterations" are the fixed-point iterations of each inversion
-                          step: 0 is the usual inversion, 5 is the pipeline's default. "guidance" is
-                          the guidance of sampling; images are always inverted without guidance.
+    error, worst     root mean square error of an image after DDIM inversion and sampling back, for
+                     values in [0, 1]: the mean over images, and the largest
+    target           what the result is compared with: the image itself ("image"), or the image
+                     encoded and decoded ("decoded")
+    iterations       fixed-point iterations of each inversion step: 0 is the usual inversion, 5 is
+                     the pipeline's default
+    guidance         guidance of sampling; images are always inverted without guidance
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ import frame
 import torch
 from torch import Tensor, nn
 
-from riemannian_diffusion import DiffusionScore, demo, invert, sample
+from riemannian_diffusion import DiffusionScore, Where, demo, invert, sample
 from riemannian_diffusion.adaptation import LoraMix, adapt, denoising_losses
+from riemannian_diffusion.levels import read_schedule
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
 HELD_OUT_SEED = 3000  # the model was trained on scenes drawn from seed 0
@@ -42,14 +44,14 @@ DEFAULTS = {name: p.default for name, p in inspect.signature(adapt).parameters.i
 
 
 class EachItsOwn(nn.Module):
-    """A network where every point of the batch has the LoRA of its number."""
+    """A network in which point i of the batch has LoRA i."""
 
     def __init__(self, unet: nn.Module, loras: list[dict[str, Tensor]]):
         super().__init__()
         self.mix = LoraMix(unet, loras)
 
     def forward(self, x, t, encoder_hidden_states, return_dict=False):
-        """As the network's own."""
+        """The network's output for as many points as there are LoRAs."""
         weights = torch.eye(self.mix.num_loras, device=x.device)
         return self.mix(x, t, encoder_hidden_states, weights, return_dict)
 
@@ -78,13 +80,7 @@ def losses(
     return float(found.mean()), float(found[timesteps < 600].mean())
 
 
-def decode(pipe, latents: Tensor) -> Tensor:
-    """Images in [0, 1]."""
-    scaled = latents / pipe.vae.config.scaling_factor
-    return (pipe.vae.decode(scaled, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
-
-
-def come_back(
+def reconstructions(
     pipe,
     model: nn.Module,
     latents: Tensor,
@@ -94,17 +90,15 @@ def come_back(
     guidances: list[float],
     num_steps: int,
 ) -> dict[float, Tensor]:
-    """Images inverted without guidance and sampled back with it."""
+    """Images inverted without guidance and sampled back, by the guidance of sampling."""
     strength, iterations = inversion
-    scheduler = pipe.scheduler
-    scheduler.set_timesteps(num_steps)
-    timesteps = scheduler.timesteps[-int(num_steps * strength) :].tolist()
-    final_abar = float(scheduler.final_alpha_cumprod)
+    schedule = read_schedule(pipe.scheduler, num_steps).last(strength)
+    options = {"final_abar": schedule.final_abar, "where": Where.even(len(latents))}
 
-    def level(t: int, guidance: float = 1.0) -> DiffusionScore:
+    def level(t: float, guidance: float = 1.0) -> DiffusionScore:
         return DiffusionScore(
             model,
-            scheduler,
+            pipe.scheduler,
             t,
             encoder_hidden_states=embeddings,
             negative_hidden_states=negative,
@@ -112,11 +106,10 @@ def come_back(
             mode="guided" if guidance > 1 else "conditional",
         )
 
-    noisy = invert(
-        level, latents, timesteps, final_abar=final_abar, fixed_point_iterations=iterations
-    )
+    timesteps = schedule.timesteps
+    noisy = invert(level, latents, timesteps, fixed_point_iterations=iterations, **options)
     return {
-        g: decode(pipe, sample(lambda t, g=g: level(t, g), noisy, timesteps, final_abar=final_abar))
+        g: pipe.decode(sample(lambda t, g=g: level(t, g), noisy, timesteps, **options))
         for g in guidances
     }
 
@@ -163,22 +156,22 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
         }
         with torch.no_grad():
             images = images.to(args.device)
-            latents = pipe._encode(images, None)
+            latents = pipe.encode(images)
             prompts, negative = pipe.encode_prompt(captions, args.device, 1, True)
-            references = {"decoded": decode(pipe, latents), "image": images}
+            references = {"decoded": pipe.decode(latents), "image": images}
             for name, (embeddings, loras) in variants.items():
                 model = pipe.unet if loras is None else EachItsOwn(pipe.unet, loras)
                 hidden = prompts if embeddings is None else embeddings.to(args.device)
                 found = losses(model, pipe.scheduler, latents, hidden, args.seed)
                 figures.setdefault(name, []).append((*found, seconds.get(name, 0.0)))
                 for inversion in INVERSIONS:
-                    back = come_back(
+                    back = reconstructions(
                         pipe, model, latents, hidden, negative, inversion, args.guidance, args.steps
                     )
-                    for guidance, came in back.items():
-                        for to, reference in references.items():
-                            key = (name, guidance, inversion, to)
-                            errors.setdefault(key, []).append(rms(came, reference).cpu())
+                    for guidance, found_images in back.items():
+                        for target, reference in references.items():
+                            key = (name, guidance, inversion, target)
+                            errors.setdefault(key, []).append(rms(found_images, reference).cpu())
         print(f"pair {pair} ({' / '.join(captions)}) done", flush=True)
     for name, values in figures.items():
         loss, low, seconds = torch.tensor(values, dtype=torch.float64).mean(0).tolist()

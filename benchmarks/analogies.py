@@ -1,18 +1,18 @@
-"""A is to B as C is to D: renders of one kind of solid, one factor changed, on the shipped model.
+"""Analogies between renders, made with the shipped model: A is to B as C is to D.
 
     python benchmarks/analogies.py [--num 12] [--device cpu]
 
-A is a random scene. B differs from it in one factor, C in all others, and the true D is known.
-There is one row per analogy and method, then the means. Both columns are root mean squares of
-images in [0, 1]: "error" is the error of the last frame, "render" its distance from the nearest
-render.
+A is a random scene with one solid. B differs from A in one factor. C differs from A in all other
+factors. The true D is known. There is one row per analogy and method, and rows with means follow.
+The columns are root mean square differences of images in [0, 1]: "error" compares the last frame
+with the true D, and "render" compares it with the nearest render. The methods are:
 
     coded      the true D, encoded and decoded
     C          C as it is
     C + B - A  latents added and subtracted
     denoised   the same sum, denoised by the score
     straight   each step of the morph from A to B moved straight to C (`analogy` without a path)
-    pipeline   each step transported along the morph from A to C (`analogy` of the pipeline)
+    pipeline   each step transported along the morph from A to C (stage `transport`)
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from collections.abc import Iterator
 
 import frame
 import torch
-from riemannian_diffusion.pipelines.schedules import ddim_schedule
 
 from riemannian_diffusion import DiffusionScore, analogy, demo
+from riemannian_diffusion.levels import read_schedule
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
-from riemannian_diffusion.pipelines.starts import CARRY_NOISE
+from riemannian_diffusion.pipelines.starts import TRANSPORT_NOISE
 
-CHANGE = 0.2  # of a factor's range: change of B; C changes each other factor by at most as much
-GROUPS = {  # means over analogies by the factor that changes from A to B
+CHANGE = 0.2  # change of the factor of B, and the largest change of C, as a share of the range
+GROUPS = {  # a mean is over the analogies in which one of these factors changes from A to B
     "all": demo.FACTORS,
     "place or size": ("x", "y", "size"),
     "hue or azimuth": ("hue", "azimuth"),
@@ -37,7 +37,7 @@ GROUPS = {  # means over analogies by the factor that changes from A to B
 
 
 def scenes(num: int, seed: int) -> list[tuple[str, str, torch.Tensor]]:
-    """`(kind, factor changed, factors of A, B, C and D)` of every analogy."""
+    """Kind of solid, name of the factor that changes, and factors `(4, 5)` of A, B, C and D."""
     generator = torch.Generator().manual_seed(seed)
     low, high = torch.tensor([demo.FACTOR_RANGES[name] for name in demo.FACTORS]).T
     found = []
@@ -61,30 +61,26 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     level = DiffusionScore(
         pipe.unet,
         pipe.scheduler,
-        ddim_schedule(pipe.scheduler, 1).timestep_of(CARRY_NOISE),
+        read_schedule(pipe.scheduler, 1).timestep_of(TRANSPORT_NOISE),
         encoder_hidden_states=pipe.encode_prompt([""], args.device, 1, False)[0],
     )
-    scale, found = pipe.vae.config.scaling_factor, []
+    found = []
     for kind, factor, rows in scenes(args.num, args.seed):
         images = demo.render([kind] * 4, rows, resolution=64).to(args.device)
-        modes = pipe.vae.encode(2 * images - 1).latent_dist.mode()
-        a, b, c, d = modes * scale
-        morph = pipe(list(images[:2]), output_type="latent", num_frames=9).frames
-        carried = pipe(
-            list(images[:2]), analogy=images[2], output_type="latent", num_frames=9
-        ).frames
+        a, b, c, d = pipe.encode(images)
+        path = pipe.sample(pipe.solve(pipe.invert(images[:2]), num_frames=9))
+        transported = pipe.transport(path, images[2]).shown
         sums = c + b - a
-        straight = analogy(level, level.alpha * morph, level.alpha * c) / level.alpha
+        straight = analogy(level, level.alpha * path.latents, level.alpha * c) / level.alpha
         last = {
             "coded": d,
             "C": c,
             "C + B - A": sums,
             "denoised": level.denoise(level.alpha * sums[None])[0] / level.alpha,
             "straight": straight[-1],
-            "pipeline": carried[-1],
+            "pipeline": transported[-1],
         }
-        drawn = pipe.vae.decode(torch.stack(list(last.values())) / scale, return_dict=False)[0]
-        drawn = (drawn / 2 + 0.5).clamp(0, 1)
+        drawn = pipe.decode(torch.stack(list(last.values())))
         errors = (drawn - images[3]).square().flatten(1).mean(1).sqrt()
         renders = demo.nearest_render(drawn.cpu()).mse.sqrt()
         for name, error, far in zip(last, errors.tolist(), renders.tolist(), strict=True):

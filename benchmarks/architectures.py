@@ -1,4 +1,4 @@
-"""Stable Diffusion's networks with random weights, and the energy that the papers differentiate.
+"""Networks of Stable Diffusion with random weights, and the energy that the papers differentiate.
 
 The cost of a network does not depend on its weights.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from riemannian_diffusion import DiffusionScore, Metric, TangentNormalMetric, demo
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SD15 = {"cross_attention_dim": 768}  # everything else is the class's default
+SD15 = {"cross_attention_dim": 768}  # everything else has the default of the class
 SDXL = {
     "cross_attention_dim": 2048,
     "block_out_channels": (320, 640, 1280),
@@ -29,20 +29,20 @@ NAMES = ("shipped", "sd15", "sdxl")
 
 
 class ByProducts(TangentNormalMetric):
-    """The tangent-normal metric with its energy by forward-mode products at midpoints."""
+    """The tangent-normal metric whose energy uses forward-mode products at midpoints."""
 
     energy = Metric.energy
 
 
 class WithSize(nn.Module):
-    """SDXL's network with the conditions on its prompt and its picture's size filled in."""
+    """The network of SDXL, with zeros for the pooled prompt and for the image size."""
 
     def __init__(self, unet: UNet2DConditionModel):
         super().__init__()
         self.unet = unet
 
     def forward(self, x: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **options):
-        """As `UNet2DConditionModel`."""
+        """The output of the network for the arguments of `UNet2DConditionModel`."""
         extra = {"text_embeds": x.new_zeros(len(x), 1280), "time_ids": x.new_zeros(len(x), 6)}
         return self.unet(x, timestep, encoder_hidden_states, added_cond_kwargs=extra, **options)
 
@@ -57,7 +57,7 @@ def score_of(
     size: int | None = None,
     seed: int = 0,
 ) -> tuple[DiffusionScore, tuple[int, ...]]:
-    """A network's score under one random prompt, and the shape of a point.
+    """The score of a network under one random prompt, and the shape of a point.
 
     Args:
         name: "shipped" (with its trained weights), "sd15" or "sdxl" (with random weights).

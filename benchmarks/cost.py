@@ -1,15 +1,15 @@
-"""What one evaluation costs, in forward passes of the same network over the same points.
+"""Cost of one evaluation, in forward passes of the same network over the same points.
 
     python benchmarks/cost.py [--models shipped sd15 sdxl] [--device cuda] [--dtypes float32]
         [--points 17] [--quadrature 3] [--chunks N ...] [--compile] [--repeats 5]
 
-There is one row per model and dtype for each of:
+For each model and dtype, there is one row for each of these:
 
     forward               the network alone, once per point
     energy, gradient      an evaluation of the tangent-normal energy and its gradient by chords
     in chunks of N        the same evaluation with `max_batch_size=N`, which needs less memory
     J v                   one forward-mode product per point
-    J v, 4 tangents       four products at one point under vmap, in forward passes of that point
+    J v, 4 tangents       four products at one point under vmap, relative to one forward pass there
     forward-mode energy   the papers' energy by products at midpoints, and its gradient
     ..., compiled         with torch.compile
 
@@ -22,8 +22,8 @@ Columns:
     share       that rate over the rate of a square matrix product on this device in this dtype
     first call  seconds of the first call, which includes compiling
 
-End points are embedded once per solve and are not counted. On a CPU the full-size architectures get
-2 points between the ends, and only forward passes and gradients are timed.
+The end points are embedded once per solve and are not counted. On a CPU the full-size architectures
+have 2 points between the end points, and only forward passes and gradients are timed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ONE = "forward, one point"
 
 
 def least_seconds(function: Callable[[], object], repeats: int, device: str) -> float:
-    """The least time of several runs, after one that is not counted."""
+    """The least time of several runs, after a first run that is not counted."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -70,7 +70,7 @@ def products(score: DiffusionScore, x: Tensor, tangents: Tensor) -> Tensor:
 
 
 def evaluation(metric: Metric, path: Tensor) -> Callable[[], object]:
-    """An evaluation of the energy and its gradient, as in a solve that is under way."""
+    """An evaluation of the energy and its gradient, as in a solve after its first evaluation."""
     ends: dict = {}
     return lambda: metric.energies([path], differentiate=True, ends=ends)
 
@@ -85,7 +85,7 @@ def num_flops(function: Callable[[], object]) -> int:
 def random_path(
     shape: tuple[int, ...], num_points: int, num_quadrature: int, args: argparse.Namespace
 ) -> Tensor:
-    """Random points, each segment divided into sub-chords."""
+    """A path of random points, in which each segment is divided into sub-chords."""
     generator = torch.Generator().manual_seed(args.seed)
     knots = torch.randn(num_points, *shape, generator=generator).to(args.device)
     return refine(knots, num_quadrature)
@@ -94,7 +94,7 @@ def random_path(
 def rows_of(
     score: DiffusionScore, path: Tensor, sizes: list[int], compile: bool
 ) -> dict[str, tuple[Callable[[], object], int]]:
-    """Functions to time, each with the number of points that it is given."""
+    """Functions to time, each with the number of its points."""
     tangents = path[:NUM_TANGENTS]
     num, inner = len(path), len(path) - 2
 
@@ -133,8 +133,10 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser = frame.parser(__doc__)
     parser.add_argument("--models", nargs="+", choices=NAMES, default=["shipped"])
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
-    parser.add_argument("--points", type=int, help="default: 17; on a CPU, 4 if full-size")
-    parser.add_argument("--quadrature", type=int, help="default: 3; on a CPU, 1 if full-size")
+    parser.add_argument("--points", type=int, help="default: 17; 4 for a full-size model on a CPU")
+    parser.add_argument(
+        "--quadrature", type=int, help="default: 3; 1 for a full-size model on a CPU"
+    )
     parser.add_argument("--chunks", type=int, nargs="+", default=[])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
@@ -142,7 +144,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
-    """Costs of every model in every dtype."""
+    """Rows with the costs of every model in every dtype."""
     for name in args.models:
         small = args.device == "cpu" and name != "shipped"
         num_points = args.points or (4 if small else 17)
@@ -155,7 +157,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
             rows = rows_of(score, path, args.chunks, args.compile)
             if small:
                 rows = dict(list(rows.items())[:3])
-            per_point = {}  # seconds and floating-point operations
+            per_point = {}  # seconds and floating-point operations of a forward pass
             for label, (function, num) in rows.items():
                 compiled = label.endswith("compiled")
                 start = time.perf_counter()

@@ -1,18 +1,18 @@
-"""What the demo model can do on scenes that it has not seen: reconstruct, invert, and draw.
+"""How well the demo model reconstructs, inverts and draws scenes that it has not seen.
 
     python benchmarks/demo_model.py [--model DIR] [--guidance 2.0]
 
-There is one row each for
+There is one row for each of these measurements:
 
     autoencoder  mean and least PSNR of images encoded and decoded, in dB (goal: 30 or more)
     inversion    PSNR after inversion to 0.6 of 50 DDIM steps and sampling back; "loss" is the
                  difference from the autoencoder alone (goal: 0.5 dB or less)
 
-and for each guidance
+For each guidance, there are these rows:
 
-    samples      how many of the images drawn from captions show the right kind and hue, judged by
+    samples      number of images drawn from captions that show the right kind and hue, judged by
                  their nearest render (goal: 90 of 100), and the median PSNR to that render
-    mistakes     the most frequent wrong ones
+    mistakes     captions that are drawn as other ones, with the most frequent mistakes first
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HELD_OUT_SEED = 1000  # the model was trained on scenes drawn from seed 0
 
 
 def held_out(num: int, seed: int) -> torch.Tensor:
-    """Renders `(num, 3, 64, 64)` of all kinds, of scenes that the model was not trained on."""
+    """Renders `(num, 3, 64, 64)` of scenes that the model was not trained on, of all kinds."""
     factors = demo.random_factors(num, torch.Generator().manual_seed(HELD_OUT_SEED + seed))
     kinds = [demo.KINDS[i % len(demo.KINDS)] for i in range(num)]
     with torch.no_grad():
@@ -46,28 +46,25 @@ def psnr(errors: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def autoencoder_errors(pipe: StableDiffusionPipeline, images: torch.Tensor) -> torch.Tensor:
-    """Mean squared error `(N,)` of encoding, posterior mode, and decoding."""
-    decoded = [
-        pipe.vae.decode(pipe.vae.encode(2 * batch - 1).latent_dist.mode()).sample.cpu()
-        for batch in images.to(pipe.device).split(16)
-    ]
-    decoded = (torch.cat(decoded) / 2 + 0.5).clamp(0, 1)
+def autoencoder_errors(pipe: GeodesicInterpolationPipeline, images: torch.Tensor) -> torch.Tensor:
+    """Mean squared error `(N,)` of images encoded and decoded."""
+    latents = pipe.encode(images, max_batch_size=16)
+    decoded = pipe.decode(latents, max_batch_size=16).cpu()
     return (decoded - images.cpu()).square().flatten(1).mean(1)
 
 
 def inversion_errors(pipe: GeodesicInterpolationPipeline, images: torch.Tensor) -> torch.Tensor:
     """Mean squared error `(N,)` after inversion without a prompt and sampling back."""
-    output = pipe(  # two frames per gap: the keyframes themselves, and no path to solve
-        images, metric="slerp", num_frames=2, strength=0.6, num_inference_steps=50, output_type="pt"
-    )
-    return torch.tensor(output.reconstruction_error)
+    keys = pipe.invert(images, strength=0.6, num_inference_steps=50)
+    # with two frames from each keyframe to the next, the path consists of the keyframes
+    path = pipe.sample(pipe.solve(keys, "slerp", num_frames=2))
+    return torch.tensor(pipe.render(path, output_type="pt").reconstruction_error)
 
 
 def draw(
     pipe: StableDiffusionPipeline, captions: list[str], guidance: float, seed: int
 ) -> torch.Tensor:
-    """Images `(N, 3, 64, 64)` of captions, 50 DDIM steps; each from a seed of its own."""
+    """Images `(N, 3, 64, 64)` of captions, drawn in 50 DDIM steps, each from its own seed."""
     batches = []
     for start in range(0, len(captions), 20):
         texts = captions[start : start + 20]
@@ -86,19 +83,21 @@ def draw(
 def main(argv: list[str] | None = None) -> list[dict]:
     """Make the three measurements; return the rows."""
     parser = frame.parser(__doc__)
-    parser.add_argument("--model", help="a directory to measure (default: the shipped model)")
+    parser.add_argument("--model", help="folder of a model (default: the shipped model)")
     parser.add_argument(
         "--guidance", type=float, nargs="+", default=[2.0], help="one or more values"
     )
-    parser.add_argument("--scenes", type=int, default=100, help="number for the autoencoder")
-    parser.add_argument("--inversions", type=int, default=20)
-    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument(
+        "--scenes", type=int, default=100, help="number of scenes for the autoencoder"
+    )
+    parser.add_argument("--inversions", type=int, default=20, help="number of inverted scenes")
+    parser.add_argument("--samples", type=int, default=100, help="number of drawn images")
     return frame.run(measure, parser, argv)
 
 
 @torch.no_grad()
 def measure(args: argparse.Namespace) -> Iterator[dict]:
-    """The autoencoder, the inversion, and samples at every guidance."""
+    """Rows for the autoencoder, the inversion, and the samples at every guidance."""
     pipe = GeodesicInterpolationPipeline.from_pretrained(args.model or demo.model_path())
     pipe.to(args.device)
     images = held_out(max(args.scenes, args.inversions, 1), args.seed)
@@ -136,11 +135,11 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
 def judged(captions: list[str], found: demo.NearestRender, guidance: float) -> Iterator[dict]:
     """Counts of the right kind, the right hue and both, and the most frequent mistakes."""
     right_kind, right_hue, wrong = 0, 0, Counter()
-    for said, seen in zip(captions, found.captions, strict=True):
-        (_, hue, kind), (_, seen_hue, seen_kind) = said.split(), seen.split()
+    for caption, seen in zip(captions, found.captions, strict=True):
+        (_, hue, kind), (_, seen_hue, seen_kind) = caption.split(), seen.split()
         right_kind += kind == seen_kind
         right_hue += hue == seen_hue
-        wrong[f"{said} -> {seen}"] += said != seen
+        wrong[f"{caption} -> {seen}"] += caption != seen
     yield {
         "row": "samples",
         "guidance": guidance,

@@ -1,4 +1,4 @@
-"""Real digits on known manifolds: an image turned through every angle is a closed curve."""
+"""Real digits on known manifolds: the rotations of an image form a closed curve."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ SIZE = 32
 
 
 def load_mnist(root: str | None = None) -> tuple[Tensor, Tensor]:
-    """MNIST's 10,000 test digits, as `torchvision.datasets.MNIST` keeps them below its root.
+    """Read the 10,000 test digits of MNIST, as `torchvision.datasets.MNIST` stores them.
 
     Args:
-        root: The directory given to torchvision, or the one with the files themselves; None takes
-            the environment variable `RIEMANNIAN_DIFFUSION_MNIST`.
+        root: The folder that torchvision was given, or the folder of the files themselves. None
+            takes the environment variable `RIEMANNIAN_DIFFUSION_MNIST`.
 
     Returns:
         Images `(10000, 28, 28)`, float32 in [0, 1], and labels `(10000,)`.
 
     Raises:
-        FileNotFoundError: If the files are not there.
+        FileNotFoundError: If no folder is given, or a file is missing.
     """
     root = root or os.environ.get(ENVIRONMENT)
     if not root:
-        raise FileNotFoundError(f"MNIST is needed: give --data DIR or set {ENVIRONMENT}.")
+        raise FileNotFoundError(f"This needs MNIST: give --data DIR or set {ENVIRONMENT}.")
     arrays = []
     for name, header in (("t10k-images-idx3-ubyte", 16), ("t10k-labels-idx1-ubyte", 8)):
         folders = (Path(root), Path(root) / "MNIST" / "raw")
         paths = [folder / (name + end) for folder in folders for end in ("", ".gz")]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
-            raise FileNotFoundError(f"{name} is neither in {root} nor in its MNIST/raw.")
+            raise FileNotFoundError(f"{name} is neither in {root} nor in {root}/MNIST/raw.")
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
         arrays.append(np.frombuffer(content, np.uint8, offset=header).copy())
@@ -48,15 +48,15 @@ def load_mnist(root: str | None = None) -> tuple[Tensor, Tensor]:
 
 
 def rotate(images: Tensor, angles: Tensor) -> Tensor:
-    """Turn each image through its angle.
+    """Rotate each image by its angle.
 
     Args:
         images: `(N, 28, 28)` in [0, 1].
         angles: `(N,)`, radians.
 
     Returns:
-        `(N, 1, 32, 32)` in [-1, 1]: turned on a grid four times as fine, then averaged, so that
-        the curve of one digit's rotations is smooth.
+        `(N, 1, 32, 32)` in [-1, 1]. Images are rotated on a grid that is four times as fine and
+        then averaged, so that the rotations of a digit form a smooth curve.
     """
     fine = F.interpolate(F.pad(images[:, None], (2,) * 4), scale_factor=4, mode="bicubic")
     cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
@@ -67,7 +67,7 @@ def rotate(images: Tensor, angles: Tensor) -> Tensor:
 
 
 def orbits(root: str | None = None) -> Tensor:
-    """The first digit of each kind at 720 angles: `(10, 720, 1, 32, 32)` in [-1, 1]."""
+    """The first digit of each kind, rotated by 720 angles, `(10, 720, 1, 32, 32)` in [-1, 1]."""
     images, labels = load_mnist(root)
     angles = torch.arange(NUM_ANGLES) * (2 * math.pi / NUM_ANGLES)
     first = [images[labels == kind][:1].expand(90, -1, -1) for kind in range(10)]

@@ -1,4 +1,4 @@
-"""The frame that all benchmarks share: their options, the rows they print, and their JSON.
+"""What all benchmarks share: their options, how rows are printed, and how results are written.
 
 A benchmark is a generator of rows, each a flat dictionary of numbers, texts, truth values and None:
 
@@ -8,8 +8,8 @@ A benchmark is a generator of rows, each a flat dictionary of numbers, texts, tr
     def main(argv=None):
         return frame.run(measure, frame.parser(__doc__), argv)
 
-`run` prints every row when it comes. With `--out FILE.json` it writes them when all have come,
-together with the command, the commit, the versions, the machine and the date.
+`run` prints every row as soon as it is measured. With `--out FILE.json` it writes all rows at the
+end, together with the command, the commit, the versions, the machine and the date.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from riemannian_diffusion.media import write_atomically
 
 PACKAGES = ("torch", "diffusers", "transformers")
 KEYS = ("command", "commit", "versions", "machine", "date", "rows")
-NUMBER_WIDTH, TEXT_WIDTH = 9, 16  # least widths of printed columns
+NUMBER_WIDTH, TEXT_WIDTH = 9, 16  # smallest widths of printed columns
 
 
 def parser(doc: str, *, cpu_only: bool = False) -> argparse.ArgumentParser:
@@ -62,11 +62,11 @@ def run(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
 ) -> list[dict]:
-    """Print the rows of a benchmark as they come, write them to `--out`, and return them.
+    """Run a benchmark: print each row at once, write all rows to `--out`, and return them.
 
     Args:
-        measure: Generator of rows, a function of the script that the command names.
-        parser: What `parser` made, with the options of the benchmark added.
+        measure: Function from the options to a generator of rows, defined in the script itself.
+        parser: The parser that `parser` returned, with the options of the benchmark added.
         argv: Arguments of the command line; None takes those of this process.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -100,7 +100,7 @@ def run(
 
 
 def as_json(report: dict) -> str:
-    """A report with one row on each line; numbers that are not finite become null."""
+    """A report as JSON, with one row on each line. Numbers that are not finite become null."""
     rows = [json.dumps({k: _finite(v) for k, v in row.items()}) for row in report["rows"]]
     head = json.dumps(report | {"rows": []}, indent=1)
     return head.replace('"rows": []', '"rows": [\n  ' + ",\n  ".join(rows) + "\n ]") + "\n"
@@ -130,7 +130,7 @@ def versions() -> dict[str, str]:
 
 
 def commit(folder: Path) -> str | None:
-    """The checked-out commit, with "-dirty" if tracked files differ from it; None outside git."""
+    """The checked-out commit, with "-dirty" if tracked files differ from it. None outside git."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         found = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True)
@@ -141,13 +141,15 @@ def commit(folder: Path) -> str | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, and only errors from the loggers of diffusers and transformers."""
+    """Hide progress bars, and all messages of diffusers and transformers except errors."""
     libraries = diffusers_logging, transformers_logging
     before = [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in libraries]
     for each in libraries:
         each.set_verbosity_error()
         each.disable_progress_bar()
-    DiffusionPipeline._progress_bar_config = {"disable": True}  # of pipelines that set no other
+    DiffusionPipeline._progress_bar_config = {
+        "disable": True
+    }  # for pipelines without their own setting
     try:
         yield
     finally:
@@ -159,7 +161,7 @@ def quiet() -> Iterator[None]:
 
 
 def column_widths(row: dict) -> dict[str, int]:
-    """Width of each printed column; a longer text in a later row shifts that row alone."""
+    """Width of each printed column. A longer text in a later row shifts only that row."""
     return {
         name: max(
             len(name), len(_text(value)), TEXT_WIDTH if isinstance(value, str) else NUMBER_WIDTH

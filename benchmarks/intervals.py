@@ -2,17 +2,20 @@
 
     python benchmarks/intervals.py [--runs 200] [--only means|sets]
 
-The rows "means" draw n values and form a 95 % interval of their mean. The rows "fid" and "kid" draw
-n sequences of Gaussian features, two frames and two inputs each, and form an interval of FID or KID
-over the sequences. `coverage` is the share of intervals that cover the expected value, the mean
-over many draws of as many sequences. `low` and `high` are the shares of intervals that lie above
-and below it. `width` is the width over that of an interval from the true standard deviation with
-the same quantile (Student's t; the normal one for bootstraps).
+For the rows "mean", n values are drawn, and a 95 % interval of their mean is formed. For the rows
+"fid" and "kid", n sequences of Gaussian features are drawn, with two frames and two inputs each,
+and an interval of FID or KID over the sequences is formed. The columns are:
 
-The method "new" is `mean_interval` or `jackknife_interval`. The baseline "percentile" resamples
-with replacement and centres the percentiles on the value. "student" is the plain t interval, "bca"
-is the bias-corrected and accelerated bootstrap of scipy, and "jackknife" is the plain jackknife,
-without the correction for pairs.
+    coverage   share of intervals that cover the expected value; for FID and KID, this value is the
+               mean over many draws of n sequences
+    low, high  shares of intervals that lie above and below the expected value
+    width      width over the width of an interval from the true standard deviation with the same
+               quantile (Student's t, or the normal quantile for bootstraps)
+
+The method "new" is `mean_interval` or `jackknife_interval`. The method "percentile" resamples with
+replacement and centres the percentiles on the value. The method "student" is the plain t interval,
+"bca" is the bias-corrected and accelerated bootstrap of scipy, and "jackknife" is the plain
+jackknife, without the correction for pairs of sequences.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from riemannian_diffusion.evaluation import jackknife_interval, kernel_distance,
 from riemannian_diffusion.evaluation.distributions import frechet_statistic, kernel_statistic
 
 CONFIDENCE = 0.95
-NUM_RESAMPLES = 100  # of each bootstrap
+NUM_RESAMPLES = 100  # for each bootstrap
 NUM_DRAWS = 1000  # for the expected value and the true standard deviation of FID and KID
 
 Interval = tuple[float, float]
@@ -44,7 +47,7 @@ class Case:
 
     Attributes:
         shift: Mean of every feature of the frames; the inputs have mean 0.
-        scale: Standard deviation of the frames; that of the inputs is 1.
+        scale: Standard deviation of the frames; the standard deviation of the inputs is 1.
         link: Correlation of a frame with the mean of the inputs of its sequence.
         num_features: Number of features.
     """
@@ -102,7 +105,7 @@ POPULATIONS: dict[str, tuple[Callable[[int, torch.Generator], Tensor], float, fl
 def percentile_interval(
     statistic: Callable[[Tensor], Tensor], num: int, generator: torch.Generator
 ) -> Interval:
-    """The baseline: percentiles of resamples with replacement, centred on the value."""
+    """An interval from percentiles of resamples with replacement, centred on the value."""
     value = float(statistic(torch.arange(num)))
     resampled = torch.stack(
         [statistic(torch.randint(num, (num,), generator=generator)) for _ in range(NUM_RESAMPLES)]
@@ -128,7 +131,7 @@ def student_interval(values: Tensor) -> Interval:
 
 
 def bca_interval(values: Tensor, seed: int) -> Interval:
-    """Bias-corrected and accelerated bootstrap of a mean."""
+    """Bias-corrected and accelerated bootstrap interval of a mean."""
     found = scipy.stats.bootstrap(
         (values.numpy(),),
         lambda x, axis: x.mean(axis),
@@ -145,7 +148,7 @@ def _quantile(num: int) -> float:
 
 
 def summary(intervals: list[Interval], expected: float, half_width: float) -> dict[str, float]:
-    """Coverage, misses on both sides, and mean width over twice `half_width`."""
+    """Coverage, shares of misses on both sides, and mean width over twice `half_width`."""
     num = len(intervals)
     above = sum(low > expected for low, _ in intervals) / num
     below = sum(high < expected for _, high in intervals) / num
@@ -195,7 +198,7 @@ def sets(num_runs: int, seed: int, cases=tuple(CASES), nums=(5, 10, 30)) -> Iter
                 for _ in range(num_runs):
                     frames, inputs = draw()
                     statistic = build(frames, inputs)
-                    # the statistic of KID leaves out an image and itself, and so also its copies
+                    # KID leaves out the pair of an image with itself, and so also with its copies
                     copied = statistic if measure == "fid" else _kid_of_copies(frames[0], inputs)
                     found["percentile"].append(percentile_interval(copied, num, generator))
                     found["jackknife"].append(plain_jackknife_interval(statistic, num))
@@ -212,7 +215,7 @@ def _kid_of_copies(frames: Tensor, inputs: Tensor) -> Callable[[Tensor], Tensor]
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
-    """Rows of the means, then rows of FID and KID."""
+    """Rows of means, then rows of FID and KID."""
     if args.only != "sets":
         yield from means(args.runs, args.seed)
     if args.only != "means":
@@ -223,7 +226,11 @@ def main(argv: list[str] | None = None) -> list[dict]:
     """Simulate all intervals; return the rows."""
     parser = frame.parser(__doc__, cpu_only=True)
     parser.add_argument("--runs", type=int, default=200, help="intervals per row (default: 200)")
-    parser.add_argument("--only", choices=("means", "sets"), help="half of the rows")
+    parser.add_argument(
+        "--only",
+        choices=("means", "sets"),
+        help="measure only rows of means, or only rows of FID and KID",
+    )
     return frame.run(measure, parser, argv)
 
 

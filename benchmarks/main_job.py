@@ -1,8 +1,8 @@
-"""Time and memory of the main job: 17 frames between the shipped images with the shipped model.
+"""Time and memory of the main job: a morph of the shipped images in 17 frames.
 
     python benchmarks/main_job.py [--repeat 3]
 
-There is one row per run of the whole command, imports included.
+The shipped model makes the morph. There is one row per run of the whole command, with its imports.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
-    """Wall time and peak memory of every run."""
+    """Rows with the wall time and the peak memory of every run."""
     with tempfile.TemporaryDirectory() as folder:
         for i in range(args.repeat):
             output = Path(folder) / f"{i}.gif"

@@ -1,12 +1,12 @@
-"""Peak memory of an energy and its gradient, above the weights.
+"""Peak memory of an energy and its gradient, without the memory of the weights.
 
     python benchmarks/memory.py [--model shipped|sd15|sdxl] [--device cuda] [--dtype float32]
         [--points 5 9 17 33] [--max-batch-sizes 0 4 1] [--checkpointing] [--size N]
 
-Memory of the tangent-normal energy with 3 sub-chords per segment. There is one row per
-`max_batch_size` (0: no limit) and number of points, each measured in a process of its own. GiB is
-the peak of what torch allocated on CUDA, or of what the process held on a CPU. `--checkpointing`
-repeats all rows with the network's own gradient checkpointing.
+The energy is the tangent-normal energy with 3 sub-chords per segment. There is one row per
+`max_batch_size` (0 means no limit) and number of points. A separate process measures each row. GiB
+is the peak of the memory that torch allocated on CUDA, or that the process used on a CPU.
+`--checkpointing` repeats all rows with the gradient checkpointing of the network.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ NUM_QUADRATURE = 3
 
 
 def resident(field: str) -> float:
-    """Memory that this process holds ("VmRSS") or its peak ("VmHWM"), in GiB."""
+    """Memory that this process uses now ("VmRSS"), or used at its peak ("VmHWM"), in GiB."""
     (kilobytes,) = re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(kilobytes) / 2**20
 
 
 def peak(arguments: tuple) -> float:
-    """Peak memory above the weights, in GiB."""
+    """Peak memory of one case without the weights, in GiB."""
     model, device, dtype, num_points, max_batch_size, checkpointing, size, seed = arguments
     score, shape = score_of(
         *(model,),

@@ -1,4 +1,4 @@
-"""Ways from one point of a manifold to another, each given a diffusion model at every level."""
+"""Methods that find paths between two points of a manifold with a diffusion model."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from riemannian_diffusion import (
 )
 from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion
 
-STRENGTH, NUM_STEPS = 0.6, 50  # of noise space, as in arXiv 2510.05509
+STRENGTH, NUM_STEPS = 0.6, 50  # settings of noise space, as in arXiv 2510.05509
 NUM_RELAXATIONS = 10
 STEIN_TIMESTEP = 290  # here abar is 0.42, as at Stable Diffusion's t = 400 of arXiv 2505.11128
 
 
 class Counting(ScoreModel):
-    """A score model that counts the points it is asked for."""
+    """A score model that counts the points at which it is evaluated."""
 
     def __init__(self, score: ScoreModel, counter: list[int]):
         self.score, self.counter = score, counter
@@ -53,18 +53,20 @@ class Counting(ScoreModel):
 
 @dataclass
 class Case:
-    """Two points on a manifold, a model's levels, and where to use them.
+    """Two points on a manifold, and the scores and settings with which a method joins them.
 
     Attributes:
-        levels: Timestep of diffusers' usual schedule -> score model.
-        x0: `shape`, clean.
-        x1: Another.
-        num_frames: Points to draw.
-        metric_timestep: The level of a metric in clean space.
-        draw_timesteps: Levels to which a roadmap's samples are carried and back.
-        num_noises: Shared noises of a metric in clean space; with 0 points are read as they are.
-        draw_steps: Of sampling back from those levels.
-        max_samples: Of a roadmap.
+        levels: Function from a timestep of diffusers' usual schedule to the score at that level.
+        x0: First clean point, `shape`.
+        x1: Last clean point, `shape`.
+        num_frames: Number of points of the path.
+        metric_timestep: Timestep of a metric in clean space.
+        draw_timesteps: Timesteps up to which samples of a roadmap are noised.
+        num_noises: Number of shared noises of a metric in clean space. With 0, points are read
+            without noise.
+        draw_steps: Number of steps in which a noised sample of a roadmap is denoised.
+        max_samples: Largest number of samples of a roadmap.
+        generator: Source of random numbers.
     """
 
     levels: Callable[[int], ScoreModel]
@@ -80,13 +82,13 @@ class Case:
 
     @property
     def timesteps(self) -> list[int]:
-        """The levels of noise space, noisiest first."""
+        """Timesteps between clean points and noise space, noisiest first."""
         scheduler = DDIMScheduler()
         scheduler.set_timesteps(NUM_STEPS)
         return scheduler.timesteps[-int(STRENGTH * NUM_STEPS) :].tolist()
 
     def clean_score(self, timestep: int, num_noises: int | None = None) -> ScoreModel:
-        """The score of clean space under shared noises."""
+        """The score at a timestep, read at clean points under shared noises."""
         num = self.num_noises if num_noises is None else num_noises
         noise = torch.zeros_like(self.x0)
         if num:
@@ -95,11 +97,11 @@ class Case:
 
 
 Method = Callable[[Case], Tensor]
-WayOn = Callable[[Case, Tensor, int], Tensor]
+Extension = Callable[[Case, Tensor, int], Tensor]
 
 
 def in_noise_space(make_path: Callable[[Case, Tensor, Tensor], Tensor]) -> Method:
-    """A method that draws its path between inverted ends; the path is sampled back."""
+    """A method that draws its path between inverted end points and then samples it back."""
 
     def frames(case: Case) -> Tensor:
         ends = torch.stack([case.x0, case.x1])
@@ -110,25 +112,25 @@ def in_noise_space(make_path: Callable[[Case, Tensor, Tensor], Tensor]) -> Metho
 
 
 def curve(function) -> Method:
-    """A curve between inverted ends that needs no model."""
+    """A method whose path between inverted end points needs no model."""
     return in_noise_space(lambda case, x0, x1: function(x0, x1, case.num_frames))
 
 
 def density(case: Case, x0: Tensor, x1: Tensor) -> Tensor:
-    """A probability-density geodesic; without prompts its direction is half the noise removed."""
+    """A probability-density geodesic. Without prompts, its direction is half the noise."""
     timestep = max(case.timesteps)
     options = {"generator": case.generator}
     return density_geodesic(case.levels, timestep, x0, x1, case.num_frames, **options)
 
 
 def noisy_blend(case: Case, x0: Tensor, x1: Tensor) -> Tensor:
-    """NoiseDiffusion's."""
+    """The path of NoiseDiffusion."""
     alpha = case.levels(max(case.timesteps)).alpha
     return noise_diffusion(x0, x1, case.num_frames, clean0=case.x0, clean1=case.x1, alpha=alpha)
 
 
 def solved(metric: Callable[[ScoreModel], Metric]) -> Method:
-    """A metric's geodesic in noise space from slerp, as in arXiv 2510.05509."""
+    """A method that solves for a geodesic in noise space, from slerp (arXiv 2510.05509)."""
 
     def path(case: Case, x0: Tensor, x1: Tensor) -> Tensor:
         score = case.levels(max(case.timesteps))
@@ -146,11 +148,11 @@ def solve_clean(
     solver=None,
     max_evals=200,
 ) -> Tensor:
-    """A metric's geodesic in clean space, at the case's level or at several in turn."""
+    """A geodesic in clean space, at the case's timestep or at several timesteps in turn."""
     state = case.generator.get_state()
     metrics = []
     for timestep in timesteps or [case.metric_timestep]:
-        case.generator.set_state(state)  # one set of noises for all
+        case.generator.set_state(state)  # all timesteps have the same noises
         metrics.append(metric(case.clean_score(timestep)))
     found = geodesic(
         metrics,
@@ -165,7 +167,7 @@ def solve_clean(
 
 
 def half_as_noisy(timestep: int) -> int:
-    """The level with half of a level's noise, in units of the clean data."""
+    """The timestep with half the noise of another timestep, in units of the clean data."""
     abar = DDIMScheduler().alphas_cumprod
     noises = ((1 - abar) / abar).sqrt()
     return int((noises - noises[timestep] / 2).abs().argmin())
@@ -173,17 +175,20 @@ def half_as_noisy(timestep: int) -> int:
 
 def both_starts(case: Case, timesteps: Sequence[int] | None = None) -> Tensor:
     """The tangent-normal geodesic of least energy from a straight start and from the roadmap."""
-    starts = ["lerp", way(case)]
+    starts = ["lerp", roadmap_of(case)]
     return solve_clean(case, TangentNormalMetric, starts, timesteps=timesteps, max_evals=400)
 
 
 def finer(case: Case) -> Tensor:
-    """The same at the case's level, then at half its noise."""
+    """The path of `both_starts`, solved at the case's timestep and then at half its noise."""
     return both_starts(case, [case.metric_timestep, half_as_noisy(case.metric_timestep)])
 
 
 def stein(case: Case) -> Tensor:
-    """As in arXiv 2505.11128: one shared noise, a geodesic from slerp, and a denoising pass."""
+    """The method of arXiv 2505.11128.
+
+    It solves for a geodesic from slerp under one shared noise, then denoises its points.
+    """
     level, score = case.levels(STEIN_TIMESTEP), case.clean_score(STEIN_TIMESTEP, 1)
     metric = SteinScoreMetric(score)
     path = geodesic(metric, case.x0, case.x1, num_points=case.num_frames).path
@@ -192,8 +197,8 @@ def stein(case: Case) -> Tensor:
     return torch.cat([path[:1], frames[1:-1], path[-1:]])
 
 
-def way(case: Case) -> Roadmap:
-    """The roadmap between the ends of a case; the tangent-normal metric finds its leaps."""
+def roadmap_of(case: Case) -> Roadmap:
+    """The roadmap between the end points of a case. The tangent-normal metric finds its leaps."""
     draws = [
         partial(
             sdedit,
@@ -214,11 +219,9 @@ def way(case: Case) -> Roadmap:
 
 
 def relaxed(case: Case) -> Tensor:
-    """The roadmap's way, smoothed and denoised in turn: curve shortening on the manifold."""
-    score, path = (
-        case.clean_score(case.metric_timestep),
-        way(case)(case.x0, case.x1, case.num_frames),
-    )
+    """The path of the roadmap, smoothed and denoised in turn. This shortens it on the manifold."""
+    score = case.clean_score(case.metric_timestep)
+    path = roadmap_of(case)(case.x0, case.x1, case.num_frames)
     for _ in range(NUM_RELAXATIONS):
         smooth = path[1:-1] / 2 + path[:-2] / 4 + path[2:] / 4
         path = torch.cat([path[:1], score.denoise(smooth), path[-1:]])
@@ -227,18 +230,18 @@ def relaxed(case: Case) -> Tensor:
 
 
 def continuation(case: Case) -> Tensor:
-    """From a straight line, the tangent-normal metric at ever weaker noise, from t = 600."""
+    """The tangent-normal geodesic from a straight start, at ever weaker noise from t = 600."""
     tops = [round(t) for t in torch.linspace(600, case.metric_timestep, 11).tolist()]
     return solve_clean(case, TangentNormalMetric, timesteps=tops)
 
 
 def straight_on(x0: Tensor, x1: Tensor, u: Tensor) -> Tensor:
-    """The line through two points at fractions `(U,)`."""
+    """Points at fractions `(U,)` of the line through two points."""
     return torch.lerp(x0, x1, u.view(-1, *[1] * x0.ndim).to(x0))
 
 
 def circle_on(x0: Tensor, x1: Tensor, u: Tensor) -> Tensor:
-    """The great circle of slerp at fractions `(U,)`, beyond its ends too."""
+    """Points at fractions `(U,)` of the great circle of slerp. Fractions may exceed 1."""
     u = u.view(-1, *[1] * x0.ndim).to(x0)
     norm0, norm1 = x0.norm(), x1.norm()
     angle = torch.acos((x0 * x1).sum() / (norm0 * norm1))
@@ -246,8 +249,8 @@ def circle_on(x0: Tensor, x1: Tensor, u: Tensor) -> Tensor:
     return arc / torch.sin(angle) * torch.lerp(norm0, norm1, u)
 
 
-def noise_on(function) -> WayOn:
-    """A curve between inverted ends, beyond the second."""
+def noise_on(function) -> Extension:
+    """A method that continues a curve between inverted end points beyond the second one."""
 
     def points(case: Case, path: Tensor, num_steps: int) -> Tensor:
         u = 1 + torch.arange(num_steps + 1) / (len(path) - 1)
@@ -257,20 +260,20 @@ def noise_on(function) -> WayOn:
 
 
 def walk(case: Case, path: Tensor, num_steps: int) -> Tensor:
-    """The last direction kept, and every point denoised."""
+    """Continue in the last direction, and denoise every point at the end."""
     steps = torch.arange(1, num_steps + 1).view(-1, *[1] * case.x0.ndim).to(path)
     points = path[-1] + steps * (path[-1] - path[-2])
     return torch.cat([path[-1:], case.clean_score(case.metric_timestep).denoise(points)])
 
 
 def geodesic_on(case: Case, path: Tensor, num_steps: int) -> Tensor:
-    """The geodesic of the data manifold."""
+    """Continue along the geodesic of the data manifold."""
     project = case.clean_score(case.metric_timestep).denoise
     distance = num_steps * float(length(path)) / (len(path) - 1)
     return extrapolate(path, distance, project=project, max_residual=math.inf)[len(path) - 1 :]
 
 
-WAYS_ON: dict[str, WayOn] = {  # from the last point of a path: `(num_steps + 1, *shape)`
+EXTENSIONS: dict[str, Extension] = {  # each gives `(num_steps + 1, *shape)`, last point first
     "lerp": noise_on(straight_on),
     "slerp": noise_on(circle_on),
     "walk": walk,
@@ -287,11 +290,11 @@ METHODS: dict[str, Method] = {
     "tangent_normal": solved(TangentNormalMetric),
     "clean": lambda case: solve_clean(case, TangentNormalMetric),
     "continuation": continuation,
-    "roadmap": lambda case: way(case)(case.x0, case.x1, case.num_frames),
+    "roadmap": lambda case: roadmap_of(case)(case.x0, case.x1, case.num_frames),
     "roadmap, relaxed": relaxed,
     "both starts": both_starts,
 }
-CLEAN_METHODS: dict[str, Method] = {  # in clean space: straight starts, metric by metric
+CLEAN_METHODS: dict[str, Method] = {  # metrics in clean space from a straight start
     "straight": lambda case: lerp(case.x0, case.x1, case.num_frames),
     "clean stein": lambda case: solve_clean(case, SteinScoreMetric),
     "clean stein, full gradient": lambda case: solve_clean(

@@ -3,17 +3,21 @@
     accelerate launch benchmarks/morph_pairs.py PAIRS OUT [--model NAME] [--methods NAME ...]
     riemannian-diffusion evaluate OUT/tangent_normal --protocol diffmorpher17
 
-PAIRS holds `<name>_0.png` and `<name>_1.png` (or .jpg, .jpeg, .webp), as MorphBench does, also in
-sub-folders; `--prompts` is a CSV file with the columns name, prompt_0 and prompt_1. Without PAIRS
-but with `--scenes N`, N pairs that the shipped model was not trained on are rendered to OUT/pairs.
+PAIRS is a folder with images `<name>_0.png` and `<name>_1.png` (or .jpg, .jpeg, .webp), as in
+MorphBench. They may lie in sub-folders. `--prompts` is a CSV file with the columns name, prompt_0
+and prompt_1. If `--scenes N` is given in place of PAIRS, N pairs that the shipped model was not
+trained on are rendered to OUT/pairs.
 
-A method is a name that `metric` of the pipeline takes, with "@clean" behind it for the space of
-clean latents. Each writes `OUT/<method>/<name>/` with the frames `00.png`, `01.png`..., the two
-images as the model was given them in `inputs/`, and `pair.json`; a pair that fails leaves
-`OUT/failed/<method>/<name>.json` and does not stop the rest. `OUT/summary.json` counts and averages
-both. `accelerate launch` spreads pairs over processes and machines that share OUT (for processes on
-the CPU, with `--multi_gpu --num_processes N`). Started again, the same command goes on where it was
-interrupted, and refuses to mix other settings in.
+A method is a name that the pipeline takes as `metric`. A name that ends with "@clean" solves in the
+space of clean latents. Each method writes a folder `OUT/<method>/<name>/` with the frames `00.png`,
+`01.png`..., with the two images as the model receives them in `inputs/`, and with `pair.json`. If a
+pair fails, `OUT/failed/<method>/<name>.json` describes the error, and the other pairs are still
+morphed. `OUT/summary.json` has the counts of finished and failed pairs and the means of their
+measures.
+
+`accelerate launch` spreads pairs over processes and machines that share OUT. Processes on the CPU
+need `--multi_gpu --num_processes N`. The same command continues a run that was interrupted. It
+refuses to mix different settings in one folder.
 """
 
 from __future__ import annotations
@@ -33,7 +37,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from frame import describe
 from PIL import Image
-from riemannian_diffusion.pipelines.gaps import NOISE_CURVES
 
 from riemannian_diffusion import demo
 from riemannian_diffusion.cli.commands import describe_geodesic
@@ -41,6 +44,7 @@ from riemannian_diffusion.cli.parser import METRIC_NAMES
 from riemannian_diffusion.files import write_atomically
 from riemannian_diffusion.media import open_image
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+from riemannian_diffusion.pipelines.curves import NOISE_CURVES
 from riemannian_diffusion.runtime import default_dtype, first_device, installed_versions
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -48,14 +52,16 @@ NO_PROMPTS = ["", ""]
 HELD_OUT_SEED = 2000  # the shipped model was trained on scenes drawn from seed 0
 CLEAN = tuple(f"{name}@clean" for name in METRIC_NAMES if name not in NOISE_CURVES)
 METHODS = (*METRIC_NAMES, *CLEAN)
-SETTINGS = (  # what frames depend on: no run may mix two of one
+SETTINGS = (  # frames depend on these settings, so all frames in one folder must share them
     *("model", "frames", "steps", "strength", "clean_strength", "size", "guidance"),
     *("negative_prompt", "max_evals", "dtype", "seed"),
 )
 
 
 def find_pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """The pairs below a folder by name; a sub-folder's name comes before, with a dash.
+    """The pairs in a folder and its sub-folders, by name.
+
+    The name of a pair in a sub-folder starts with the name of that sub-folder and a dash.
 
     Raises:
         ValueError: If there are none, one image of a pair is missing, or two pairs have one name.
@@ -67,14 +73,17 @@ def find_pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
         if stem and end in ("0", "1"):
             name = "-".join((*path.relative_to(folder).parent.parts, stem))
             if end in found.setdefault(name, {}):
-                raise ValueError(f"{path} and {found[name][end]} are both {end} of pair {name}.")
+                raise ValueError(
+                    f"{path} and {found[name][end]} are both image {end} of the pair {name}: "
+                    "rename one."
+                )
             found[name][end] = path
     for name, ends in found.items():
         if len(ends) == 1:
             (path,) = ends.values()
-            raise ValueError(f"pair {name} has {path} alone: the other image is missing.")
+            raise ValueError(f"The pair {name} has only {path}: add the other image.")
     if not found:
-        raise ValueError(f"{folder} holds no pairs <name>_0.png, <name>_1.png.")
+        raise ValueError(f"PAIRS {folder} has no images: name them <name>_0.png and <name>_1.png.")
     return {name: (ends["0"], ends["1"]) for name, ends in found.items()}
 
 
@@ -82,22 +91,29 @@ def read_prompts(path: Path, names: list[str]) -> dict[str, list[str]]:
     """The two prompts of every pair that the file names.
 
     Raises:
-        ValueError: If a column is missing or a row's name is none of the pairs'.
+        ValueError: If a column is missing, or a row names a pair that does not exist.
     """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         missing = {"name", "prompt_0", "prompt_1"} - set(reader.fieldnames or ())
         if missing:
-            raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}.")
+            raise ValueError(
+                f"--prompts {path} lacks the columns {', '.join(sorted(missing))}: add them."
+            )
         prompts = {row["name"]: [row["prompt_0"], row["prompt_1"]] for row in reader}
     unknown = sorted(set(prompts) - set(names))
     if unknown:
-        raise ValueError(f"{path} has prompts for {unknown[0]}, which is no pair.")
+        raise ValueError(
+            f"--prompts {path} has prompts for {unknown[0]}, which is none of the pairs."
+        )
     return prompts
 
 
 def write_scenes(folder: Path, num: int) -> None:
-    """Render pairs of scenes and their captions; the kinds in turn, every third pair changes it."""
+    """Render pairs of scenes and write their captions.
+
+    The kinds of solid take turns. Every third pair has two different kinds.
+    """
     factors = demo.random_factors(2 * num, torch.Generator().manual_seed(HELD_OUT_SEED))
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -118,7 +134,13 @@ def write_scenes(folder: Path, num: int) -> None:
 
 
 def prepare(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """Check the settings against those of a run before, clear its remains, list what is to do."""
+    """Prepare the output folder, and list the morphs `(method, name)` that are still to be made.
+
+    Unfinished folders of an interrupted run are removed.
+
+    Raises:
+        ValueError: If an earlier run in the same folder had other settings or prompts.
+    """
     args.output.mkdir(parents=True, exist_ok=True)
     settings = {name: getattr(args, name) for name in SETTINGS}
     record = args.output / "run.json"
@@ -127,8 +149,8 @@ def prepare(args: argparse.Namespace) -> list[tuple[str, str]]:
         for name, value in settings.items():
             if before.get(name) != value:
                 raise ValueError(
-                    f"{args.output} was begun with {name}={before.get(name)!r}, but now it is "
-                    f"{value!r}: choose another OUT, or the setting of then."
+                    f"OUT {args.output} was begun with {name}={before.get(name)!r}, but now it is "
+                    f"{value!r}: choose another OUT, or give the earlier setting."
                 )
     else:
         text = json.dumps(settings, indent=2) + "\n"
@@ -150,7 +172,7 @@ def prepare(args: argparse.Namespace) -> list[tuple[str, str]]:
             if before != now:
                 raise ValueError(
                     f"{done.parent} was made with the prompts {before}, but now they are {now}: "
-                    "choose another OUT, or remove it."
+                    "choose another OUT, or remove that folder."
                 )
         elif not failed.exists():
             todo.append((method, name))
@@ -158,12 +180,12 @@ def prepare(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def failure_path(output: Path, method: str, name: str) -> Path:
-    """Where a failed pair is recorded."""
+    """The file that describes why a pair failed."""
     return output / "failed" / method / f"{name}.json"
 
 
 def morph(pipe, paths: tuple[Path, Path], prompts: list[str], method: str, args) -> tuple:
-    """The frames, the images as given to the model, and the report of one pair."""
+    """The frames of one pair, the images as the model receives them, and the report."""
     metric, _, space = method.partition("@")
     images = [open_image(path, (args.size, args.size)) for path in paths]
     start = time.perf_counter()
@@ -205,7 +227,7 @@ def write_pair(frames: list, images: list, report: dict, folder: Path) -> None:
 
 
 def summarise(output: Path, methods: list[str], num_pairs: int) -> dict:
-    """Counts and means of every method, from what has been written so far."""
+    """Counts and means of every method, over the pairs that have been written so far."""
     table = {}
     for method in methods:
         reports = [json.loads(p.read_text()) for p in sorted(output.glob(f"{method}/*/pair.json"))]
@@ -228,7 +250,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def write_summary(output: Path, methods: list[str], num_pairs: int) -> dict:
-    """Write the summary, again if another process has finished a pair meanwhile."""
+    """Write the summary. Write it again if another process has finished a pair in the meantime."""
     while True:
         table = summarise(output, methods, num_pairs)
         text = json.dumps(table, indent=2) + "\n"
@@ -245,26 +267,34 @@ def _parser() -> argparse.ArgumentParser:
     add("pairs", type=Path, nargs="?", metavar="PAIRS")
     add("output", type=Path, metavar="OUT")
     add("--scenes", type=int, metavar="N", help="render N held-out pairs to OUT/pairs")
-    add("--prompts", type=Path, help="CSV: name,prompt_0,prompt_1; pairs without a row have none")
-    add("--model", default="stable-diffusion-v1-5/stable-diffusion-v1-5", help='or "shipped"')
+    add("--prompts", type=Path, help="CSV file: name,prompt_0,prompt_1; other pairs have no prompt")
+    add(
+        "--model",
+        default="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        help='name or folder of a model, or "shipped" for the shipped model',
+    )
     add("--methods", nargs="+", choices=METHODS, metavar="NAME", default=["tangent_normal"])
     add("--frames", type=int, default=17)
     add("--steps", type=int, default=50)
-    add("--strength", type=float, default=0.6, help="of noise space (default: 0.6)")
-    add("--clean-strength", type=float, default=0.2, help="of clean space (default: 0.2)")
-    add("--size", type=int, help="crop and scale to this square (default: the model's own)")
+    add("--strength", type=float, default=0.6, help="strength in noise space (default: 0.6)")
+    add("--clean-strength", type=float, default=0.2, help="strength in clean space (default: 0.2)")
+    add("--size", type=int, help="side of the square images (default: the model's own)")
     add("--guidance", type=float, default=1.0)
     add("--negative-prompt", default="")
     add("--max-evals", type=int, default=200)
     add("--max-batch-size", type=int, default=8)
-    add("--dtype", choices=("float32", "float16", "bfloat16"), help="default: as the command line")
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="default: float16 on CUDA, else float32",
+    )
     add("--seed", type=int, default=0)
     add("--retry-failed", action="store_true", help="try the failed pairs again")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Morph what is still to be morphed."""
+    """Make the morphs that are still to be made."""
     parser = _parser()
     args = parser.parse_args(argv)
     if (args.pairs is None) == (args.scenes is None):
@@ -273,7 +303,7 @@ def main(argv: list[str] | None = None) -> None:
         args.pairs = args.output / "pairs"
         args.prompts = args.prompts or args.pairs / "prompts.csv"
 
-    # 1. One process lists what is to do; each takes its share
+    # 1. One process lists the morphs to make; each process takes its share
     state, todo = PartialState(cpu=first_device() == "cpu"), [[]]
     args.dtype = args.dtype or default_dtype(state.device)
     if state.is_main_process:
@@ -287,7 +317,7 @@ def main(argv: list[str] | None = None) -> None:
         print(describe(str(state.device)))
         print(f"{len(todo)} morphs to make, {state.num_processes} processes", flush=True)
     if state.num_processes > 1:
-        state.destroy_process_group()  # from here on nobody waits for anybody
+        state.destroy_process_group()  # from here on no process waits for another
 
     # 2. Morph
     pairs = find_pairs(args.pairs)
@@ -307,7 +337,7 @@ def main(argv: list[str] | None = None) -> None:
             report |= found | {"device": str(state.device), "versions": versions}
             write_pair(frames, images, report, args.output / method / name)
             print(f"{method} {name}: {report['seconds']:.1f} s", flush=True)
-        except Exception as error:  # recorded, whatever it is, and the rest goes on
+        except Exception as error:  # any error is recorded, and the other pairs follow
             report |= {"error": f"{type(error).__name__}: {error}"}
             text = json.dumps(report | {"traceback": traceback.format_exc()}, indent=2) + "\n"
             failed = failure_path(args.output, method, name)
@@ -315,7 +345,7 @@ def main(argv: list[str] | None = None) -> None:
             write_atomically(failed, lambda path, text=text: path.write_text(text))
             print(f"{method} {name}: failed, {report['error']}", flush=True)
 
-    # 3. Sum up
+    # 3. Write and print the summary
     for method, row in write_summary(args.output, args.methods, len(pairs)).items():
         failed = f", failed: {', '.join(row['failed'])}" if row["failed"] else ""
         print(f"{method}: {row['done']} of {row['pairs']} done{failed}", flush=True)

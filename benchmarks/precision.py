@@ -1,21 +1,23 @@
-"""Accuracy of energies and gradients from networks in narrow dtypes, against float64.
+"""Accuracy of energies and gradients from networks in narrow dtypes, compared with float64.
 
     python benchmarks/precision.py [--model shipped|sd15] [--device cuda] [--points 9 17 33]
         [--dtypes float32 bfloat16 float16] [--size N] [--no-solve]
 
 The path is a great circle between two random latents at timestep 581, with 3 sub-chords per
-segment. Chords are differences of neighbouring points: they shrink as the points grow dense, while
-the rounding of the network stays. The points, the chords and the sums are float32 (float64 for the
-reference); only the network changes its dtype. "tf32" is float32 with TensorFloat-32 products (on
-CUDA). There is one row per dtype and number of points:
+segment. Chords are differences of neighbouring points. They shrink if the points become denser,
+while the rounding of the network stays the same. The points, the chords and the sums are float32
+(float64 for the reference). Only the network changes its dtype. "tf32" is float32 with
+TensorFloat-32 products (on CUDA). There is one row per dtype and number of points, with these
+columns:
 
-    resolved  root mean square chord over the rounding of the values that it is a difference of;
+    resolved  root mean square chord over the rounding error of the values that are subtracted;
               `geodesic` refuses less than 2
     chords    root mean square error of the chords over the root mean square chord
     energy    relative error of the energy
     gradient  norm of the gradient's error over its norm
     angle     angle between the gradient and the exact one, in degrees
-    across    that angle after inverse second differences, which the solver applies
+    across    angle between both gradients after the solver's preconditioner (inverse second
+              differences), in degrees
     solved    exact energy of the geodesic found with this network over the energy of the geodesic
               found in float64, minus 1 (None with --no-solve)
     evals     evaluations of that solve
@@ -40,7 +42,7 @@ NUM_QUADRATURE = 3
 
 @contextmanager
 def products_in_tf32(wanted: bool) -> Iterator[None]:
-    """TensorFloat-32 in matrix products and convolutions, or none."""
+    """Switch TensorFloat-32 in matrix products and convolutions on or off."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = wanted
     try:
@@ -50,7 +52,7 @@ def products_in_tf32(wanted: bool) -> Iterator[None]:
 
 
 def evaluate(metric: TangentNormalMetric, path: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Chords, energy and gradient at the inner points, in float64; and the chords' resolution."""
+    """Chords, energy and gradient at the inner points, in float64, and the chords' resolution."""
     path = path.detach().requires_grad_()
     fine = refine(path, NUM_QUADRATURE)
     (answer,) = metric.energies([fine.detach()], differentiate=True)
@@ -71,7 +73,7 @@ def smoothed(gradient: Tensor) -> Tensor:
 
 
 def angle(a: Tensor, b: Tensor) -> float:
-    """Between two tensors, in degrees."""
+    """Angle between two tensors, in degrees."""
     cosine = (a * b).sum() / (a.norm() * b.norm())
     return math.degrees(math.acos(min(1.0, float(cosine))))
 

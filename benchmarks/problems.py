@@ -1,7 +1,7 @@
 """Manifolds whose geodesics are known, with the exact score of points spread over them.
 
-Blurring by sigma leaves a share `exp(-2 (pi sigma / gap)^2)` of the pattern of points that stand
-`gap` apart: less than 1e-8 of it here at sigma = 0.1, so the score is that of the manifold.
+Noise sigma blurs the pattern of points at distance `h` to a share `exp(-2 (pi sigma / h)^2)` of its
+height. Here the share is less than 1e-8 at sigma = 0.1, so the score is that of the manifold.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ class Problem:
     """Two points on a manifold in R^n, and the geodesic between them.
 
     Attributes:
-        name: Its name in tables.
-        level: `(alpha, sigma)` -> the exact score of `alpha x_0 + sigma eps`.
+        name: Name in tables.
+        level: Function from `(alpha, sigma)` to the exact score of `alpha x_0 + sigma eps`.
         points: Points of the manifold `(M, n)`.
-        geodesic: Fractions `(K,)` of its length -> points `(K, n)`.
-        length: Of the geodesic.
-        distance: Of points to the manifold, `(K, n) -> (K,)`.
-        weights: Of the points, where they are not equal.
-        plane: Two axes `(n, 2)` in which a picture shows it.
+        geodesic: Function from fractions `(K,)` of its length to points `(K, n)`.
+        length: Length of the geodesic.
+        distance: Function from points `(K, n)` to their distances `(K,)` from the manifold.
+        plane: Two axes `(n, 2)` in which a picture shows the manifold.
+        weights: Weights of the points; None if they are equal.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Problem:
 
     @cached_property
     def score(self) -> ScoreModel:
-        """The score at sigma = 0.1 of the clean data."""
+        """The score at noise sigma = 0.1, where the clean data have factor 1."""
         return self.level(1.0, SIGMA)
 
     @cached_property
@@ -125,7 +125,7 @@ def _embedding(k: int, n: int) -> Tensor:  # an isometry R^k -> R^n
 def _problem(
     name, points, geodesic, n, length, distance, *, shift=0.0, axes=(0, 1), **more
 ) -> Problem:
-    """A manifold given in R^k, taken to R^n and moved off the origin by `shift`."""
+    """A manifold that is given in R^k, embedded in R^n and moved off the origin by `shift`."""
     isometry = _embedding(points.shape[1], n)
     centre = shift * isometry[:, 0]
 
@@ -177,7 +177,7 @@ def circle(n: int, *, angle: float = 2.2, num: int = 400, shift: float = 0.0) ->
 
 
 def uneven_circle(n: int, *, angle: float = 2.2, num: int = 400, shift: float = 1.0) -> Problem:
-    """The unit circle in R^n, twenty times as densely populated at its middle as across."""
+    """The unit circle in R^n. Its points are twenty times as dense on one side as on the other."""
     t = _around(num)
     return _problem(
         f"uneven circle in R^{n}",
@@ -237,7 +237,7 @@ def hypersphere(k: int, n: int, *, angle: float = 2.2, shift: float = 1.0) -> Pr
 def torus(
     n: int, *, angles: tuple[float, float] = (1.7, 1.3), num: int = 64, shift: float = 0.0
 ) -> Problem:
-    """The flat torus, two unit circles' product, in R^n: geodesics are straight in the angles."""
+    """The flat torus in R^n, a product of two unit circles. Geodesics are straight in angles."""
 
     def at(a: Tensor) -> Tensor:  # (K, 2) -> (K, 4)
         return torch.stack([a.cos(), a.sin()], 2).flatten(1)
@@ -265,7 +265,7 @@ def _nearest(curve: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def c_shape(*, num: int = 600) -> Problem:
-    """Three quarters of the unit circle in the plane: its tips are nearer through the gap."""
+    """Three quarters of the unit circle in the plane. Its tips are nearer in a straight line."""
 
     def at(u: Tensor) -> Tensor:
         return _circle(math.pi * (0.25 + 1.5 * u))
@@ -282,7 +282,7 @@ def c_shape(*, num: int = 600) -> Problem:
 
 
 def two_moons(*, num: int = 400) -> Problem:
-    """Two half circles that grip each other; along one, past the tip of the other."""
+    """Two half circles that interlock. The geodesic follows one, past the tip of the other."""
     t = torch.linspace(0, math.pi, num, dtype=torch.float64)[:, None]
     shift = torch.tensor([0.5, 0.25], dtype=torch.float64)
 
@@ -341,12 +341,15 @@ def swiss_roll(n: int) -> Problem:
 
 
 def all_problems() -> list[Problem]:
-    """The suite of smooth ones, centred on the origin."""
+    """Smooth manifolds, centred on the origin."""
     return [circle(2), circle(8), circle(32), sphere(10), torus(6)]
 
 
 def benchmark_problems() -> Iterator[Problem]:
-    """All manifolds of the benchmark; the round ones stand off the origin, lest slerp be exact."""
+    """All manifolds of the benchmark.
+
+    Circles, spheres and tori are moved off the origin, because slerp would be exact otherwise.
+    """
     yield c_shape()
     yield two_moons()
     yield swiss_roll(20)

@@ -1,15 +1,19 @@
-"""Frames evenly spaced in perceived change: what re-timing does to a morph, and what it costs.
+"""Effect and cost of re-timing, which makes the changes between neighbouring frames equal.
 
     python benchmarks/retiming.py [--pairs 6] [--device cpu]
 
 The shipped model morphs held-out pairs of scenes with 17 frames. PPL is the sum of a distance
-between neighbouring frames, PDV is its variance, as in the protocol `diffmorpher17`. That protocol
-uses LPIPS, whose networks are not part of this repository. The distances here are the root mean
-square (`rmse`) and 1 minus the structural similarity (`ssim`). Each of them re-times the morph, and
-both measure the result, so that no row is judged only by the distance that made it. There is one
-row per path and pair of distances: the ratios of PDV, PPL and the largest step after re-timing to
-those before, as geometric means over the pairs, the worst pair's PDV and PPL, and the rounds of
-re-timing.
+between neighbouring frames, and PDV is its variance, as in the protocol `diffmorpher17`. That
+protocol uses LPIPS, whose networks are not part of this repository. The distances here are the root
+mean square difference (`rmse`) and 1 minus the structural similarity (`ssim`). Each distance
+re-times the morph, and both distances measure the result, so that no result is judged only by the
+distance that made it. There is one row for each path, each distance that re-times and each distance
+that measures:
+
+    PDV, PPL, largest step  value after re-timing over the value before, as a geometric mean over
+                            the pairs of scenes
+    rounds                  rounds of re-timing, as a geometric mean
+    worst PDV, worst PPL    largest ratio of all pairs of scenes
 """
 
 from __future__ import annotations
@@ -68,13 +72,14 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
-    """Ratios of every path, re-timed by and measured by every distance."""
+    """Rows for every path, distance that re-times and distance that measures."""
     pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path()).to(args.device)
     rows: dict[tuple[str, str, str], list[dict[str, float]]] = {}
     for images, prompts in pairs(args.pairs, args.seed):
+        keys = pipe.invert(images, prompts, num_inference_steps=args.steps)
         for metric in METRICS:
-            options = {"metric": metric, "output_type": "pt", "num_inference_steps": args.steps}
-            plain = pipe(images, prompts, **options).frames
+            path = pipe.sample(pipe.solve(keys, metric))
+            plain = pipe.render(path, output_type="pt").frames
             for name, distance in DISTANCES.items():
                 rounds = []
 
@@ -82,7 +87,8 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
                     rounds.append(1)
                     return distance(x, y)
 
-                again = pipe(images, prompts, retime=counted, **options).frames
+                retimed = pipe.retime(path, counted)
+                again = pipe.render(retimed, output_type="pt").frames
                 for other in DISTANCES:
                     before, after = (
                         adjacent_distances(frames, DISTANCES[other]) for frames in (plain, again)
@@ -91,7 +97,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
                         "PDV": float(pdv_variance(after) / pdv_variance(before)),
                         "PPL": float(ppl(after) / ppl(before)),
                         "largest step": float(largest_step(again) / largest_step(plain)),
-                        # each round measures the changes over one step and over two
+                        # a round measures two distances: over one step and over two steps
                         "rounds": len(rounds) / 2,
                     }
                     rows.setdefault((metric, name, other), []).append(row)

@@ -1,4 +1,4 @@
-"""Rotating a digit: geodesics between two angles of a real digit, against its true rotations.
+"""Geodesics between two angles of a real digit, compared with its true rotations.
 
     python benchmarks/rotated_mnist.py --data MNIST_ROOT [--score learned] [--degrees 30 60 90]
         [--starts 0 110 230] [--kinds 0 1 2] [--methods slerp roadmap ...] [--beyond 30]
@@ -6,19 +6,20 @@
 
 The data are ten digits at 720 angles each, which are ten closed curves in 1,024 dimensions. Their
 score is exact, or learned by the small model of `benchmarks/assets`. Each method draws 25 frames
-between a digit and the same digit rotated; the truth is the rotation at equal fractions. There is
-one row per angle and method, with means over digits and starts; where "beyond" is not 0, it
-measures frames beyond the last frame of --basis, so many degrees on:
+between a digit and the same digit rotated. The truth is the rotation at equal fractions. There is
+one row per angle and method, with means over digits and starts. A row whose "beyond" is not 0 has
+the measures of frames that continue the path of --basis by that number of degrees. The columns are:
 
     on        share of paths with mean angle error <= 2 degrees and mean distance <= 5 %
     distance  distance of a frame to the digit's curve, over the mean norm of the digit above black
     angle     error of a frame's nearest rotation, in degrees
     rms       root mean square error of frames to the true rotation, values in [0, 1]
     jump      largest root mean square step between neighbouring frames, values in [0, 1]
-    PSNR, SSIM  to the true rotation, mean over the inner frames
-    FID       of inner frames to all true frames, in the 32 features of a small classifier of
-              digits at all angles that is trained here (not comparable to any other FID)
-    evals     network calls, in evaluations of the energy: 73 points
+    PSNR, SSIM  similarity to the true rotation, mean over the inner frames
+    FID       distance of the inner frames from all true frames, in the 32 features of a small
+              classifier of digits at all angles that is trained here (not comparable to any other
+              FID)
+    evals     network calls, in evaluations of the energy, each of which takes 73 points
     missed    number of paths with frames that are not finite
 
 In noise space the ends are inverted to 0.6 of 50 steps and the path is sampled back. In clean space
@@ -39,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DModel
 from digits import NUM_ANGLES, load_mnist, orbits, rotate
-from methods import METHODS, WAYS_ON, Case, Counting
+from methods import EXTENSIONS, METHODS, Case, Counting
 from PIL import Image
 from torch import Tensor, nn
 
@@ -48,11 +49,10 @@ from riemannian_diffusion.evaluation import frechet_distance, largest_step, psnr
 
 NUM_FRAMES = 25
 POINTS_PER_EVALUATION = 3 * (NUM_FRAMES - 1) + 1
-METRIC_TIMESTEP = 100  # of clean space: noise of a third of the data's range
-DRAW_TIMESTEPS = {  # 470, 530 and 590 are noise of 3, 4 and 6 for every pixel; a learned model's
-    "exact": (470, 530, 590),  # samples scatter about the curve, and weak noise fills their gaps
-    "learned": (300, 400, 470, 530),
-}
+METRIC_TIMESTEP = 100  # in clean space; its noise is a third of the data's range
+# Timesteps 470, 530 and 590 have noise 3, 4 and 6 for every pixel. Samples of a learned model
+# scatter about the curve, so weaker noise is needed to fill the space between them.
+DRAW_TIMESTEPS = {"exact": (470, 530, 590), "learned": (300, 400, 470, 530)}
 
 
 def exact_levels(curves: Tensor, counter: list[int]) -> Callable[[int], ScoreModel]:
@@ -77,7 +77,7 @@ def learned_levels(model: Path, counter: list[int], device: str) -> Callable[[in
 
 
 def train_classifier(root: str | None, seed: int) -> Callable[[Tensor], Tensor]:
-    """32 features of a small classifier of digits at all angles, trained in seconds."""
+    """A function that gives 32 features of a small classifier of digits at all angles."""
     images, labels = (values[:9000] for values in load_mnist(root))
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
@@ -127,7 +127,10 @@ def measures_of(frames: Tensor, curve: Tensor, start: int, degrees: int) -> tupl
 
 
 def sheet(rows: list[Tensor]) -> Image.Image:
-    """Nine frames of each row, `(K, 1, 32, 32)` in [-1, 1], twice as large."""
+    """A picture of nine frames of each row, at twice their size.
+
+    Each row is `(K, 1, 32, 32)` in [-1, 1].
+    """
     nine = [row[torch.linspace(0, len(row) - 1, 9).round().long(), 0] for row in rows]
     picture = torch.cat([torch.cat(list(row), 1) for row in nine])
     pixels = ((picture + 1) * 127.5).clamp(0, 255).byte().numpy()
@@ -147,7 +150,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         "--beyond",
         type=int,
         default=30,
-        help="degrees beyond the last frame of --basis; 0 leaves that out",
+        help="degrees by which the paths of --basis are continued; 0 leaves this out",
     )
     parser.add_argument("--basis", choices=METHODS, default="both starts")
     parser.add_argument("--starts", type=int, nargs="+", default=[0])
@@ -156,12 +159,12 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument(
         "--max-samples", type=int, default=4096, help="largest number of samples of a roadmap"
     )
-    parser.add_argument("--sheet", type=Path, help="file for a PNG of the first digit")
+    parser.add_argument("--sheet", type=Path, help="PNG file for a picture of the first digit")
     return frame.run(measure, parser, argv)
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
-    """Means of every angle and method."""
+    """Rows with means of every angle and method."""
     warnings.filterwarnings("ignore", message="FID of")
     device, asked = args.device, [0]
     curves, features = orbits(args.data), train_classifier(args.data, args.seed)
@@ -172,7 +175,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     pictures = []
 
     def row(name: str, degrees: int, draw: Callable[[Case, tuple], Tensor], beyond: int = 0):
-        """One row: `draw` gives the latent frames, of which the last `beyond` degrees count."""
+        """One row. `draw` gives latent frames, after the last angle if `beyond` is not 0."""
         rows, drawn, true, missed = [], [], [], 0
         for kind in args.kinds:
             for start in args.starts:
@@ -219,10 +222,12 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
             yield row(name, degrees, draw)
         if args.beyond and args.basis in args.methods:
             num_steps = round(args.beyond / degrees * (NUM_FRAMES - 1))
-            for name in WAYS_ON:
+            for name in EXTENSIONS:
 
-                def go_on(case: Case, key, way=WAYS_ON[name], paths=paths, num=num_steps) -> Tensor:
-                    return way(case, paths[key], num)
+                def go_on(
+                    case: Case, key, extend=EXTENSIONS[name], paths=paths, num=num_steps
+                ) -> Tensor:
+                    return extend(case, paths[key], num)
 
                 yield row(name, degrees, go_on, args.beyond)
     if args.sheet:

@@ -1,19 +1,20 @@
-"""How the cost of geodesics grows with the number of points and pairs and the size of the images.
+"""Cost of geodesics by the number of points, the number of pairs, and the size of the images.
 
     python benchmarks/scale.py [--device cuda] [--points 5 9 17 33 65] [--pairs 1 4 16]
         [--sizes 8 16 32 64] [--rate 200] [--price 3]
 
 There are four kinds of rows:
 
-    points      seconds of an evaluation of the shipped model (3 sub-chords per segment), in total
-                and per point
-    pairs       seconds of so many solves one after the other and in one call of `geodesics`, 5
-                evaluations each: for the exact score of a circle (400 points in R^32), where there
-                is only overhead, and for the shipped model (on a CPU with max_batch_size=8)
-    side        seconds of an evaluation of 5 points by the side of the latents
-    on paper    estimate of 10,000 pairs on 8 GPUs: network passes of the pipeline at its defaults
-                on the shipped pair, times the TFLOP of one pass of Stable Diffusion 1.5 at 512 x
-                512, at an assumed --rate in TFLOP/s per GPU and --price per GPU hour
+    points      seconds of one evaluation of energy and gradient with the shipped model (3
+                sub-chords per segment), in total and per point
+    pairs       seconds of solves with 5 evaluations each, one after the other and in one call of
+                `geodesics`; the exact score of a circle (400 points in R^32) shows the overhead,
+                the shipped model shows the cost of a network (on a CPU with max_batch_size=8)
+    side        seconds of one evaluation of 5 points, for each side of the latents
+    on paper    estimate for 10,000 pairs on 8 GPUs: the network passes of the pipeline at its
+                defaults on the shipped pair, times the TFLOP of one pass of Stable Diffusion 1.5 at
+                512 x 512, at an assumed --rate in TFLOP/s per GPU and an assumed --price per GPU
+                hour
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def of_points(nums: list[int], device: str, seed: int) -> Iterator[dict]:
 
 
 def one_by_one(metric: Metric, x0: Tensor, x1: Tensor, **options) -> list[Geodesic]:
-    """The geodesics that `geodesics` returns."""
+    """The geodesics that one call of `geodesics` returns, solved one after the other."""
     return [geodesic(metric, *ends, **options) for ends in zip(x0, x1, strict=True)]
 
 
@@ -106,7 +107,7 @@ def passes_of_a_pair() -> dict[str, int]:
 
 
 def tera_per_pass() -> float:
-    """TFLOP of Stable Diffusion 1.5's network for one latent of 4 x 64 x 64, only counted."""
+    """TFLOP of Stable Diffusion 1.5's network for one latent of 4 x 64 x 64."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD15)
         inputs = torch.zeros(1, 4, 64, 64), torch.tensor(1), torch.zeros(1, 77, 768)
@@ -127,7 +128,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
-    """All rows."""
+    """Rows of all four kinds."""
     yield from of_points(args.points, args.device, args.seed)
 
     problem = circle(32)
@@ -153,7 +154,9 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     yield from of_sizes(args.sizes, args.device, args.seed)
 
     passes, tera = passes_of_a_pair(), tera_per_pass()
-    work = tera * (passes["forward"] + passes["reverse"])  # frozen weights: a reverse pass is one
+    work = tera * (
+        passes["forward"] + passes["reverse"]
+    )  # weights are frozen, so a reverse pass costs as much as a forward pass
     hours = NUM_PAIRS * work / args.rate / 3600
     yield {
         "forward passes": passes["forward"],

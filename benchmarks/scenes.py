@@ -1,27 +1,27 @@
-"""Morphs of rendered scenes, against the true geodesic of the images that the renderer can make.
+"""Morphs of rendered scenes, compared with true geodesics of the renderer's images.
 
     python benchmarks/scenes.py [--pairs 1 2 ...] [--methods slerp tangent_normal ...] [--lpips vgg]
         [--beyond]
 
 The renders of one kind of solid are a smooth manifold with five coordinates. Its geodesic under the
-flat metric of pixels is solved for in those coordinates; every method morphs between the same two
-renders with the shipped model, 17 frames. There is one row per pair and method, then the means over
-pairs:
+flat metric of pixels is solved for in those coordinates. Every method morphs between the same two
+renders with the shipped model in 17 frames. There is one row per pair and method, and rows with the
+means over pairs follow. The columns are:
 
     error     root mean square error to the true geodesic at equal fractions, values in [0, 1]
     jump      largest root mean square step between neighbouring frames
     render    root mean square distance of frames to the nearest render, which includes the error of
               the autoencoder
     length    length of the path of frames in pixels over the true length
-    middle    largest error of the middle frame's factors, as a share of their ranges (None, and not
-              in the mean, where the nearest render is of another kind)
+    middle    largest error of the middle frame's factors, as a share of their ranges; it is None,
+              and the mean leaves it out, if the nearest render shows another kind of solid
     evals     evaluations of the energy
-    seconds   time of the morph
-    LPIPS     distance to the true geodesic, only with --lpips
+    seconds   time of the morph, with the inversion of its keyframes
+    LPIPS     LPIPS distance to the true geodesic, only with --lpips
 
-`--beyond` morphs between the ends of the first 13 frames of each true geodesic instead and
-continues for the other 4: by standing still, straight on in clean latents, and with `extrapolate`,
-which may end earlier. "render" is then the distance of the last frame.
+With `--beyond`, every method morphs between the first and the 13th frame of each true geodesic and
+continues for the other 4 frames. The methods stand still, go straight on in clean latents, or use
+`extrapolate`, which may end earlier. "render" is then the distance of the last frame.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import argparse
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import frame
 import torch
@@ -38,10 +39,15 @@ from torch import Tensor
 from riemannian_diffusion import PullbackMetric, demo, geodesic, length
 from riemannian_diffusion.demo.renderer import FACTOR_RANGES, FACTORS
 from riemannian_diffusion.evaluation import distances, largest_step, lpips_distance
-from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+from riemannian_diffusion.pipelines import (
+    GeodesicInterpolationOutput,
+    GeodesicInterpolationPipeline,
+    Keyframes,
+)
 
 NUM_FRAMES, NUM_KNOWN = 17, 13
-# A kind and two rows of factors: azimuth, hue, size, x, y. One factor moves, then several.
+# A pair has a kind of solid and the factors of both scenes: azimuth, hue, size, x, y. One factor
+# changes in the first five pairs, all factors change in the others.
 PAIRS = (
     ("cube", (0.3, 0.60, 0.65, 0.0, 0.0), (1.3, 0.60, 0.65, 0.0, 0.0)),
     ("cone", (1.0, 0.05, 0.65, 0.0, 0.0), (1.0, 0.35, 0.65, 0.0, 0.0)),
@@ -52,28 +58,30 @@ PAIRS = (
     ("cube", (0.2, 0.60, 0.60, -0.25, -0.2), (0.9, 0.70, 0.72, 0.2, 0.2)),
     ("cone", (4.0, 0.80, 0.55, 0.3, 0.2), (5.2, 0.95, 0.70, -0.3, -0.2)),
 )
-METHODS = {
-    "lerp": {"metric": "lerp"},
-    "slerp": {"metric": "slerp"},
-    "nao": {"metric": "nao"},
-    "noise_diffusion": {"metric": "noise_diffusion"},
-    "density": {"metric": "density", "negative_prompt": "a blend of two images"},
-    "stein": {"metric": "stein"},
-    "score_jacobian": {"metric": "score_jacobian"},
-    "tangent_normal": {"metric": "tangent_normal"},
-    "clean": {"metric": "tangent_normal", "space": "clean", "strength": 0.2},
-    "noise, then clean": {},  # the path of "tangent_normal" is where "clean" starts
+NEGATIVE_PROMPT = "a blend of two images"  # only the method "density" uses it
+SPACES = {"noise": 0.6, "clean": 0.2}  # strength of the noise in each space
+METHODS: dict[str, list[tuple[str, str]]] = {  # the space and the metric of each solve
+    "lerp": [("noise", "lerp")],
+    "slerp": [("noise", "slerp")],
+    "nao": [("noise", "nao")],
+    "noise_diffusion": [("noise", "noise_diffusion")],
+    "density": [("noise", "density")],
+    "stein": [("noise", "stein")],
+    "score_jacobian": [("noise", "score_jacobian")],
+    "tangent_normal": [("noise", "tangent_normal")],
+    "clean": [("clean", "tangent_normal")],
+    "noise, then clean": [("noise", "tangent_normal"), ("clean", "tangent_normal")],
 }
 
 
 class RenderMetric(PullbackMetric):
-    """The pixels' flat metric in a kind's coordinates, `(K, 5)`."""
+    """The flat metric of pixels, for points `(K, 5)` that are factors of one kind of solid."""
 
     def __init__(self, kind: str, resolution: int):
         self.kind, self.resolution = kind, resolution
 
     def embed(self, x: Tensor) -> Tensor:
-        """The renders, as vectors whose squared norm is the mean square."""
+        """Renders as vectors. Their squared norm is the mean square of the pixels."""
         images = demo.render(self.kind, x, resolution=self.resolution).flatten(1)
         return images / images.shape[1] ** 0.5
 
@@ -88,22 +96,52 @@ def true_geodesic(kind: str, first: Tensor, last: Tensor) -> tuple[Tensor, Tenso
         return factors, demo.render(kind, factors)
 
 
-def morph(pipe, images: Tensor, prompts: list[str], name: str, seed: int) -> list:
-    """The outputs of a method's calls of the pipeline; the last has the frames."""
+def inverted(
+    pipe, images: Tensor, prompts: list[str], seed: int
+) -> dict[str, tuple[Keyframes, float]]:
+    """The keyframes in each space, and the seconds that their inversion took."""
+    found = {}
+    for space, strength in SPACES.items():
+        start = time.perf_counter()
+        keys = pipe.invert(
+            images,
+            prompts,
+            NEGATIVE_PROMPT,
+            space=space,
+            strength=strength,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        found[space] = keys, time.perf_counter() - start
+    return found
 
-    def run(output_type: str = "pt", **options):
+
+def morph(
+    pipe, keys: dict[str, tuple[Keyframes, float]], name: str, seed: int
+) -> tuple[GeodesicInterpolationOutput, int, float]:
+    """The output of a method, its evaluations of the energy, and the seconds that it took.
+
+    Every solve after the first starts from the path that was found before.
+    """
+    init: Any = None
+    num_evals, seconds = 0, 0.0
+    for space, metric in METHODS[name]:
+        start = time.perf_counter()
         generator = torch.Generator().manual_seed(seed)
-        options |= {"num_frames": NUM_FRAMES, "output_type": output_type}
-        return pipe(images, prompts, generator=generator, **options)
-
-    if METHODS[name]:
-        return [run(**METHODS[name])]
-    first = run("latent", **METHODS["tangent_normal"])
-    return [first, run(init=first.frames, **METHODS["clean"])]
+        options = {"num_frames": NUM_FRAMES, "init": init, "generator": generator}
+        path = pipe.sample(pipe.solve(keys[space][0], metric, **options))
+        init = path.latents
+        num_evals += sum(found.num_evals for found in path.geodesics if found is not None)
+        seconds += keys[space][1] + time.perf_counter() - start
+    start = time.perf_counter()
+    output = pipe.render(path, output_type="pt")
+    return output, num_evals, seconds + time.perf_counter() - start
 
 
 def factor_error(found: Tensor, true: Tensor) -> Tensor:
-    """Errors of factors `(5,)` as shares of their ranges, the short way around a circle."""
+    """Errors of factors `(5,)` as shares of their ranges.
+
+    Errors of azimuth and hue are at most half a turn, because these factors are periodic.
+    """
     spans = torch.tensor([high - low for low, high in FACTOR_RANGES.values()])
     error = (found - true).abs()
     for name, period in (("azimuth", 2 * math.pi), ("hue", 1.0)):
@@ -113,7 +151,7 @@ def factor_error(found: Tensor, true: Tensor) -> Tensor:
 
 
 def measures_of(frames: Tensor, kind: str, factors: Tensor, truth: Tensor) -> dict[str, float]:
-    """The measures of one morph `(17, 3, 64, 64)` that need no network."""
+    """Measures of one morph `(17, 3, 64, 64)`, except those that need a network."""
     nearest = demo.nearest_render(frames[::2])
     middle = len(nearest.kinds) // 2
     error = factor_error(nearest.factors[middle], factors[NUM_FRAMES // 2]).max()
@@ -127,11 +165,11 @@ def measures_of(frames: Tensor, kind: str, factors: Tensor, truth: Tensor) -> di
 
 
 def go_beyond(pipe, truth: Tensor, prompts: list[str]) -> dict[str, dict[str, float]]:
-    """Measures of the frames after the first 13 of a true geodesic, by every method to go on."""
+    """Measures of the frames with which each method continues the first 13 of a true geodesic."""
     num = NUM_FRAMES - NUM_KNOWN
     keyframes = truth[[0, NUM_KNOWN - 1]]
-    options = {"num_frames": NUM_KNOWN, "extrapolate": num / (NUM_KNOWN - 1)}
-    latents = pipe(keyframes, prompts, output_type="latent", **options).frames
+    path = pipe.sample(pipe.solve(pipe.invert(keyframes, prompts), num_frames=NUM_KNOWN))
+    latents = pipe.extend(path, num / (NUM_KNOWN - 1)).shown
     step = latents[NUM_KNOWN - 1] - latents[NUM_KNOWN - 2]
     straight = torch.stack([latents[NUM_KNOWN - 1] + i * step for i in range(1, num + 1)])
     still = latents[NUM_KNOWN - 1].expand(num, -1, -1, -1)
@@ -140,9 +178,7 @@ def go_beyond(pipe, truth: Tensor, prompts: list[str]) -> dict[str, dict[str, fl
     for name, after in methods.items():
         row = {"frames": len(after), "error": math.nan, "render": math.nan}
         if len(after):
-            with torch.no_grad():
-                scaled = after / pipe.vae.config.scaling_factor
-                frames = (pipe.vae.decode(scaled).sample / 2 + 0.5).clamp(0, 1).cpu()
+            frames = pipe.decode(after).cpu()
             true = truth[NUM_KNOWN : NUM_KNOWN + len(after)]
             row["error"] = float((frames - true).square().mean().sqrt())
             row["render"] = float(demo.nearest_render(frames[-1:]).mse.sqrt())
@@ -152,8 +188,11 @@ def go_beyond(pipe, truth: Tensor, prompts: list[str]) -> dict[str, dict[str, fl
 
 def means(rows: dict[str, list[dict[str, float]]]) -> Iterator[dict]:
     """Means of each method over the pairs."""
-    for name, of in rows.items():
-        columns = {c: torch.tensor([row[c] for row in of]).double().nanmean().item() for c in of[0]}
+    for name, found in rows.items():
+        columns = {
+            column: torch.tensor([row[column] for row in found]).double().nanmean().item()
+            for column in found[0]
+        }
         yield {"pair": "mean", "kind": "", "method": name} | columns
 
 
@@ -163,16 +202,14 @@ def main(argv: list[str] | None = None) -> list[dict]:
     numbers = range(1, len(PAIRS) + 1)
     parser.add_argument("--pairs", type=int, nargs="+", choices=numbers, default=list(numbers))
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
-    parser.add_argument("--model", help="default: the shipped one")
-    parser.add_argument(
-        "--lpips", choices=("alex", "vgg", "squeeze"), help="LPIPS with this network"
-    )
+    parser.add_argument("--model", help="folder of a model (default: the shipped model)")
+    parser.add_argument("--lpips", choices=("alex", "vgg", "squeeze"), help="network of LPIPS")
     parser.add_argument("--beyond", action="store_true")
     return frame.run(measure, parser, argv)
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
-    """Measures of every pair and method, then their means."""
+    """Rows with measures of every pair and method, then rows with their means."""
     distance = lpips_distance(args.lpips, device=args.device) if args.lpips else None
     pipe = GeodesicInterpolationPipeline.from_pretrained(args.model or demo.model_path())
     pipe.to(args.device)
@@ -195,15 +232,12 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
         place = {"pair": str(number), "kind": kind}
         yield place | {"method": "true geodesic", "jump": float(largest_step(truth))}
         prompts = [demo.caption(kind, end[FACTORS.index("hue")]) for end in ends]
+        keys = inverted(pipe, truth[[0, -1]], prompts, args.seed)
         for name in args.methods:
-            start = time.perf_counter()
-            outputs = morph(pipe, truth[[0, -1]], prompts, name, args.seed)
-            seconds = time.perf_counter() - start
-            frames = outputs[-1].frames.cpu()
+            output, num_evals, seconds = morph(pipe, keys, name, args.seed)
+            frames = output.frames.cpu()
             row = measures_of(frames, kind, factors, truth)
-            found = [g for output in outputs for g in output.geodesics if g is not None]
-            row["evals"] = sum(g.num_evals for g in found)
-            row["seconds"] = seconds
+            row |= {"evals": num_evals, "seconds": seconds}
             if distance:
                 row["LPIPS"] = float(distances(frames, truth, distance).mean())
             rows[name].append(row)

@@ -1,23 +1,24 @@
-"""What it takes to reach the energy that the papers' recipe reaches.
+"""Evaluations and time that solvers take to reach the energy of the papers' recipe.
 
     python benchmarks/solvers.py [--demo] [--device cuda] [--adam-evals 500]
 
-The recipe is Adam with 500 evaluations of the energy of the points alone, by a forward-mode product
-at the midpoint of each segment. The rate falls from its first value to a tenth, by a cosine. The
-recipe runs at its published rate, 1e-3, and at 1e-2, on 17 points from the straight path. There is
-one row per problem and rate:
+The recipe is Adam with 500 evaluations of the energy. The energy uses a forward-mode product at the
+midpoint of each segment and no sub-chords. The rate falls from its first value to a tenth, by a
+cosine. The recipe runs at its published rate, 1e-3, and at 1e-2, on 17 points from the straight
+path. There is one row per problem and rate, with these columns:
 
     energy        energy of the path that the recipe finds, by chords on a sampling six times finer
     recipe        evaluations and seconds of the recipe until it is within 1 % of that energy; it is
                   checked every 10 evaluations, and the time of checking is not counted
-    L-BFGS        the same for path-preconditioned L-BFGS until it is below that energy, with 3
-                  sub-chords per segment
-    plain L-BFGS  the same for L-BFGS without the preconditioner
-    ratios        cost of the recipe over that of path-preconditioned L-BFGS: evaluations and time
-                  until within 1 %, and total time, because the recipe has no criterion to stop
+    L-BFGS        evaluations and seconds of path-preconditioned L-BFGS until it is below that
+                  energy, with 3 sub-chords per segment
+    plain L-BFGS  evaluations and seconds of L-BFGS without the preconditioner
+    ratios        cost of the recipe over the cost of path-preconditioned L-BFGS: evaluations and
+                  time of the recipe until it is within 1 %, and its total time, because the recipe
+                  has no stopping criterion
 
-`--demo` adds a pair of images in the shipped model: 9 points, from their great circle at timestep
-581.
+`--demo` adds a pair of images with the shipped model. Its paths have 9 points and start from the
+great circle at timestep 581.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ MAX_EVALS = 300
 
 @dataclass(frozen=True)
 class Look:
-    """The finer energy after so many evaluations and seconds."""
+    """The energy on a finer sampling, after a number of evaluations and seconds."""
 
     energy: float
     num_evals: float
@@ -64,7 +65,7 @@ NEVER = Look(math.inf, math.inf, math.inf)
 
 
 class Reached(Exception):
-    """The goal is reached; ends a solve."""
+    """Raised to end a solve, when the goal is reached."""
 
 
 def looks(
@@ -77,7 +78,7 @@ def looks(
     every: int = 1,
     **options,
 ) -> list[Look]:
-    """Solve, looking at the finer energy after every so many iterations, until it is the goal's."""
+    """Solve and record the finer energy every `every` iterations, until it is at most the goal."""
     seen: list[Look] = []
     looking, start, calls = 0.0, time.perf_counter(), 0
 
@@ -104,14 +105,14 @@ def looks(
 
 
 def first_below(seen: list[Look], goal: float) -> Look:
-    """The first look at the goal's energy or less."""
+    """The first record whose energy is at most the goal."""
     return next((look for look in seen if look.energy <= goal), NEVER)
 
 
 def compare(
     name: str, score: ScoreModel, ends: tuple[Tensor, Tensor], num_adam: int, **options
 ) -> Iterator[dict]:
-    """One row for each rate."""
+    """One row for each rate of the recipe."""
     metric = TangentNormalMetric(score)
     for rate in RATES:
         recipe = looks(
@@ -152,7 +153,7 @@ def compare(
 
 
 def demo_pair(device: str) -> tuple[DiffusionScore, tuple[Tensor, Tensor]]:
-    """The score at timestep 581, and the shipped end points inverted to it."""
+    """The score at timestep 581, and the shipped images inverted to that timestep."""
     from PIL import Image
 
     from riemannian_diffusion import demo
@@ -160,7 +161,7 @@ def demo_pair(device: str) -> tuple[DiffusionScore, tuple[Tensor, Tensor]]:
 
     pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path()).to(device)
     images = [Image.open(path).convert("RGB") for path in demo.endpoint_paths()]
-    ends = pipe(images, metric="slerp", num_frames=2, output_type="latent").latents
+    ends = pipe.invert(images).points
     hidden, _ = pipe.encode_prompt("", device, 1, False)
     score = DiffusionScore(pipe.unet, pipe.scheduler, 581, encoder_hidden_states=hidden)
     return score, (ends[0], ends[1])
@@ -175,7 +176,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
-    """All problems on the CPU, then the shipped model on `--device`."""
+    """Rows of all problems on the CPU, then rows of the shipped model on `--device`."""
     for problem in all_problems():
         ends = problem.x0, problem.x1
         yield from compare(problem.name, problem.score, ends, args.adam_evals, init="lerp")

@@ -1,9 +1,10 @@
-"""What stages save: network points of four metrics, re-timing and extending, against whole calls.
+"""Network points that stages save, compared with whole calls of the pipeline.
 
     python benchmarks/stages.py [--frames 17] [--steps 50] [--device cpu] [--seed 0] [--out FILE]
 
-Between the shipped images with the shipped model. A network point is one point in one evaluation of
-the network; a point with a gradient is counted once, as its backward pass is left out.
+The shipped model morphs between the shipped images. The comparisons are: four metrics, re-timing a
+path, and extending a path. A network point is one point in one evaluation of the network. Backward
+passes are not counted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ METRICS = ("tangent_normal", "score_jacobian", "stein", "slerp")
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each comparison: points through stages, points of whole calls, their ratio."""
+    """One row per comparison: network points of stages, those of whole calls, and their ratio."""
     pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path()).to(args.device)
     images = [Image.open(path) for path in demo.endpoint_paths()]
     points = [0]

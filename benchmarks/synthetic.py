@@ -1,17 +1,17 @@
-"""Geodesics of manifolds that are known in closed form: every method against the true geodesic.
+"""Every method compared with true geodesics, on manifolds that are known in closed form.
 
     python benchmarks/synthetic.py [--score learned] [--problems C-shape torus ...]
         [--methods straight "both starts" ...] [--num-points 25] [--figures FOLDER]
 
-The data are a C-shape, two moons, a swiss roll, circles evenly and unevenly populated, a flat torus
-and k-spheres of k = 1 to 10 in R^100. Their score is exact, or that of a small network trained here
-in seconds. There is one row per manifold and method:
+The data are a C-shape, two moons, a swiss roll, circles with even and uneven density, a flat torus
+and k-spheres of k = 1 to 10 in R^100. Their score is exact, or that of a small network that is
+trained here in seconds. There is one row per manifold and method, with these columns:
 
     dist, worst  mean and largest distance of the path's points to the manifold
     rms          root mean square error to the true geodesic at equal fractions
     jump         largest step over the even step
     len          flat length over the true length
-    std, cv      population standard deviation of the steps; the same over their mean
+    std, cv      population standard deviation of the steps; that deviation over their mean
     dlogp        exact mean log-density along the path minus that of the true geodesic, at sigma 0.1
     energy       exact tangent-normal energy at sigma 0.1 over that of the true geodesic, on a
                  sampling six times finer
@@ -44,19 +44,19 @@ from riemannian_diffusion import (
     speed,
 )
 
-DRAW_NOISES = (0.3, 0.5, 0.8)  # of a roadmap's samples, in units of the clean data
+DRAW_NOISES = (0.3, 0.5, 0.8)  # noise of a roadmap's samples, in units of the clean data
 ALL_METHODS = CLEAN_METHODS | METHODS
 SHOWN = ("slerp", "score_jacobian", "clean", "both starts, then finer")
 
 
 def timestep_of(noise: float) -> int:
-    """The level of the usual schedule with so much noise in units of the clean data."""
+    """The timestep of the usual schedule with a given noise in units of the clean data."""
     abar = DDIMScheduler().alphas_cumprod
     return int(((1 - abar) / abar).sqrt().sub(noise).abs().argmin())
 
 
 class Denoiser(nn.Module):
-    """A small network that predicts the clean point, called like a diffusers model."""
+    """A small network that predicts clean points, with the interface of diffusers."""
 
     def __init__(self, size: int, width: int = 256):
         super().__init__()
@@ -66,7 +66,7 @@ class Denoiser(nn.Module):
         )
 
     def forward(self, x: Tensor, timestep: Tensor, return_dict: bool = False) -> tuple[Tensor]:
-        """Noisy points `(K, n)` and their timestep -> clean points `(K, n)`, in a tuple."""
+        """Predict clean points `(K, n)`, in a tuple, from noisy points and their timestep."""
         waves = timestep.float().reshape(-1, 1) / 1000 * torch.pi * 2.0 ** torch.arange(8) / 2
         waves = torch.cat([waves.sin(), waves.cos()], 1).expand(len(x), -1)
         return (self.layers(torch.cat([x, waves], 1)),)
@@ -88,7 +88,9 @@ def train(problem: Problem, num_steps: int, seed: int) -> Denoiser:
     for _ in range(num_steps):
         index = torch.multinomial(weights, 512, replacement=True, generator=generator)
         clean = problem.points[index].float()
-        timesteps = (999 * torch.rand(512, generator=generator) ** 2).long()  # mostly weak noise
+        timesteps = (
+            999 * torch.rand(512, generator=generator) ** 2
+        ).long()  # most timesteps have weak noise
         alpha, sigma = alphas[timesteps, None], sigmas[timesteps, None]
         noisy = alpha * clean + sigma * torch.randn(clean.shape, generator=generator)
         error = (model(noisy, timesteps)[0] - clean).square().sum(1)
@@ -103,7 +105,7 @@ def train(problem: Problem, num_steps: int, seed: int) -> Denoiser:
 def levels_of(
     problem: Problem, counter: list[int], num_steps: int | None, seed: int
 ) -> Callable[[int], ScoreModel]:
-    """The exact levels, or those of a network trained for `num_steps`."""
+    """A function from timesteps to scores: exact, or of a network trained for `num_steps`."""
     abar = DDIMScheduler().alphas_cumprod
     if num_steps is not None:
         model = train(problem, num_steps, seed)
@@ -120,7 +122,7 @@ def levels_of(
 
 @torch.no_grad()
 def measures_of(problem: Problem, path: Tensor) -> dict[str, float]:
-    """All measures of a path `(K, n)` except the evaluations."""
+    """All measures of a path `(K, n)` except the number of evaluations."""
     truth = problem.geodesic(torch.linspace(0, 1, len(path)))
     distance, pace = problem.distance(path), speed(path)
     metric = TangentNormalMetric(problem.score)
@@ -140,7 +142,7 @@ def measures_of(problem: Problem, path: Tensor) -> dict[str, float]:
 
 
 def draw(problem: Problem, paths: dict[str, Tensor], file: Path) -> None:
-    """A picture: the manifold's points with the paths, and each path's error along it."""
+    """Draw a picture: the points of the manifold with the paths, and the error along each path."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.5), layout="constrained")

@@ -28,8 +28,8 @@ class Column:
 
     Attributes:
         title: Head of the column.
-        text: Format of a cell, with the keys of the result's row in braces.
-        where: Keys and values that select the result's row, together with those of the line.
+        text: Format of a cell, with keys of a row of results in braces.
+        where: Keys and values that select the row of results, together with those of the line.
     """
 
     title: str
@@ -43,7 +43,7 @@ class Line:
 
     Attributes:
         labels: Texts of the first cells.
-        where: Keys and values that select the result's row, together with those of the column.
+        where: Keys and values that select the row of results, together with those of the column.
     """
 
     labels: tuple[str, ...]
@@ -52,7 +52,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the key "file" of `where` names the file of results, without date and machine."""
+    """A table. The key "file" of `where` names the file of results, without date and machine."""
 
     heads: tuple[str, ...]
     columns: Sequence[Column]
@@ -83,7 +83,7 @@ class _Missing:
 
 @cache
 def results(name: str) -> list[dict]:
-    """Rows of the newest results with a name, for example "cost_sd15" of the CPU."""
+    """Rows of the newest results with a name, such as "cost_sd15", that were measured on a CPU."""
     paths = sorted(RESULTS.glob(f"????-??-??_{name}_cpu.json"))
     if not paths:
         raise ValueError(f"{RESULTS} has no results of {name!r}.")
@@ -91,7 +91,7 @@ def results(name: str) -> list[dict]:
 
 
 def select(rows: Sequence[dict], **where) -> list[dict]:
-    """The rows that have all these values; None also selects rows that lack the key."""
+    """The rows that have all these values. The value None also selects rows without that key."""
     return [row for row in rows if all(row.get(key) == value for key, value in where.items())]
 
 
@@ -127,7 +127,7 @@ MANIFOLDS = (
 
 
 def _values(*keys: str) -> list[Column]:
-    """Columns of one value each, given as "key:format" or "title=key:format"."""
+    """Columns with one value in each cell, given as "key:format" or "title=key:format"."""
     return [
         Column(title or key.partition(":")[0], f"{{{key}}}")
         for title, _, key in (("", "", k) if "=" not in k else k.partition("=") for k in keys)
@@ -135,7 +135,7 @@ def _values(*keys: str) -> list[Column]:
 
 
 def _lines(key: str, names: Mapping | Sequence, **where) -> Iterator[Line]:
-    """Lines for values of a key; a mapping gives their labels."""
+    """One line for each value of a key. A mapping gives a label for each value."""
     for value in names:
         label = names[value] if isinstance(names, Mapping) else str(value)
         yield Line((label,), {key: value, **where})
@@ -356,7 +356,7 @@ TABLES = {
                     "C + B - A": "latents of C + B - A",
                     "denoised": "latents of C + B - A, denoised",
                     "straight": "`analogy` without a path",
-                    "pipeline": "`pipe(..., analogy=c)`",
+                    "pipeline": "`pipe.transport(path, c)`",
                 },
                 file="analogies",
             )
@@ -647,14 +647,14 @@ TABLES = {
 
 
 def rewritten(text: str) -> str:
-    """The text of a README with its tables generated anew.
+    """The text of a README after its tables have been generated again.
 
     Raises:
-        ValueError: If it lacks a table, or names one that is not defined here.
+        ValueError: If a table is missing, or has a name that is not defined here.
     """
     named = [name for _, name, _ in BLOCK.findall(text)]
     if sorted(named) != sorted(TABLES):
-        wrong = ", ".join(sorted(set(named) ^ set(TABLES))) or "a table that is there twice"
+        wrong = ", ".join(sorted(set(named) ^ set(TABLES))) or "one table is there twice"
         raise ValueError(f"README and tables.py do not name the same tables: {wrong}.")
     return BLOCK.sub(lambda m: m[1] + TABLES[m[2]].render() + m[3], text)
 
@@ -664,7 +664,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if stale")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit with 1 if a table differs"
+    )
     args = parser.parse_args(argv)
     old = README.read_text()
     new = rewritten(old)

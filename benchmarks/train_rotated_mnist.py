@@ -2,10 +2,10 @@
 
     python benchmarks/train_rotated_mnist.py --data MNIST_ROOT --work my_checkpoints
 
-Its data are ten digits, the first of each kind, at every angle: ten closed curves known exactly, so
-geodesics of the learned score can be held against true rotations. An image of 32 x 32 px is
-`(4, 16, 16)` to the model, each block of 2 x 2 pixels as channels, which keeps all distances.
-An interrupted training goes on from `--work`.
+The data are ten digits, the first of each kind, at every angle. They are ten closed curves that are
+known exactly, so geodesics of the learned score can be compared with true rotations. The model sees
+an image of 32 x 32 pixels as `(4, 16, 16)`: each block of 2 x 2 pixels becomes four channels, which
+keeps all distances. A training that was interrupted continues from its checkpoint in `--work`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def batch_of(digits: torch.Tensor, num: int, generator: torch.Generator) -> torc
 
 
 def train(args: argparse.Namespace) -> UNet2DModel:
-    """The running average of the weights over a training with a cosine rate."""
+    """Train with a cosine rate; return the network with the running average of the weights."""
     images, labels = load_mnist(args.data)
     digits = torch.stack([images[labels == kind][0] for kind in range(10)])
     torch.manual_seed(0)
@@ -106,10 +106,10 @@ def train(args: argparse.Namespace) -> UNet2DModel:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train, and write the model in half precision."""
+    """Train the model, and write it in half precision."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", help="MNIST as torchvision keeps it")
-    parser.add_argument("--work", type=Path, required=True, help="directory of the checkpoint")
+    parser.add_argument("--data", help="root folder of MNIST, as torchvision keeps it")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--output", type=Path, default=ASSET)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=64)

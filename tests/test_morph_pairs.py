@@ -148,11 +148,11 @@ def test_settings_are_not_mixed(run, script, tmp_path, pairs, capsys):
 
 
 BAD = [
-    ("lone", r"pair cat has .*cat_0.png alone"),
-    ("empty", r"holds no pairs <name>_0.png"),
-    ("double", r"are both 0 of pair cat"),
+    ("lone", r"pair cat has only .*cat_0.png"),
+    ("empty", r"has no images: name them <name>_0.png"),
+    ("double", r"are both image 0 of the pair cat"),
     ("columns", r"lacks the columns prompt_1"),
-    ("unknown", r"has prompts for cow, which is no pair"),
+    ("unknown", r"has prompts for cow, which is none of the pairs"),
 ]
 
 

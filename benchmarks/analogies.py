@@ -26,7 +26,7 @@ from riemannian_diffusion.pipelines.schedules import ddim_schedule
 
 from riemannian_diffusion import DiffusionScore, analogy, demo
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
-from riemannian_diffusion.pipelines.starts import CARRY_NOISE
+from riemannian_diffusion.pipelines.starts import TRANSPORT_NOISE
 
 CHANGE = 0.2  # of a factor's range: change of B; C changes each other factor by at most as much
 GROUPS = {  # means over analogies by the factor that changes from A to B
@@ -61,7 +61,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     level = DiffusionScore(
         pipe.unet,
         pipe.scheduler,
-        ddim_schedule(pipe.scheduler, 1).timestep_of(CARRY_NOISE),
+        ddim_schedule(pipe.scheduler, 1).timestep_of(TRANSPORT_NOISE),
         encoder_hidden_states=pipe.encode_prompt([""], args.device, 1, False)[0],
     )
     scale, found = pipe.vae.config.scaling_factor, []

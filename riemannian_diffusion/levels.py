@@ -1,7 +1,7 @@
-"""A model under fixed conditions at every noise level: timestep -> score.
+"""A model under fixed conditions at every noise level.
 
-`Schedule` is read from the scheduler object that is given. A scheduler rebuilt from its config
-would lose the values that were left at their defaults.
+A `Schedule` is read from the given scheduler object. A scheduler rebuilt from its config would lose
+the values that were left at their defaults.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from riemannian_diffusion.score.diffusion import is_flow, level_at
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.score.network import Level, NetworkScore, Predict
 
-NOISIEST = 0.999  # the noisiest level of a flow: at 1 there are no data left
+NOISIEST = 0.999  # noisiest level of a flow, because a level of 1 contains no data
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The noise levels that sampling visits, and all others that the scheduler has.
+    """The noise levels that sampling visits, and access to all other levels of a scheduler.
 
     Attributes:
         levels: The levels of the steps, noisiest first.
@@ -57,10 +57,13 @@ class Schedule:
         return self.levels[0].prediction_type == "flow_prediction"
 
     def last(self, strength: float) -> Schedule:
-        """The last steps only: a share in (0, 1] of all, at least one.
+        """The schedule of the last steps only.
+
+        Args:
+            strength: Share of the steps to keep, in (0, 1].
 
         Raises:
-            ValueError: If that leaves no step.
+            ValueError: If no step is left.
         """
         num = int(len(self.levels) * strength)
         if num < 1:
@@ -71,7 +74,7 @@ class Schedule:
         return replace(self, levels=self.levels[-num:])
 
     def at(self, timestep: float) -> Level:
-        """The level of a timestep, one of the steps or any other.
+        """The level of a timestep, which need not be one of the steps.
 
         Raises:
             ValueError: If the scheduler has no such level.
@@ -82,7 +85,7 @@ class Schedule:
         return level_at(self.scheduler, timestep)
 
     def timestep_of(self, noise: float) -> int:
-        """The timestep whose noise, in units of the clean data, is nearest to `noise`."""
+        """The timestep whose noise level, in units of the clean data, is nearest to `noise`."""
         if self.is_flow:
             return round(self.num_timesteps * noise / (1 + noise))
         abar = self.scheduler.alphas_cumprod.cpu().double()
@@ -92,14 +95,15 @@ class Schedule:
 def read_schedule(
     scheduler: Any, num_steps: int, *, num_tokens: int | None = None, even: bool = False
 ) -> Schedule:
-    """The levels that a scheduler visits in a number of steps.
+    """Read the levels that a scheduler visits in a number of steps.
 
     Args:
-        scheduler: A scheduler of diffusers with `alphas_cumprod`, or of a rectified flow. A copy of
-            it is asked for its timesteps; it stays as it is.
+        scheduler: A scheduler of diffusers with `alphas_cumprod`, or one of a rectified flow. It
+            is copied and not changed.
         num_steps: The number of steps, at least 1.
-        num_tokens: The number of image tokens, on which the shift of some flows depends.
-        even: For a flow, whether levels are even before the shift, down to `1 / num_steps`.
+        num_tokens: The number of image tokens, for flows whose shift depends on it.
+        even: For a flow, whether the levels before the shift are evenly spaced from 1 to
+            `1 / num_steps`.
 
     Raises:
         ValueError: If the scheduler has no such levels.
@@ -107,7 +111,7 @@ def read_schedule(
     check_whole(1, num_inference_steps=num_steps)
     if is_flow(scheduler):
         return _read_flow(scheduler, num_steps, num_tokens, even)
-    level_at(scheduler, 0)  # refuses schedulers without levels of the known kinds
+    level_at(scheduler, 0)  # raises for schedulers without known levels
     own = copy.deepcopy(scheduler)
     own.set_timesteps(num_steps)
     timesteps = own.timesteps.cpu().double().tolist()
@@ -121,7 +125,7 @@ def read_schedule(
 
 
 def _level_of_step(scheduler: Any, index: int, timestep: float) -> Level:
-    """The level of one step: by its index in the training schedule, or else by its own sigma."""
+    """The level of one step, from the training schedule or from the sigma of the step."""
     if timestep == int(timestep) and not _has_own_sigmas(scheduler):
         return level_at(scheduler, timestep)
     noise = float(scheduler.sigmas[index])  # in units of the clean data
@@ -131,7 +135,7 @@ def _level_of_step(scheduler: Any, index: int, timestep: float) -> Level:
 
 
 def _has_own_sigmas(scheduler: Any) -> bool:
-    """Whether the noise of a step is another than that of its timestep in training."""
+    """Whether the noise of a step may differ from that of its timestep in training."""
     config = scheduler.config
     names = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
     return any(config.get(name) for name in names)
@@ -154,7 +158,7 @@ def _read_flow(scheduler: Any, num_steps: int, num_tokens: int | None, even: boo
 
 
 def _shift(config: Any, num_tokens: int | None) -> float:
-    """The shift of a flow for a number of image tokens, linear as in diffusers' FluxPipeline."""
+    """The shift of a flow, linear in the number of image tokens as in diffusers' FluxPipeline."""
     if num_tokens is None:
         raise ValueError("This flow's shift depends on the image size: give `num_tokens`.")
     slope = (config.max_shift - config.base_shift) / (
@@ -165,22 +169,22 @@ def _shift(config: Any, num_tokens: int | None) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """A model under fixed conditions, at any noise level: timestep -> `ScoreModel`.
+    """A model under fixed conditions at any noise level: it maps timesteps to score models.
 
-    It reads nothing from a pipeline: what is kept of one call gives the same values after another.
+    It reads nothing from a pipeline, so later calls of the pipeline do not change its scores.
 
     Attributes:
-        network: The network; None after loading from a file, until a pipeline connects it.
-        predict: `(x, timestep, conditions) -> prediction`, which calls the network.
+        network: The network; None after loading from a file, until `pipe.connect` sets it.
+        predict: A function `(x, timestep, conditions) -> prediction` that calls the network.
         schedule: The noise levels.
-        conditions: What the network is conditioned on along the path.
-        guidance_scale: Classifier-free guidance above 1.
-        guidance_damping: Keeps guidance on the data manifold: above 0, up to 1, it is the `damping`
-            of `ManifoldGuidedScore`, at 3 evaluations of the network for 2.
+        conditions: The conditions of the network along the path.
+        guidance_scale: Weight of classifier-free guidance; scores are guided if it is above 1.
+        guidance_damping: `damping` of `ManifoldGuidedScore`, in [0, 1], which keeps guidance on the
+            data manifold. Above 0, a score takes 3 evaluations of the network instead of 2.
         max_batch_size: Largest batch given to the network; None for no limit.
 
     Raises:
-        ValueError: If a number is out of range, or guidance has no negative conditions.
+        ValueError: If a number is out of range, or guidance lacks negative conditions.
     """
 
     network: nn.Module | None
@@ -226,16 +230,16 @@ class Levels:
 
         Args:
             timestep: A timestep of the schedule, or any other of the scheduler.
-            mode: "conditional", "guided" or "difference" as in `DiffusionScore`; None for the one
-                that sampling uses.
+            mode: "conditional", "guided" or "difference", as in `DiffusionScore`. None takes the
+                mode that sampling uses.
 
         Raises:
-            ValueError: If there is no such level or mode, the mode reads the difference of equal
-                conditions, or no model is connected.
+            ValueError: If there is no such level or mode, no model is connected, or the mode is
+                "difference" and the positive and negative conditions are equal.
         """
         if self.network is None or self.predict is None:
             raise ValueError(
-                "These levels come from a file and have no model yet: pass what was loaded to a "
+                "These levels come from a file and have no model yet: pass the loaded object to a "
                 "stage of the pipeline, or to `pipe.connect`."
             )
         mode = self.mode if mode is None else mode
@@ -263,7 +267,7 @@ class Levels:
         if negative is None:
             raise ValueError(
                 "mode='difference' reads the difference of a prompt and a negative prompt, but "
-                "these conditions have no negative ones."
+                "these conditions have no negative prompt."
             )
         same = (
             torch.equal(one.values, negative[name].values.expand(one.values.shape))
@@ -272,5 +276,5 @@ class Levels:
         if all(same):
             raise ValueError(
                 "The metric reads the difference of `prompt` and `negative_prompt`, but both are "
-                "the same: give another one of either, or score_mode='conditional'."
+                "the same: change one of them, or pass score_mode='conditional'."
             )

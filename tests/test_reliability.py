@@ -276,7 +276,7 @@ BAD_USES = [
     ),
     (lambda: analogy(3, PATH, Q), "`score` must be a ScoreModel, but got int"),
     (lambda: analogy(SCORE, PATH, None), "`start` must be .* but got NoneType"),
-    (lambda: analogy(SCORE, PATH, Q, way=3), "`way` must be .* but got int"),
+    (lambda: analogy(SCORE, PATH, Q, bridge=3), "`bridge` must be .* but got int"),
     (lambda: tangent_spectrum(3, MEANS, 1), "`score` must be a ScoreModel, but got int"),
     (lambda: tangent_spectrum(SCORE, MEANS, 1.5), r"`rank` must be in \[1, 3\], but got 1.5"),
     (lambda: tangent_spectrum(SCORE, MEANS[:0], 1), r"points \(K, \*shape\), but it is \(0, 3\)"),

@@ -4,16 +4,16 @@ Plain guidance is `eps_c + (w - 1) g` with `g = eps_c - eps_u`. It moves the est
 point in a straight line by `w - 1` times the difference of two estimates. The larger `w` is, the
 farther the estimate leaves the manifold. `ManifoldGuidedScore` replaces the difference by its
 tangent part. Near the data, the Jacobian `J_D` of the unconditional denoiser projects onto the
-tangent space of the manifold, so `J_D g` is the tangent part of `g`. It is computed as the change of
-the unconditional estimate under one unit of guidance,
+tangent space of the manifold, so `J_D g` is the tangent part of `g`. It is computed as the change
+of the unconditional estimate under one unit of guidance,
 
     D_u(x + D_c(x) - D_u(x)) - D_u(x)  =  J_D (D_c - D_u) + O(|D_c - D_u|^2),
 
 which takes three network evaluations instead of two. A `damping` of 1 uses this change alone. A
 `damping` of 1/2, the default, uses the mean of it and `g`, which near the data is
 `(I + J_r^T J_r)^-1 g` with `J_r = I - J_D`. A `damping` of 0 is plain guidance. If guidance scales
-are chosen for equal effect, a `damping` of 1/2 never ends more than 1 % farther from the data. A
-guidance scale of 1 is the conditional model without guidance.
+are chosen for equal effect, results with a `damping` of 1/2 are at most 1 % farther from the data
+than results of plain guidance. A guidance scale of 1 is the conditional model without guidance.
 
 Splitting guidance by the Jacobian of the score is proposed in arXiv 2510.05509, version 2. This
 library has its own form of it; `benchmarks/guidance.py` compares the candidates.

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# Attention processors of diffusers that bypass torch's scaled_dot_product_attention. The value is the
-# processor that computes the same result with that function.
+# Attention processors of diffusers that do not use torch's scaled_dot_product_attention. The value
+# is the processor that computes the same result with that function.
 _PROCESSOR_WITH_SDPA = {
     "AttnProcessor": "AttnProcessor2_0",
     "SlicedAttnProcessor": "AttnProcessor2_0",

@@ -155,7 +155,7 @@ class Conditions:
 
     @property
     def num_knots(self) -> int:
-        """The number of knots: one for each keyframe, or 1 if all keyframes share their conditions."""
+        """The number of knots: one per keyframe, or 1 if all keyframes share their conditions."""
         return max((c.num_knots for c in self.positive.values()), default=1)
 
     def map(self, function: Callable[[Condition], Condition]) -> Conditions:

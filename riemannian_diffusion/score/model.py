@@ -119,7 +119,7 @@ class ScoreModel(Composite, ABC):
         return x + self.sigma**2 * self(x, where)
 
     def jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        """The product `J(x) v` with the Jacobian of the score; one tangent per point, `(K, *shape)`."""
+        """The product `J(x) v` with the score's Jacobian; one tangent per point, `(K, *shape)`."""
         primal, tangent = (x.contiguous(),), (v.contiguous(),)
         return torch.func.jvp(lambda points: self(points, where), primal, tangent)[1]
 

@@ -135,7 +135,7 @@ class NetworkScore(ScoreModel):
         return min(self.max_batch_size or len(x), len(x))
 
     def use_less_memory(self, x: Tensor) -> bool:
-        """Halve `max_batch_size` with a warning; returns False if batches hold one point already."""
+        """Halve `max_batch_size` with a warning; return False if batches hold one point already."""
         size = self.points_at_once(x)
         if size <= 1:
             return False

@@ -93,7 +93,7 @@ def chunks_of(metric: Metric, points: Tensor) -> list[slice]:
     return [slice(start, min(start + size, num)) for start in range(0, num, size)]
 
 
-# Cotangents of a table of values, and those under the energy of the metric's base class.
+# Cotangents of a table of values under an overridden energy, and those under the usual energy.
 Cotangents = Callable[[], tuple[Tensor, Tensor]]
 
 

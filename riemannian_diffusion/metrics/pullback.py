@@ -239,9 +239,7 @@ class PullbackMetric(Metric):
         u = torch.linspace(0, 1, 4).to(x0)
         batch = PathBatch([torch.lerp(x0, x1, u.view(-1, *[1] * x0.ndim))], [pair])
         batch.paths[0][[0, -1]] = torch.stack([x0, x1])
-        values = ends[
-            [0, 1, 0, 1]
-        ]  # back and forth, so that each chord is as long as that of the bound
+        values = ends[[0, 1, 0, 1]]  # back and forth: all chords have one length
 
         (own,), (usual,) = (
             own_energies(energy, self, batch, [values], differentiate=False)

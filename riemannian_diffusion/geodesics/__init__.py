@@ -33,7 +33,7 @@ class _CallableModule(ModuleType):
         return geodesics(*args, **kwargs)
 
 
-# `riemannian_diffusion.geodesics` is the name of this subpackage and of a public function. Python sets
-# the attribute to the subpackage whenever a submodule is imported first. An attribute that held the
-# function would therefore depend on the order of imports. A callable subpackage serves as both.
+# `riemannian_diffusion.geodesics` is the name of this subpackage and of a public function. Python
+# sets the attribute to the subpackage whenever a submodule is imported first. An attribute that held
+# the function would therefore depend on the order of imports. A callable subpackage serves as both.
 sys.modules[__name__].__class__ = _CallableModule

@@ -17,8 +17,8 @@ MESSAGES = {
     "converged": "The energy no longer falls by more than `rtol`.",
     "max_evals": "The energy was still falling when `max_evals` was reached: raise it, or take a "
     "coarser `rtol`.",
-    "nonfinite": "The model returned a non-finite value; the path is the best path before that. "
-    "Check the inputs, or run the network in a wider dtype.",
+    "nonfinite": "The model returned a non-finite value; the path is the best finite one before "
+    "that. Check the inputs, or run the network in a wider dtype.",
     "rounding": "Neighbouring points differ by less than the network's dtype resolves; the path is "
     "that of the start. Run the network in a wider dtype, or give the path fewer points.",
 }

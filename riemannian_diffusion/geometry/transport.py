@@ -18,9 +18,9 @@ def parallel_transport(metric: Metric, path: Tensor, v: Tensor) -> Tensor:
     In the embedding `phi` a tangent is an arrow on a surface. The projection `P` of an arrow onto
     the next tangent space obeys `G_{k+1} P v = J_{k+1}^T J_k v`. Each step applies the isometry
     that is nearest to `P`. This is the polar factor of `P`, which is `P (3 v - P^T P v) / 2` to
-    second order. The result agrees with the Levi-Civita connection of the metric to second order in the
-    step. The projection alone agrees only to first order, because it shortens the part of a tangent
-    along the path.
+    second order. The result agrees with the Levi-Civita connection of the metric to second order in
+    the step. The projection alone agrees only to first order, because it shortens the part of a
+    tangent along the path.
 
     Args:
         metric: A `PullbackMetric`.

@@ -77,8 +77,8 @@ def ppl(gaps: Tensor) -> Tensor:
     """Perceptual path length: the sum of the gaps, `(..., G) -> (...)`.
 
     It lies in [0, inf), and lower is better. This is the definition of DiffMorpher (CVPR 2024). It
-    grows with the number of frames. StyleGAN and torchmetrics use the same name for another measure, which
-    samples a generator's latent space.
+    grows with the number of frames. StyleGAN and torchmetrics use the same name for another
+    measure, which samples the latent space of a generator.
     """
     return gaps.sum(-1)
 
@@ -95,7 +95,8 @@ def pdv_std(gaps: Tensor) -> Tensor:
     """Perceptual distance deviation: the population standard deviation of the gaps.
 
     The shapes are `(..., G) -> (...)`. It lies in [0, inf), and lower is better. It is also
-    published under the name PDV. It is the square root of `pdv_variance` for one sequence, but not for means over sequences.
+    published under the name PDV. It is the square root of `pdv_variance` for one sequence, but not
+    for means over sequences.
     """
     return gaps.std(-1, correction=0)
 

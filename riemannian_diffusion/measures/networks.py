@@ -128,7 +128,7 @@ def inception_features(network: nn.Module | None = None, *, device: str = "cpu")
 
 
 def _parameter(network: nn.Module) -> Tensor:
-    """A tensor with the device and dtype of a network; float32 on the CPU if it has no parameters."""
+    """A tensor with the device and dtype of a network; without parameters, float32 on the CPU."""
     return next(network.parameters(), torch.empty(0))
 
 

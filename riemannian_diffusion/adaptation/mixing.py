@@ -88,7 +88,7 @@ class LoraMix(nn.Module):
 
     @contextmanager
     def mixing(self, weights: Tensor) -> Iterator[None]:
-        """Mix the LoRAs with the weights `(K, P)` in every call of the network inside the context."""
+        """Mix the LoRAs with weights `(K, P)` in every call of the network inside the context."""
         with self._hooked(weights), ExitStack() as stack:
             for module in self.unet.modules():
                 if getattr(module, "gradient_checkpointing", False):
@@ -123,7 +123,7 @@ class LoraMix(nn.Module):
         return output + (inner * weights[:, None]) @ up.to(inner).T
 
     def _checkpoint(self, checkpoint: Callable, block: Callable, *args):
-        """Gradient checkpointing that evaluates a block with the same weights in the reverse pass."""
+        """Gradient checkpointing whose reverse pass evaluates a block with the same weights."""
         weights = self._weights
 
         def evaluate(*args):

@@ -67,7 +67,7 @@ def kernel_distance(x: Tensor, y: Tensor) -> Tensor:
     This is the unbiased estimate of the squared maximum mean discrepancy with the kernel
     `(x . y / d + 1)^3`, from all images at once, in float64. With features of Inception this is KID
     (Binkowski et al., 2018). It lies in (-inf, inf). Its expected value is 0 if both sets come from
-    the same distribution. The sets may differ in size, which `poly_mmd` of torchmetrics does not allow.
+    the same distribution. The sets may differ in size, unlike those of `poly_mmd` of torchmetrics.
 
     Raises:
         ImportError: If torchmetrics is missing.

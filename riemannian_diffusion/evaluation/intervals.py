@@ -90,11 +90,11 @@ def jackknife_interval(
     about the square root of the distance, because the spread of a squared distance grows with its
     value.
 
-    The interval covers the expected distance for the given number of sequences. FID is biased upwards in small
-    sets, and the interval does not remove this bias. Simulated 95 % intervals cover the expected
-    FID or KID in 90 to 96 % of the draws, and are 0.9 to 1.15 times as wide as intervals from the
-    true standard deviation (`benchmarks/intervals.py`: 16 Gaussian features, 5, 10 and 30
-    sequences).
+    The interval covers the expected distance for the given number of sequences. FID is biased
+    upwards in small sets, and the interval does not remove this bias. Simulated 95 % intervals
+    cover the expected FID or KID in 90 to 96 % of the draws, and are 0.9 to 1.15 times as wide as
+    intervals from the true standard deviation (`benchmarks/intervals.py`: 16 Gaussian features, 5,
+    10 and 30 sequences).
 
     Args:
         statistic: A function that maps indices of sequences, `(m,)`, without repetitions, to a

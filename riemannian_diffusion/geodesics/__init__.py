@@ -34,6 +34,6 @@ class _CallableModule(ModuleType):
 
 
 # `riemannian_diffusion.geodesics` is the name of this subpackage and of a public function. Python
-# sets the attribute to the subpackage whenever a submodule is imported first. An attribute that held
-# the function would therefore depend on the order of imports. A callable subpackage serves as both.
+# sets the attribute to the subpackage whenever a submodule is imported first. A function as the
+# attribute would therefore depend on the order of imports. A callable subpackage serves as both.
 sys.modules[__name__].__class__ = _CallableModule

@@ -148,7 +148,9 @@ def noise_diffusion(
         )
     shapes = {tuple(point.shape) for point in (x0, x1, clean0, clean1)}
     if len(shapes) > 1:
-        raise ValueError(f"All points must have one shape, but got {sorted(shapes)}.")
+        raise ValueError(
+            f"`x0`, `x1`, `clean0` and `clean1` must have one shape, but got {sorted(shapes)}."
+        )
     u = lerp(x0.new_zeros(()), x0.new_ones(()), num_points).view(-1, *[1] * x0.ndim)
     kept = (1 - noise_weight**2) ** 0.5
     a, b = kept * torch.cos(u * torch.pi / 2), kept * torch.sin(u * torch.pi / 2)

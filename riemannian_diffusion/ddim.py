@@ -48,7 +48,7 @@ def ddim_step(x: Tensor, eps: Tensor, abar_from: float, abar_to: float) -> Tenso
         raise ValueError(
             f"`x` and `eps` must have one shape, but got {tuple(x.shape)} and {tuple(eps.shape)}."
         )
-    return _step(x, eps, *(_factors(abar) for abar in (abar_from, abar_to)))
+    return _step(x, eps, _factors("abar_from", abar_from), _factors("abar_to", abar_to))
 
 
 def invert(
@@ -165,7 +165,7 @@ def invert_steps(
     """Yield the points of `invert` after each of its steps."""
     check_points(x=x)
     check_whole(0, fixed_point_iterations=fixed_point_iterations)
-    current = _factors(final_abar)
+    current = _factors("final_abar", final_abar)
     for timestep in _checked(timesteps):
         level = _level(model, timestep)
         target = level.alpha, level.sigma
@@ -191,7 +191,7 @@ def sample_steps(
     check_points(x=x)
     levels = _checked(timesteps)[::-1]
     for i, timestep in enumerate(levels):
-        level, target = _level(model, timestep), _factors(final_abar)
+        level, target = _level(model, timestep), _factors("final_abar", final_abar)
         if i + 1 < len(levels):
             following = _level(model, levels[i + 1])
             target = following.alpha, following.sigma
@@ -211,10 +211,10 @@ def _level(model: Levels, timestep: float) -> ScoreModel:
     return level
 
 
-def _factors(abar: float) -> tuple[float, float]:
+def _factors(name: str, abar: float) -> tuple[float, float]:
     """The factors of the data and of the noise at a level."""
     if not (is_finite(abar) and 0 < abar <= 1):
-        raise ValueError(f"Levels must be in (0, 1], but got {abar}.")
+        raise ValueError(f"`{name}` must be in (0, 1], but got {abar}.")
     return abar**0.5, (1 - abar) ** 0.5
 
 

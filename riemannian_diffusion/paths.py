@@ -17,7 +17,7 @@ from riemannian_diffusion.arguments import (
 
 
 class HasEnergy(Protocol):
-    """An object that has an energy for every segment of a path, such as a `Metric`."""
+    """An object, such as a `Metric`, that defines an energy for every segment of a path."""
 
     def energy(self, path: Tensor) -> Tensor:
         """The energy of each segment, `(K, *shape) -> (K - 1,)`."""

@@ -120,7 +120,7 @@ def roadmap(
     points = torch.stack([x0, x1])
     chord = float((x1 - x0).norm())
     graph: Graph = [{1: chord**power}, {0: chord**power}]
-    stretches: dict[tuple[int, int], float] = {}  # of the hops measured so far
+    stretches: dict[tuple[int, int], float] = {}  # stretches of the hops that were measured
     centres = lerp(x0, x1, 4).repeat_interleave(-(-batch_size // 4), 0)[:batch_size]
     while True:
         samples = _draw(draws, centres[: 2 + max_samples - len(points)])

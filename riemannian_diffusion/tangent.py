@@ -172,7 +172,7 @@ def intrinsic_dimension(
         check_whole(size, num_samples=num)
         return _dimension_from_scores(score, x, num, generator, where)
     rank = min(most, 7)
-    while True:  # one more value than dimensions, to see the fall after the last dimension
+    while True:  # one value more than dimensions, to see the drop after the last dimension
         num = min(size, rank + 1)
         spectrum = tangent_spectrum(score, x, num, rtol=1e-2, generator=generator, where=where)
         values = spectrum.values

@@ -109,7 +109,7 @@ def test_a_projection_that_holds_back_is_overcome():
         ({"path": torch.zeros(3)}, r"at least 2, but it is \(3,\)"),
         ({"path": torch.full((3, 2), math.nan)}, "has NaN or infinite ones"),
         ({"path": torch.zeros(3, 2)}, "`path` must have a length, but its mean step is 0.0 long"),
-        ({"path": torch.tensor([[0.0], [1], [1]])}, "last two points of `path` are the same"),
+        ({"path": torch.tensor([[0.0], [1], [1]])}, "last two points of `path` are equal"),
         ({"distance": 0}, "`distance` must be positive and finite, but got 0"),
         ({"distance": math.inf}, "`distance` must be positive and finite, but got inf"),
         ({"max_residual": 0}, "`max_residual` must be positive, but got 0"),

@@ -203,7 +203,7 @@ def test_a_roadmap_knows_its_points():
     [
         ({"draws": []}, "`draws` must hold at least one function"),
         ({"x1": torch.zeros(2)}, "`x0` and `x1` must be different points of one shape"),
-        ({"x1": torch.zeros(3)}, r"shapes are \(2,\) and \(3,\)"),
+        ({"x1": torch.zeros(3)}, r"but got shapes \(2,\) and \(3,\)"),
         ({"max_samples": 0}, "`max_samples` must be a whole number of at least 1, but got 0"),
         ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1, but got 0"),
         ({"num_neighbors": 0}, "`num_neighbors` must be a whole number of at least 1, but got 0"),

@@ -50,7 +50,7 @@ class LoraMix(nn.Module):
             up = torch.cat([lora[f"{name}.lora_B.weight"] for lora in loras], 1)  # (out, P r)
             self.register_buffer(f"_down{i}", down.to(dtype), persistent=False)
             self.register_buffer(f"_up{i}", up.to(dtype), persistent=False)
-        self._weights: Tensor | None = None  # of the call in progress
+        self._weights: Tensor | None = None  # weights of the call in progress
 
     def forward(
         self,

@@ -14,7 +14,7 @@ from riemannian_diffusion.measures.frames import import_extra
 Features = Callable[[Tensor], Tensor]
 Statistic = Callable[[Tensor], Tensor]
 
-FID_IMAGES_PER_FEATURE = 5  # with 2,048 features about 10,000 images, as FID's authors advise
+FID_IMAGES_PER_FEATURE = 5  # about 10,000 images for 2,048 features, as the authors of FID advise
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -175,10 +175,10 @@ def kernel_statistic(generated: Tensor, reference: Tensor) -> Statistic:
 def _check_sets(x: Tensor, y: Tensor) -> None:
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
-            "Two sets of features must be (n, d) and (m, d), but got "
+            "`x` and `y` must be features (n, d) and (m, d), but got "
             f"{tuple(x.shape)} and {tuple(y.shape)}."
         )
     if min(len(x), len(y)) < 2:
-        raise ValueError(f"A set of features needs at least 2 rows, but got {len(x)} and {len(y)}.")
+        raise ValueError(f"`x` and `y` must have at least 2 rows, but got {len(x)} and {len(y)}.")
     if not (x.isfinite().all() and y.isfinite().all()):
-        raise ValueError("Features must be finite.")
+        raise ValueError("`x` and `y` must have finite values.")

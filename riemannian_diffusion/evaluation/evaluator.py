@@ -104,7 +104,7 @@ def evaluate(
                 f"{records[0].kind} and {records[-1].name} is {records[-1].kind}."
             )
     if not records:
-        raise ValueError("There are no sequences to evaluate.")
+        raise ValueError("`sequences` is empty: pass at least one FrameSequence.")
     missing |= _lacking(records, wanted)
     results = []
     for name, statistic in _statistics(records, protocol, missing).items():

@@ -82,13 +82,12 @@ def jackknife_interval(
 
     The variance is the jackknife's, corrected by the interactions of pairs of sequences (B. Efron
     and C. Stein, 1981, "The jackknife estimate of variance", Ann. Stat. 9). The full correction
-    is unbiased for a U-statistic of degree two, which KID is. A share of
-    `2 / num_sequences` of it is left out, because with few sequences intervals would otherwise
-    cover too little. Without the
-    correction, intervals are 1.4 times too wide if both sets come from one distribution. The end
-    points come from Student's t with `num_sequences - 1` degrees of freedom. They are symmetric
-    about the square root of the distance, because the spread of a squared distance grows with its
-    value.
+    is unbiased for a U-statistic of degree two, such as KID. A share of `2 / num_sequences` of the
+    correction is left out, because with few sequences intervals would otherwise cover too little.
+    Without any correction, intervals are 1.4 times too wide if both sets come from one
+    distribution. The end points come from Student's t with `num_sequences - 1` degrees of freedom.
+    They are symmetric about the square root of the distance, because the spread of a squared
+    distance grows with its value.
 
     The interval covers the expected distance for the given number of sequences. FID is biased
     upwards in small sets, and the interval does not remove this bias. Simulated 95 % intervals
@@ -135,7 +134,7 @@ def jackknife_interval(
     # Interactions are 0 if the statistic is a mean over sequences.
     interactions = n * value - (n - 1) * ones[pairs].sum(1) + (n - 2) * twos
     excess = float(interactions.var()) * (n - 1) / (2 * n)
-    excess *= (n - 2) / n  # a variance that is too small loses more than one that is too large
+    excess *= (n - 2) / n  # a too small variance loses more coverage than a too large one gains
     variance = max(jackknife - excess, jackknife / 2)  # the excess is at most half in expectation
     half = quantile * math.sqrt(variance)
     if half == 0:

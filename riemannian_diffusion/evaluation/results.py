@@ -117,7 +117,7 @@ class Evaluation:
         for *cells, of in rows:
             padded = [cell.ljust(w) for cell, w in zip(cells, widths, strict=True)]
             lines.append("  ".join([*padded, of]))
-        for reason in dict.fromkeys(self.missing.values()):  # each reason once
+        for reason in dict.fromkeys(self.missing.values()):  # names each reason once
             names = [name for name, given in self.missing.items() if given == reason]
             lines.append(f"missing {', '.join(names)}: {reason}")
         if self.protocol.note:

@@ -38,8 +38,7 @@ class Geodesic:
         num_evals: Number of evaluations of energy and gradient, over all starts and metrics.
         status: "converged", "max_evals", "nonfinite" or "rounding"; `message` says what to do.
         iterates: Number of evaluations and optimised energy, at the start and after every
-            iteration. With several metrics, those of the last metric that was solved. With several
-            starts, those of the best start.
+            iteration. They belong to the last metric that was solved, and to the best start.
         curve: The path with more points, `(N, *shape)`; None takes the path itself.
         arc: Metric length up to each point of the curve, `(N,)`, float64 on the CPU. None takes the
             flat length. If the energy is not finite, a solve also stores the flat length.

@@ -78,7 +78,9 @@ def extrapolate(
     if not 0 < mean_step < math.inf:
         raise ValueError(f"`path` must have a length, but its mean step is {mean_step} long.")
     if torch.equal(path[-1], path[-2]):
-        raise ValueError("The last two points of `path` are the same: they give no direction.")
+        raise ValueError(
+            "The last two points of `path` are equal and give no direction: remove one of them."
+        )
     num_steps = max(1, round(distance / mean_step))
     size = distance / num_steps
     points, limit = list(path.unbind()), math.inf

@@ -106,7 +106,9 @@ def frechet_mean(
         size = float(metric.norm(base[None], step[None]))
         if size <= rtol * float((weights.flatten() * reach).sum()):
             return base + step
-        start = paths + left * (base + step - mean)  # the ends stay, the start moves along
+        start = paths + left * (
+            base + step - mean
+        )  # the first points move with the mean, and the last points stay
         mean = base + step
     warnings.warn(
         f"frechet_mean: after `max_steps`={max_steps} a step is still {size:.3g} long: give more "

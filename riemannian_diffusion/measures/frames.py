@@ -69,7 +69,7 @@ def adjacent_distances(frames: Tensor, distance: Distance, *, max_batch_size: in
         ValueError: If there are fewer than 2 frames, and as in `distances`.
     """
     if len(frames) < 2:
-        raise ValueError(f"A sequence needs at least 2 frames, but got {len(frames)}.")
+        raise ValueError(f"`frames` must hold at least 2 frames, but got {len(frames)}.")
     return distances(frames[:-1], frames[1:], distance, max_batch_size=max_batch_size)
 
 
@@ -193,13 +193,13 @@ def largest_step(frames: Tensor) -> Tensor:
         ValueError: If there are fewer than 2 frames.
     """
     if len(frames) < 2:
-        raise ValueError(f"A sequence needs at least 2 frames, but got {len(frames)}.")
+        raise ValueError(f"`frames` must hold at least 2 frames, but got {len(frames)}.")
     return rmse(frames[:-1], frames[1:]).max()
 
 
 def _check_pair(x: Tensor, y: Tensor) -> None:
     if x.shape != y.shape or x.ndim != 4:
         raise ValueError(
-            "Two batches of images must have one shape (N, 3, H, W), but got "
+            "`x` and `y` must be images of one shape (N, 3, H, W), but got "
             f"{tuple(x.shape)} and {tuple(y.shape)}."
         )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from riemannian_diffusion.measures.frames import import_extra
 
-# Smallest side of an image for which every layer has an output, and file with the weights.
+# Smallest side of an image for which every layer has an output, and the file with the weights.
 LPIPS_NETWORKS = {
     "alex": (31, "alexnet-owt-7be5be79.pth"),
     "vgg": (16, "vgg16-397923af.pth"),

@@ -128,7 +128,7 @@ class PullbackMetric(Metric):
     # ------------------------------------------------------------------------------ many paths
 
     def _energies(self, batch: PathBatch, differentiate: bool, ends: Ends) -> list[PathEnergy]:
-        if type(self).energy is Metric.energy:  # a subclass uses the energy from `inner`
+        if type(self).energy is Metric.energy:  # a subclass chose the energy from `inner`
             return super()._energies(batch, differentiate, ends)
         points, places = batch.between()  # (n, *shape)
         num, numbers = len(points), [len(path) - 2 for path in batch.paths]

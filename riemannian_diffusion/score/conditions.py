@@ -35,13 +35,14 @@ class Condition:
     def __post_init__(self):
         if self.values.ndim < 2 or 0 in self.values.shape[:2]:
             raise ValueError(
-                f"A condition must be (B, P, *shape), but got {tuple(self.values.shape)}."
+                f"`values` must be (B, P, *shape), but got {tuple(self.values.shape)}."
             )
         if self.kind not in KINDS:
             raise ValueError(f"`kind` must be one of {KINDS}, but got {self.kind!r}.")
         if self.kind == "fixed" and self.values.shape[1] > 1:
             raise ValueError(
-                f"A fixed condition has one value per path, but got {self.values.shape[1]} knots."
+                "`values` of kind='fixed' must have one knot per path, but got "
+                f"{self.values.shape[1]} knots."
             )
 
     @classmethod

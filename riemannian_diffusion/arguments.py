@@ -1,4 +1,4 @@
-"""Checks of arguments, each a `ValueError` that quotes the call and says what was wanted."""
+"""Checks of arguments. Each raises a `ValueError` that names the argument and what it must be."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is a whole number, and no truth value."""
+    """Whether a value is a whole number; True and False are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_finite(value: Any) -> bool:
-    """Whether it is one finite real number, and no truth value."""
+    """Whether a value is one finite real number; True and False are not."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_whole(least: int, **values: Any) -> None:
-    """All must be whole numbers of at least so much."""
+    """Raise a `ValueError` unless all values are whole numbers of at least `least`."""
     for name, value in values.items():
         if not (is_whole(value) and value >= least):
             raise ValueError(
@@ -33,14 +33,14 @@ def check_whole(least: int, **values: Any) -> None:
 
 
 def check_finite(**values: Any) -> None:
-    """All must be finite real numbers."""
+    """Raise a `ValueError` unless all values are finite real numbers."""
     for name, value in values.items():
         if not is_finite(value):
             raise ValueError(f"`{name}` must be a finite number, but got {reprlib.repr(value)}.")
 
 
 def check_not_negative(**values: Any) -> None:
-    """All must be finite real numbers of at least 0."""
+    """Raise a `ValueError` unless all values are finite real numbers of at least 0."""
     check_finite(**values)
     for name, value in values.items():
         if value < 0:
@@ -48,7 +48,7 @@ def check_not_negative(**values: Any) -> None:
 
 
 def check_tensor(**values: Any) -> None:
-    """All must be floating-point tensors; their values may be anything."""
+    """Raise a `ValueError` unless all values are floating-point tensors, finite or not."""
     for name, value in values.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise ValueError(
@@ -58,7 +58,7 @@ def check_tensor(**values: Any) -> None:
 
 
 def check_points(**values: Any) -> None:
-    """All must be floating-point tensors of finite values."""
+    """Raise a `ValueError` unless all values are floating-point tensors of finite numbers."""
     check_tensor(**values)
     for name, value in values.items():
         if not value.isfinite().all():
@@ -69,19 +69,19 @@ def check_points(**values: Any) -> None:
 
 
 def check_kind(kind: type, **values: Any) -> None:
-    """All must be instances of a class."""
+    """Raise a `ValueError` unless all values are instances of `kind`."""
     for name, value in values.items():
         if not isinstance(value, kind):
             raise ValueError(f"`{name}` must be a {kind.__name__}, but got {kind_of(value)}.")
 
 
 def check_callable(**values: Any) -> None:
-    """All must be functions, or anything else that can be called."""
+    """Raise a `ValueError` unless all values can be called."""
     for name, value in values.items():
         if not callable(value):
             raise ValueError(f"`{name}` must be a function, but got {kind_of(value)}.")
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, for a message."""
+    """The name of a value's class, for an error message."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

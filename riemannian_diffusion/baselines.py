@@ -1,7 +1,7 @@
-"""The published interpolations that are no geodesics of a metric of this library.
+"""Published interpolations that are not geodesics of a metric of this library.
 
-With `lerp` and `slerp` they are what a geodesic has to beat. Each draws a path between two points
-of noise space, `x_t = alpha x_0 + sigma eps`, which `sample` carries back to clean points.
+Together with `lerp` and `slerp` they are the baselines for a geodesic. Each returns a path between
+two points of noise space, `x_t = alpha x_0 + sigma eps`. `sample` turns its points into clean ones.
 """
 
 from __future__ import annotations
@@ -25,9 +25,16 @@ from riemannian_diffusion.score import ScoreModel, Where
 
 
 def chi_log_density(norm: Tensor, dim: int) -> Tensor:
-    """Log-density of the norm of standard normal noise, at norms of any shape.
+    """Log-density of the norm of standard normal noise (the chi distribution).
 
-    `(d - 1) log r - r^2 / 2 - ((d / 2 - 1) log 2 + log Gamma(d / 2))`
+    `log p(r) = (d - 1) log r - r^2 / 2 - ((d / 2 - 1) log 2 + log Gamma(d / 2))`
+
+    Args:
+        norm: Norms r, positive, of any shape.
+        dim: The number d of values of the noise.
+
+    Returns:
+        Log-densities of the shape of `norm`.
     """
     constant = (dim / 2 - 1) * math.log(2) + math.lgamma(dim / 2)
     return (dim - 1) * norm.log() - norm.square() / 2 - constant
@@ -44,24 +51,25 @@ def nao(
     tol: float = 1e-3,
     max_steps: int = 1000,
 ) -> Tensor:
-    """Norm-guided interpolation (Samuel et al., NeurIPS 2023), from the straight line.
+    """Compute the norm-guided interpolation (NAO; Samuel et al., NeurIPS 2023).
 
-    Minimises `sum_i -|dx_i| f(|m_i|) + gap_weight relu(|dx_i| - eps)` by Adam: the length of the
-    path where a step `dx` at midpoint `m` weighs minus the log-density `f` of a noise's norm
-    (`chi_log_density`), and `eps = 2 |x1 - x0| / (num_points - 1)` bounds the steps. It knows norms
-    alone and asks no model; its points are to be noise of variance 1.
+    Adam minimises `sum_i -|dx_i| f(|m_i|) + gap_weight relu(|dx_i| - eps)` from the straight line.
+    The first term is the length of the path, in which a step `dx` with midpoint `m` has the weight
+    `-f(|m|)`. Here `f` is the log-density of the norm of noise (`chi_log_density`). The second term
+    keeps steps shorter than `eps = 2 |x1 - x0| / (num_points - 1)`. The method uses norms alone and
+    no model. It assumes noise of variance 1.
 
     Args:
-        x0: `shape`, a noise.
-        x1: Another.
-        num_points: Points of the path, at least 2.
+        x0: The first noise, `shape`.
+        x1: The last noise, `shape`.
+        num_points: Number of points of the path, at least 2.
         gap_weight: Weight of steps longer than `eps`, non-negative; no published value is known.
         lr: Adam's learning rate.
-        tol: Ends when the objective has changed by less than this ten times in a row.
-        max_steps: Ends after so many steps in any case.
+        tol: The descent ends when the objective has changed by less than this ten times in a row.
+        max_steps: Largest number of steps.
 
     Returns:
-        `(num_points, *shape)`, ends bit for bit.
+        The path, `(num_points, *shape)`; its end points equal `x0` and `x1` bit for bit.
 
     Raises:
         ValueError: If the shapes differ or an argument is out of range.
@@ -73,20 +81,20 @@ def nao(
     inner = path[1:-1].flatten(1).clone().requires_grad_()
     ends = path[:1].flatten(1), path[-1:].flatten(1)
     optimizer = torch.optim.Adam([inner], lr=lr)
-    previous, calm = math.inf, 0
+    previous, num_small = math.inf, 0
     for _ in range(max_steps if len(inner) else 0):
         with torch.enable_grad():
             whole = torch.cat([ends[0], inner, ends[1]])
             steps = (whole[1:] - whole[:-1]).norm(dim=1)
             norms = ((whole[1:] + whole[:-1]) / 2).norm(dim=1)
-            # float64 on the CPU: the terms of f are of the size of the dimension
+            # float64 on the CPU, because the terms of f are as large as the dimension
             weights = -chi_log_density(norms.cpu().double(), x0.numel()).to(steps)
             loss = (steps * weights + gap_weight * F.relu(steps - longest)).sum()
             (inner.grad,) = torch.autograd.grad(loss, inner)
         optimizer.step()
-        calm = calm + 1 if abs(previous - float(loss.detach())) < tol else 0
+        num_small = num_small + 1 if abs(previous - float(loss.detach())) < tol else 0
         previous = float(loss.detach())
-        if calm == 10:
+        if num_small == 10:
             break
     return torch.cat([x0[None], inner.detach().view_as(path[1:-1]), x1[None]])
 
@@ -104,27 +112,29 @@ def noise_diffusion(
     noise_weight: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """NoiseDiffusion (Zheng et al., ICLR 2024): a spherical blend with the clean points mixed in.
+    """Compute the interpolation of NoiseDiffusion (Zheng et al., ICLR 2024).
 
-    `a l0 + b l1 + (mu - a) alpha clean0 + (nu - b) alpha clean1 + g sigma eps` with `l` the
-    points clipped, `a = sqrt(1 - g^2) cos(u pi / 2)`, `b = sqrt(1 - g^2) sin(u pi / 2)`,
-    `mu = boost a / (a + b)` and `nu = boost b / (a + b)`. It misses both ends: they are clipped,
-    and their clean part is boosted.
+    It is a spherical blend of the noisy points and of the clean points:
+    `a l0 + b l1 + (mu - a) alpha clean0 + (nu - b) alpha clean1 + g sigma eps`, where `l0` and `l1`
+    are the clipped noisy points, `a = sqrt(1 - g^2) cos(u pi / 2)`,
+    `b = sqrt(1 - g^2) sin(u pi / 2)`, `mu = boost a / (a + b)` and `nu = boost b / (a + b)`. The
+    path does not meet `x0` and `x1`, because its ends are clipped and their clean part is boosted.
 
     Args:
-        x0: `shape` at the level of `alpha`, inverted from `clean0`.
-        x1: The same for `clean1`.
-        num_points: Points of the path, at least 2.
-        clean0: The clean point `shape`.
-        clean1: The same.
-        alpha: Factor of the clean data at the level, in (0, 1]; `sigma = sqrt(1 - alpha^2)`.
-        clip: Entries of both points are clipped to this, positive.
-        boost: Sum of the clean points' weights over `alpha`.
-        noise_weight: `g` in [0, 1), of one fresh noise shared by all points.
+        x0: The first noisy point, `shape`, inverted from `clean0`.
+        x1: The last noisy point, `shape`, inverted from `clean1`.
+        num_points: Number of points of the path, at least 2.
+        clean0: The first clean point, `shape`.
+        clean1: The last clean point, `shape`.
+        alpha: Factor of the clean data at the level of `x0` and `x1`, in (0, 1];
+            `sigma = sqrt(1 - alpha^2)`.
+        clip: Largest absolute value of the entries of `l0` and `l1`, positive.
+        boost: Sum of the weights of the clean points over `alpha`.
+        noise_weight: Weight `g` of a fresh noise `eps`, in [0, 1). All points share the noise.
         generator: Source of that noise.
 
     Returns:
-        `(num_points, *shape)`.
+        The path, `(num_points, *shape)`.
 
     Raises:
         ValueError: If the shapes differ or an argument is out of range.
@@ -138,7 +148,9 @@ def noise_diffusion(
         )
     shapes = {tuple(point.shape) for point in (x0, x1, clean0, clean1)}
     if len(shapes) > 1:
-        raise ValueError(f"All points must have one shape, but got {sorted(shapes)}.")
+        raise ValueError(
+            f"`x0`, `x1`, `clean0` and `clean1` must have one shape, but got {sorted(shapes)}."
+        )
     u = lerp(x0.new_zeros(()), x0.new_ones(()), num_points).view(-1, *[1] * x0.ndim)
     kept = (1 - noise_weight**2) ** 0.5
     a, b = kept * torch.cos(u * torch.pi / 2), kept * torch.sin(u * torch.pi / 2)
@@ -166,36 +178,39 @@ def density_geodesic(
     generator: torch.Generator | None = None,
     pair: int = 0,
 ) -> Tensor:
-    """A probability-density geodesic (Yu et al., CVPR 2025, arXiv 2504.06675), from slerp.
+    """Compute a probability-density geodesic (Yu et al., CVPR 2025, arXiv 2504.06675).
 
-    Descends to a stationary path of the length `int p^-exponent |dx|` on the sphere of the ends'
-    mean norm: a point of velocity v and acceleration a moves by `d + a / (|v|^2 exponent)`, both
-    without their parts along the point and along v. The density's direction d is `sigma score / 2`
-    at a random level near `timestep`, the points carried there under fresh noise. Stages have 1, 3,
-    7, 15... points between the ends; one ends early where the term of the acceleration
-    outweighs that of the density, as in the authors' code.
+    The descent starts from slerp and seeks a stationary path of the length
+    `int p^-exponent |dx|` on a sphere, whose radius is the mean norm of the end points. A point
+    with velocity v and acceleration a moves by `d + a / (|v|^2 exponent)`. Both terms are projected
+    orthogonally to the point and to v. The direction d of rising density is `sigma score / 2` at a
+    random noise level near `timestep`, to which the points are moved with fresh noise. Stages have
+    1, 3, 7, 15, ... points between the end points. A stage ends early when the term of the
+    acceleration is larger than the term of the density, as in the authors' code.
 
-    Two things differ from that code: its splines run on the sphere, where these are natural cubic
-    ones brought back to it, and the ends stay as given where it scales them to the sphere. Prompts
-    fitted to the images by textual inversion are the caller's.
+    Two things differ from the authors' code. It uses splines on the sphere, and this function uses
+    natural cubic splines and projects them onto the sphere. It scales the end points to the sphere,
+    and this function leaves them as they are. The authors fit prompts to the images by textual
+    inversion. This function leaves that to the caller.
 
     Args:
-        levels: Timestep -> score model; published: the difference of a prompt and a negative one.
-        timestep: The level of `x0` and `x1`.
-        x0: `shape`.
-        x1: Another.
-        num_points: Points of the path, at least 2.
-        exponent: Positive; small values weigh the path's straightness on the sphere.
-        spread: The random level is at most so many timesteps away; 0 for none.
-        num_stages: At least 1.
-        steps_per_stage: At least 1.
-        lr: Length of the steps; it falls to 0 linearly and is shared among a stage's points.
-        generator: Source of levels and noises.
-        pair: The index of this pair of points, for scores that differ between pairs; the points of
-            the path lie at even fractions of it.
+        levels: A function that takes a timestep and returns the score model at that level. The
+            authors use the difference of a prompt and a negative prompt.
+        timestep: Timestep of the noise level of `x0` and `x1`.
+        x0: The first point, `shape`.
+        x1: The last point, `shape`.
+        num_points: Number of points of the path, at least 2.
+        exponent: Exponent of the density, positive. Small values favour straight paths on the
+            sphere.
+        spread: Largest difference between `timestep` and the random timestep, at least 0.
+        num_stages: Number of stages, at least 1.
+        steps_per_stage: Largest number of steps of each stage, at least 1.
+        lr: First length of a step. It falls to 0 linearly, and the points of a stage share it.
+        generator: Source of the random levels and noises.
+        pair: Index of this pair of points, for scores that differ between pairs.
 
     Returns:
-        `(num_points, *shape)`, ends bit for bit.
+        The path, `(num_points, *shape)`; its end points equal `x0` and `x1` bit for bit.
 
     Raises:
         ValueError: If the shapes differ or an argument is out of range.
@@ -236,14 +251,17 @@ def density_geodesic(
 
 
 def natural_spline(num_knots: int, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The natural cubic spline through even knots on [0, 1], as matrices on the knots' values.
+    """Evaluate the natural cubic spline through evenly spaced knots on [0, 1].
+
+    The spline is linear in the values at the knots, so the result is given as matrices.
 
     Args:
-        num_knots: K, at least 2.
-        u: `(U,)` in [0, 1], float64.
+        num_knots: Number of knots K, at least 2.
+        u: Places `(U,)` in [0, 1], float64.
 
     Returns:
-        Matrices `(U, K)` that give its values and its first and second derivatives at `u`.
+        Three matrices `(U, K)`. Times the values at the knots, they give the spline at `u`, its
+        first and its second derivative.
     """
     h, eye = 1 / (num_knots - 1), torch.eye(num_knots, dtype=torch.float64)
     system, jumps = eye.clone(), torch.zeros_like(eye)
@@ -264,10 +282,10 @@ def _uphill(levels, timestep: float, path: Tensor, where: Where, spread: int, ge
     """`sigma score / 2` at a random level, the points carried there under fresh noise."""
     device = "cpu" if generator is None else generator.device
     offset = torch.randint(-spread, spread + 1, (), generator=generator, device=device)
-    here, there = levels(timestep), levels(timestep + int(offset))
-    scale = there.alpha / here.alpha
-    moved = scale * path + (there.sigma - scale * here.sigma) * _noise(path, generator)
-    return there.sigma * there(moved, where) / 2
+    level, target = levels(timestep), levels(timestep + int(offset))
+    scale = target.alpha / level.alpha
+    moved = scale * path + (target.sigma - scale * level.sigma) * _noise(path, generator)
+    return target.sigma * target(moved, where) / 2
 
 
 def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -275,10 +293,12 @@ def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=device).to(like)
 
 
-def _on_sphere(points: Tensor, radius: Tensor) -> Tensor:  # (K, d), each scaled to the radius
+def _on_sphere(points: Tensor, radius: Tensor) -> Tensor:
+    """Points `(K, d)`, each scaled to the radius."""
     return points * (radius / points.norm(dim=1, keepdim=True))
 
 
-def _across(v: Tensor, direction: Tensor) -> Tensor:  # (K, d) without their parts along directions
+def _across(v: Tensor, direction: Tensor) -> Tensor:
+    """The parts of vectors `(K, d)` that are orthogonal to the directions `(K, d)`."""
     along = (v * direction).sum(1, keepdim=True) / direction.square().sum(1, keepdim=True)
     return v - along * direction

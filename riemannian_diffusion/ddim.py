@@ -1,10 +1,10 @@
 """Deterministic DDIM between noise levels, forwards and backwards (Song et al., arXiv 2010.02502).
 
-In `z = x / alpha` and `tau = sigma / alpha` a step is an Euler step `z' = z + (tau' - tau) eps`.
-Sampling takes `eps` at the level it leaves. Inversion must undo exactly that step, so its `eps` is
-that of the level it arrives at: an implicit equation, solved by fixed-point iteration. For a
-rectified flow, `x = (1 - t) x_0 + t eps`, it is the Euler step along the velocity,
-`x' = x + (t' - t) v`.
+In the coordinates `z = x / alpha` and `tau = sigma / alpha`, a DDIM step is the Euler step
+`z' = z + (tau' - tau) eps`. Sampling evaluates `eps` at the start of its step. Inversion must undo
+exactly that step, so it evaluates `eps` at the end of its own step. This is an implicit equation,
+which fixed-point iteration solves. For a rectified flow, `x = (1 - t) x_0 + t eps`, the same
+formula is the Euler step along the velocity `v`, `x' = x + (t' - t) v`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ Levels = Callable[[float], ScoreModel]
 
 
 def ddim_step(x: Tensor, eps: Tensor, abar_from: float, abar_to: float) -> Tensor:
-    """One deterministic step of noise prediction `eps` between two levels, in either direction.
+    """Take one deterministic step between two noise levels, in either direction.
 
     Args:
-        x: `(K, *shape)` at the level `abar_from`.
-        eps: `(K, *shape)`, the predicted noise.
-        abar_from: Squared factor of the clean data where the step starts, in (0, 1].
-        abar_to: The same where it ends.
+        x: Points `(K, *shape)` at the level `abar_from`.
+        eps: The predicted noise, `(K, *shape)`.
+        abar_from: Squared factor of the clean data at the start of the step, in (0, 1].
+        abar_to: Squared factor of the clean data at the end of the step, in (0, 1].
 
     Returns:
-        `(K, *shape)` at the level `abar_to`.
+        Points `(K, *shape)` at the level `abar_to`.
 
     Raises:
         ValueError: If a level lies outside (0, 1], or the shapes differ.
@@ -46,9 +46,9 @@ def ddim_step(x: Tensor, eps: Tensor, abar_from: float, abar_to: float) -> Tenso
     check_tensor(x=x, eps=eps)
     if x.shape != eps.shape:
         raise ValueError(
-            f"`x` and `eps` must have one shape, but are {tuple(x.shape)} and {tuple(eps.shape)}."
+            f"`x` and `eps` must have one shape, but got {tuple(x.shape)} and {tuple(eps.shape)}."
         )
-    return _step(x, eps, *(_factors(abar) for abar in (abar_from, abar_to)))
+    return _step(x, eps, _factors("abar_from", abar_from), _factors("abar_to", abar_to))
 
 
 def invert(
@@ -63,17 +63,20 @@ def invert(
     """Turn clean points into the noise from which `sample` returns them.
 
     Args:
-        model: Timestep -> score model at that level; any callable.
+        model: A function that takes a timestep and returns the score model at that level.
         x: Clean points `(K, *shape)`.
-        timesteps: The noisy levels to visit, in any order; the last one visited is the noisiest.
+        timesteps: The timesteps of the noisy levels to visit, in any order.
         final_abar: Squared factor of the data at the clean level: 1, or the scheduler's
             `final_alpha_cumprod`.
         fixed_point_iterations: Evaluations per step after the first guess, at least 0. With 0 this
-            is the usual approximate inversion, whose `eps` is taken at the point the step leaves.
+            is the usual approximate inversion, which evaluates `eps` at the start of its step.
         where: The places of the points on their paths, for scores that change along the path.
 
     Returns:
         Points `(K, *shape)` at the noisiest of the timesteps.
+
+    Raises:
+        ValueError: If an argument is out of range, or `model` does not return score models.
     """
     steps = invert_steps(
         model,
@@ -94,7 +97,21 @@ def sample(
     final_abar: float = 1.0,
     where: Where | None = None,
 ) -> Tensor:
-    """Turn noisy points back into clean ones; arguments are those of `invert`."""
+    """Turn noisy points into clean points.
+
+    Args:
+        model: As in `invert`.
+        x: Points `(K, *shape)` at the noisiest of the timesteps.
+        timesteps: As in `invert`.
+        final_abar: As in `invert`.
+        where: As in `invert`.
+
+    Returns:
+        Clean points `(K, *shape)`.
+
+    Raises:
+        ValueError: As in `invert`.
+    """
     steps = sample_steps(model, x, timesteps, final_abar=final_abar, where=where)
     return deque(steps, maxlen=1).pop()
 
@@ -111,15 +128,19 @@ def sdedit(
     """Add noise to clean points and sample back: SDEdit (Meng et al., arXiv 2108.01073).
 
     Args:
-        model: Timestep -> score model at that level; any callable.
+        model: As in `invert`.
         x: Clean points `(K, *shape)`.
-        timesteps: The noisy levels to visit, in any order; noise is added for the noisiest.
-        final_abar: As for `invert`.
+        timesteps: The timesteps of the noisy levels to visit, in any order. The added noise is that
+            of the noisiest level.
+        final_abar: As in `invert`.
         generator: Source of the noise.
-        where: As for `invert`.
+        where: As in `invert`.
 
     Returns:
-        Samples of the model near the given points `(K, *shape)`, the farther the noisier the level.
+        Samples of the model near the given points, `(K, *shape)`. More noise moves them farther.
+
+    Raises:
+        ValueError: As in `invert`.
     """
     check_points(x=x)
     levels = _checked(timesteps)
@@ -141,17 +162,17 @@ def invert_steps(
     fixed_point_iterations: int = 3,
     where: Where | None = None,
 ) -> Iterator[Tensor]:
-    """The steps of `invert`, one level after the other."""
+    """Yield the points of `invert` after each of its steps."""
     check_points(x=x)
     check_whole(0, fixed_point_iterations=fixed_point_iterations)
-    here = _factors(final_abar)
+    current = _factors("final_abar", final_abar)
     for timestep in _checked(timesteps):
         level = _level(model, timestep)
-        there = level.alpha, level.sigma
+        target = level.alpha, level.sigma
         guess = x
         for _ in range(1 + fixed_point_iterations):
-            guess = _step(x, -level.sigma * level(guess, where), here, there)
-        x, here = guess, there
+            guess = _step(x, -level.sigma * level(guess, where), current, target)
+        x, current = guess, target
         yield x
 
 
@@ -163,18 +184,18 @@ def sample_steps(
     final_abar: float = 1.0,
     where: Where | None = None,
 ) -> Generator[Tensor, Tensor | None, None]:
-    """The steps of `sample`, one level after the other.
+    """Yield the points of `sample` after each of its steps.
 
-    A caller may `send` back other points to go on from.
+    If the caller sends points back to the generator, the next step starts from them.
     """
     check_points(x=x)
     levels = _checked(timesteps)[::-1]
     for i, timestep in enumerate(levels):
-        level, there = _level(model, timestep), _factors(final_abar)
+        level, target = _level(model, timestep), _factors("final_abar", final_abar)
         if i + 1 < len(levels):
             following = _level(model, levels[i + 1])
-            there = following.alpha, following.sigma
-        x = _step(x, -level.sigma * level(x, where), (level.alpha, level.sigma), there)
+            target = following.alpha, following.sigma
+        x = _step(x, -level.sigma * level(x, where), (level.alpha, level.sigma), target)
         sent = yield x
         x = x if sent is None else sent
 
@@ -190,19 +211,21 @@ def _level(model: Levels, timestep: float) -> ScoreModel:
     return level
 
 
-def _factors(abar: float) -> tuple[float, float]:
-    """The factors of data and noise."""
+def _factors(name: str, abar: float) -> tuple[float, float]:
+    """The factors of the data and of the noise at a level."""
     if not (is_finite(abar) and 0 < abar <= 1):
-        raise ValueError(f"Levels must be in (0, 1], but got {abar}.")
+        raise ValueError(f"`{name}` must be in (0, 1], but got {abar}.")
     return abar**0.5, (1 - abar) ** 0.5
 
 
-def _step(x: Tensor, eps: Tensor, here: tuple[float, float], there: tuple[float, float]) -> Tensor:
-    clean = (x - here[1] * eps) / here[0]
-    return there[0] * clean + there[1] * eps
+def _step(x: Tensor, eps: Tensor, start: tuple[float, float], end: tuple[float, float]) -> Tensor:
+    """One DDIM step between levels that are given by their factors of data and noise."""
+    clean = (x - start[1] * eps) / start[0]
+    return end[0] * clean + end[1] * eps
 
 
 def _checked(timesteps: Iterable[float]) -> list[float]:
+    """The timesteps as numbers, from clean to noisy."""
     if not isinstance(timesteps, Iterable):
         raise ValueError(f"`timesteps` must be one or more different levels, but got {timesteps}.")
     levels = [t.item() if isinstance(t, Tensor) else t for t in timesteps]

@@ -1,7 +1,7 @@
-"""Events: what a long computation tells its caller while it runs.
+"""Events: reports of a long computation to its caller while it runs.
 
-Stages yield events. A listener receives each of them, and once more the latest one before every
-evaluation of a network. A listener that raises an exception ends the stage there.
+Stages yield events. A listener receives every event. Before every evaluation of a network it also
+receives the latest event again. A listener ends a stage by raising an exception.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Event:
-    """How far a stage is.
+    """The progress of a stage.
 
     Attributes:
         stage: Name of the stage: "encode", "invert", "solve", "sample", "retime", "extend",
             "transport" or "decode".
-        done: Steps done; in "solve", evaluations of energy and gradient over all gaps.
-        total: Steps in all; None where nobody knows, as in "solve", which ends when it converges.
+        done: Number of steps done; in "solve", the number of evaluations of energy and gradient
+            over all gaps.
+        total: Number of all steps; None if it is unknown, as in "solve", which ends when it
+            converges.
         latents: Points after this step, `(K, *shape)`, or None.
         energy: In "solve", the optimised energy of the gap after this evaluation or iteration.
         gap: In "solve", the number of the gap among all that are solved side by side.
-        iteration: In "solve", whether an iteration of the solver has ended here.
+        iteration: In "solve", whether this event ends an iteration of the solver.
         timestep: In "invert" and "sample", the timestep of the step.
-        calls: Evaluations of networks since the stage began.
+        calls: Number of evaluations of networks since the stage began.
     """
 
     stage: str
@@ -51,7 +53,7 @@ _on_call: ContextVar[Callable[[], None] | None] = ContextVar("on_call", default=
 
 
 def network_called() -> None:
-    """Tell the listener of this thread, if there is one, that a network is about to run."""
+    """Report to the listener of this thread, if there is one, that a network is about to run."""
     on_call = _on_call.get()
     if on_call is not None:
         on_call()
@@ -70,12 +72,12 @@ def run(events: Generator[Event, Any, T], listener: Listener | None = None) -> T
     """Run a stage to its end.
 
     Args:
-        events: The stage, a generator of events. What the listener returns is sent back to it.
+        events: The stage, a generator of events. Results of the listener are sent back to it.
         listener: Receives every event, and the latest one with a new count of `calls` before every
             evaluation of a network. It ends the stage by raising an exception.
 
     Returns:
-        What the stage returns.
+        The result of the stage.
     """
     if listener is None:
         while True:

@@ -1,4 +1,4 @@
-"""Files that are never half written: any file, and tensors with settings in safetensors files."""
+"""Files that are written atomically, and tensors with settings in safetensors files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a temporary path beside `path`, then move that to `path`."""
+    """Call `write` with a temporary path beside `path`, then move the file to `path`."""
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         write(temporary)
@@ -36,9 +36,9 @@ def save(
 
     Args:
         path: The file.
-        kind: What it holds, such as "Keyframes".
+        kind: Name of the class of the saved object, such as "Keyframes".
         tensors: The tensors, on any device.
-        settings: Everything else: values that JSON can hold.
+        settings: All other fields, as values that JSON can hold.
 
     Raises:
         ValueError: If JSON cannot hold a setting.
@@ -59,19 +59,19 @@ def load(
     kind: str,
     unpack: Callable[[dict[str, Tensor], dict[str, Any]], T],
 ) -> T:
-    """Read what `save` wrote.
+    """Read a file that `save` wrote.
 
     Args:
         path: The file.
-        kind: What it must hold, such as "Keyframes".
-        unpack: Makes the object from the tensors, on the CPU, and the settings.
+        kind: Name of the class that the file must hold, such as "Keyframes".
+        unpack: A function that makes the object from the tensors, on the CPU, and the settings.
 
     Returns:
-        What `unpack` returns.
+        The object that `unpack` returns.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged or holds something else.
+        ValueError: If the file is damaged or holds another class.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -80,7 +80,7 @@ def load(
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            # Copies are aligned in memory; the last bits of a product can depend on that.
+            # The copies are aligned in memory. The last bits of a product can depend on that.
             tensors = {n: file.get_tensor(n).clone() for n in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged, or no safetensors file ({error}).") from error
@@ -96,13 +96,14 @@ def load(
 
 
 def digest_of(modules: Sequence[nn.Module | None], *described: Any) -> str:
-    """A hash of networks, and of whatever else can be described in JSON.
+    """Compute a hash of networks and of values.
 
-    At most 2,047 entries of each weight are read, evenly spread: another network differs in them.
+    It reads at most 2,047 evenly spread entries of each weight, which suffices to tell networks
+    apart.
 
     Args:
-        modules: The networks; None is left out.
-        described: Anything else. A value that JSON cannot hold is described by `str`.
+        modules: The networks; entries that are None are left out.
+        described: Values that JSON can hold; others are described by `str`.
     """
     import torch
 

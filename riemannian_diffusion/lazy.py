@@ -1,4 +1,4 @@
-"""Names of a package that are imported from their modules on first access (PEP 562)."""
+"""Packages whose names are imported from their submodules on first access (PEP 562)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from importlib.util import find_spec
 def lazy_names(
     package: str, names: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """Build `__getattr__` and `__dir__` of a package that imports its names lazily.
+    """Build `__getattr__` and `__dir__` for a package that imports its names lazily.
 
-    Submodules that are not imported yet can be accessed as attributes of the package, too.
+    Submodules that are not imported yet can also be accessed as attributes of the package.
 
     Args:
         package: `__name__` of the package.
-        names: Public names by the submodule that defines them.
+        names: For each submodule, the public names that it defines.
     """
     modules = {name: module for module, group in names.items() for name in group}
 
     def getattr_(name: str) -> object:
         if name in modules:
             value = getattr(import_module(f"{package}.{modules[name]}"), name)
-            setattr(sys.modules[package], name, value)  # later accesses do not come here
+            setattr(sys.modules[package], name, value)  # later accesses do not call this function
             return value
         if not name.startswith("_") and find_spec(f"{package}.{name}") is not None:
             return import_module(f"{package}.{name}")

@@ -1,7 +1,7 @@
-"""A model under fixed conditions at every noise level: timestep -> score.
+"""A model under fixed conditions at every noise level.
 
-`Schedule` is read from the scheduler object that is given. A scheduler rebuilt from its config
-would lose the values that were left at their defaults.
+A `Schedule` is read from the given scheduler object. A scheduler rebuilt from its config would lose
+the values that were left at their defaults.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from riemannian_diffusion.score.diffusion import is_flow, level_at
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.score.network import Level, NetworkScore, Predict
 
-NOISIEST = 0.999  # the noisiest level of a flow: at 1 there are no data left
+NOISIEST = 0.999  # noisiest level of a flow, because a level of 1 contains no data
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The noise levels that sampling visits, and all others that the scheduler has.
+    """The noise levels that sampling visits, and access to all other levels of a scheduler.
 
     Attributes:
         levels: The levels of the steps, noisiest first.
@@ -57,7 +57,7 @@ class Schedule:
         return self.levels[0].prediction_type == "flow_prediction"
 
     def at(self, timestep: float) -> Level:
-        """The level of a timestep, one of the steps or any other.
+        """The level of a timestep, which need not be one of the steps.
 
         Raises:
             ValueError: If the scheduler has no such level.
@@ -68,7 +68,7 @@ class Schedule:
         return level_at(self.scheduler, timestep)
 
     def timestep_of(self, noise: float) -> int:
-        """The timestep whose noise, in units of the clean data, is nearest to `noise`."""
+        """The timestep whose noise level, in units of the clean data, is nearest to `noise`."""
         if self.is_flow:
             return round(self.num_timesteps * noise / (1 + noise))
         abar = self.scheduler.alphas_cumprod.cpu().double()
@@ -86,8 +86,8 @@ def read_schedule(
     """The levels that a scheduler visits in a number of steps, or in the last of them.
 
     Args:
-        scheduler: A scheduler of diffusers with `alphas_cumprod`, or of a rectified flow. A copy of
-            it is asked for its timesteps; it stays as it is.
+        scheduler: A scheduler of diffusers with `alphas_cumprod`, or one of a rectified flow. It
+            is copied and not changed.
         num_steps: The number of steps, at least 1.
         strength: The share of the steps, in (0, 1], whose levels are read: the last ones.
         num_tokens: The number of image tokens, on which the shift of some flows depends.
@@ -129,7 +129,7 @@ def _last(timesteps: list[float], strength: float) -> list[float]:
 
 
 def _level_of_step(scheduler: Any, index: int, timestep: float) -> Level:
-    """The level of one step: by its index in the training schedule, or else by its own sigma."""
+    """The level of one step, from the training schedule or from the sigma of the step."""
     if timestep == int(timestep) and not _has_own_sigmas(scheduler):
         return level_at(scheduler, timestep)
     noise = float(scheduler.sigmas[index])  # in units of the clean data
@@ -139,7 +139,7 @@ def _level_of_step(scheduler: Any, index: int, timestep: float) -> Level:
 
 
 def _has_own_sigmas(scheduler: Any) -> bool:
-    """Whether the noise of a step is another than that of its timestep in training."""
+    """Whether the noise of a step may differ from that of its timestep in training."""
     config = scheduler.config
     names = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
     return any(config.get(name) for name in names)
@@ -164,7 +164,7 @@ def _flow_timesteps(
 
 
 def _shift(config: Any, num_tokens: int | None) -> float:
-    """The shift of a flow for a number of image tokens, linear as in diffusers' FluxPipeline."""
+    """The shift of a flow, linear in the number of image tokens as in diffusers' FluxPipeline."""
     if num_tokens is None:
         raise ValueError("This flow's shift depends on the image size: give `num_tokens`.")
     slope = (config.max_shift - config.base_shift) / (
@@ -175,13 +175,13 @@ def _shift(config: Any, num_tokens: int | None) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """A model under fixed conditions, at any noise level: timestep -> `ScoreModel`.
+    """A model under fixed conditions at any noise level: it maps timesteps to score models.
 
-    It reads nothing from a pipeline: what is kept of one call gives the same values after another.
+    It reads nothing from a pipeline, so later calls of the pipeline do not change its scores.
 
     Attributes:
-        network: The network; None after loading from a file, until a pipeline connects it.
-        predict: `(x, timestep, conditions) -> prediction`, which calls the network.
+        network: The network; None after loading from a file, until `pipe.connect` sets it.
+        predict: A function `(x, timestep, conditions) -> prediction` that calls the network.
         schedule: The noise levels.
         conditions: What the network is conditioned on along the path.
         guidance_scale: Classifier-free guidance above 1.
@@ -191,7 +191,7 @@ class Levels:
         max_batch_size: Largest batch given to the network; None for no limit.
 
     Raises:
-        ValueError: If a number is out of range, or guidance has no negative conditions.
+        ValueError: If a number is out of range, or guidance lacks negative conditions.
     """
 
     network: nn.Module | None
@@ -237,16 +237,16 @@ class Levels:
 
         Args:
             timestep: A timestep of the schedule, or any other of the scheduler.
-            mode: "conditional", "guided" or "difference" as in `DiffusionScore`; None for the one
-                that sampling uses.
+            mode: "conditional", "guided" or "difference", as in `DiffusionScore`. None takes the
+                mode that sampling uses.
 
         Raises:
-            ValueError: If there is no such level or mode, the mode reads the difference of equal
-                conditions, or no model is connected.
+            ValueError: If there is no such level or mode, no model is connected, or the mode is
+                "difference" and the positive and negative conditions are equal.
         """
         if self.network is None or self.predict is None:
             raise ValueError(
-                "These levels come from a file and have no model yet: pass what was loaded to a "
+                "These levels come from a file and have no model yet: pass the loaded object to a "
                 "stage of the pipeline, or to `pipe.connect`."
             )
         mode = self.mode if mode is None else mode
@@ -274,7 +274,7 @@ class Levels:
         if negative is None:
             raise ValueError(
                 "mode='difference' reads the difference of a prompt and a negative prompt, but "
-                "these conditions have no negative ones."
+                "these conditions have no negative prompt."
             )
         same = (
             torch.equal(one.values, negative[name].values.expand(one.values.shape))
@@ -283,5 +283,5 @@ class Levels:
         if all(same):
             raise ValueError(
                 "The metric reads the difference of `prompt` and `negative_prompt`, but both are "
-                "the same: give another one of either, or score_mode='conditional'."
+                "the same: change one of them, or pass score_mode='conditional'."
             )

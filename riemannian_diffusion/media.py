@@ -1,4 +1,4 @@
-"""Images, clips and morphs as files: keyframes are read, frames written, never half a file."""
+"""Images, clips and morphs as files. Files are complete when they appear under their name."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of a clip.
+    """Frames that were read from a video.
 
     Attributes:
-        frames: PIL images, RGB.
-        fps: Its frames per second.
-        places: The frames' numbers in it.
+        frames: The frames, PIL images in RGB.
+        fps: Frames per second of the video.
+        places: Number of each frame in the video, from 0.
     """
 
     frames: list[Any]
@@ -35,18 +35,18 @@ class Clip:
 
 
 def sorted_by_name(folder: Path) -> list[Path]:
-    """What is in a folder and not hidden, numbers in names by value."""
+    """Files and folders of a folder by name, without hidden ones; `2` comes before `10`."""
     visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
     return sorted(visible, key=lambda path: (_natural(path.name), path.name))
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    pieces = re.split(r"(\d+)", name)  # text and digits by turns
+    pieces = re.split(r"(\d+)", name)  # text and digits alternate
     return [(1, int(p), "") if i % 2 else (0, 0, p) for i, p in enumerate(pieces)]
 
 
 def images_in(folder: Path) -> tuple[Path, ...]:
-    """The image files in a folder, by name."""
+    """The image files in a folder, sorted by name."""
     return tuple(
         p for p in sorted_by_name(folder) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
     )
@@ -54,11 +54,11 @@ def images_in(folder: Path) -> tuple[Path, ...]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """An image file for as long as it is read.
+    """Open an image file inside the context.
 
     Raises:
-        OSError: Whatever goes wrong meanwhile: Pillow's errors are of many kinds, and not all of
-            them name the file.
+        OSError: If the file cannot be read as an image. Pillow raises errors of many classes, and
+            not all of them name the file, so they are replaced by this one.
     """
     from PIL import Image
 
@@ -72,7 +72,15 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def open_image(path: Path, size: tuple[int, int] | None):
-    """An image file, upright, RGB; cropped and scaled to (width, height) where given."""
+    """Read an image file in RGB and turn it upright.
+
+    Args:
+        path: The file.
+        size: Width and height to which the image is cropped and scaled; None keeps its size.
+
+    Raises:
+        OSError: If the file cannot be read as an image.
+    """
     from PIL import ImageOps
 
     with opened(path) as image:
@@ -81,7 +89,7 @@ def open_image(path: Path, size: tuple[int, int] | None):
 
 
 def converted(image, mode: str):
-    """A PIL image in another mode; of 16-bit greys, which Pillow clips, the upper 8 bits."""
+    """A PIL image in another mode. Of 16-bit greys the upper 8 bits are kept; Pillow clips them."""
     from PIL import Image
 
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -92,16 +100,16 @@ def converted(image, mode: str):
 def read_clip(
     path: Path, places: Sequence[int] | None = None, size: tuple[int, int] | None = None
 ) -> Clip:
-    """Frames of a video file.
+    """Read frames of a video file.
 
     Args:
-        path: The file, of any kind that ffmpeg reads.
+        path: The file, in any format that ffmpeg reads.
         places: Numbers of the frames, from 0; negative ones count from the end. None takes all.
-        size: Crop and scale them to (width, height).
+        size: Width and height to which frames are cropped and scaled; None keeps their size.
 
     Raises:
         OSError: If the file is missing or is no video.
-        ValueError: If it has no such frame.
+        ValueError: If the video has no frame with one of the numbers.
     """
     import imageio_ffmpeg
     from PIL import Image
@@ -139,7 +147,17 @@ def _fitted(image, size: tuple[int, int] | None):
 
 
 def write_frames(frames: list, output: Path, fps: float) -> None:
-    """Write frames as a GIF, a video, a grid or a directory, under a temporary name first."""
+    """Write frames to a file or a folder, first under a temporary name.
+
+    Args:
+        frames: PIL images of one size.
+        output: The suffix selects the kind: `.gif`, `.mp4`, another image format for a grid of all
+            frames, or no suffix for a folder of PNG files.
+        fps: Frames per second of a GIF or a video.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
     suffix = output.suffix.lower()
     if suffix == "":
         _write_directory(frames, output)
@@ -159,16 +177,16 @@ def write_frames(frames: list, output: Path, fps: float) -> None:
 def _write_directory(frames: list, output: Path) -> None:
     temporary = output.with_name(f".{os.getpid()}-{output.name}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a process of this number that was killed
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process of this number
         temporary.mkdir()
         for i, frame in enumerate(frames):
             frame.save(temporary / f"frame_{i:04d}.png")
-        if output.exists():  # only with --force: replace the frames, leave what else is there
+        if output.exists():  # only with --force: replace the frames, keep all other files
             names = {new.name for new in temporary.iterdir()}
             for new in sorted_by_name(temporary):
                 new.replace(output / new.name)
             old = [p for p in sorted_by_name(output) if re.fullmatch(r"frame_\d{4,}\.png", p.name)]
-            for path in reversed(old):  # no gap, whenever this ends
+            for path in reversed(old):  # from the end, so that an interruption leaves no gap
                 if path.name not in names:
                     path.unlink()
         else:
@@ -188,7 +206,7 @@ def _write_video(frames: list, path: Path, fps: float) -> None:
         writer.send(None)
         for frame in frames:
             writer.send(np.ascontiguousarray(np.asarray(frame.convert("RGB"))))
-    try:  # ffmpeg tells nobody that the disk was full when it finished the file
+    try:  # ffmpeg reports no error if the disk was full when it finished the file
         num_frames, _ = imageio_ffmpeg.count_frames_and_secs(path)
     except RuntimeError:
         num_frames = 0
@@ -197,7 +215,7 @@ def _write_video(frames: list, path: Path, fps: float) -> None:
 
 
 def _grid(frames: list):
-    """All frames in rows, as near to a square as they come, on white."""
+    """All frames in rows on a white sheet that is nearly square."""
     from PIL import Image
 
     width, height = frames[0].size

@@ -1,4 +1,4 @@
-"""Paths: tensors `(K, *shape)` of K points, read as straight between neighbours."""
+"""Paths: tensors `(K, *shape)` of K points, joined by straight segments."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from riemannian_diffusion.arguments import (
 
 
 class HasEnergy(Protocol):
-    """What gives every segment of a path an energy: a `Metric`."""
+    """An object, such as a `Metric`, that defines an energy for every segment of a path."""
 
     def energy(self, path: Tensor) -> Tensor:
         """The energy of each segment, `(K, *shape) -> (K - 1,)`."""
 
 
 def lerp(x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
-    """The straight path from `x0` to `x1`, `(num_points, *shape)`; its ends equal them bit for bit.
+    """The straight path from `x0` to `x1`, `(num_points, *shape)`.
+
+    Its end points equal `x0` and `x1` bit for bit.
 
     Raises:
         ValueError: If the shapes differ, values are not finite or `num_points` is less than 2.
@@ -35,14 +37,15 @@ def lerp(x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
 
 
 def slerp(x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
-    """The spherical path from `x0` to `x1`, `(num_points, *shape)`, with ends bit for bit.
+    """The spherical path from `x0` to `x1`, `(num_points, *shape)` (Shoemake 1985).
 
-    One angle is taken for the whole tensor; directions turn at constant speed and norms change
-    linearly. Where the two directions agree, or one of the points is 0, it is the straight path.
+    Its end points equal `x0` and `x1` bit for bit. The angle is that between the two tensors as
+    vectors. Directions turn at constant speed, and norms change linearly. If the directions are
+    equal, or one of the points is 0, the path is straight.
 
     Raises:
         ValueError: If the shapes differ, values are not finite, `num_points` is less than 2, or
-            the directions are opposite (no arc between them is the shortest).
+            the directions are opposite, because then no arc between them is the shortest.
     """
     _check_ends(x0, x1, num_points)
     wide0, wide1 = x0.cpu().double(), x1.cpu().double()  # not every device has float64
@@ -64,28 +67,32 @@ def slerp(x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
 
 
 def adain(path: Tensor) -> Tensor:
-    """Give a path's points means and spreads between those of its ends, by AdaIN.
+    """Interpolate the mean and the spread of each channel linearly along a path (AdaIN).
 
-    In every channel of point k, mean and standard deviation become those of the ends interpolated
-    at `k / (K - 1)`, as DiffMorpher does with paths of noise (Zhang et al., arXiv 2312.07409).
+    In every channel of point k, the mean and the standard deviation become those of the end points,
+    interpolated at `k / (K - 1)`. DiffMorpher does so for paths of noise (Zhang et al., arXiv
+    2312.07409).
 
     Args:
-        path: `(K, C, h, w)`.
+        path: Points `(K, C, h, w)`.
 
     Returns:
-        `(K, C, h, w)`, ends bit for bit.
+        Points `(K, C, h, w)`; the end points are unchanged bit for bit.
     """
     u = _fractions(len(path), path[0])
     mean, std = path.mean((2, 3), keepdim=True), path.std((2, 3), keepdim=True)
-    scale = torch.lerp(std[:1], std[-1:], u) / std.clamp(min=1e-5)  # a constant channel stays so
+    scale = torch.lerp(std[:1], std[-1:], u) / std.clamp(
+        min=1e-5
+    )  # keeps constant channels constant
     matched = (path - mean) * scale + torch.lerp(mean[:1], mean[-1:], u)
     return _with_ends(matched, path[0], path[-1])
 
 
 def refine(path: Tensor, factor: int) -> Tensor:
-    """Put `factor - 1` points evenly into every straight segment.
+    """Split every segment of a path into `factor` equal segments.
 
-    `(K, *shape) -> ((K - 1) factor + 1, *shape)`. Differentiable; the given points stay.
+    `(K, *shape) -> ((K - 1) factor + 1, *shape)`. The given points stay, and the result is
+    differentiable in them.
     """
     check_kind(Tensor, path=path)
     check_whole(1, factor=factor)
@@ -98,17 +105,20 @@ def refine(path: Tensor, factor: int) -> Tensor:
 
 
 def length(path: Tensor, metric: HasEnergy | None = None) -> Tensor:
-    """The length of a path, a scalar, in the metric or else in flat space."""
+    """The length of a path, a scalar, in a metric; None measures in flat space."""
     return segment_lengths(path, metric).sum()
 
 
 def speed(path: Tensor, metric: HasEnergy | None = None) -> Tensor:
-    """The speed on each segment, `(K - 1,)`, in unit time: their mean is the length."""
+    """The speed on each segment, `(K - 1,)`, if the path is run through in unit time.
+
+    The mean speed is the length of the path.
+    """
     return segment_lengths(path, metric) * (len(path) - 1)
 
 
 def segment_lengths(path: Tensor, metric: HasEnergy | None = None) -> Tensor:
-    """The length of each segment, `(K, *shape) -> (K - 1,)`, in the metric or in flat space."""
+    """The length of each segment, `(K, *shape) -> (K - 1,)`; None measures in flat space."""
     check_tensor(path=path)
     if path.ndim < 2:
         raise ValueError(f"`path` must be points (K, *shape), but got {tuple(path.shape)}.")
@@ -120,10 +130,10 @@ def segment_lengths(path: Tensor, metric: HasEnergy | None = None) -> Tensor:
 
 
 def resample(path: Tensor, num_points: int, *, metric: HasEnergy | None = None) -> Tensor:
-    """Points at equal lengths along a path, `(K, *shape) -> (num_points, *shape)`, ends kept.
+    """Place points at equal distances along a path, `(K, *shape) -> (num_points, *shape)`.
 
-    The path's segments stay straight and are run through at constant speed each; lengths are the
-    metric's, or flat.
+    The end points stay. Distances are lengths along the path, in the metric or, without one, in
+    flat space. The speed on each segment of the given path is constant.
 
     Raises:
         ValueError: If the path is not finite or has fewer than 2 points, or `num_points` is less
@@ -140,7 +150,16 @@ def resample(path: Tensor, num_points: int, *, metric: HasEnergy | None = None) 
 
 
 def points_at(path: Tensor, arc: Tensor, u: Tensor) -> Tensor:
-    """Points `(U, *shape)` at fractions `u` of the length; `arc` `(K,)` is the length so far."""
+    """Points of a path at fractions of its length.
+
+    Args:
+        path: The path, `(K, *shape)`.
+        arc: Length of the path up to each of its points, `(K,)`.
+        u: Fractions `(U,)` of the whole length, in [0, 1].
+
+    Returns:
+        Points `(U, *shape)`; fractions 0 and 1 give the end points bit for bit.
+    """
     arc, u = arc.cpu().double(), u.cpu().double()
     target = u * arc[-1]
     index = (torch.searchsorted(arc, target, right=True) - 1).clamp(0, len(path) - 2)

@@ -1,6 +1,6 @@
-"""Figures of paths, energies, speeds and spectra, on matplotlib axes; and sheets of frames.
+"""Plots of paths, energies, speeds and spectra on matplotlib axes, and contact sheets of frames.
 
-Install with `pip install 'riemannian-diffusion[plot]'`; only `contact_sheet` needs nothing more.
+The plots need `pip install 'riemannian-diffusion[plot]'`; `contact_sheet` needs only Pillow.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from riemannian_diffusion.paths import speed
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LABEL_WIDTH = 92  # pixels of a contact sheet's column of names
+LABEL_WIDTH = 92  # width in pixels of the column of names on a contact sheet
 
 
 def plot_plane(
@@ -33,24 +33,25 @@ def plot_plane(
     ellipse_size: float = 0.35,
     margin: float = 0.25,
 ) -> None:
-    """Paths in the plane, over the density and the metric's unit balls.
+    """Plot paths in the plane, on top of a density and of the unit balls of a metric.
 
     Args:
-        axes: Where to draw.
-        paths: Name -> path `(K, 2)`.
-        log_prob: `(N, 2) -> (N,)`, drawn as shades of its exponential.
-        metric: Its unit balls `<v, v>_x <= 1` are drawn as ellipses on a grid: a step to any rim
-            costs the same. All have one scale, and none is drawn longer than its cell.
+        axes: The axes on which to draw.
+        paths: Paths `(K, 2)` by name.
+        log_prob: Log-density `(N, 2) -> (N,)`. Its exponential is drawn in shades of grey.
+        metric: A metric, whose unit balls `<v, v>_x <= 1` are drawn as ellipses on a grid. A step
+            from the centre of an ellipse to its rim costs the same in every direction. All ellipses
+            have one scale, but those that are longer than their cell are drawn shorter.
         num_ellipses: Number of ellipses along each axis.
         ellipse_size: Median half length of the ellipses, in cells of the grid.
-        margin: Around the paths, as a share of their extent.
+        margin: Margin around the paths, as a share of their extent.
 
     Raises:
         ValueError: If a path does not lie in the plane.
     """
     for name, path in paths.items():
         if path.ndim != 2 or path.shape[1] != 2:
-            raise ValueError(f"Paths must be (K, 2), but {name!r} is {tuple(path.shape)}.")
+            raise ValueError(f"`paths` must be (K, 2), but {name!r} is {tuple(path.shape)}.")
     like = next(iter(paths.values()))
     points = torch.cat([path.detach().cpu().double() for path in paths.values()])
     low, high = points.amin(0), points.amax(0)
@@ -79,7 +80,7 @@ def _plot_ellipses(axes, metric: Metric, centre, half, num: int, size: float, li
     with torch.no_grad():
         matrices = metric.as_matrix(at.to(like)).cpu().double()
     values, vectors = torch.linalg.eigh(matrices)
-    radii = values.clamp(min=1e-12).rsqrt()  # (N, 2), falling
+    radii = values.clamp(min=1e-12).rsqrt()  # (N, 2), in falling order
     cell = float(2 * half / num)
     drawn = (radii * cell * size / radii[:, 0].median()).clamp(max=cell / 2)
     for place, (long, short), axis in zip(at, drawn, vectors[:, :, 0], strict=True):
@@ -91,7 +92,12 @@ def _plot_ellipses(axes, metric: Metric, centre, half, num: int, size: float, li
 
 
 def plot_energy(axes: Axes, solves: Mapping[str, Sequence[Iterate]]) -> None:
-    """The optimised energy against evaluations, for every named solve's iterates."""
+    """Plot the optimised energy of solves against their number of evaluations.
+
+    Args:
+        axes: The axes on which to draw.
+        solves: Iterates of each solve, by its name.
+    """
     for name, iterates in solves.items():
         counts, energies = [i.num_evals for i in iterates], [i.energy for i in iterates]
         axes.semilogy(counts, energies, label=name)
@@ -101,7 +107,15 @@ def plot_energy(axes: Axes, solves: Mapping[str, Sequence[Iterate]]) -> None:
 
 
 def plot_speed(axes: Axes, paths: Mapping[str, Tensor], metric: Metric | None = None) -> None:
-    """The speed along paths `(K, *shape)` over their mean speed: even is 1; flat without metric."""
+    """Plot the speed along paths, divided by its mean.
+
+    A path that is evenly paced has the value 1 everywhere.
+
+    Args:
+        axes: The axes on which to draw.
+        paths: Paths `(K, *shape)` by name.
+        metric: The metric that measures the speed; None measures in flat space.
+    """
     for name, path in paths.items():
         with torch.no_grad():
             values = speed(path, metric).cpu()
@@ -113,7 +127,13 @@ def plot_speed(axes: Axes, paths: Mapping[str, Tensor], metric: Metric | None = 
 
 
 def plot_spectrum(axes: Axes, values: Tensor, dimension: int | None = None) -> None:
-    """Singular values `(rank,)` of a denoiser's Jacobian, and the gap after the dimension."""
+    """Plot the singular values of a denoiser's Jacobian.
+
+    Args:
+        axes: The axes on which to draw.
+        values: Singular values `(rank,)` of one point, in falling order.
+        dimension: Dimension of the manifold; a line is drawn after it. None draws no line.
+    """
     axes.plot(range(1, len(values) + 1), values.cpu().double().numpy(), "o-", markersize=4)
     if dimension is not None:
         axes.axvline(dimension + 0.5, color="tab:red", linestyle="--", linewidth=1)
@@ -126,11 +146,14 @@ def plot_spectrum(axes: Axes, values: Tensor, dimension: int | None = None) -> N
 def contact_sheet(
     rows: Mapping[str, Sequence[PIL.Image.Image]], num_columns: int
 ) -> PIL.Image.Image:
-    """Rows of frames, evenly picked, with their names on the left.
+    """Draw rows of evenly picked frames, with the name of each row on the left.
 
     Args:
-        rows: Name -> frames, all of one size.
-        num_columns: Frames shown of each, at least 2.
+        rows: Frames by the name of their row; all frames have one size.
+        num_columns: Number of frames shown in each row, at least 2.
+
+    Returns:
+        The sheet as one RGB image.
 
     Raises:
         ValueError: If there are no frames or fewer than 2 columns.
@@ -153,6 +176,6 @@ def contact_sheet(
 
 
 def _grid(centre: Tensor, half: Tensor, num: int) -> Tensor:
-    """`(num^2, 2)` points of a square, the first coordinate outermost."""
+    """Points `(num^2, 2)` of a square grid; the second coordinate changes fastest."""
     line = torch.linspace(-1, 1, num, dtype=torch.float64) * half
     return centre + torch.cartesian_prod(line, line)

@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 
 def first_device() -> str:
-    """Name of the fastest kind of device that PyTorch finds: "cuda", "mps" or "cpu"."""
+    """Name of the fastest device that PyTorch finds: "cuda", "mps" or "cpu"."""
     import torch
 
     if torch.cuda.is_available():
@@ -17,16 +17,17 @@ def first_device() -> str:
 
 
 def default_dtype(device: object) -> str:
-    """Name of the dtype that networks take on a device: "float16" on CUDA, "float32" elsewhere.
+    """Name of the default dtype of networks on a device: "float16" on CUDA, else "float32".
 
-    With float16 the direction of the solver is within a quarter of a degree of that of float64.
-    With bfloat16 it is off by degrees (`benchmarks/precision.py`). Neither is fast on a CPU.
+    With float16 the search direction of the solver deviates by less than a quarter of a degree from
+    that of float64. With bfloat16 it deviates by several degrees (`benchmarks/precision.py`). Both
+    are slow on a CPU.
     """
     return "float16" if str(device).startswith("cuda") else "float32"
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of Python and of those packages that are installed."""
+    """Versions of Python and of the given packages, by name; missing packages are left out."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 

@@ -1,9 +1,10 @@
-"""Local geometry of the data: tangent spaces, their dimension, how they bend.
+"""Local geometry of the data manifold: tangent spaces, dimension and curvature.
 
-Near the data the Jacobian of the denoiser, `J_D = I + sigma^2 J`, projects on the data manifold's
-tangent space: its singular values are about 1 along it and about 0 across. Where data spread over
-a distance `s` around the manifold, theirs are `s^2 / (s^2 + sigma^2)`. Points are `(K, *shape)`, in
-the coordinates of the score's level, and nothing but products with `J` and `J^T` is taken.
+Near the data, the Jacobian of the denoiser, `J_D = I + sigma^2 J`, projects onto the tangent space
+of the data manifold. Its singular values are about 1 in tangent directions and about 0 in normal
+directions. In directions in which the data spread around the manifold by a distance `s`, they are
+`s^2 / (s^2 + sigma^2)`. Points are `(K, *shape)`, in the coordinates of the score's noise level.
+All functions use only products with `J` and `J^T`.
 """
 
 from __future__ import annotations
@@ -26,21 +27,30 @@ from riemannian_diffusion.arguments import (
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.score.where import Where
 
-NUM_SPARE = 8  # tangents iterated beyond those asked for
+NUM_SPARE = 8  # extra tangents in the subspace iteration
 
 
 class Spectrum(NamedTuple):
-    """Singular values `(K, rank)`, falling, and unit vectors `(K, rank, *shape)` of `J_D`."""
+    """The largest singular values of `J_D` and their left singular vectors, at K points.
+
+    Attributes:
+        values: Singular values `(K, rank)`, in falling order.
+        vectors: Unit vectors `(K, rank, *shape)`.
+    """
 
     values: Tensor
     vectors: Tensor
 
 
 class Dimension(NamedTuple):
-    """Of the manifold at each point, `(K,)`, and the gap that tells it, `(K,)` in [0, 1].
+    """The dimension of the manifold at K points, and how certain it is.
 
-    A gap near 1 leaves no doubt. Below about 0.5 the noise is of the size of the manifold's bends
-    or spread and the number depends on its level; near 0 there is no gap, hence no dimension.
+    Attributes:
+        dimension: Dimension at each point, `(K,)`, int64.
+        gap: Difference of the two singular values on either side of the dimension, `(K,)`, in
+            [0, 1]. Near 1 the dimension is certain. Below about 0.5 the noise is as large as the
+            radius of curvature or the spread of the data, and the dimension depends on the noise
+            level. Near 0 the dimension is undefined.
     """
 
     dimension: Tensor
@@ -58,23 +68,24 @@ def tangent_spectrum(
     generator: torch.Generator | None = None,
     where: Where | None = None,
 ) -> Spectrum:
-    """The largest singular values of the denoiser's Jacobian, and their left vectors.
+    """Compute the largest singular values of the denoiser's Jacobian and their left vectors.
 
-    By randomised subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4): each takes
-    `rank + 8` products with `J` and as many with its transpose, so that Jacobians that are not
-    symmetric, as networks' are not, do no harm.
+    The method is randomised subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4).
+    Each iteration takes `rank + 8` products with `J` and as many with its transpose. The Jacobian
+    need not be symmetric, and that of a network is not.
 
     Args:
         score: The score.
         x: Points `(K, *shape)`.
         rank: Number of singular values, from 1 to the number of values of a point.
-        rtol: The iteration ends when no value has changed by more than this share of the largest.
+        rtol: The iteration ends when no value changes by more than this share of the largest
+            value.
         max_iterations: Largest number of iterations.
-        generator: Source of the first tangents; seeded with 0 where None.
+        generator: Source of the first tangents; None takes a generator seeded with 0.
         where: The places of the points on their paths, for scores that change along the path.
 
     Raises:
-        ValueError: If points or rank are out of range.
+        ValueError: If an argument is out of range.
     """
     check_kind(ScoreModel, score=score)
     size = _size_of(x)
@@ -103,12 +114,13 @@ def tangent_spectrum(
 
 
 def tangent_basis(score: ScoreModel, x: Tensor, dim: int, *, where: Where | None = None) -> Tensor:
-    """Orthonormal tangents that span the tangent space, `(K, dim, *shape)`.
+    """Compute orthonormal tangents that span the tangent space, `(K, dim, *shape)`.
 
-    The first `dim` vectors of `tangent_spectrum`; `denoise(x + step * basis[:, i])` is an edit.
+    They are the first `dim` vectors of `tangent_spectrum`. A step along one of them, followed by
+    the denoiser, edits a point: `score.denoise(x + step * basis[:, i])`.
 
     Raises:
-        ValueError: As `tangent_spectrum`.
+        ValueError: As in `tangent_spectrum`.
     """
     return tangent_spectrum(score, x, dim, where=where).vectors
 
@@ -124,21 +136,22 @@ def intrinsic_dimension(
     generator: torch.Generator | None = None,
     where: Where | None = None,
 ) -> Dimension:
-    """The dimension of the data manifold at points on or near it.
+    """Estimate the dimension of the data manifold at points on or near it.
 
     Args:
         score: The score.
         x: Points `(K, *shape)`.
-        method: "spectrum": the widest gap between neighbouring singular values of the denoiser's
-            Jacobian, of as many as it takes to see them fall below a tenth. "scores": scores at
-            noisy points around x span the normal space; the dimension is what is left beyond the
-            widest gap of their singular values (Stanczuk et al., arXiv 2212.12611), which takes
-            more samples than a point has values.
-        max_dim: Largest dimension that "spectrum" looks for; the number of values of a point where
-            None.
-        num_samples: Number of samples of "scores"; 4 times the number of values of a point where
-            None.
-        generator: Source of tangents or noises; seeded with 0 where None.
+        method: "spectrum" or "scores". "spectrum" computes singular values of the denoiser's
+            Jacobian until they fall below a tenth. The dimension is the index of the widest gap
+            between neighbouring values. "scores" takes scores at noisy points around x, which span
+            the normal space (Stanczuk et al., arXiv 2212.12611). The widest gap between their
+            singular values gives the dimension of the normal space. This method takes more samples
+            than a point has values.
+        max_dim: Largest dimension that "spectrum" looks for; None takes the number of values of a
+            point.
+        num_samples: Number of samples of "scores"; None takes 4 times the number of values of a
+            point.
+        generator: Source of tangents or noises; None takes a generator seeded with 0.
         where: As in `tangent_spectrum`.
 
     Raises:
@@ -159,7 +172,7 @@ def intrinsic_dimension(
         check_whole(size, num_samples=num)
         return _dimension_from_scores(score, x, num, generator, where)
     rank = min(most, 7)
-    while True:  # one value more than dimensions, to see the fall after the last
+    while True:  # one value more than dimensions, to see the drop after the last dimension
         num = min(size, rank + 1)
         spectrum = tangent_spectrum(score, x, num, rtol=1e-2, generator=generator, where=where)
         values = spectrum.values
@@ -181,7 +194,7 @@ def _dimension_from_scores(
         places = None if where is None else where[[i] * num]
         scores = score(point + score.sigma * noise, places).flatten(1)
         values = torch.linalg.svdvals(score.sigma * scores) / num**0.5
-        values = torch.cat([values[:1], values]).clamp(max=1)  # a point has no gap before the first
+        values = torch.cat([values[:1], values]).clamp(max=1)  # no gap before the first
         gap, index = values.diff().neg().max(0)
         found.append((point.numel() - index, gap))
     return Dimension(*(torch.stack(column) for column in zip(*found, strict=True)))
@@ -191,7 +204,17 @@ def _dimension_from_scores(
 def split_tangent(
     score: ScoreModel, x: Tensor, v: Tensor, where: Where | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The tangential part `J_D v` of vectors and the normal rest, both `(K, *shape)`."""
+    """Split vectors into their tangential part `J_D v` and their normal part, `(K, *shape)` each.
+
+    Args:
+        score: The score.
+        x: Points `(K, *shape)`.
+        v: One vector per point, `(K, *shape)`.
+        where: As in `tangent_spectrum`.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
     _check_tangents(score, x, v=v)
     tangential = v + score.sigma**2 * score.jvp(x, v, where)
     return tangential, v - tangential
@@ -207,18 +230,24 @@ def second_fundamental_form(
     *,
     step: float = 0.1,
 ) -> Tensor:
-    """How the manifold bends away from its tangent space, `II(u, v)`, normal, `(K, *shape)`.
+    """Compute the second fundamental form `II(u, v)`: how the manifold bends along tangents.
 
-    The derivative of the projection `J_D v` along `u`, made normal, by a central difference. On a
-    sphere of radius R it is `-<u, v> x / R^2`.
+    It is the normal part of the derivative of the projection `J_D v` along `u`, from a central
+    difference. On a sphere of radius R around the origin it is `-<u, v> x / R^2`.
 
     Args:
-        score: The score, at a level of noise well below the radius of the bends.
+        score: The score, at a noise level well below the radius of curvature of the manifold.
         x: Points of the manifold, `(K, *shape)`.
         u: Tangents, `(K, *shape)`.
         v: Tangents, `(K, *shape)`.
         where: As in `tangent_spectrum`.
         step: Step of the difference, in standard deviations of the noise.
+
+    Returns:
+        Normal vectors `(K, *shape)`.
+
+    Raises:
+        ValueError: If the shapes differ, or `step` is not positive.
     """
     _check_tangents(score, x, u=u, v=v)
     check_finite(step=step)
@@ -233,7 +262,7 @@ def second_fundamental_form(
 def normal_curvature(
     score: ScoreModel, x: Tensor, u: Tensor, where: Where | None = None, *, step: float = 0.1
 ) -> Tensor:
-    """The curvature `|II(u, u)| / |u|^2` of the manifold along tangents, `(K,)`, in 1 / length.
+    """Compute the curvature `|II(u, u)| / |u|^2` of the manifold along tangents.
 
     Args:
         score: As in `second_fundamental_form`.
@@ -241,6 +270,12 @@ def normal_curvature(
         u: Tangents, `(K, *shape)`.
         where: As in `tangent_spectrum`.
         step: As in `second_fundamental_form`.
+
+    Returns:
+        Curvatures `(K,)`, in 1 / length.
+
+    Raises:
+        ValueError: As in `second_fundamental_form`.
     """
     bend = second_fundamental_form(score, x, u, u, where, step=step).flatten(1).norm(dim=1)
     return bend / u.flatten(1).square().sum(1).clamp(min=1e-30)
@@ -249,13 +284,13 @@ def normal_curvature(
 def _each(
     product: Callable[..., Tensor], sigma: float, x: Tensor, v: Tensor, places: Where | None
 ) -> Tensor:
-    """Products of `J_D` or its transpose with T tangents `(K, T, d)` at every point."""
+    """Products of `J_D` or its transpose with T tangents at every point, `(K, T, d)`."""
     out = product(x.repeat_interleave(v.shape[1], 0), v.reshape(-1, *x.shape[1:]), places)
     return v + sigma**2 * out.view(v.shape)
 
 
 def _orthonormal(vectors: Tensor) -> Tensor:
-    """An orthonormal basis of the rows' span, `(K, T, d)`."""
+    """An orthonormal basis of the span of the rows, `(K, T, d)`."""
     return torch.linalg.qr(vectors.mT).Q.mT
 
 
@@ -265,12 +300,13 @@ def _check_tangents(score: ScoreModel, x: Tensor, **tangents: Tensor) -> None:
     for name, v in tangents.items():
         if v.shape != x.shape or x.ndim < 2:
             raise ValueError(
-                f"`{name}` must be tangents (K, *shape) at the points `x` {tuple(x.shape)}, but it "
-                f"is {tuple(v.shape)}."
+                f"`{name}` must be tangents (K, *shape) at the points `x` {tuple(x.shape)}, but "
+                f"got {tuple(v.shape)}."
             )
 
 
 def _size_of(x: Tensor) -> int:
+    """The number of values of a point."""
     check_points(x=x)
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(

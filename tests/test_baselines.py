@@ -215,7 +215,7 @@ BAD = [
     ),
     (
         lambda: noise_diffusion(POINT, POINT, 3, clean0=POINT, clean1=POINT[:2], alpha=0.5),
-        r"All points must have one shape, but got \[\(2,\), \(3,\)\]",
+        r"`clean1` must have one shape, but got \[\(2,\), \(3,\)\]",
     ),
     (
         lambda: noise_diffusion(POINT, POINT, 3, clean0=POINT, clean1=POINT, alpha=0.0),

@@ -82,7 +82,7 @@ def test_fixed_conditions_may_be_of_any_dtype(dtype):
         (lambda: Condition(torch.zeros(3)), r"must be \(B, P, \*shape\), but got \(3,\)"),
         (lambda: Condition(torch.zeros(0, 1, 3)), r"but got \(0, 1, 3\)"),
         (lambda: Condition(torch.zeros(1, 1), "linear"), "`kind` must be one of"),
-        (lambda: Condition(torch.zeros(1, 2, 3), "fixed"), "one value per path, but got 2 knots"),
+        (lambda: Condition(torch.zeros(1, 2, 3), "fixed"), "one knot per path, but got 2 knots"),
         (lambda: Condition(torch.zeros(1, 2, 3)).at(None, 4, "c"), "`c` changes along the path"),
         (
             lambda: Condition(torch.zeros(1, 2, 3)).at(Where.even(3), 4, "c"),

@@ -298,8 +298,8 @@ def test_the_loops_are_differentiable():
     [
         ({"timesteps": []}, r"`timesteps` must be one or more different levels, but got \[\]"),
         ({"timesteps": [1, 5, 1]}, r"different levels, but got \[1, 1, 5\]"),
-        ({"final_abar": 0.0}, r"Levels must be in \(0, 1\], but got .*0\.0"),
-        ({"final_abar": 1.5}, r"Levels must be in \(0, 1\], but got .*1\.5"),
+        ({"final_abar": 0.0}, r"`final_abar` must be in \(0, 1\], but got .*0\.0"),
+        ({"final_abar": 1.5}, r"`final_abar` must be in \(0, 1\], but got .*1\.5"),
     ],
 )
 def test_bad_arguments(function, options, message):
@@ -318,5 +318,5 @@ def test_bad_number_of_iterations():
 @pytest.mark.parametrize("levels", [(0.0, 0.5), (0.5, 0.0), (1.1, 0.5), (0.5, math.nan)])
 def test_bad_levels(levels):
     x = randn(2, 3)
-    with pytest.raises(ValueError, match=r"Levels must be in \(0, 1\], but got"):
+    with pytest.raises(ValueError, match=r"`abar_(from|to)` must be in \(0, 1\], but got"):
         ddim_step(x, x, *levels)

@@ -722,7 +722,7 @@ def test_every_protocol_says_where_it_is_from():
 PASS = {"distance": rms, "features": colours}
 BAD = [
     (lambda: run([sequence()], "ppl17"), "`protocol` must be one of diffmorpher17, saito11"),
-    (lambda: run([], "any"), "There are no sequences"),
+    (lambda: run([], "any"), "`sequences` is empty"),
     (lambda: run([sequence()], "diffmorpher17"), "needs 17 frames, .* but a has 5"),
     (lambda: run([sequence()], "saito11"), "needs 11 frames, .* but a has 5"),
     (lambda: run([sequence(num_frames=2)]), "needs at least 3 frames, but a has 2"),
@@ -772,7 +772,10 @@ BAD = [
     (lambda: ev.ssim(rand(1, 3, 10, 12), rand(1, 3, 10, 12)), "at least 11 .* but got 10 x 12"),
     (lambda: ev.frechet_distance(randn(3, 4), randn(3, 5)), r"\(n, d\) and \(m, d\), but got"),
     (lambda: ev.kernel_distance(randn(1, 4), randn(3, 4)), "at least 2 rows, but got 1 and 3"),
-    (lambda: ev.frechet_distance(randn(3, 4) / 0, randn(3, 4)), "Features must be finite"),
+    (
+        lambda: ev.frechet_distance(randn(3, 4) / 0, randn(3, 4)),
+        "`x` and `y` must have finite values",
+    ),
     (lambda: ev.mean_interval(randn(2)), "`values` must have at least 3 entries, but got 2"),
     (lambda: ev.mean_interval(randn(3), confidence=0), r"`confidence` must be in \(0, 1\)"),
     (lambda: ev.jackknife_interval(torch.sum, 4), "`num_sequences` must be at least 5, but got 4"),

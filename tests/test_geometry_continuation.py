@@ -109,7 +109,7 @@ def test_a_projection_that_holds_back_is_overcome():
         ({"path": torch.zeros(3)}, r"at least 2, but it is \(3,\)"),
         ({"path": torch.full((3, 2), math.nan)}, "has NaN or infinite ones"),
         ({"path": torch.zeros(3, 2)}, "`path` must have a length, but its mean step is 0.0 long"),
-        ({"path": torch.tensor([[0.0], [1], [1]])}, "last two points of `path` are the same"),
+        ({"path": torch.tensor([[0.0], [1], [1]])}, "last two points of `path` are equal"),
         ({"distance": 0}, "`distance` must be positive and finite, but got 0"),
         ({"distance": math.inf}, "`distance` must be positive and finite, but got inf"),
         ({"max_residual": 0}, "`max_residual` must be positive, but got 0"),
@@ -141,12 +141,12 @@ def _rotated(points, a, b):
 
 def test_on_a_sphere_a_change_is_carried_by_the_rotation():
     score, (a, b, c) = _on_sphere([1.0, 0, 0], [0.6, 0.64, 0.48], [0.2, -0.3, 0.93])
-    path, way = slerp(a, b, 33), slerp(a, c, 33)
+    path, bridge = slerp(a, b, 33), slerp(a, c, 33)
     expected = _rotated(path, a, c)
-    found = analogy(score, path, c, way=way)
+    found = analogy(score, path, c, bridge=bridge)
     assert torch.equal(found[0], c)
     assert float((found - expected).norm(dim=1).max()) < 5e-3
-    # Straight across the steps turn on their way, as the sphere does.
+    # Without a bridge, transport over the chord turns the steps, as the sphere does.
     across = analogy(score, path, c)
     assert float((across - expected).norm(dim=1).max()) > 0.1
     assert float((across.norm(dim=1) - 1).abs().max()) < 2e-3
@@ -155,7 +155,7 @@ def test_on_a_sphere_a_change_is_carried_by_the_rotation():
 @pytest.mark.parametrize("num_points", [3, 9])
 def test_a_change_is_carried_at_its_length(num_points):
     score, (a, b, c) = _on_sphere([1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0])
-    found = analogy(score, slerp(a, b, num_points), c, way=slerp(a, c, 33))
+    found = analogy(score, slerp(a, b, num_points), c, bridge=slerp(a, c, 33))
     angle = torch.acos((found[-1] @ c).clamp(-1, 1)).rad2deg()
     assert float(angle) == pytest.approx(90, abs=2.5)
 
@@ -163,8 +163,8 @@ def test_a_change_is_carried_at_its_length(num_points):
 def test_a_change_carried_to_where_it_began_is_itself():
     score, (a, b) = _on_sphere([1.0, 0, 0], [0.6, 0.64, 0.48])
     path = slerp(a, b, 33)
-    for way in (None, torch.stack([a, a])):
-        assert float((analogy(score, path, a, way=way) - path).norm(dim=1).max()) < 2e-3
+    for bridge in (None, torch.stack([a, a])):
+        assert float((analogy(score, path, a, bridge=bridge) - path).norm(dim=1).max()) < 2e-3
 
 
 def test_analogies_in_flat_space_are_differences():
@@ -184,9 +184,9 @@ def test_analogies_in_flat_space_are_differences():
     ("options", "message"),
     [
         ({"path": torch.ones(1, 2)}, r"`path` must be finite points .* at least 2, .*\(1, 2\)"),
-        ({"way": torch.full((3, 2), math.nan)}, "`way` must be .* has NaN or infinite ones"),
+        ({"bridge": torch.full((3, 2), math.nan)}, "`bridge` must be .* has NaN or infinite ones"),
         ({"start": torch.zeros(3)}, r"`start` must be a finite point \(2,\), but it is \(3,\)"),
-        ({"way": torch.ones(3, 2)}, "must lead from the first point of `path` to `start`"),
+        ({"bridge": torch.ones(3, 2)}, "must lead from the first point of `path` to `start`"),
     ],
 )
 def test_bad_analogies(options, message):

@@ -201,15 +201,15 @@ def test_a_roadmap_knows_its_points():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"draws": []}, "`draws` must hold at least one way"),
+        ({"draws": []}, "`draws` must hold at least one function"),
         ({"x1": torch.zeros(2)}, "`x0` and `x1` must be different points of one shape"),
-        ({"x1": torch.zeros(3)}, r"shapes are \(2,\) and \(3,\)"),
+        ({"x1": torch.zeros(3)}, r"but got shapes \(2,\) and \(3,\)"),
         ({"max_samples": 0}, "`max_samples` must be a whole number of at least 1, but got 0"),
         ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1, but got 0"),
         ({"num_neighbors": 0}, "`num_neighbors` must be a whole number of at least 1, but got 0"),
         ({"power": 0.5}, "`power` must be at least 1, but got 0.5"),
         ({"max_hop": 0.0}, r"`max_hop` must be in \(0, 1\], but got 0.0"),
-        ({"draws": [lambda c: c[:1]]}, "must give finite points of the shape they are given"),
+        ({"draws": [lambda c: c[:1]]}, "must return finite points of the shape of their argument"),
         ({"draws": [lambda c: c / 0]}, "finite: False"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Prompt embeddings and LoRAs fitted to single images."""
+"""Fit prompt embeddings and LoRAs to single images."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ def fit_embeddings(
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Fit a prompt embedding to each image, the model as it is (arXiv 2311.06792).
+    """Fit a prompt embedding to each image without changing the model (arXiv 2311.06792).
 
     Args:
         model: The denoiser, called as `model(x, t, encoder_hidden_states=..., return_dict=False)`.
-        scheduler: Gives `alphas_cumprod` and the prediction type; it is not stepped.
-        latents: The images' clean latents `(P, C, h, w)`.
-        embeddings: Where to start, `(P, L, C)` or `(1, L, C)`.
+        scheduler: The scheduler, which gives `alphas_cumprod` and the prediction type. It is not
+            changed.
+        latents: Clean latents of the P images, `(P, C, h, w)`.
+        embeddings: First embeddings, `(P, L, C)`, or `(1, L, C)` for all images.
         num_steps: Steps of Adam for each image.
         lr: Adam's learning rate.
-        batch_size: Noises per step.
-        generator: Source of the one seed that all draws come from; None takes torch's own.
-        callback: Called as `callback(image, step, loss)` after every step.
+        batch_size: Number of noises per step.
+        generator: Source of the seed of all random numbers; None takes the global generator.
+        callback: A function that is called as `callback(image, step, loss)` after every step.
 
     Returns:
-        `(P, L, C)`, float32 whatever the model's dtype, on the latents' device.
+        Embeddings `(P, L, C)` on the device of the latents, in float32 for any dtype of the model.
 
     Raises:
         ValueError: If shapes disagree, an argument is out of range, or the loss is not finite.
@@ -73,29 +74,29 @@ def fit_lora(
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
 ) -> list[dict[str, Tensor]]:
-    """Fit a LoRA of the attention's projections to each image (arXiv 2312.07409), with peft.
+    """Fit a LoRA of the attention projections to each image with peft (arXiv 2312.07409).
 
     Args:
-        unet: A diffusers network. Afterwards, also after an exception, it is as it was.
+        unet: A diffusers network. On return, also after an exception, it is restored.
         scheduler: As in `fit_embeddings`.
-        latents: The images' clean latents `(P, C, h, w)`.
-        embeddings: Their prompts' `(P, L, C)` or `(1, L, C)`.
-        rank: Of each projection's change.
-        num_steps: Steps of Adam for each image; published are 200.
-        lr: Adam's learning rate; published is 2e-4.
-        batch_size: Noises per step.
+        latents: Clean latents of the P images, `(P, C, h, w)`.
+        embeddings: Prompt embeddings, `(P, L, C)`, or `(1, L, C)` for all images.
+        rank: Rank of the change of each projection, at least 1.
+        num_steps: Steps of Adam for each image; the paper uses 200.
+        lr: Adam's learning rate; the paper uses 2e-4.
+        batch_size: Number of noises per step.
         generator: As in `fit_embeddings`.
         callback: As in `fit_embeddings`.
 
     Returns:
-        For each image its LoRA, named as in `peft.get_peft_model_state_dict`:
+        One LoRA for each image, with the names of `peft.get_peft_model_state_dict`:
         `<module>.lora_A.weight` `(rank, in)` and `<module>.lora_B.weight` `(out, rank)`, float32 on
-        the CPU. Their scale is 1 (`lora_alpha` equal to `rank`); diffusers takes one with
+        the CPU. The scale is 1 (`lora_alpha` equals `rank`). To use a LoRA in diffusers, call
         `unet.load_lora_adapter(lora, prefix=None)`.
 
     Raises:
         ImportError: If peft is not installed.
-        ValueError: As in `fit_embeddings`, or if the network has adapters already.
+        ValueError: As in `fit_embeddings`, or if the network already has adapters.
     """
     try:
         import peft
@@ -133,15 +134,15 @@ def denoising_losses(
     timesteps: Tensor,
     noise: Tensor,
 ) -> Tensor:
-    """Mean squared errors of a model's prediction at noised points, `(n,)`.
+    """Compute the mean squared errors of a model's predictions at noisy points, `(n,)`.
 
     Args:
         model: As in `fit_embeddings`.
         scheduler: As in `fit_embeddings`.
-        latents: Clean points `(n, C, h, w)`, or one for all.
-        embeddings: Their prompts' `(n, L, C)`, or one for all.
-        timesteps: `(n,)`.
-        noise: `(n, C, h, w)`.
+        latents: Clean latents `(n, C, h, w)`, or one latent for all noises.
+        embeddings: Prompt embeddings `(n, L, C)`, or one embedding for all noises.
+        timesteps: Timesteps of the noise levels, `(n,)`, int64.
+        noise: Standard normal noises, `(n, C, h, w)`.
 
     Raises:
         ValueError: If the scheduler's `prediction_type` is unknown.
@@ -171,9 +172,10 @@ _TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 def _losses(
     model: nn.Module, scheduler, latent: Tensor, embedding: Tensor, batch_size: int, seed: int
 ) -> Iterator[Tensor]:
-    """The loss of one image `(C, h, w)`, over and over with fresh noises.
+    """Yield the loss of one image `(C, h, w)` with fresh noises, without end.
 
-    Timesteps are uniform, one in each of `batch_size` equal ranges: together they vary less.
+    Each of `batch_size` equal ranges of timesteps gives one uniform timestep. This lowers the
+    variance of the loss.
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, but got {batch_size}.")
@@ -195,7 +197,7 @@ def _descend(
     image: int,
     callback: Callback | None,
 ) -> None:
-    """Minimise a loss by Adam."""
+    """Minimise a loss with Adam."""
     if num_steps < 1 or not lr > 0:
         raise ValueError(
             f"`num_steps` must be at least 1 and `lr` positive, but got {num_steps} and {lr}."
@@ -240,7 +242,7 @@ def _adapted(unet: Any, config, seed: int) -> Iterator[list[Tensor]]:
 
 
 def _per_image(embeddings: Tensor, latents: Tensor) -> Tensor:
-    """Embeddings `(P, L, C)` in float32 on the latents' device."""
+    """Embeddings `(P, L, C)` in float32 on the device of the latents."""
     if latents.ndim != 4 or embeddings.ndim != 3 or len(embeddings) not in (1, len(latents)):
         raise ValueError(
             "`latents` must be (P, C, h, w) and `embeddings` (P, L, C) or (1, L, C), but got "

@@ -1,4 +1,4 @@
-"""Embeddings and LoRAs that are fitted to the keyframes of one morph, and kept in a file."""
+"""Fit embeddings and LoRAs to the keyframes of one morph, and store them in a file."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Adaptation:
     """Embeddings and LoRAs that were fitted to the P keyframes of a morph.
 
     Attributes:
-        embeddings: Their prompt embeddings `(P, L, C)`, or None.
-        loras: Their LoRAs as `fit_lora` returns them, or None.
+        embeddings: Prompt embeddings of the keyframes, `(P, L, C)`, or None.
+        loras: One LoRA for each keyframe, as `fit_lora` returns them, or None.
 
     Raises:
-        ValueError: If there are neither, or they are for different numbers of keyframes.
+        ValueError: If both are None, or their numbers of keyframes differ.
     """
 
     embeddings: Tensor | None = None
@@ -44,11 +44,11 @@ class Adaptation:
 
     @property
     def num_images(self) -> int:
-        """The number of images to which it was fitted."""
+        """The number of images to which the model was fitted."""
         return len(self.loras or ()) if self.embeddings is None else len(self.embeddings)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write it to one safetensors file, under a temporary name first."""
+        """Write the adaptation to one safetensors file, atomically."""
         tensors = {} if self.embeddings is None else {"embeddings": self.embeddings}
         for i, lora in enumerate(self.loras or []):
             tensors |= {f"lora.{i}.{name}": value for name, value in lora.items()}
@@ -56,11 +56,11 @@ class Adaptation:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Adaptation:
-        """Read what `save` wrote, on the CPU.
+        """Read a file that `save` wrote; the tensors are on the CPU.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is damaged or something else.
+            ValueError: If the file is damaged or holds another class.
         """
         return files.load(path, "Adaptation", cls._unpacked)
 
@@ -89,34 +89,35 @@ def adapt(
     cache_dir: str | os.PathLike | None = None,
     callback: Callable[[str, int, int, float], None] | None = None,
 ) -> Adaptation:
-    """Fit a pipeline's model to the keyframes of one morph: embeddings first, then LoRAs with them.
+    """Fit the model of a pipeline to the keyframes of one morph: embeddings, and then LoRAs.
 
     Args:
-        pipe: A `GeodesicInterpolationPipeline`; it stays as it is.
-        images: The keyframes, as the pipeline takes them.
-        prompts: One prompt, or one per keyframe: where the embeddings start.
-        embedding_steps: Steps per image for its embedding; 0 keeps the prompts.
+        pipe: A `GeodesicInterpolationPipeline`; it is not changed.
+        images: The keyframes, in any form that the pipeline takes.
+        prompts: One prompt, or one per keyframe. Their embeddings are the first embeddings.
+        embedding_steps: Steps per image for its embedding; 0 fits no embeddings.
         embedding_lr: Learning rate of the embeddings.
-        lora_steps: Steps per image for its LoRA; 0 fits none.
+        lora_steps: Steps per image for its LoRA; 0 fits no LoRAs.
         lora_lr: Learning rate of the LoRAs.
         rank: As in `fit_lora`.
         batch_size: Number of noises per step.
         seed: Seed of all random numbers.
-        cache_dir: A folder where the result is kept under a hash of everything it depends on, and
-            found next time. A damaged file is fitted again, with a warning.
-        callback: Called as `callback(part, image, step, loss)` after every step, `part` being
-            "embeddings" or "loras".
+        cache_dir: A folder in which the result is stored under a hash of everything on which it
+            depends. A later call with equal arguments reads it. If the file is damaged, the call
+            warns and fits again.
+        callback: A function that is called as `callback(part, image, step, loss)` after every step;
+            `part` is "embeddings" or "loras".
 
     Returns:
         The adaptation, on the CPU.
 
     Raises:
-        ImportError: If LoRAs are asked for and peft is not installed.
-        ValueError: If an argument is out of range or the counts of images and prompts disagree.
+        ImportError: If `lora_steps` is above 0 and peft is not installed.
+        ValueError: If an argument is out of range, or the numbers of images and prompts disagree.
     """
-    from diffusers import StableDiffusionPipeline  # not with the library: it takes seconds
+    from diffusers import StableDiffusionPipeline  # not at the top, because it takes seconds
 
-    kind: Any = StableDiffusionPipeline  # mypy would look for this library's methods on it
+    kind: Any = StableDiffusionPipeline  # Any, because mypy does not know this library's methods
     if not isinstance(pipe, kind):
         raise ValueError(
             f"adapt is for pipelines of Stable Diffusion 1 and 2, but got {type(pipe).__name__}."
@@ -133,7 +134,7 @@ def adapt(
         "batch_size": batch_size,
         "seed": seed,
     }
-    pixels = pipe.pixels(images)  # refuses what the pipeline does not take
+    pixels = pipe.pixels(images)  # raises if the pipeline does not take the images
     if len(texts) not in (1, len(pixels)):
         raise ValueError(
             f"`prompts` must be one prompt or one per image, but got {len(texts)} prompts for "
@@ -192,7 +193,7 @@ def adapt(
 
 
 def _digest(pipe: Any, pixels: Tensor, texts: list[str], settings: dict[str, Any]) -> str:
-    """A hash of everything that an adaptation depends on."""
+    """A hash of everything on which an adaptation depends."""
     parts = (pipe.unet, pipe.vae, pipe.text_encoder)
     configs = [dict(part.config) for part in (pipe.unet, pipe.vae, pipe.scheduler)]
     shown = [tuple(pixels.shape), hashlib.sha256(pixels.cpu().numpy().tobytes()).hexdigest()]

@@ -1,4 +1,4 @@
-"""Networks with LoRAs and attention of their own for each point of a path."""
+"""Networks whose LoRAs and attention differ from point to point of a path."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from riemannian_diffusion.score.network import dtype_of
 
 
 class LoraMix(nn.Module):
-    """A network with a mixture of LoRAs of its own for each point of the batch.
+    """A network that mixes LoRAs with different weights for each point of the batch.
 
-    Point k sees the weights `W + sum_p weights[k, p] B_p A_p`: along DiffMorpher's path
-    (arXiv 2312.07409) the LoRAs' changes are interpolated. Reverse mode, `torch.func` and gradient
-    checkpointing work; compiled networks run uncompiled. Between calls the network is as it was.
+    For point k the weights of the network are `W + sum_p weights[k, p] B_p A_p`, as on the paths of
+    DiffMorpher (arXiv 2312.07409). Reverse mode, `torch.func` and gradient checkpointing work.
+    Compiled networks run uncompiled. Between calls the network has its own weights.
 
     Args:
         unet: The network, called as in `fit_embeddings`.
-        loras: P LoRAs as `fit_lora` returns them, on the device that points will be on.
+        loras: P LoRAs as `fit_lora` returns them, on the device of the points.
 
     Raises:
-        ValueError: If there is no LoRA, or the network has no such modules.
+        ValueError: If there is no LoRA, or the network lacks a module of a LoRA.
     """
 
     def __init__(self, unet: nn.Module, loras: Sequence[Mapping[str, Tensor]]):
@@ -50,7 +50,7 @@ class LoraMix(nn.Module):
             up = torch.cat([lora[f"{name}.lora_B.weight"] for lora in loras], 1)  # (out, P r)
             self.register_buffer(f"_down{i}", down.to(dtype), persistent=False)
             self.register_buffer(f"_up{i}", up.to(dtype), persistent=False)
-        self._weights: Tensor | None = None  # of the call in progress
+        self._weights: Tensor | None = None  # weights of the call in progress
 
     def forward(
         self,
@@ -60,13 +60,13 @@ class LoraMix(nn.Module):
         weights: Tensor,
         return_dict: bool = False,
     ):
-        """The network's output.
+        """The output of the network.
 
         Args:
-            x: `(K, C, h, w)`.
-            t: The timestep, one or `(K,)`.
-            encoder_hidden_states: `(K, L, C)`.
-            weights: `(K, P)`, or `(1, P)` for all points alike.
+            x: Noisy points, `(K, C, h, w)`.
+            t: One timestep, or timesteps `(K,)`.
+            encoder_hidden_states: Prompt embeddings, `(K, L, C)`.
+            weights: Weights of the LoRAs, `(K, P)`, or `(1, P)` for all points.
             return_dict: As in diffusers.
 
         Raises:
@@ -88,7 +88,7 @@ class LoraMix(nn.Module):
 
     @contextmanager
     def mixing(self, weights: Tensor) -> Iterator[None]:
-        """The network itself, called inside on K points or one, has these weights `(K, P)`."""
+        """Mix the LoRAs with weights `(K, P)` in every call of the network inside the context."""
         with self._hooked(weights), ExitStack() as stack:
             for module in self.unet.modules():
                 if getattr(module, "gradient_checkpointing", False):
@@ -101,7 +101,7 @@ class LoraMix(nn.Module):
 
     @contextmanager
     def _hooked(self, weights: Tensor) -> Iterator[None]:
-        """The LoRAs act on the network inside, unless they do so already."""
+        """Attach the LoRAs to the network inside the context, unless they are attached already."""
         if self._weights is not None:
             yield
             return
@@ -111,7 +111,7 @@ class LoraMix(nn.Module):
             stack.enter_context(_exchanged(self, "_weights", weights))
             for i, name in enumerate(self._names):
                 add = partial(self._add, i)
-                # before `interpolated_attention`, which is to see keys with their LoRAs
+                # before `interpolated_attention`, which must see keys with their LoRAs
                 stack.enter_context(
                     self.unet.get_submodule(name).register_forward_hook(add, prepend=True)
                 )
@@ -140,20 +140,23 @@ class LoraMix(nn.Module):
 def interpolated_attention(
     unet: nn.Module, weights: Tensor, *, blocks: str = "up_blocks"
 ) -> Iterator[None]:
-    """Self-attention inside reads interpolated keys and values (DiffMorpher, arXiv 2312.07409).
+    """Interpolate keys and values of self-attention inside the context, as DiffMorpher does.
 
-    Those of point k are `(1 - weights[k]) K_first + weights[k] K_last` of the batch's first and
-    last point, which therefore has to be a whole path. DiffMorpher does so in the first 60 % of the
-    sampling steps. Compiled networks run uncompiled; afterwards the network is as it was.
+    The keys of point k become `(1 - weights[k]) K_first + weights[k] K_last`, where `K_first` and
+    `K_last` are the keys of the first and the last point of the batch. Values are interpolated in
+    the same manner (arXiv 2312.07409). The batch must therefore be a whole path. DiffMorpher uses
+    this in the first 60 % of the sampling steps. Compiled networks run uncompiled. On exit, the
+    network is restored.
 
     Args:
         unet: A diffusers network.
-        weights: Fractions of the path `(K,)`, from 0 to 1.
-        blocks: Where: modules whose names begin so. DiffMorpher's are those that sample up.
+        weights: Fractions of the path, `(K,)`, from 0 to 1.
+        blocks: Beginning of the names of the modules that are changed. DiffMorpher changes the
+            blocks that sample up.
 
     Raises:
-        ValueError: If no self-attention is there, its projections are fused, or a batch inside has
-            another length than `weights`.
+        ValueError: If these modules have no self-attention, its projections are fused, or a batch
+            inside the context has another length than `weights`.
     """
     found = [
         module
@@ -196,5 +199,5 @@ def _exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def original(model: nn.Module) -> nn.Module:
-    """What `torch.compile` was given."""
+    """The network without the wrapper of `torch.compile`."""
     return getattr(model, "_orig_mod", model)

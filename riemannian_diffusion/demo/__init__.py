@@ -1,4 +1,4 @@
-"""A small Stable Diffusion that ships with the package, its renderer and its images."""
+"""A small Stable Diffusion model that ships with the package, its renderer and its images."""
 
 from pathlib import Path
 
@@ -33,9 +33,10 @@ _FOLDER = Path(__file__).parent
 
 
 def model_path() -> str:
-    """The directory of the shipped Stable Diffusion, which `from_pretrained` takes.
+    """The directory of the shipped Stable Diffusion model, for `from_pretrained`.
 
-    It draws 64 x 64 px scenes of `render` from captions such as "a red cube" (see `caption`).
+    From captions such as "a red cube" (see `caption`), the model draws 64 x 64 px scenes like those
+    of `render`.
 
     Raises:
         FileNotFoundError: If this installation lacks the model.
@@ -44,10 +45,10 @@ def model_path() -> str:
 
 
 def endpoint_paths() -> tuple[str, str]:
-    """Two 64 x 64 px PNG files: the images that the command morphs where it is given none.
+    """Two 64 x 64 px PNG files, between which the command line morphs by default.
 
     Raises:
-        FileNotFoundError: If this installation lacks them.
+        FileNotFoundError: If this installation lacks the images.
     """
     first, second = (_shipped(f"endpoint_{i}.png", "A shipped image") for i in range(2))
     return first, second

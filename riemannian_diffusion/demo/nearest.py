@@ -1,6 +1,6 @@
-"""The render nearest to an image: which solid, where, how large, of what hue, and how far off.
+"""The render that is nearest to an image: its kind of solid, its factors and its error.
 
-A coarse bank of renders proposes solids and factors, and damped Gauss-Newton steps refine them.
+A coarse bank of renders gives first kinds and factors, and damped Gauss-Newton steps refine them.
 """
 
 from __future__ import annotations
@@ -15,22 +15,25 @@ from torch import Tensor
 from riemannian_diffusion.demo.renderer import FACTOR_RANGES, FACTORS, KINDS, caption, render
 
 _AZIMUTH, _HUE = FACTORS.index("azimuth"), FACTORS.index("hue")
-_COARSE, _FINE = 16, 32  # pixels: the bank and most of the refinement, the last of it
-_BANK_SIZE, _NUM_HUES = 384, 24  # of each kind; all hues of a scene follow from two renders of it
+_COARSE, _FINE = 16, 32  # resolution of the bank and the first refinement; of the last one
+_BANK_SIZE, _NUM_HUES = 384, 24  # for each kind; two renders of a scene give all its hues
 _LOW, _HIGH = torch.tensor([FACTOR_RANGES[name] for name in FACTORS]).T
-_STEPS = (_HIGH - _LOW) * torch.tensor([0.003, 0.005, 0.02, 0.005, 0.005])  # of differences
+_STEPS = (_HIGH - _LOW) * torch.tensor(
+    [0.003, 0.005, 0.02, 0.005, 0.005]
+)  # for difference quotients
 _PIXELS_AT_ONCE = 2**17
 
 
 @dataclass(frozen=True)
 class NearestRender:
-    """What `nearest_render` found for N images.
+    """The result of `nearest_render` for N images.
 
     Attributes:
-        kinds: One of `KINDS` per image.
-        factors: `(N, 5)` in the order and units of `FACTORS`, within `FACTOR_RANGES`.
-        images: The nearest renders `(N, 3, R, R)` in [0, 1], at the resolution of the images.
-        mse: `(N,)` mean squared errors between images and renders, of values in [0, 1].
+        kinds: For each image, one of `KINDS`.
+        factors: Factors `(N, 5)` in the order of `FACTORS`, with the units of `render`, within
+            `FACTOR_RANGES`.
+        images: The nearest renders, `(N, 3, R, R)` in [0, 1], at the resolution of the images.
+        mse: Mean squared errors between images and renders, `(N,)`, for values in [0, 1].
     """
 
     kinds: tuple[str, ...]
@@ -40,7 +43,7 @@ class NearestRender:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """What the images show in words, such as "a red cube"."""
+        """Captions of the renders, such as "a red cube"."""
         hues = self.factors[:, _HUE].tolist()
         return tuple(caption(kind, hue) for kind, hue in zip(self.kinds, hues, strict=True))
 
@@ -51,29 +54,31 @@ def nearest_render(
 ) -> NearestRender:
     """Find the kind and the factors whose render has the least mean squared error to each image.
 
-    The best scenes of a fixed bank, some of every kind, are refined at 16 px, and the best two of
-    these at 32 px, by Levenberg-Marquardt steps with difference quotients of the renderer. The
-    result depends on nothing but the images. It is the nearest render for clean images of the
-    renderer and close to it for others: the search is local from the bank's scenes on. An image
-    takes about half a second of one core, and the bank, once in a process, several.
+    For every kind, the best scenes of a fixed bank are refined at 16 px. The best two of all are
+    refined at 32 px. The refinement takes Levenberg-Marquardt steps with difference quotients of
+    the renderer. The result depends on nothing but the images. For clean images of the renderer it
+    is the nearest render. For other images it is close to the nearest render, because the
+    refinement is a local search. An image takes about half a second on one core. The first call of
+    a process takes several seconds more, for the bank.
 
     Args:
-        images: `(N, 3, R, R)` in [0, 1], R a multiple of 32.
-        num_candidates: Scenes of each kind to refine.
-        num_coarse: Steps of refinement at 16 px.
-        num_fine: Steps of refinement at 32 px.
+        images: Images `(N, 3, R, R)` in [0, 1]; R is a multiple of 32.
+        num_candidates: Number of scenes of each kind to refine.
+        num_coarse: Number of refinement steps at 16 px.
+        num_fine: Number of refinement steps at 32 px.
 
     Returns:
-        The kinds, factors and renders, with their errors.
+        The kinds, the factors and the renders, with their errors.
 
     Raises:
-        ValueError: If the images have another shape, or values outside [0, 1] or not finite.
+        ValueError: If the images have another shape, or values outside [0, 1].
     """
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
         raise ValueError(f"`images` must be (N, 3, R, R), but got {tuple(images.shape)}.")
     if images.shape[2] == 0 or images.shape[2] % _FINE:
         raise ValueError(
-            f"`images` must measure a multiple of {_FINE} pixels, but got {images.shape[2]}."
+            f"The height and width of `images` must be a multiple of {_FINE} pixels, but got "
+            f"{images.shape[2]}."
         )
     if not ((images >= 0) & (images <= 1)).all():  # false for NaN as well
         raise ValueError("`images` must have values in [0, 1].")
@@ -96,7 +101,7 @@ def nearest_render(
 
 
 def _render(kinds: Tensor, factors: Tensor, resolution: int) -> Tensor:
-    """Renders `(B, 3, R, R)` of kinds `(B,)`, numbers of `KINDS`, in chunks of bounded memory."""
+    """Renders `(B, 3, R, R)` of kinds `(B,)`, indices of `KINDS`, in chunks of bounded memory."""
     size = max(1, _PIXELS_AT_ONCE // resolution**2)
     chunks = zip(kinds.split(size), factors.split(size), strict=True)
     return torch.cat([render([KINDS[i] for i in k], f, resolution=resolution) for k, f in chunks])
@@ -106,8 +111,9 @@ def _render(kinds: Tensor, factors: Tensor, resolution: int) -> Tensor:
 def _bank() -> tuple[Tensor, Tensor, Tensor]:
     """Scenes `(K, B, 5)` with hue 0, and their images as `mean + cos(2 pi hue_c) swing`.
 
-    Channel `c` sees the hue `hue_c = hue - c / 3`, and the colour of a pixel is affine in its
-    cosine, so the renders of hues 0 and 1/2 give those of all. Images are `(K, B, 3, 16 * 16)`.
+    For channel c the hue is `hue_c = hue - c / 3`. The colour of a pixel is affine in the cosine of
+    the hue, so the renders of the hues 0 and 1/2 give the renders of all hues. `mean` and `swing`
+    are `(K, B, 3, 16 * 16)`.
     """
     with torch.inference_mode(False), torch.no_grad():
         uniform = torch.quasirandom.SobolEngine(len(FACTORS), scramble=True, seed=0)
@@ -128,7 +134,7 @@ def _cosines(hues: Tensor) -> Tensor:  # (H,) -> (H, 3), one per channel
 
 
 def _propose(images: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
-    """The nearest scenes of the bank: kinds `(N, C)` and factors `(N, C, 5)`, some of each kind."""
+    """The nearest scenes of each kind in the bank: kinds `(N, C)` and factors `(N, C, 5)`."""
     scenes, means, swings = _bank()
     hues = torch.arange(_NUM_HUES) / _NUM_HUES
     cosines = _cosines(hues)  # (H, 3)
@@ -152,30 +158,30 @@ def _propose(images: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
 def _refine(
     images: Tensor, kinds: Tensor, factors: Tensor, num_steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Levenberg-Marquardt steps for every candidate: factors `(N, C, 5)` and errors `(N, C)`."""
+    """Take Levenberg-Marquardt steps: new factors `(N, C, 5)` and errors `(N, C)`."""
     shape, resolution = kinds.shape, images.shape[-1]
     target = images.flatten(1).repeat_interleave(shape[1], 0)  # (M, D)
     kinds, factors = kinds.flatten(), factors.flatten(0, 1)  # (M,), (M, 5)
     damping = torch.full((len(kinds),), 1e-2)
-    here = _render(kinds, factors, resolution).flatten(1)  # (M, D)
-    error = (here - target).square().mean(1)  # (M,)
+    current = _render(kinds, factors, resolution).flatten(1)  # (M, D)
+    error = (current - target).square().mean(1)  # (M,)
     steps = torch.diag(_STEPS)
     for _ in range(num_steps):
         moved = (factors[:, None] + steps).flatten(0, 1)  # (5 M, 5)
         moved = _render(kinds.repeat_interleave(len(FACTORS)), moved, resolution)
-        # Rows of the transposed Jacobian, per step of differences: that also scales the damping.
-        rows = moved.flatten(1).unflatten(0, (-1, len(FACTORS))) - here[:, None]  # (M, 5, D)
-        gradient = rows @ (target - here)[..., None]  # (M, 5, 1)
+        # Rows of the transposed Jacobian in units of `_STEPS`, which also scales the damping.
+        rows = moved.flatten(1).unflatten(0, (-1, len(FACTORS))) - current[:, None]  # (M, 5, D)
+        gradient = rows @ (target - current)[..., None]  # (M, 5, 1)
         gram = rows @ rows.mT
         diagonal = gram.diagonal(dim1=1, dim2=2)
         gram = gram + torch.diag_embed(damping[:, None] * diagonal + 1e-6)
         change = _STEPS * torch.linalg.solve(gram, gradient)[..., 0]
         trial = _within_ranges(factors + change)
-        there = _render(kinds, trial, resolution).flatten(1)
-        trial_error = (there - target).square().mean(1)
+        rendered = _render(kinds, trial, resolution).flatten(1)
+        trial_error = (rendered - target).square().mean(1)
         better = trial_error < error
         factors = torch.where(better[:, None], trial, factors)
-        here = torch.where(better[:, None], there, here)
+        current = torch.where(better[:, None], rendered, current)
         error = torch.where(better, trial_error, error)
         damping = torch.where(better, damping / 4, damping * 8)
     return factors.unflatten(0, shape), error.unflatten(0, shape)

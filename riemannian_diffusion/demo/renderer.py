@@ -1,13 +1,13 @@
-"""A differentiable renderer of one solid on a plane: images whose manifold is known exactly.
+"""A differentiable renderer of one solid on a plane, whose images form a known manifold.
 
-A scene is one of five kinds of solid and five continuous factors. Silhouettes, shadows and edges
-are smooth in all of them, so the set of images of one kind is a smooth five-dimensional manifold,
-and autograd through `render` gives its tangent vectors.
+A scene has one of five kinds of solid and five continuous factors. Silhouettes, shadows and edges
+are smooth in all factors. So the images of one kind form a smooth five-dimensional manifold, and
+autograd through `render` gives its tangent vectors.
 
-Every ray is resolved by two numbers of the solid's signed distance function `d`: the closest
-approach along the ray, which a sigmoid turns into coverage, and the first root, where the solid is
-shaded. Both are searched without a graph until they have converged; one differentiable Newton step
-then makes them functions of the factors.
+Each pixel follows from two numbers of its ray and the solid's signed distance function. The first
+is the least distance along the ray, which a sigmoid turns into coverage. The second is the first
+root of the distance along the ray, at which the solid is shaded. Both are found by a search without
+a graph. One differentiable Newton step then makes them functions of the factors.
 """
 
 from __future__ import annotations
@@ -35,26 +35,27 @@ _CAMERA_ELEVATION = math.radians(32.0)
 _LOOK_AT = (0.0, 0.0, 0.55)
 _HALF_FIELD = 0.25  # tangent of half the field of view
 _LIGHT_ELEVATION = math.radians(48.0)
-_LIGHT_AZIMUTH = math.radians(-125.0)  # from behind the camera's left shoulder at azimuth 0
+_LIGHT_AZIMUTH = math.radians(-125.0)  # from behind the left of the camera at azimuth 0
 
 
 def render(kind: str | Sequence[str], factors: Tensor, *, resolution: int = 64) -> Tensor:
     """Render scenes, differentiably in their factors.
 
     Args:
-        kind: One of `KINDS`, or one per scene.
-        factors: `(N, 5)` in the order of `FACTORS`: azimuth in radians (the turntable under the
-            solid and the lamp, period 2 pi), hue in turns (0 red, 1/3 green, 2/3 blue, period 1),
-            size (half the solid's height in units of the plane), x (to the right) and y (away from
-            the camera) on the plane. `FACTOR_RANGES` are the ranges the shipped model was trained
-            on; values outside them render as well.
-        resolution: Height and width in pixels.
+        kind: One of `KINDS`, or a list with one of them per scene.
+        factors: Factors `(N, 5)` in the order of `FACTORS`. Azimuth, in radians with period 2 pi,
+            turns the solid and the lamp together. Hue is in turns with period 1: 0 is red, 1/3 is
+            green and 2/3 is blue. Size is half the height of the solid in units of the plane. x (to
+            the right) and y (away from the camera) are its position on the plane. The shipped model
+            was trained on `FACTOR_RANGES`. Values outside these ranges can be rendered as well.
+        resolution: Height and width of the images in pixels.
 
     Returns:
-        Images `(N, 3, resolution, resolution)` in [0, 1], in the factors' dtype.
+        Images `(N, 3, resolution, resolution)` in [0, 1], in the dtype of the factors.
 
     Raises:
-        ValueError: If a kind is unknown, the factors are not `(N, 5)`, or the counts disagree.
+        ValueError: If a kind is unknown, the factors are not `(N, 5)`, or the numbers of kinds and
+            factors disagree.
     """
     if factors.ndim != 2 or factors.shape[1] != len(FACTORS):
         raise ValueError(f"`factors` must be (N, {len(FACTORS)}), but got {tuple(factors.shape)}.")
@@ -83,12 +84,12 @@ def random_factors(num: int, generator: torch.Generator | None = None) -> Tensor
 
 
 def hue_name(hue: float) -> str:
-    """Name a hue in turns: the nearest of `HUES`, which lie a sixth of a turn apart."""
+    """The nearest of `HUES` to a hue in turns; `HUES` lie a sixth of a turn apart."""
     return HUES[round(hue * len(HUES)) % len(HUES)]
 
 
 def caption(kind: str, hue: float) -> str:
-    """Caption a scene as the shipped model was trained on it, such as "a red cube"."""
+    """The caption with which the shipped model was trained on a scene, such as "a red cube"."""
     return f"a {hue_name(hue)} {kind}"
 
 
@@ -97,9 +98,10 @@ def _norm(p: Tensor) -> Tensor:
 
 
 def _smooth_least(*depths: Tensor) -> Tensor:
-    """Smallest of positive depths, smooth also where two of them are equal.
+    """The smallest of positive depths, made smooth at points where two depths are equal.
 
-    It is the p-norm with p = -4. Where one depth vanishes, it equals that depth to first order.
+    It is the p-norm with p = -4. Near points at which one depth vanishes, it equals this depth to
+    first order.
     """
     depths = tuple(depth.clamp(min=1e-12) for depth in depths)
     least = reduce(torch.minimum, depths)
@@ -130,7 +132,7 @@ def _torus(p: Tensor) -> Tensor:  # upright: its axis is the x axis
     return _norm(q) - 0.29
 
 
-def _cone(p: Tensor) -> Tensor:  # of half height 0.84, rounded by 0.12; exact outside
+def _cone(p: Tensor) -> Tensor:  # half height 0.84, rounded by 0.12; exact outside
     radius, half = 0.74, 0.84
     q = torch.stack([(p[..., :2].square().sum(-1) + 1e-3).sqrt(), p[..., 2]], -1)
     to_rim = q - q.new_tensor([radius, -half])
@@ -146,7 +148,8 @@ def _cone(p: Tensor) -> Tensor:  # of half height 0.84, rounded by 0.12; exact o
     return torch.where(inside, -depth, torch.minimum(side, base)) - 0.12
 
 
-# A solid in units of its size, centred on the origin, and the height of its centre above the plane.
+# Distance function of each solid, whose centre is at the origin, and height of this centre above
+# the plane. Both are in units of the size of the solid.
 _SOLIDS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "sphere": (_sphere, 0.95),
     "cube": (_cube, 0.74),
@@ -156,15 +159,16 @@ _SOLIDS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 }
 _BOUND = 1.35  # every solid lies within this many sizes of its centre
 _SPRING = 0.3  # draws the closest approach to the middle of the ray, per unit of the plane
-_GRAZE = 0.008  # depth in units of the plane
-_LONGEST_MOVE = 4e-3  # of the Newton step to the closest approach
+_GRAZE = 0.008  # largest depth of a grazing ray, in units of the plane
+_LONGEST_MOVE = 4e-3  # largest Newton step to the closest approach
 _NUM_HALVINGS = 4
 
 
 class _Scene:
-    """One solid on the plane; `fixed` is the same with all derivatives cut, to search in.
+    """One solid on the plane.
 
-    The searches run in `fixed`, because `no_grad` alone does not stop forward mode.
+    `fixed` is a copy of the scene without derivatives. Searches use this copy, because `no_grad`
+    alone does not stop forward mode.
     """
 
     def __init__(self, solid: tuple[Callable[[Tensor], Tensor], float], factors: Tensor):
@@ -184,7 +188,7 @@ class _Scene:
         return self.size * self.solid[0](q)
 
     def middle(self, origin: Tensor, direction: Tensor) -> Tensor:
-        """Where rays pass the centre, not behind their origin: `(N, P)`."""
+        """Length along each ray to the point nearest to the centre, non-negative, `(N, P)`."""
         return ((self.centre - origin) * direction).sum(-1).clamp(min=0)
 
 
@@ -250,15 +254,16 @@ def _along(scene: _Scene, origin: Tensor, direction: Tensor) -> Callable[[Tensor
 
 
 def _closest_approach(scene: _Scene, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """The least signed distance along each ray and where it is reached, both differentiable.
+    """The least signed distance along each ray, and the length at which it is reached.
 
-    Along a face seen edge on, the distance is flat and its minimum leaps from end to end. A weak
-    spring `_SPRING / 2 (t - middle)^2` to the point nearest to the solid's centre prevents that.
+    Both are differentiable. Along a face that is seen edge on, the distance is flat, and its
+    minimum leaps from one end to the other. A weak spring `_SPRING / 2 (t - middle)^2` prevents
+    this. It draws to the point of the ray that is nearest to the centre of the solid.
     """
-    h = 4e-3  # of difference quotients; wide, for the curvature itself has steps
+    h = 4e-3  # step of difference quotients; wide, because the curvature has jumps
     with torch.no_grad():
-        fixed, start, way = scene.fixed, origin.detach(), direction.detach()
-        along, middle = _along(fixed, start, way), fixed.middle(start, way)
+        fixed, start, heading = scene.fixed, origin.detach(), direction.detach()
+        along, middle = _along(fixed, start, heading), fixed.middle(start, heading)
 
         def descent(t: Tensor) -> Tensor:  # minus the derivative of distance and spring
             return (along(t - h) - along(t + h)) / (2 * h) - _SPRING * (t - middle)
@@ -278,50 +283,51 @@ def _closest_approach(scene: _Scene, origin: Tensor, direction: Tensor) -> tuple
         above, below = descent(low), descent(high)
         high, low = torch.where(above < 0, low, high), torch.where(below > 0, high, low)
         nearest = _root(descent, low, high, above, below)
-        here = along(nearest)
+        least = along(nearest)
 
     along, middle = _along(scene, origin, direction), scene.middle(origin, direction)
     before, after = along(nearest - h), along(nearest + h)
-    curvature = ((before + after).detach() - 2 * here).clamp(min=0) / h**2
+    curvature = ((before + after).detach() - 2 * least).clamp(min=0) / h**2
     slope = (after - before) / (2 * h) + _SPRING * (nearest - middle)
     nearest = nearest - (slope / (curvature + _SPRING)).clamp(-_LONGEST_MOVE, _LONGEST_MOVE)
     return along(nearest), nearest
 
 
 def _root(function, low, high, above, below) -> Tensor:
-    """A root between `low` and `high`, where the function is `above` and `below` zero.
+    """A root between `low` and `high`, at which the function has the values `above` and `below`.
 
-    Halving in turn with false positions: the slope is nearly a step where the solid is nearly flat.
+    Bisection and false position alternate, because the slope is nearly a step on flat solids.
     """
     for i in range(_NUM_HALVINGS * 2):
         share = above / (above - below).clamp(min=1e-12) if i % 2 else 0.5
         t = low + share * (high - low)
-        here = function(t)
-        left = here > 0  # of the root
+        value = function(t)
+        left = value > 0  # t is to the left of the root
         low, high = torch.where(left, t, low), torch.where(left, high, t)
-        above, below = torch.where(left, here, above), torch.where(left, below, here)
+        above, below = torch.where(left, value, above), torch.where(left, below, value)
     return t
 
 
 def _first_hit(
     scene: _Scene, origin: Tensor, direction: Tensor, approach: Tensor, nearest: Tensor
 ) -> Tensor:
-    """The first point of the solid on each ray; where it misses, that of closest approach.
+    """The first point of the solid on each ray, or the closest approach if the ray misses.
 
-    At a grazing ray the root moves infinitely fast, as the square root of the depth. Where the ray
-    goes no deeper than about `_GRAZE`, the point is therefore drawn to that of closest approach.
+    On a grazing ray the root varies like the square root of the depth, so its derivative is
+    unbounded. If the ray goes no deeper than about `_GRAZE`, the result is therefore blended with
+    the point of closest approach.
     """
-    h = 1e-3 if origin.dtype == torch.float32 else 1e-4  # of difference quotients
+    h = 1e-3 if origin.dtype == torch.float32 else 1e-4  # step of difference quotients
     with torch.no_grad():
-        fixed, start, way = scene.fixed, origin.detach(), direction.detach()
-        along, end, end_value = _along(fixed, start, way), nearest.detach(), approach.detach()
-        low = torch.minimum(fixed.middle(start, way) - fixed.bound, end)
+        fixed, start, heading = scene.fixed, origin.detach(), direction.detach()
+        along, end, end_value = _along(fixed, start, heading), nearest.detach(), approach.detach()
+        low = torch.minimum(fixed.middle(start, heading) - fixed.bound, end)
         for _ in range(10):
             low = torch.minimum(low + along(low).clamp(min=0), end)
         above = along(low)
         soon = torch.minimum(low + 4 * above.clamp(min=0) + 0.02, end)
         below = along(soon)
-        first = below < 0  # else the root lies further on, or there is none
+        first = below < 0  # otherwise the root is farther away, or does not exist
         high, below = torch.where(first, soon, end), torch.where(first, below, end_value)
         hits = (below < 0) & (low < high)
         t = _root(along, low, high, above.clamp(min=1e-9), below)

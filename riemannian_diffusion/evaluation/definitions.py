@@ -1,4 +1,4 @@
-"""Definition, range and better direction of every measure."""
+"""The definition, the range and the better direction of every measure."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Measure:
-    """Everything that the reader of a measure's value has to know.
+    """What a reader must know about the values of a measure.
 
     Attributes:
         name: Name in protocols and reports.
-        definition: One sentence.
+        definition: The definition in one sentence.
         low: Smallest possible value.
         high: Largest possible value, or infinity.
         direction: Which values are better: "lower" or "higher".
-        needs: Names among "distance", "features", "inputs", "truth" and "torchmetrics".
+        needs: Names of networks, data and libraries that it needs, among "distance", "features",
+            "inputs", "truth" and "torchmetrics".
     """
 
     name: str

@@ -14,13 +14,13 @@ from riemannian_diffusion.measures.frames import import_extra
 Features = Callable[[Tensor], Tensor]
 Statistic = Callable[[Tensor], Tensor]
 
-FID_IMAGES_PER_FEATURE = 5  # with 2,048 features about 10,000 images, as FID's authors advise
+FID_IMAGES_PER_FEATURE = 5  # about 10,000 images for 2,048 features, as the authors of FID advise
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
     """Frechet distance of the Gaussians fitted to two sets of features, `(n, d), (m, d) -> ()`.
 
-    `|mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2))` with sample covariances (ddof 1), in
+    It is `|mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2))` with sample covariances (ddof 1), in
     float64. With features of Inception this is FID (Heusel et al., 2017). It lies in [0, inf), and
     lower is better. It is biased upwards, and the bias grows as the sets shrink. With `S = A^T A`
     the last trace is the sum of the singular values of `A_x A_y^T`. This needs no matrix root, and
@@ -67,7 +67,7 @@ def kernel_distance(x: Tensor, y: Tensor) -> Tensor:
     This is the unbiased estimate of the squared maximum mean discrepancy with the kernel
     `(x . y / d + 1)^3`, from all images at once, in float64. With features of Inception this is KID
     (Binkowski et al., 2018). It lies in (-inf, inf). Its expected value is 0 if both sets come from
-    one distribution. The sets may differ in size, which `poly_mmd` of torchmetrics does not allow.
+    the same distribution. The sets may differ in size, unlike those of `poly_mmd` of torchmetrics.
 
     Raises:
         ImportError: If torchmetrics is missing.
@@ -80,7 +80,10 @@ def kernel_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _kernels(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """KID's kernel within `x`, between both and within `y`: `(n, n)`, `(n, m)`, `(m, m)`."""
+    """The kernel of KID within `x`, between `x` and `y`, and within `y`.
+
+    The shapes are `(n, n)`, `(n, m)` and `(m, m)`.
+    """
     poly_kernel = import_extra("torchmetrics.image.kid").poly_kernel
     x, y = x.double(), y.double()
     return poly_kernel(x, x), poly_kernel(x, y), poly_kernel(y, y)
@@ -91,18 +94,18 @@ def _off_diagonal_mean(kernel: Tensor) -> Tensor:
 
 
 def _covariance_factor(x: Tensor) -> Tensor:
-    """A matrix `(min(n, d), d)` whose `A^T A` is the sample covariance of `x`."""
+    """A matrix A `(min(n, d), d)` such that `A^T A` is the sample covariance of `x`."""
     centred = (x - x.mean(0)) / math.sqrt(len(x) - 1)
     return torch.linalg.qr(centred, mode="r").R if len(x) > x.shape[1] else centred
 
 
 def frechet_statistic(generated: Tensor, reference: Tensor) -> Statistic:
-    """FID as a function of the sequences that it is computed from.
+    """FID as a function of the sequences from which it is computed.
 
     Args:
         generated: Features `(draws, S, f, d)` of f frames of each of S sequences. Every draw has
             other frames, and the result is the mean of FID over draws.
-        reference: Features `(S, k, d)`.
+        reference: Features `(S, k, d)` of k reference images of each sequence.
 
     Returns:
         A function that maps indices of sequences, `(m,)`, without repetitions, to a scalar.
@@ -119,7 +122,8 @@ def frechet_statistic(generated: Tensor, reference: Tensor) -> Statistic:
 def _in_their_span(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Features `(S, f, d), (S, k, d)` in coordinates of the space they span, if that is smaller.
 
-    This keeps all distances between features, and so FID, and it makes FID cheaper.
+    The change of coordinates keeps all distances between features and therefore FID. It makes FID
+    cheaper.
     """
     both = torch.cat([x.flatten(0, 1), y.flatten(0, 1)])
     if len(both) >= both.shape[1]:
@@ -130,13 +134,13 @@ def _in_their_span(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kernel_statistic(generated: Tensor, reference: Tensor) -> Statistic:
-    """KID as a function of the sequences that it is computed from.
+    """KID as a function of the sequences from which it is computed.
 
-    The kernels are computed once and summed over the frames of each two sequences.
+    The kernels are computed once and summed over the frames of each pair of sequences.
 
     Args:
-        generated: Features `(draws, S, f, d)`, as in `frechet_statistic`.
-        reference: Features `(S, k, d)`.
+        generated: As in `frechet_statistic`.
+        reference: As in `frechet_statistic`.
 
     Returns:
         A function that maps indices of sequences, `(m,)`, without repetitions, to a scalar.
@@ -146,7 +150,7 @@ def kernel_statistic(generated: Tensor, reference: Tensor) -> Statistic:
     sums = []
     for draw in generated:  # (S, f, d)
         within_x, between, within_y = _kernels(draw.flatten(0, 1), y)
-        for kernel in (within_x, within_y):  # no image is compared with itself
+        for kernel in (within_x, within_y):  # leaves out comparisons of an image with itself
             kernel.fill_diagonal_(0)
         sums.append(
             torch.stack(
@@ -171,10 +175,10 @@ def kernel_statistic(generated: Tensor, reference: Tensor) -> Statistic:
 def _check_sets(x: Tensor, y: Tensor) -> None:
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
-            "Two sets of features must be (n, d) and (m, d), but got "
+            "`x` and `y` must be features (n, d) and (m, d), but got "
             f"{tuple(x.shape)} and {tuple(y.shape)}."
         )
     if min(len(x), len(y)) < 2:
-        raise ValueError(f"A set of features needs at least 2 rows, but got {len(x)} and {len(y)}.")
+        raise ValueError(f"`x` and `y` must have at least 2 rows, but got {len(x)} and {len(y)}.")
     if not (x.isfinite().all() and y.isfinite().all()):
-        raise ValueError("Features must be finite.")
+        raise ValueError("`x` and `y` must have finite values.")

@@ -31,7 +31,7 @@ from riemannian_diffusion.evaluation.sequences import FrameSequence
 from riemannian_diffusion.measures import Distance, inception_features, lpips_distance
 from riemannian_diffusion.measures.frames import import_extra
 
-FEW_SEQUENCES = 10  # with fewer, intervals of skewed values cover visibly less than they state
+FEW_SEQUENCES = 10  # with fewer, intervals of skewed values cover less than they state
 
 _ABSENT = {
     "inputs": "the sequences come without their input images",
@@ -54,7 +54,7 @@ def evaluate(
 ) -> Evaluation:
     """Compute the measures of a protocol from sequences of frames.
 
-    Pass the frames as the model made them. If the original images replace the first and last
+    Pass all frames as the model made them. If the original images replace the first and last
     frames, FID and LPIPS look better than they are.
 
     Args:
@@ -62,25 +62,26 @@ def evaluate(
             inputs, and either all or none have true frames. They are read once, so a generator can
             load them one by one.
         protocol: A `Protocol`, or the name of one in `PROTOCOLS`.
-        distance: Replaces LPIPS: `(x, y) -> (N,)` for images `(N, 3, H, W)` in [0, 1]. The results
-            name it by its attribute `name`, or by its type.
-        features: Replaces Inception: `x -> (N, d)`. The results name it in the same manner.
+        distance: A function that replaces LPIPS: `(x, y) -> (N,)` for images `(N, 3, H, W)` in
+            [0, 1]. Results show its attribute `name`, or its type.
+        features: A function that replaces Inception: `x -> (N, d)` for images `(N, 3, H, W)` in
+            [0, 1]. Results show its attribute `name`, or its type.
         device: Device of LPIPS and Inception.
         max_batch_size: Largest number of images in one call of a network, at least 1.
         num_resamples: Largest number of resamples that leave out two sequences, for the intervals
             of FID and KID; 0 for no intervals, otherwise at least 2.
         confidence: Probability that an interval covers the expected value, in (0, 1).
         seed: Seed of the random resamples and of the protocol's random frames.
-        skip_missing: If a network or library is missing, report the measures that need it in
-            `Evaluation.missing` instead of raising, and leave out intervals if scipy is missing.
-            Measures that need data which the sequences lack are always reported there.
+        skip_missing: Whether to skip measures whose network or library is missing, instead of
+            raising an error. `Evaluation.missing` lists them. If scipy is missing, intervals are
+            left out. Measures that need data which the sequences lack are always skipped.
 
     Returns:
-        The `Evaluation`. A mean has an interval from 3 sequences on, FID and KID from 5 on.
+        The `Evaluation`. Means have intervals from 3 sequences on, FID and KID from 5 sequences on.
 
     Warns:
-        UserWarning: Each sentence of `Evaluation.warnings`: sets too small for FID, pasted end
-            points, too few sequences for an interval.
+        UserWarning: For each sentence of `Evaluation.warnings`: sets that are too small for FID,
+            end frames that are the input images, or too few sequences for an interval.
 
     Raises:
         ImportError: If a library of the `eval` extra is missing.
@@ -103,7 +104,7 @@ def evaluate(
                 f"{records[0].kind} and {records[-1].name} is {records[-1].kind}."
             )
     if not records:
-        raise ValueError("There are no sequences to evaluate.")
+        raise ValueError("`sequences` is empty: pass at least one FrameSequence.")
     missing |= _lacking(records, wanted)
     results = []
     for name, statistic in _statistics(records, protocol, missing).items():
@@ -157,10 +158,10 @@ class _Statistic:
     """A measure over all sequences.
 
     Attributes:
-        value: Its value.
-        sets: What was compared, with counts.
-        per_sequence: One value per sequence if the measure is their mean, else None.
-        of: If it is not a mean, the measure as a function of indices of sequences.
+        value: The value.
+        sets: Description of the compared sets, with counts.
+        per_sequence: One value per sequence if the measure is a mean over sequences, else None.
+        of: The measure as a function of indices of sequences if it is not a mean, else None.
     """
 
     value: float
@@ -186,7 +187,7 @@ def _interval(
 
 
 def _reason_for_no_intervals(skip_missing: bool) -> str | None:
-    """Why no interval can be computed: scipy is missing and `skip_missing` allows that."""
+    """Why no interval can be computed, or None; scipy is missing and `skip_missing` allows it."""
     try:
         import_extra("scipy.stats")
     except ImportError as error:
@@ -197,7 +198,7 @@ def _reason_for_no_intervals(skip_missing: bool) -> str | None:
 
 
 def _networks(protocol, distance, features, device, skip_missing) -> tuple[dict, dict[str, str]]:
-    """Networks that the protocol needs, and why measures lack their network."""
+    """The networks that the protocol needs, and reasons for measures without their network."""
     loaders: dict[str, Callable[[], Any]] = {
         "distance": lambda: lpips_distance(protocol.lpips_network, device=device),
         "features": lambda: inception_features(device=device),
@@ -223,7 +224,7 @@ def _networks(protocol, distance, features, device, skip_missing) -> tuple[dict,
 
 
 def _lacking(records, wanted) -> dict[str, str]:
-    """Why the sequences lack the data for some measures."""
+    """Reasons for measures whose data the sequences lack, by name of the measure."""
     kind, generated = records[0].kind, records[0].generated
     absent = [need for need in _ABSENT if not getattr(kind, need)]
     missing = {}
@@ -237,7 +238,7 @@ def _lacking(records, wanted) -> dict[str, str]:
 
 
 def _statistics(records, protocol, missing) -> dict[str, _Statistic]:
-    """Every measure that is not missing, over all sequences."""
+    """All measures over all sequences, without those that are missing."""
     statistics = {}
     for name in protocol.measures:
         if name in missing:

@@ -1,4 +1,4 @@
-"""Confidence intervals over sequences: of means, and of FID and KID.
+"""Confidence intervals over sequences, for means and for FID and KID.
 
 All intervals describe the choice of sequences: another set of as many sequences, drawn from the
 same population, gives other values. `benchmarks/intervals.py` measures how often the intervals
@@ -15,16 +15,17 @@ from torch import Tensor
 
 from riemannian_diffusion.measures.frames import import_extra
 
-MIN_VALUES = 3  # for the interval of a mean
-MIN_SEQUENCES = 5  # for the interval of a distance between sets
+MIN_VALUES = 3  # least number for the interval of a mean
+MIN_SEQUENCES = 5  # least number for the interval of a distance between sets
 
 
 def mean_interval(values: Tensor, *, confidence: float = 0.95) -> tuple[float, float]:
-    """A confidence interval of the mean of independent values, `(n,) -> (low, high)`.
+    """Compute a confidence interval of the mean of independent values, `(n,) -> (low, high)`.
 
     This is Student's t interval with Hall's cubic transformation, which corrects for skewness
-    (P. Hall, 1992, "On the removal of skewness by transformation", J. R. Stat. Soc. B 54). Share of
-    simulated 95 % intervals that cover the mean (`benchmarks/intervals.py`):
+    (P. Hall, 1992, "On the removal of skewness by transformation", J. R. Stat. Soc. B 54). The
+    table shows the share of simulated 95 % intervals that cover the mean
+    (`benchmarks/intervals.py`):
 
     | values | n = 3 | n = 5 | n = 10 | n = 30 |
     | --- | --- | --- | --- | --- |
@@ -34,14 +35,14 @@ def mean_interval(values: Tensor, *, confidence: float = 0.95) -> tuple[float, f
     | lognormal, sigma 1 | 0.86 | 0.89 | 0.92 | 0.93 |
 
     Below ten values, the interval covers less than it states if the population is strongly skewed.
-    From three values it is wide: about eight standard deviations of a normal population.
+    For three values of a normal population it is about eight standard deviations wide.
 
     Args:
-        values: Values `(n,)`, at least `MIN_VALUES`.
+        values: Values `(n,)`; n is at least `MIN_VALUES`.
         confidence: Probability that the interval covers the expected mean, in (0, 1).
 
     Returns:
-        Lower and upper end of the interval.
+        The lower and the upper end of the interval.
 
     Raises:
         ImportError: If scipy is missing.
@@ -73,37 +74,38 @@ def jackknife_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """A confidence interval of a distance between sets, such as FID or KID.
+    """Compute a confidence interval of a distance between sets, such as FID or KID.
 
     The distance is computed again without each sequence, and without each of several pairs of
-    sequences. No sequence is repeated. A bootstrap repeats sequences, and then FID and KID compare
-    a sequence with its copy as if there were two, which makes the interval up to three times too
-    wide.
+    sequences. No sequence is repeated. A bootstrap repeats sequences, so FID and KID compare a
+    sequence with its copy. This makes the interval up to three times too wide.
 
     The variance is the jackknife's, corrected by the interactions of pairs of sequences (B. Efron
     and C. Stein, 1981, "The jackknife estimate of variance", Ann. Stat. 9). The full correction
-    is unbiased for a U-statistic of degree two, which KID is. With few sequences a share of
-    `2 / num_sequences` of it is left out, because otherwise intervals cover too little. Without the
-    correction, intervals are 1.4 times too wide if both sets come from one distribution. The end
-    points come from Student's t with `num_sequences - 1` degrees of freedom. They are symmetric
-    about the square root of the distance, because the spread of a squared distance grows with its
-    value.
+    is unbiased for a U-statistic of degree two, such as KID. A share of `2 / num_sequences` of the
+    correction is left out, because with few sequences intervals would otherwise cover too little.
+    Without any correction, intervals are 1.4 times too wide if both sets come from one
+    distribution. The end points come from Student's t with `num_sequences - 1` degrees of freedom.
+    They are symmetric about the square root of the distance, because the spread of a squared
+    distance grows with its value.
 
-    The interval covers the expected distance of as many sequences. FID is biased upwards in small
-    sets, and the interval does not remove this bias. Simulated 95 % intervals cover the expected
-    FID or KID in 90 to 96 % of the draws, and are 0.9 to 1.15 times as wide as intervals from the
-    true standard deviation (`benchmarks/intervals.py`: 16 Gaussian features, 5, 10 and 30
-    sequences).
+    The interval covers the expected distance for the given number of sequences. FID is biased
+    upwards in small sets, and the interval does not remove this bias. Simulated 95 % intervals
+    cover the expected FID or KID in 90 to 96 % of the draws, and are 0.9 to 1.15 times as wide as
+    intervals from the true standard deviation (`benchmarks/intervals.py`: 16 Gaussian features, 5,
+    10 and 30 sequences).
 
     Args:
-        statistic: Maps indices of sequences `(m,)`, without repetitions, to a number.
+        statistic: A function that maps indices of sequences, `(m,)`, without repetitions, to a
+            number.
         num_sequences: Number of sequences, at least `MIN_SEQUENCES`.
-        num_pairs: Largest number of pairs of sequences, at least 2; random ones if there are more.
+        num_pairs: Largest number of pairs of sequences, at least 2. If there are more pairs, random
+            pairs are chosen.
         confidence: Probability that the interval covers the expected distance, in (0, 1).
         seed: Seed of the random choice of pairs.
 
     Returns:
-        Lower and upper end of the interval.
+        The lower and the upper end of the interval.
 
     Raises:
         ImportError: If scipy is missing.
@@ -129,10 +131,10 @@ def jackknife_interval(
     ones = torch.tensor([without(i) for i in torch.arange(n)], dtype=torch.float64)
     twos = torch.tensor([without(pair) for pair in pairs], dtype=torch.float64)
     jackknife = float(ones.var(correction=0)) * (n - 1)
-    # Interactions are 0 where the statistic is a mean over sequences.
+    # Interactions are 0 if the statistic is a mean over sequences.
     interactions = n * value - (n - 1) * ones[pairs].sum(1) + (n - 2) * twos
     excess = float(interactions.var()) * (n - 1) / (2 * n)
-    excess *= (n - 2) / n  # a variance that is too small loses more than one that is too large
+    excess *= (n - 2) / n  # a too small variance loses more coverage than a too large one gains
     variance = max(jackknife - excess, jackknife / 2)  # the excess is at most half in expectation
     half = quantile * math.sqrt(variance)
     if half == 0:
@@ -144,7 +146,7 @@ def jackknife_interval(
 
 
 def _student_quantile(num: int, confidence: float) -> float:
-    """Two-sided quantile of Student's t with `num - 1` degrees of freedom."""
+    """The two-sided quantile of Student's t with `num - 1` degrees of freedom."""
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` must be in (0, 1), but got {confidence}.")
     return float(import_extra("scipy.stats").t.ppf((1 + confidence) / 2, num - 1))

@@ -10,21 +10,23 @@ from riemannian_diffusion.measures.networks import LPIPS_NETWORKS
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that a number depends on besides the frames.
+    """All choices on which a measure depends besides the frames.
 
     Use `dataclasses.replace` to make a variant. FID and KID compare frames with end points: the
     input images if the sequences have them, otherwise the first and last frames.
 
     Attributes:
-        name: Name of the protocol in every result.
-        source: The publication, and the choices made here where it leaves something open.
-        measures: Names of `MEASURES`.
-        num_frames: Number of frames of every sequence, with the first and the last; None allows any
-            number that all sequences share.
-        resolution: Height and width; None allows any size that all frames share.
+        name: Name of the protocol, which every result repeats.
+        source: The publication, and the choices of this library where the publication leaves
+            something open.
+        measures: Names of measures, keys of `MEASURES`.
+        num_frames: Number of frames of every sequence, including the first and the last. None
+            allows any number that all sequences share.
+        resolution: Height and width of the frames. None allows any size that all frames share.
         lpips_network: "alex", "vgg" or "squeeze".
         set_frames: Frames that FID and KID use: "interior" or "all".
-        num_sampled: Number of random frames among these from each sequence; None uses all frames.
+        num_sampled: Number of frames that FID and KID draw at random from each sequence, among
+            `set_frames`. None uses all of these frames.
         num_draws: Number of random draws; FID and KID are means over draws.
         note: How published numbers differ from these measures, or an empty text.
 
@@ -67,15 +69,16 @@ class Protocol:
                 raise ValueError(f"`{name}` must be at least {least}, but got {value}.")
 
     def check(self, name: str, num_frames: int, resolution: tuple[int, int]) -> None:
-        """Raise an error if a sequence does not fit this protocol.
+        """Check that a sequence fits this protocol.
 
         Args:
-            name: Name of the sequence, for the error.
-            num_frames: Number of frames.
+            name: Name of the sequence in error messages.
+            num_frames: Number of frames of the sequence.
             resolution: Height and width of the frames.
 
         Raises:
-            ValueError: If the number of frames or the size differs from the protocol's.
+            ValueError: If the sequence has another number of frames or another size than the
+                protocol demands.
         """
         if self.num_frames is not None and num_frames != self.num_frames:
             raise ValueError(

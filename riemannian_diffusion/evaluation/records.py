@@ -1,4 +1,4 @@
-"""Measures and features of one sequence of frames."""
+"""The measures and features of one sequence of frames."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Record:
 
     Attributes:
         name: Name of the sequence.
-        kind: Properties that it must share with the others.
+        kind: Properties that all sequences must share.
         values: Measures of this sequence alone, by name.
         generated: Features `(draws, frames, d)` of the frames that FID and KID use, or None.
-        reference: Features `(2, d)` of its end points, or None.
+        reference: Features `(2, d)` of the images with which they are compared, or None.
         pasted: Whether the first and last frames are the input images themselves.
     """
 
@@ -67,15 +67,15 @@ def measure(
     max_batch_size: int,
     generator: torch.Generator,
 ) -> Record:
-    """Measures of one sequence, except those whose inputs or true frames it lacks.
+    """Compute the measures of one sequence, except those whose inputs or true frames it lacks.
 
     Args:
         sequence: The sequence.
-        protocol: The protocol; it fixes which frames FID and KID use.
+        protocol: The protocol, which defines the frames that FID and KID use.
         wanted: Names of the measures.
-        networks: Networks by the need they serve: "distance" and "features".
+        networks: Networks under the names "distance" and "features".
         max_batch_size: Largest number of images in one call of a network.
-        generator: Random generator for the frames that FID and KID draw.
+        generator: Source of the random frames that FID and KID use.
 
     Raises:
         ValueError: If the sequence does not fit the protocol or has invalid pixels.
@@ -131,7 +131,7 @@ def measure(
 
 
 def _features(images: Tensor, features: Features, max_batch_size: int) -> Tensor:
-    """Features `(N, d)` of images, float64, on the CPU."""
+    """Features of images, `(N, d)`, float64 on the CPU."""
     pieces = []
     for batch in images.split(max_batch_size):
         piece = features(batch)
@@ -148,7 +148,7 @@ def _features(images: Tensor, features: Features, max_batch_size: int) -> Tensor
 
 
 def _pixels(images: Tensor, name: str, what: str, shape: torch.Size | None = None) -> Tensor:
-    """Images as floats in [0, 1], checked."""
+    """Check images, and return them as floats in [0, 1]."""
     if images.ndim != 4 or images.shape[1] != 3 or (shape is not None and images.shape != shape):
         expected = "(F, 3, H, W)" if shape is None else tuple(shape)
         raise ValueError(f"`{what}` of {name} must be {expected}, but got {tuple(images.shape)}.")

@@ -1,4 +1,4 @@
-"""Results of an evaluation: numbers together with their protocol."""
+"""Results of an evaluation: values of measures, together with their protocol."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from riemannian_diffusion.evaluation.protocols import Protocol
 
 @dataclass(frozen=True)
 class Result:
-    """One number, and everything it depends on.
+    """The value of one measure, and everything on which it depends.
 
     Attributes:
-        measure: Name, a key of `MEASURES`.
-        value: The number.
-        interval: Confidence interval over sequences, or None: `mean_interval` for a mean over
-            sequences, `jackknife_interval` for FID and KID.
+        measure: Name of the measure, a key of `MEASURES`.
+        value: The value.
+        interval: Confidence interval over sequences, or None. It comes from `mean_interval` for a
+            mean over sequences, and from `jackknife_interval` for FID and KID.
         protocol: Name of the protocol.
         num_sequences: Number of sequences.
         num_frames: Number of frames of each sequence.
         resolution: Height and width of the frames.
         backbone: Name of the network, or None.
-        sets: What was compared, with counts.
+        sets: Description of the compared sets, with counts.
         per_sequence: One value per sequence, or None for a distance between sets.
     """
 
@@ -38,7 +38,7 @@ class Result:
     per_sequence: tuple[float, ...] | None
 
     def as_dict(self) -> dict:
-        """All attributes and the measure's definition, for JSON."""
+        """All attributes and the definition of the measure, as values for JSON."""
         measure = MEASURES[self.measure]
         about = {k: getattr(measure, k) for k in ("definition", "range", "direction")}
         return asdict(self) | about
@@ -51,12 +51,12 @@ class Evaluation:
     Attributes:
         protocol: The protocol.
         sequences: Names of the sequences.
-        results: One per measure that could be computed, in the protocol's order.
-        missing: Why the other measures have no number, by name.
-        warnings: Sentences that say how far the numbers can be trusted.
+        results: One result per measure that could be computed, in the order of the protocol.
+        missing: For each other measure, by name, the reason why it has no value.
+        warnings: Sentences that say how far the values can be trusted.
         confidence: Probability that an interval covers the expected value.
-        num_resamples: Largest number of resamples behind an interval of FID or KID; 0 means that
-            there are no intervals.
+        num_resamples: Largest number of resamples for an interval of FID or KID; 0 means that there
+            are no intervals.
         seed: Seed of the resamples and of the protocol's random frames.
     """
 
@@ -81,7 +81,7 @@ class Evaluation:
         raise KeyError(f"{measure}: {self.missing.get(measure, 'not in this protocol')}")
 
     def as_dict(self) -> dict:
-        """Plain values for JSON; all numbers are finite."""
+        """All results as values for JSON; all numbers are finite."""
         return {
             "protocol": asdict(self.protocol),
             "sequences": list(self.sequences),
@@ -98,7 +98,7 @@ class Evaluation:
         }
 
     def table(self) -> str:
-        """Text: a row per measure, then missing measures, the protocol's note and the warnings."""
+        """A text table: one row per measure, missing measures, note of the protocol, warnings."""
         first = self.results[0]
         height, width = first.resolution
         rows = [("measure", "value", f"{100 * self.confidence:g} % interval", "better", "of")]
@@ -117,7 +117,7 @@ class Evaluation:
         for *cells, of in rows:
             padded = [cell.ljust(w) for cell, w in zip(cells, widths, strict=True)]
             lines.append("  ".join([*padded, of]))
-        for reason in dict.fromkeys(self.missing.values()):  # each reason once
+        for reason in dict.fromkeys(self.missing.values()):  # names each reason once
             names = [name for name, given in self.missing.items() if given == reason]
             lines.append(f"missing {', '.join(names)}: {reason}")
         if self.protocol.note:

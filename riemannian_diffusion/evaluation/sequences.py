@@ -1,4 +1,4 @@
-"""Frame sequences in memory, and folders of them on disk."""
+"""Sequences of frames in memory, and folders of sequences on disk."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from riemannian_diffusion.media import (
     sorted_by_name,
 )
 
-_ORIENTATION_TAG, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: height and width change places
+_ORIENTATION_TAG, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: height and width are swapped
 
 
 @dataclass(frozen=True, eq=False)
 class FrameSequence:
-    """The frames of one morph, and what they are compared with.
+    """The frames of one morph, and the images with which they are compared.
 
     Attributes:
-        name: Its name in errors and reports.
-        frames: `(F, 3, H, W)`, first to last, as the model made them: floats in [0, 1], or uint8.
+        name: Name of the sequence in error messages and reports.
+        frames: Frames `(F, 3, H, W)`, first to last, as the model made them: floats in [0, 1], or
+            uint8.
         inputs: The two original images `(2, 3, H, W)`, or None.
         truth: The true middle frames `(F - 2, 3, H, W)`, or None.
     """
@@ -42,10 +43,10 @@ class SequenceFiles:
     """The files of one sequence; `load` reads them.
 
     Attributes:
-        name: Name of its folder.
-        frames: Image files in the order of their names, numbers by value.
-        inputs: The two original images, or none.
-        truth: The true middle frames, or none.
+        name: Name of the folder.
+        frames: Image files, sorted by name; `2` comes before `10`.
+        inputs: Files of the two original images, or an empty tuple.
+        truth: Files of the true middle frames, or an empty tuple.
         resolution: Height and width of every image.
     """
 
@@ -56,7 +57,7 @@ class SequenceFiles:
     resolution: tuple[int, int]
 
     def load(self) -> FrameSequence:
-        """Read the images, uint8.
+        """Read the images as uint8.
 
         Raises:
             OSError: If an image cannot be read.
@@ -66,17 +67,17 @@ class SequenceFiles:
 
 
 def find_sequences(directory: Path | str) -> list[SequenceFiles]:
-    """The sequences in a folder, by name; only the headers of the images are read.
+    """Find the sequences in a folder, sorted by name, without reading pixels.
 
-    Every sub-folder is a sequence: its images are the frames, first to last by name (`frame_2.png`
-    before `frame_10.png`). It may hold a folder `inputs` with the two original images, `0.png` and
-    `1.png`, and a folder `truth` with the true middle frames. Other files are passed over, and so
-    is everything whose name begins with a dot.
+    Every sub-folder is a sequence. Its images are the frames, first to last by name (`frame_2.png`
+    before `frame_10.png`). A sub-folder may hold a folder `inputs` with the two original images,
+    `0.png` and `1.png`, and a folder `truth` with the true middle frames. Other files are ignored,
+    and so is everything whose name begins with a dot.
 
     Raises:
         OSError: If the directory does not exist or an image cannot be read.
-        ValueError: If there are no sub-folders, one of them holds no images, the images of one
-            differ in size, or `inputs` does not hold two.
+        ValueError: If there are no sub-folders, a sub-folder holds no images, the images of a
+            sub-folder differ in size, or `inputs` does not hold two images.
     """
     directory = Path(directory)
     if not directory.is_dir():

@@ -25,7 +25,7 @@ __all__ = [
 
 
 class _CallableModule(ModuleType):
-    """A module that can be called like the function `geodesics`."""
+    """A module that can be called as the function `geodesics`."""
 
     __signature__ = inspect.signature(geodesics)
 
@@ -33,7 +33,7 @@ class _CallableModule(ModuleType):
         return geodesics(*args, **kwargs)
 
 
-# `riemannian_diffusion.geodesics` names this subpackage as well as a public function. Python sets
-# the attribute to the subpackage whenever a submodule is imported first, so an attribute that held
-# the function would depend on the order of imports. A subpackage that can be called serves both.
+# `riemannian_diffusion.geodesics` is the name of this subpackage and of a public function. Python
+# sets the attribute to the subpackage whenever a submodule is imported first. A function as the
+# attribute would therefore depend on the order of imports. A callable subpackage serves as both.
 sys.modules[__name__].__class__ = _CallableModule

@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a solve as one file of tensors and JSON."""
+"""Checkpoints: the state of a solve in one file of tensors and JSON."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from torch import Tensor
 from riemannian_diffusion.files import write_atomically
 from riemannian_diffusion.geodesics.outcome import Geodesic
 
-_TENSOR, _GEODESIC = "tensor", "geodesic"  # keys that mark them in the JSON
+_TENSOR, _GEODESIC = "tensor", "geodesic"  # JSON keys that mark tensors and geodesics
 
 
 def save(path: Path, problem: Mapping[str, Any], state: Any) -> None:
-    """Write a state atomically.
+    """Write the state of a solve to a file, atomically.
 
     Args:
         path: The safetensors file.
-        problem: What the state belongs to, by name, as JSON values.
-        state: Nested dicts with text as keys, lists, numbers, text, None, tensors and geodesics.
+        problem: Description of the problem: JSON values by name.
+        state: Nested dicts with strings as keys, lists, numbers, strings, None, tensors and
+            geodesics.
     """
     from safetensors.torch import save_file
 
@@ -34,7 +35,12 @@ def save(path: Path, problem: Mapping[str, Any], state: Any) -> None:
 
 
 def load(path: Path, problem: Mapping[str, Any], device: torch.device) -> Any:
-    """The state in a file; None if there is no such file.
+    """Read the state of a solve from a file; None if the file does not exist.
+
+    Args:
+        path: The safetensors file.
+        problem: Description of the problem, as in `save`.
+        device: Device of the tensors.
 
     Raises:
         ValueError: If the file is no checkpoint, or belongs to another problem.
@@ -63,7 +69,7 @@ def load(path: Path, problem: Mapping[str, Any], device: torch.device) -> Any:
 
 
 def fingerprint(tensors: Sequence[Tensor]) -> str:
-    """A hash of the values, shapes and dtypes of tensors."""
+    """Compute a hash of the values, shapes and dtypes of tensors."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())

@@ -1,4 +1,4 @@
-"""The outcome of a solve: a geodesic."""
+"""The result of a solve: a geodesic."""
 
 from __future__ import annotations
 
@@ -18,32 +18,34 @@ MESSAGES = {
     "max_evals": "The energy was still falling when `max_evals` was reached: raise it, or take a "
     "coarser `rtol`.",
     "nonfinite": "The model returned a non-finite value; the path is the best finite one before "
-    "it. Check the inputs, or run the network in a wider dtype.",
+    "that. Check the inputs, or run the network in a wider dtype.",
     "rounding": "Neighbouring points differ by less than the network's dtype resolves; the path is "
-    "the start. Run the network in a wider dtype, or give the path fewer points.",
+    "that of the start. Run the network in a wider dtype, or give the path fewer points.",
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Geodesic:
-    """A path of least energy found between two points, and how it was found.
+    """A path of least energy between two points, and how it was found.
 
     Attributes:
-        path: `(K, *shape)`; its ends are the given points bit for bit.
-        energy: Energy of the path, on a sampling twice as fine as the optimised one. Points can be
-            placed so that an optimised energy misses what lies between them; this one shows it.
-        lower_bound: No path between these points has less energy; 0 where no such bound is known.
-        num_evals: Evaluations of energy and gradient, over all starts and metrics.
+        path: Points of the path, `(K, *shape)`. The first and the last point are the given points
+            bit for bit.
+        energy: Energy of the path, evaluated on twice as many sub-chords as the optimised energy.
+            An optimised energy can miss high energies between its points, and this energy shows
+            them.
+        lower_bound: A lower bound of the energy of all paths between these points; 0 if unknown.
+        num_evals: Number of evaluations of energy and gradient, over all starts and metrics.
         status: "converged", "max_evals", "nonfinite" or "rounding"; `message` says what to do.
-        iterates: The number of evaluations and the optimised energy, at the start and after every
-            iteration. For a sequence of metrics they are those of the last one that was solved, for
-            several starts those of the best.
-        curve: The path on a finer sampling, `(N, *shape)`; None takes the path itself.
-        arc: Metric length up to each point of the curve, `(N,)`, float64 on the CPU; None takes the
-            flat length, as does a solve whose energy is not finite.
+        iterates: Number of evaluations and optimised energy, at the start and after every
+            iteration. They belong to the last metric that was solved, and to the best start.
+        curve: The path with more points, `(N, *shape)`; None takes the path itself.
+        arc: Metric length up to each point of the curve, `(N,)`, float64 on the CPU. None takes the
+            flat length. If the energy is not finite, a solve also stores the flat length.
 
     Raises:
-        ValueError: If the path is no path, the status is unknown, or shapes do not fit.
+        ValueError: If `path` has fewer than 2 points, `status` is unknown, or the shapes of
+            `curve`, `arc` and `path` do not fit.
     """
 
     path: Tensor
@@ -81,22 +83,23 @@ class Geodesic:
 
     @property
     def message(self) -> str:
-        """A sentence on the status."""
+        """What the status means, and what to do if the solve has not converged."""
         return MESSAGES[self.status]
 
     @property
     def length(self) -> float:
-        """Metric length of the path, on the finer sampling; NaN if the energy is not finite."""
+        """Metric length of the path along `curve`; NaN if the energy is not finite."""
         return float(self.arc[-1]) if math.isfinite(self.energy) else math.nan
 
     def __call__(self, u: Tensor | Sequence[float] | float) -> Tensor:
         """Points at fractions of the metric length.
 
         Args:
-            u: `(U,)` or a single number, in [0, 1]; 0 and 1 give the end points bit for bit.
+            u: Fractions `(U,)` or a single number, in [0, 1]. Fractions 0 and 1 give the end points
+                bit for bit.
 
         Returns:
-            `(U, *shape)`, or `shape` for a single number.
+            Points `(U, *shape)`, or one point `shape` for a single number.
 
         Raises:
             ValueError: If a fraction lies outside [0, 1].
@@ -113,7 +116,7 @@ class Geodesic:
         return points if fractions.ndim else points[0]
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything as tensors and plain JSON values, for a file.
+        """The geodesic as tensors and JSON values, for a file.
 
         Returns:
             Tensors by name, and the other fields by name.

@@ -1,4 +1,4 @@
-"""Problems: two points, and the paths from which to start."""
+"""Problems: two points, and first paths between them."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ _CURVES: dict[str | None, Callable[[Tensor, Tensor, int], Tensor]] = {
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Two points to be joined by a geodesic, and the paths from which to start.
+    """Two points that a geodesic is to join, and the paths from which the solver starts.
 
-    The ends and the starts are copied, in float64 if one of the ends is, else in float32.
+    The points and the starts are copied in float64 if one of the points is float64, else in
+    float32.
 
     Attributes:
         x0: The first point, `shape`.
         x1: The last point, `shape`.
-        starts: Paths `(K, *shape)` of at least 2 points; their ends are replaced by the points.
-            The best of the geodesics from all starts is the solution.
-        pair: The index of this pair of points, for scores that differ between pairs.
+        starts: Paths of at least 2 points, `(K, *shape)`. Their end points are replaced by `x0` and
+            `x1`. The solution is the geodesic of least energy among those from all starts.
+        pair: Index of this pair of points, for scores that differ between pairs.
 
     Raises:
-        ValueError: If points or paths are not finite or differ in shape, or there is no start.
+        ValueError: If points or starts are not finite or differ in shape, or there is no start.
     """
 
     x0: Tensor
@@ -79,15 +80,18 @@ class Problem:
         init: Start | Sequence[Start] = None,
         pair: int = 0,
     ) -> Problem:
-        """A problem whose starts are given by name, as paths or as functions.
+        """Build a problem whose starts are names, paths or functions.
 
         Args:
             x0: The first point, `shape`.
             x1: The last point, `shape`.
             num_points: Number of points of each path, at least 2.
-            init: "lerp", "slerp", a path `(num_points, *shape)` or a function `(x0, x1, num_points)
-                -> path`; None is "lerp". Or a list of these.
-            pair: The index of this pair of points.
+            init: "lerp", "slerp", a path `(num_points, *shape)`, a function `(x0, x1, num_points)
+                -> path`, or a list of these. None takes "lerp".
+            pair: Index of this pair of points.
+
+        Raises:
+            ValueError: As in the class, or if `num_points` or `init` is invalid.
         """
         check_ends(x0, x1)
         check_whole(2, num_points=num_points)
@@ -103,7 +107,7 @@ def listed(init: Start | Sequence[Start]) -> list[Start]:
 
 
 def check_ends(x0: Tensor, x1: Tensor) -> None:
-    """Refuse points that are not finite or differ in shape."""
+    """Raise a `ValueError` if points are not finite or differ in shape."""
     check_points(x0=x0, x1=x1)
     if x0.shape != x1.shape or x0.ndim == 0 or x0.numel() == 0:
         raise ValueError(

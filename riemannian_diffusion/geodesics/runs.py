@@ -1,4 +1,4 @@
-"""The solve of one problem: what it asks to be evaluated, and what it does with the answers."""
+"""The solve of one problem, which requests evaluations and processes their results."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from riemannian_diffusion.metrics import Metric, PathEnergy
 from riemannian_diffusion.paths import refine, segment_lengths
 
 _FAILED = ("nonfinite", "rounding")
-_LEAST_RESOLUTION = 2.0  # chords over the rounding error of what they are differences of
+_LEAST_RESOLUTION = 2.0  # smallest length of chords, in rounding errors of the embedding
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to solve.
+    """Options of a solve.
 
     Attributes:
         num_quadrature: Number of sub-chords of each segment, at least 1.
@@ -32,7 +32,7 @@ class Options:
         max_evals: Largest number of evaluations of energy and gradient for each problem.
 
     Raises:
-        ValueError: If one of them is out of range.
+        ValueError: If an option is out of range.
     """
 
     num_quadrature: int = 3
@@ -48,14 +48,14 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Iterate:
-    """Where a solve stands after an evaluation, or at the end of an iteration.
+    """The state of a solve after an evaluation, or at the end of an iteration.
 
     Attributes:
-        path: The path that was evaluated, or that of the iteration, `(K, *shape)`.
-        energy: Its optimised energy.
-        num_evals: Evaluations of energy and gradient for this pair so far.
+        path: The path that was evaluated or that ends the iteration, `(K, *shape)`.
+        energy: Optimised energy of this path.
+        num_evals: Number of evaluations of energy and gradient for this pair so far.
         pair: Index of the problem among those that are solved side by side.
-        iteration: Whether an iteration ends here.
+        iteration: Whether this state ends an iteration.
     """
 
     path: Tensor
@@ -67,7 +67,13 @@ class Iterate:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """A path whose energy under one of the metrics is wanted, perhaps with its gradient."""
+    """A request for the energy of a path under one of the metrics.
+
+    Attributes:
+        stage: Index of the metric.
+        path: The path, `(K, *shape)`.
+        differentiate: Whether the gradient is needed, too.
+    """
 
     stage: int
     path: Tensor
@@ -76,21 +82,21 @@ class Question:
 
 @dataclass
 class Standing:
-    """Where the solve of one problem stands; enough to go on from here.
+    """The progress of the solve of one problem, from which it can be resumed.
 
     Attributes:
         start: Index of the start.
-        spent: Evaluations from earlier starts.
+        spent: Number of evaluations from earlier starts.
         found: The geodesics from earlier starts.
         stage: Index of the metric.
-        used: Evaluations from this start under earlier metrics.
-        status: How the metric before this one ended.
-        path: The path from which this metric started.
-        evals: Evaluations under this metric.
+        used: Number of evaluations from this start under earlier metrics.
+        status: Status with which the previous metric ended.
+        path: The path from which the solve under this metric started.
+        evals: Number of evaluations under this metric.
         best_path: The path of least energy under this metric.
-        best_energy: Its energy.
-        stalls: Number of last iterations in a row that hardly lowered the energy.
-        iterates: Evaluations and energies at the ends of iterations.
+        best_energy: Energy of `best_path`.
+        stalls: Number of the latest iterations in a row that hardly lowered the energy.
+        iterates: Number of evaluations and energy at the end of each iteration.
         solver: The state of the solver after the last iteration; None before the first.
     """
 
@@ -112,15 +118,15 @@ class Standing:
 class Run:
     """The solve of one problem.
 
-    `question` is what has to be evaluated next, None at the end; `take` takes the answer.
+    `question` is the next path to evaluate, and None at the end. `take` receives the answer.
 
     Args:
         problem: The problem.
-        index: Its index among those that are solved side by side.
+        index: Index of the problem among those that are solved side by side.
         metrics: The metrics, coarse to fine.
-        options: How to solve.
-        ends: For each metric, what is known of the ends, as in `Metric.energies`.
-        state: A state from `state`: the run goes on from there.
+        options: The options of the solve.
+        ends: For each metric, its values at the ends, as in `Metric.energies`.
+        state: A result of `state`, from which the run is resumed; None starts a new run.
     """
 
     def __init__(
@@ -136,7 +142,7 @@ class Run:
         self.options, self.ends = options, ends
         self.question: Question | None = None
         self.result: Geodesic | None = None
-        self.log: list[PathEnergy] = []  # the answers since the state that is kept
+        self.log: list[PathEnergy] = []  # the answers since the stored state
         self._bounds: dict[int, float] = {}
         if state is None:
             self.now = Standing(0, 0, [], **self._fresh(problem.starts[0]))
@@ -149,18 +155,18 @@ class Run:
             self.take(PathEnergy(**answer))
 
     def take(self, answer: PathEnergy) -> list[Iterate]:
-        """Go on with the answer to the question; returns what happened meanwhile."""
+        """Continue with the answer to the question; return the iterates up to the next question."""
         self.log.append(answer)
         return self._advance(answer)
 
     def state(self) -> dict[str, Any]:
-        """Where the run stands: the last iteration, and the answers since then."""
+        """The state of the run: the progress at the last iteration, and the answers since then."""
         names = [item.name for item in fields(PathEnergy)]
         log = [{name: getattr(answer, name) for name in names} for answer in self.log]
         return {"standing": self._kept, "log": log}
 
     def _fresh(self, path: Tensor) -> dict[str, Any]:
-        """Where a solve stands that begins at a path."""
+        """The progress of a solve that begins at a path."""
         return {
             "stage": 0,
             "used": 0,
@@ -175,13 +181,13 @@ class Run:
         }
 
     def _keep(self) -> None:
-        """Keep the state for checkpoints."""
+        """Store the progress for checkpoints."""
         self._kept = {item.name: getattr(self.now, item.name) for item in fields(Standing)}
         self._kept |= {"found": list(self.now.found), "iterates": list(self.now.iterates)}
         self.log = []
 
     def _advance(self, answer: PathEnergy | None) -> list[Iterate]:
-        """Run on to the next question."""
+        """Continue to the next question, and return the iterates up to there."""
         self.question, iterates = None, []
         steps: Any = self._steps  # it takes an answer after a question, and None after an iterate
         try:
@@ -194,7 +200,7 @@ class Run:
             self.result = end.value
         return iterates
 
-    # Generators of questions and iterates, which are sent the answers to the questions.
+    # The following generators yield questions and iterates, and receive the answers to questions.
 
     def _solve(self) -> Generator[Question | Iterate, PathEnergy, Geodesic]:
         """The geodesic of least energy, among those from all starts."""
@@ -289,14 +295,14 @@ class Run:
         energies = answer.segments.cpu().double().clamp(min=0)
         lengths = (2 * energies / len(energies)).sqrt()
         energy = float(energies.sum())
-        if not math.isfinite(energy):  # also where only the finer sampling meets such values
+        if not math.isfinite(energy):  # perhaps only on the finer sampling
             status, lengths = "nonfinite", segment_lengths(fine).cpu().double()
         arc = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         bound, records = self._lower_bound(), tuple(now.iterates)
         return Geodesic(now.path, energy, bound, now.used, status, records, fine, arc)
 
     def _lower_bound(self) -> float:
-        """The bound under the metric of this stage."""
+        """The lower bound of the energy under the metric of this stage."""
         stage, problem = self.now.stage, self.problem
         if stage not in self._bounds:
             metric, ends = self.metrics[stage], self.ends[stage]

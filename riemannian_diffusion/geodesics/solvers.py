@@ -1,4 +1,4 @@
-"""Solvers, which lower the energy of a path."""
+"""Solvers that lower the energy of a path."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ Evaluating = Generator[Tensor, tuple[float, Tensor], T]
 
 
 class Solver(ABC):
-    """An algorithm that lowers the energy of a path; the problem comes in the call.
+    """An algorithm that lowers the energy of a path; `iterate` receives the problem.
 
     Attributes:
-        patience: The solve has converged after this many iterations that each lowered the energy by
-            less than `rtol` of it; None for solvers that use up their evaluations.
+        patience: Number of iterations in a row, each of which lowers the energy by less than the
+            share `rtol`, after which the solve has converged. None for solvers that always use all
+            their evaluations.
     """
 
     patience: int | None
@@ -31,32 +32,34 @@ class Solver(ABC):
     def iterate(
         self, points: Tensor, flat_energy: float, max_evals: int, state: State | None = None
     ) -> Generator[Tensor | tuple, tuple[float, Tensor] | None, None]:
-        """Ask for evaluations, and report iterations, until the energy falls no more.
+        """Request evaluations and report iterations until the energy falls no more.
 
-        `energy, gradient = yield points` evaluates points `(K - 2, d)` between the ends. `yield
-        points, energy, state` ends an iteration, the first of them at the given points. A solver
-        may leave out the state and the argument for it; a checkpoint then records every evaluation.
+        `energy, gradient = yield points` evaluates the points between the ends, `(K - 2, d)`.
+        `yield points, energy, state` ends an iteration. The first iteration ends at the given
+        points. A solver may leave out the state and the argument `state`. A checkpoint then records
+        every evaluation.
 
         Args:
-            points: Where to start.
+            points: The points of the first path between its ends, `(K - 2, d)`.
             flat_energy: Energy of the first path in flat space.
             max_evals: Largest number of evaluations.
-            state: A state that was yielded before: the solver goes on right after it. States are
-                dicts of tensors, numbers and lists of these, and are not changed later.
+            state: A state that was yielded before, after which the solver continues. States are
+                dicts of tensors, numbers and lists of these, and are not changed later. None starts
+                at `points`.
         """
 
 
 class PathLBFGS(Solver):
-    """Limited-memory BFGS in the Sobolev geometry of paths.
+    """Limited-memory BFGS with a preconditioner for paths.
 
-    The second differences along the path are the energy's Hessian in flat space; their inverse is
-    the initial inverse Hessian here, as if the unknowns were multiplied by the root of that matrix.
-    Long waves of the path then converge as fast as short ones. Steps satisfy the strong Wolfe
-    conditions (Nocedal and Wright, chapters 3 and 7).
+    The Hessian of the energy in flat space is the matrix of second differences along the path. Its
+    inverse is the initial inverse Hessian. Changes of long wavelength along the path then converge
+    as fast as changes of short wavelength. Steps satisfy the strong Wolfe conditions (Nocedal and
+    Wright, chapters 3 and 7).
 
     Args:
-        history_size: Pairs of steps and gradient changes kept.
-        precondition: False gives plain L-BFGS.
+        history_size: Number of stored pairs of a step and a change of the gradient, at least 1.
+        precondition: Whether to use the preconditioner; False gives plain L-BFGS.
     """
 
     patience = 3
@@ -66,7 +69,7 @@ class PathLBFGS(Solver):
         self.history_size, self.precondition = history_size, precondition
 
     def iterate(self, points, flat_energy, max_evals, state=None):
-        """Iterations as in `Solver.iterate`."""
+        """Iterate as in `Solver.iterate`."""
         pairs: list[tuple[Tensor, Tensor, float]] = []
         if state is None:
             energy, gradient = yield points
@@ -93,7 +96,7 @@ class PathLBFGS(Solver):
         while True:
             direction = -self._apply_inverse(pairs, inverse_hessian, gradient)
             slope = _inner(direction, gradient)
-            if slope >= 0 and pairs:  # rounding has spoiled the history
+            if slope >= 0 and pairs:  # rounding errors have spoiled the history
                 pairs.clear()
                 continue
             first = 1.0
@@ -104,7 +107,7 @@ class PathLBFGS(Solver):
                 step = yield from _strong_wolfe(points, direction, energy, slope, first)
             if step is None:
                 if not pairs:
-                    return  # the preconditioned gradient does not go down: a minimum up to rounding
+                    return  # no descent along the preconditioned gradient: a minimum up to rounding
                 pairs.clear()
                 continue
             size, energy, new_gradient = step
@@ -140,13 +143,14 @@ class PathLBFGS(Solver):
 
 
 class Adam(Solver):
-    """Adam with a cosine from `lr` to `final_lr` over all evaluations.
+    """Adam whose learning rate falls from `lr` to `final_lr` along a cosine over all evaluations.
 
-    The papers' recipe, with `max_evals=500`.
+    The papers of the Stein score metric and of the score Jacobian metric use it with 500
+    evaluations, `max_evals=500`.
 
     Args:
         lr: First learning rate, in the units of the points.
-        final_lr: Last learning rate.
+        final_lr: Last learning rate, in the units of the points, positive and at most `lr`.
     """
 
     patience = None
@@ -158,7 +162,7 @@ class Adam(Solver):
         self.lr, self.final_lr = lr, final_lr
 
     def iterate(self, points, flat_energy, max_evals, state=None):
-        """Iterations as in `Solver.iterate`."""
+        """Iterate as in `Solver.iterate`."""
         step = 0
         points = (points if state is None else state["points"]).clone()
         optimizer = torch.optim.Adam([points], lr=self.lr)
@@ -190,10 +194,11 @@ _Tried = tuple[float, float, Tensor | None, float]
 def _strong_wolfe(
     points: Tensor, direction: Tensor, energy0: float, slope0: float, first: float
 ) -> Evaluating[tuple[float, float, Tensor] | None]:
-    """A step along a direction of descent that satisfies the strong Wolfe conditions.
+    """Search a step along a direction of descent that satisfies the strong Wolfe conditions.
 
-    Returns step, energy and gradient there, those of the lowest step tried if none satisfies them,
-    or None if no step lowered the energy.
+    Returns:
+        The size of the step, and the energy and the gradient after it. If no step satisfies the
+        conditions, those of the step with the lowest energy. None if no step lowered the energy.
     """
     rounding = 4 * torch.finfo(torch.float32).eps * abs(energy0)
     low: _Tried = (0.0, energy0, None, slope0)
@@ -221,7 +226,7 @@ def _strong_wolfe(
 
 
 def _cubic_minimum(low, high) -> float:
-    """The minimum of the cubic through two points with slopes, kept off the ends of the bracket."""
+    """The minimum of the cubic with given values and slopes at two points, kept away from both."""
     (a, fa, _, da), (b, fb, _, db) = low, high
     d1 = da + db - 3 * (fa - fb) / (a - b)
     square = d1 * d1 - da * db

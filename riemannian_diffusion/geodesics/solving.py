@@ -1,4 +1,4 @@
-"""Find geodesics between two points, one pair or many side by side."""
+"""Find geodesics, for one pair of points or for many pairs side by side."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from riemannian_diffusion.score.model import plain_attributes
 Callback = Callable[[Iterate], Any]
 
 
-@torch.inference_mode(False)  # also inside a caller's inference mode the energy has a gradient
+@torch.inference_mode(False)  # the energy needs a gradient, even in the caller's inference mode
 def solving(
     metric: Metric | Sequence[Metric],
     problems: Sequence[Problem],
@@ -39,7 +39,7 @@ def solving(
 
     Args:
         metric: As in `geodesic`.
-        problems: What to solve.
+        problems: The problems.
         num_quadrature: As in `geodesic`.
         solver: As in `geodesic`.
         rtol: As in `geodesic`.
@@ -47,8 +47,8 @@ def solving(
         checkpoint: As in `geodesic`.
 
     Yields:
-        An `Iterate` after every evaluation, and one more at the end of every iteration. Its pair is
-        the index of the problem.
+        An `Iterate` after every evaluation, and another one at the end of every iteration. Its
+        `pair` is the index of the problem.
 
     Returns:
         A `Geodesic` for each problem.
@@ -59,7 +59,7 @@ def solving(
     metrics = _metrics(metric)
     solver = PathLBFGS() if solver is None else solver
     options = Options(num_quadrature, solver, rtol, max_evals)
-    # equal metrics are evaluated together, so they share what is known of the ends
+    # equal metrics are evaluated together, so they share their values at the ends
     first = [next(i for i, m in enumerate(metrics) if m is one) for one in metrics]
     ends: list[dict] = [{} for _ in metrics]
     shared = [ends[i] for i in first]
@@ -132,33 +132,36 @@ def geodesic(
     """Find a path of least energy between two points.
 
     The unknowns are the points between the ends. The optimised energy sums over `num_quadrature`
-    sub-chords of every straight segment: an energy of the points alone can be lowered by leaping
-    between them. The solve is local: it ends in the valley of its start. It is deterministic.
+    sub-chords of every straight segment. Without sub-chords, a solver can lower the energy by
+    steps that leap over regions of high energy. The solve is local: it finds the minimum near its
+    start. It is deterministic.
 
     Args:
-        metric: A metric, or several, coarse to fine: each is solved from the path before it, with
-            an equal share of the evaluations that are left.
-        x0: First point, `shape`. Solved in float64 if it or `x1` is, else in float32.
+        metric: A metric, or several metrics, coarse to fine. Each is solved from the path of the
+            previous one, with an equal share of the remaining evaluations.
+        x0: First point, `shape`. The solve runs in float64 if `x0` or `x1` is float64, else in
+            float32.
         x1: Last point, `shape`.
         num_points: Number of points of the path, at least 2.
         num_quadrature: Number of sub-chords per segment, at least 1.
-        init: Where to start: "lerp", "slerp", a path `(num_points, *shape)` whose ends are `x0` and
-            `x1`, or a callable `(x0, x1, num_points) -> path`; None is "lerp". Or a list of these:
-            each start is solved from, with an equal share of the evaluations that are left, and the
-            path of least `Geodesic.energy` is returned.
-        solver: `PathLBFGS()` where None.
-        rtol: Converged when three iterations in a row lower the energy by less than this share of
-            it, or when it is within this share of the lower bound.
+        init: The first path: "lerp", "slerp", a path `(num_points, *shape)`, a function
+            `(x0, x1, num_points) -> path`, or a list of these. None takes "lerp". With a list, each
+            start has an equal share of the remaining evaluations, and the geodesic with the least
+            `Geodesic.energy` is returned.
+        solver: The solver; None takes `PathLBFGS()`.
+        rtol: Relative tolerance. The solve has converged when three iterations in a row lower the
+            energy by less than this share, or when the energy exceeds its lower bound by less than
+            this share.
         max_evals: Largest number of evaluations of energy and gradient, over all starts and
             metrics.
-        callback: Called with an `Iterate` after every iteration.
-        checkpoint: A file, conventionally `.safetensors`, to which the state is written after every
-            iteration. If it exists, the solve goes on from there, and ends on the same path bit for
-            bit as if it had never been interrupted. It stays after the solve. Network weights are
-            not part of it: resume with the same model.
+        callback: A function that is called with an `Iterate` after every iteration.
+        checkpoint: A file, usually `.safetensors`, to which the state is written after every
+            iteration. If the file exists, the solve resumes from it, and its path is bit-identical
+            to that of an uninterrupted solve. The file stays after the solve. It does not contain
+            the weights of networks, so resume with the same model.
 
     Returns:
-        The `Geodesic`; not converging is a status, not an error.
+        The `Geodesic`. A solve that does not converge raises no error; see `Geodesic.status`.
 
     Raises:
         ValueError: If the points differ in shape or are not finite, an argument is out of range, or
@@ -186,22 +189,22 @@ def geodesics(
 ) -> list[Geodesic]:
     """Find paths of least energy for many pairs of points, side by side.
 
-    Each pair is solved as by `geodesic`, but one batch holds the points of all paths that are still
-    being solved, so that a small model keeps a large device busy.
+    Each pair is solved as by `geodesic`. One batch holds the points of all paths that are still
+    being solved, which uses a large device well even with a small model.
 
     Args:
         metric: As in `geodesic`, for all pairs; prompts and shared noises may differ between them
             (see `DiffusionScore` and `SharedNoiseScore`).
         x0: First points, `(P, *shape)`.
         x1: Last points, `(P, *shape)`.
-        num_points: As in `geodesic`, or one number for each pair.
+        num_points: As in `geodesic`, or a list with one number for each pair.
         num_quadrature: As in `geodesic`.
-        init: As in `geodesic`, for every pair; but paths are `(P, num_points, *shape)`.
+        init: As in `geodesic`, for every pair, but paths are `(P, num_points, *shape)`.
         solver: As in `geodesic`.
         rtol: As in `geodesic`.
         max_evals: As in `geodesic`, for each pair.
-        callback: Called with an `Iterate`, which names its pair, after every iteration of each.
-        checkpoint: As in `geodesic`, one file for all pairs.
+        callback: A function that is called with an `Iterate` after every iteration of every pair.
+        checkpoint: As in `geodesic`; one file holds all pairs.
 
     Returns:
         A `Geodesic` for each pair.
@@ -242,7 +245,7 @@ def geodesics(
 def _drained(
     metric, problems, callback, num_quadrature, solver, rtol, max_evals, checkpoint
 ) -> list[Geodesic]:
-    """Solve to the end, with a callback after every iteration."""
+    """Solve all problems, and call `callback` after every iteration."""
     if callback is not None:
         check_callable(callback=callback)
     steps = solving(
@@ -273,7 +276,7 @@ def _metrics(metric: Metric | Sequence[Metric]) -> list[Metric]:
 def _described(
     metrics: Sequence[Metric], problems: Sequence[Problem], options: Options
 ) -> dict[str, Any]:
-    """What a checkpoint belongs to."""
+    """The description of a solve that its checkpoint stores."""
     return {
         "ends": checkpoints.fingerprint([x for p in problems for x in (p.x0, p.x1)]),
         "starts": checkpoints.fingerprint([start for p in problems for start in p.starts]),

@@ -1,4 +1,4 @@
-"""The geometry of a metric beyond one geodesic: maps, transport, means, continuation."""
+"""Geometry of a metric: exponential and logarithm maps, transport, means and continuation."""
 
 from riemannian_diffusion.geometry.continuation import analogy, extrapolate
 from riemannian_diffusion.geometry.logarithms import logarithm_map

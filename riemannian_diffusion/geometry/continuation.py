@@ -1,4 +1,4 @@
-"""Paths continued, and changes carried over, along the data manifold itself."""
+"""Continue a path along the data manifold, or apply its change to another point."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from riemannian_diffusion.paths import segment_lengths
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.tangent import split_tangent
 
-NUM_TRIES = 3  # per step, to meet its length
+NUM_TRIES = 3  # largest number of corrections of the length of a step
 
 
 @torch.no_grad()
@@ -32,34 +32,34 @@ def extrapolate(
     project: Callable[[Tensor], Tensor],
     max_residual: float = 3.0,
 ) -> Tensor:
-    """Continue a path along the geodesic of the data manifold that it ends on.
+    """Continue a path beyond its end along a geodesic of the data manifold.
 
-    Each step goes on in the direction of the one before and is brought back to the manifold by the
-    denoiser, `x_{k+1} = D(x_k + c (x_k - x_{k-1}))`: the integrator SHAKE (Ryckaert, Ciccotti,
-    Berendsen 1977), whose steps are the manifold's own geodesic to second order, with the denoiser
-    for its constraint. `c` is chosen so that steps are equally long. The geodesic equation of
-    `TangentNormalMetric` itself is no way to go on: around a circle of radius R its distance r from
-    the centre obeys `r'' = (r - R) t'^2` in the angle t, so that it leaves the data exponentially
-    fast.
+    Each step continues in the direction of the previous step, and the denoiser projects its end
+    onto the manifold: `x_{k+1} = D(x_k + c (x_k - x_{k-1}))`. The factor `c` makes all steps
+    equally long. This is the integrator SHAKE (Ryckaert, Ciccotti, Berendsen 1977), with the
+    denoiser as its constraint. Its steps follow the geodesic of the manifold to second order. The
+    geodesic equation of `TangentNormalMetric` is unstable instead. Around a circle of radius R, the
+    distance r of its solution from the centre obeys `r'' = (r - R) t'^2` in the angle t, so the
+    solution leaves the data exponentially fast.
 
     Args:
-        path: `(K, *shape)`, at least 2 points; the last two give the direction.
-        distance: How far to go, positive, in flat length, which is the manifold's own. The steps
-            are about as long as the path's are on average.
-        project: Points near the manifold `(1, *shape)` -> the nearest points on it, such as
-            `score.denoise`.
-        max_residual: It ends where it leaves the data: before a point that `project` would move by
-            more than this multiple of the most it moves a point of the path and by more than a
-            tenth of a step, or that is less than half a step away because `project` holds it back.
-            `math.inf` goes on to the end.
+        path: At least 2 points, `(K, *shape)`. The last two give the direction.
+        distance: Flat length of the continuation, positive. Its steps are about as long as the mean
+            step of the path.
+        project: A function that maps points near the manifold, `(1, *shape)`, to the nearest points
+            on it, such as `score.denoise`.
+        max_residual: Limit at which the continuation ends because it leaves the data. It ends
+            before a point that `project` moves by more than a tenth of a step and by more than
+            `max_residual` times its largest move of a point of the path. It also ends if `project`
+            shortens a step to less than half. `math.inf` switches both tests off.
 
     Returns:
-        The path and its continuation, `(K + M, *shape)`; where the data ended, M is smaller than
-        the distance asks for, or 0.
+        The path and its continuation, `(K + M, *shape)`. If the continuation leaves the data, M is
+        smaller than `distance` requires, and can be 0.
 
     Raises:
-        ValueError: If the path is no path, the distance is not positive, or `project` returns
-            anything but finite points.
+        ValueError: If `path` has fewer than 2 points or no length, `distance` or `max_residual` is
+            not positive, or `project` does not return finite points.
     """
     check_points(path=path)
     if path.ndim < 2 or len(path) < 2:
@@ -74,24 +74,26 @@ def extrapolate(
     if not max_residual > 0:
         raise ValueError(f"`max_residual` must be positive, but got {max_residual}.")
     project = _checked(project)
-    usual = float(segment_lengths(path).mean())
-    if not 0 < usual < math.inf:
-        raise ValueError(f"`path` must have a length, but its mean step is {usual} long.")
+    mean_step = float(segment_lengths(path).mean())
+    if not 0 < mean_step < math.inf:
+        raise ValueError(f"`path` must have a length, but its mean step is {mean_step} long.")
     if torch.equal(path[-1], path[-2]):
-        raise ValueError("The last two points of `path` are the same: they give no direction.")
-    num_steps = max(1, round(distance / usual))
+        raise ValueError(
+            "The last two points of `path` are equal and give no direction: remove one of them."
+        )
+    num_steps = max(1, round(distance / mean_step))
     size = distance / num_steps
     points, limit = list(path.unbind()), math.inf
     if max_residual < math.inf:
         moved = max(float((project(point[None])[0] - point).norm()) for point in path)
         limit = max(max_residual * moved, 0.1 * size)
     for _ in range(num_steps):
-        there = _step(project, points[-1], points[-1] - points[-2], size)
+        point = _step(project, points[-1], points[-1] - points[-2], size)
         if limit < math.inf:
-            held = float((there - points[-1]).norm()) < size / 2
-            if held or float((project(there[None])[0] - there).norm()) > limit:
+            too_short = float((point - points[-1]).norm()) < size / 2
+            if too_short or float((project(point[None])[0] - point).norm()) > limit:
                 break
-        points.append(there)
+        points.append(point)
     return torch.stack(points)
 
 
@@ -103,24 +105,24 @@ def _checked(project: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         found = project(x)
         if not isinstance(found, Tensor) or found.shape != x.shape or not found.isfinite().all():
             raise ValueError(
-                f"`project` must return finite points {tuple(x.shape)}, as it is given, but gave "
-                f"{tuple(found.shape) if isinstance(found, Tensor) else kind_of(found)}."
+                f"`project` must return finite points {tuple(x.shape)} like its argument, but "
+                f"returned {tuple(found.shape) if isinstance(found, Tensor) else kind_of(found)}."
             )
         return found
 
     return projected
 
 
-def _step(project, here: Tensor, direction: Tensor, size: float) -> Tensor:
-    """The next point in a direction, at a distance of `size`."""
+def _step(project, start: Tensor, direction: Tensor, size: float) -> Tensor:
+    """The projected point in a direction from a start, at a distance of about `size`."""
     factor = size / float(direction.norm())
     for _ in range(NUM_TRIES):
-        there = project((here + factor * direction)[None])[0]
-        reached = float((there - here).norm())
+        end = project((start + factor * direction)[None])[0]
+        reached = float((end - start).norm())
         if abs(reached - size) <= 0.01 * size:
             break
         factor *= min(2.0, max(0.5, size / max(reached, 1e-30)))
-    return there
+    return end
 
 
 @torch.no_grad()
@@ -129,33 +131,36 @@ def analogy(
     path: Tensor,
     start: Tensor,
     *,
-    way: Tensor | None = None,
+    bridge: Tensor | None = None,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Apply the change along a path from A to B at another point C: "A is to B as C is to D".
+    """Apply the change from A to B to another point C: "A is to B as C is to D".
 
-    Every step of the path is carried back to A, along a way to C, and on along the new path, which
-    it continues; there it is brought back to the data by the denoiser and kept as long as it was,
-    as in `extrapolate`. The way from one tangent space to the next is that of
-    `parallel_transport`, with the Jacobian of the denoiser for the projection. On a sphere the new
-    path is the old one, rotated, to second order in the step.
+    Every step of the path from A to B is transported back along the path to A, along the bridge
+    from A to C, and along the new path to its current end. There it is appended to the new path,
+    and the denoiser projects its end onto the data, as in `extrapolate`. Every step keeps its
+    length. Steps are transported as in `parallel_transport`, but the Jacobian of the denoiser
+    projects onto the tangent spaces. On a sphere, the new path is the rotated old path, to second
+    order in the step.
 
     Args:
-        score: The score, whose denoiser finds the manifold.
-        path: From A to B, `(K, *shape)`.
-        start: C, `shape`.
-        way: From A to C, `(M, *shape)`; None carries steps straight across.
+        score: The score, whose denoiser defines the manifold.
+        path: The path from A to B, at least 2 points, `(K, *shape)`.
+        start: The point C, `shape`.
+        bridge: A path from A to C, at least 2 points, `(M, *shape)`. None takes the two points
+            alone.
         project: As in `extrapolate`; None takes `score.denoise`.
 
     Returns:
         The path from C to D, `(K, *shape)`.
 
     Raises:
-        ValueError: If the path is no path, the way does not lead from A to C, or shapes differ.
+        ValueError: If a path has fewer than 2 points, the bridge does not lead from A to C, the
+            shapes differ, or `project` does not return finite points.
     """
     check_kind(ScoreModel, score=score)
     check_points(start=start)
-    for name, points in (("path", path), ("way", path if way is None else way)):
+    for name, points in (("path", path), ("bridge", path if bridge is None else bridge)):
         check_points(**{name: points})
         if points.ndim < 2 or len(points) < 2:
             raise ValueError(
@@ -167,36 +172,36 @@ def analogy(
             f"`start` must be a finite point {tuple(path.shape[1:])}, but it is "
             f"{tuple(start.shape)}."
         )
-    if way is None:
-        way = torch.stack([path[0], start])
-    elif not (torch.equal(way[0], path[0]) and torch.equal(way[-1], start)):
-        raise ValueError("`way` must lead from the first point of `path` to `start`.")
+    if bridge is None:
+        bridge = torch.stack([path[0], start])
+    elif not (torch.equal(bridge[0], path[0]) and torch.equal(bridge[-1], start)):
+        raise ValueError("`bridge` must lead from the first point of `path` to `start`.")
     project = _checked(score.denoise if project is None else project)
-    path, way, start = own(path, way, start)
+    path, bridge, start = own(path, bridge, start)
     steps = path.diff(dim=0)
-    for k in range(len(steps) - 1, 0, -1):  # back to A, each joined by the next
-        steps[k:] = _carried(score, path[k], path[k - 1], steps[k:])
-    for here, there in zip(way[:-1], way[1:], strict=True):
-        steps = _carried(score, here, there, steps)
+    for k in range(len(steps) - 1, 0, -1):  # back to A; one more step each time
+        steps[k:] = _transported(score, path[k], path[k - 1], steps[k:])
+    for before, after in zip(bridge[:-1], bridge[1:], strict=True):
+        steps = _transported(score, before, after, steps)
     found = [start]
     for k in range(len(steps)):
         size = float(steps[k].norm())
         moved = _step(project, found[-1], steps[k], size) if size else found[-1]
         found.append(moved)
-        steps[k + 1 :] = _carried(score, found[-2], found[-1], steps[k + 1 :])
+        steps[k + 1 :] = _transported(score, found[-2], found[-1], steps[k + 1 :])
     return torch.stack(found)
 
 
-def _carried(score: ScoreModel, here: Tensor, there: Tensor, vectors: Tensor) -> Tensor:
-    """Tangents `(N, *shape)` at a point as tangents at the next one, as long as they were."""
+def _transported(score: ScoreModel, x0: Tensor, x1: Tensor, vectors: Tensor) -> Tensor:
+    """Tangents `(N, *shape)` at `x0`, transported to `x1` without a change of their lengths."""
     if len(vectors) == 0:
         return vectors
 
     def projected(x: Tensor, v: Tensor) -> Tensor:
         return split_tangent(score, x.expand_as(v), v)[0]
 
-    back = projected(here, projected(there, vectors))
-    carried = projected(there, 1.5 * vectors - 0.5 * back)
-    wide = [-1] + [1] * here.ndim
-    before, after = (v.flatten(1).norm(dim=1).view(wide) for v in (vectors, carried))
-    return carried * (before / after.clamp(min=1e-30))
+    back = projected(x0, projected(x1, vectors))
+    moved = projected(x1, 1.5 * vectors - 0.5 * back)
+    wide = [-1] + [1] * x0.ndim
+    before, after = (v.flatten(1).norm(dim=1).view(wide) for v in (vectors, moved))
+    return moved * (before / after.clamp(min=1e-30))

@@ -27,10 +27,10 @@ def logarithm_map(
     rtol: float = 1e-9,
     max_evals: int = 500,
 ) -> Tensor:
-    """Velocity at `x` of the geodesic that reaches `y` in unit time, `shape`.
+    """Compute the velocity at `x` of the geodesic that reaches `y` in unit time.
 
     Its norm is the length of the geodesic. It follows from the first momentum of the path that
-    `geodesic` finds, which is minus the derivative of the energy at the start. With
+    `geodesic` finds, which is minus the derivative of the energy in the first point. With
     `num_quadrature=1`, `exponential_map` with `num_points - 1` steps leads from this velocity back
     to `y`, up to the tolerance of the solve.
 
@@ -45,8 +45,11 @@ def logarithm_map(
         rtol: As in `geodesic`.
         max_evals: As in `geodesic`.
 
+    Returns:
+        The velocity, `shape`.
+
     Raises:
-        ValueError: As in `geodesic`, and if no geodesic was found.
+        ValueError: As in `geodesic`, or if no geodesic was found.
     """
     check_points(x=x, y=y)
     x, y = own(x, y)
@@ -65,7 +68,10 @@ def logarithms(
     rtol: float,
     max_evals: int,
 ) -> tuple[Tensor, Tensor]:
-    """Logarithms of pairs of points, all `(P, *shape)`, and the paths `(P, K, *shape)`."""
+    """Velocities `(P, *shape)` at `x` of geodesics from `x` to `y`, and the paths.
+
+    The points `x` and `y` are `(P, *shape)`, and the paths are `(P, K, *shape)`.
+    """
     metric = metric.differentiable()
     found = geodesics(
         metric,
@@ -84,7 +90,7 @@ def logarithms(
         if one.status in ("nonfinite", "rounding") and not same:
             raise ValueError(f"No geodesic was found: {one.message}")
     paths = torch.stack([one.path for one in found])
-    velocities = paths[:, -1] - paths[:, 0]  # kept where a network cannot tell the ends apart
+    velocities = paths[:, -1] - paths[:, 0]  # kept if a network cannot tell the ends apart
     rows = [i for i, one in enumerate(found) if one.status != "rounding"]
     if rows:
         momenta = [_first_momentum(metric, i, paths[i], num_quadrature) for i in rows]
@@ -97,7 +103,7 @@ def logarithms(
 
 
 def _first_momentum(metric: Metric, pair: int, path: Tensor, num_quadrature: int) -> Tensor:
-    """Momentum at the start of a path over unit time: minus the derivative of its energy there."""
+    """Momentum at the start of a path: minus the derivative of its energy in the first point."""
     start = path[0].clone().requires_grad_()
     u = torch.linspace(0, 1 / (len(path) - 1), num_quadrature + 1, dtype=torch.float64)
     with torch.enable_grad():

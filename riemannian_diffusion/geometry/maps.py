@@ -1,13 +1,14 @@
-"""The exponential map: a geodesic shot from a point with a velocity.
+"""The exponential map: the geodesic from a point with a given velocity.
 
-With `G` the metric, `v` a velocity and `p = G v` its momentum, the discrete Euler-Lagrange
-equations take the momentum of a geodesic from step to step (Marsden and West 2001). For a pullback
-metric with embedding `phi` the discrete Lagrangian is that of the chord, as in `geodesic`:
+Let `G` be the metric, `v` a velocity and `p = G v` its momentum. The discrete Euler-Lagrange
+equations give the momentum of a geodesic after each step (Marsden and West 2001). For a pullback
+metric with embedding `phi`, the discrete Lagrangian is that of the chord, as in `geodesic`:
 
     J(x_k)^T (phi(x_{k+1}) - phi(x_k)) = h p_k
     J(x_{k+1})^T (phi(x_{k+1}) - phi(x_k)) = h p_{k+1}
 
-so only products with `J` and `J^T` are needed. For other metrics it is that of the midpoint.
+These equations need only products with `J` and `J^T`. Other metrics use the Lagrangian of the
+midpoint.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from riemannian_diffusion.metrics import Metric
 def exponential_map(
     metric: Metric, x: Tensor, v: Tensor, *, num_steps: int = 32, rtol: float = 1e-6
 ) -> Tensor:
-    """Geodesic that leaves a point with a velocity, over unit time.
+    """Compute the geodesic that leaves a point with a velocity, over unit time.
 
     The integrator is variational. It has second order, it is reversible in time, and its speed
     oscillates within `O(h^2)` without a drift. The metric is inverted by conjugate gradients;
     `SteinScoreMetric` has an inverse in closed form.
 
     Near a curved data manifold, geodesics of `TangentNormalMetric` and `ScoreJacobianMetric` are
-    unstable: rounding errors normal to the manifold grow exponentially with the angle that the
-    path turns through. Use `extrapolate` to continue along the data itself.
+    unstable: rounding errors normal to the manifold grow exponentially with the angle through which
+    the path turns. Use `extrapolate` to continue a path along the data manifold.
 
     Args:
         metric: The metric.
@@ -62,7 +63,7 @@ def exponential_map(
                 f"exponential_map: step {k + 1} of {num_steps}, {h * float(v.norm()):.3g} long, "
                 "could not be solved: give a larger `num_steps` or a shorter `v`."
             )
-        there, momentum = found
-        velocity = (there - points[-1]) / h
-        points.append(there)
+        point, momentum = found
+        velocity = (point - points[-1]) / h
+        points.append(point)
     return torch.stack(points)

@@ -1,4 +1,4 @@
-"""Means of points on a manifold."""
+"""The Frechet mean of points in a metric."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ def frechet_mean(
     max_steps: int = 20,
     max_evals: int = 200,
 ) -> Tensor:
-    """Point with the least mean squared distance to several points, `shape` (Karcher 1977).
+    """Compute the point with the least mean squared distance to several points (Karcher 1977).
 
     Each step moves the mean by the weighted mean of the logarithms, `x + sum w_i log_x(p_i)`. The
-    geodesics to all points are solved side by side, and each starts from its path of the step
-    before. If a step raises the mean squared distance, this step and all later ones are halved. A
-    warning says when `max_steps` steps did not suffice.
+    geodesics to all points are solved side by side, and each starts from its path of the previous
+    step. If a step raises the mean squared distance, this step and all later steps are halved.
 
     Args:
         metric: The metric.
@@ -54,6 +53,12 @@ def frechet_mean(
         rtol: The descent ends when a step is shorter than this share of the mean distance.
         max_steps: Largest number of steps.
         max_evals: Largest number of evaluations of each geodesic.
+
+    Returns:
+        The mean, `shape`.
+
+    Warns:
+        UserWarning: If the mean has not converged after `max_steps` steps.
 
     Raises:
         ValueError: If `points`, `weights` or `init` are not valid, or no geodesic was found.
@@ -86,7 +91,7 @@ def frechet_mean(
     weights = (weights / weights.sum()).view(-1, *[1] * (points.ndim - 1))
     mean = (weights * points).sum(0) if init is None else init.detach().to(points)
     start: Start = "lerp"
-    least, here, base, step = math.inf, math.inf, mean, torch.zeros_like(mean)
+    least, size, base, step = math.inf, math.inf, mean, torch.zeros_like(mean)
     factor = 1.0
     left = torch.linspace(1, 0, num_points).to(points).view(-1, *[1] * (points.ndim - 1))
     for _ in range(max_steps):
@@ -98,13 +103,15 @@ def frechet_mean(
             least, base, step = spread, mean, factor * (weights * velocities).sum(0)
         else:  # the step was too long: halve it and all later steps
             factor, step = factor / 2, step / 2
-        here = float(metric.norm(base[None], step[None]))
-        if here <= rtol * float((weights.flatten() * reach).sum()):
+        size = float(metric.norm(base[None], step[None]))
+        if size <= rtol * float((weights.flatten() * reach).sum()):
             return base + step
-        start = paths + left * (base + step - mean)  # the ends stay, the start moves along
+        start = paths + left * (
+            base + step - mean
+        )  # the first points move with the mean, and the last points stay
         mean = base + step
     warnings.warn(
-        f"frechet_mean: after `max_steps`={max_steps} a step is still {here:.3g} long: give more "
+        f"frechet_mean: after `max_steps`={max_steps} a step is still {size:.3g} long: give more "
         "steps, a larger `rtol`, or points nearer to each other.",
         stacklevel=2,
     )

@@ -9,7 +9,7 @@ from riemannian_diffusion.arguments import check_points
 
 
 def own(*tensors: Tensor) -> list[Tensor]:
-    """Copies that autograd may use, all in one dtype, which is at least float32."""
+    """Copies of tensors that autograd may use, in one dtype, which is at least float32."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -17,7 +17,7 @@ def own(*tensors: Tensor) -> list[Tensor]:
 
 
 def check_tangent(x: Tensor, v: Tensor) -> None:
-    """Refuse a point and a tangent that are not finite or differ in shape."""
+    """Raise a `ValueError` if a point and its tangent are not finite or differ in shape."""
     check_points(x=x, v=v)
     if x.shape != v.shape or x.ndim == 0:
         raise ValueError(

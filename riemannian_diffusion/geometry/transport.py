@@ -13,13 +13,14 @@ from riemannian_diffusion.metrics import Metric
 @torch.inference_mode(False)
 @torch.no_grad()
 def parallel_transport(metric: Metric, path: Tensor, v: Tensor) -> Tensor:
-    """Move a tangent along a path without turning it.
+    """Transport a tangent along a path without turning it.
 
-    In the embedding `phi` a tangent is an arrow on a surface. Each step moves it to the next
-    tangent space by the isometry nearest to the projection `P`, `G_{k+1} P v = J_{k+1}^T J_k v`.
-    This isometry is the polar factor of `P`, `P (3 v - P^T P v) / 2` to second order. The result
-    agrees with the Levi-Civita connection of the metric to second order in the step. The projection
-    alone agrees to first order only, since it shortens the part of a tangent along the path.
+    In the embedding `phi` a tangent is an arrow on a surface. The projection `P` of an arrow onto
+    the next tangent space obeys `G_{k+1} P v = J_{k+1}^T J_k v`. Each step applies the isometry
+    that is nearest to `P`. This is the polar factor of `P`, which is `P (3 v - P^T P v) / 2` to
+    second order. The result agrees with the Levi-Civita connection of the metric to second order in
+    the step. The projection alone agrees only to first order, because it shortens the part of a
+    tangent along the path.
 
     Args:
         metric: A `PullbackMetric`.
@@ -39,12 +40,10 @@ def parallel_transport(metric: Metric, path: Tensor, v: Tensor) -> Tensor:
     check_tangent(path[0], v)
     path, v = own(path, v)
     tangents = [v]
-    for here, there in zip(path[:-1], path[1:], strict=True):
+    for x0, x1 in zip(path[:-1], path[1:], strict=True):
         v = tangents[-1]
-        back = metric.project(there, here, metric.project(here, there, v))
-        carried = metric.project(here, there, 1.5 * v - 0.5 * back)
-        size, before = (
-            float(metric.norm(x[None], t[None])) for x, t in ((there, carried), (here, v))
-        )
-        tangents.append(carried * (before / size if size else 1.0))
+        back = metric.project(x1, x0, metric.project(x0, x1, v))
+        moved = metric.project(x0, x1, 1.5 * v - 0.5 * back)
+        before, after = (float(metric.norm(x[None], t[None])) for x, t in ((x0, v), (x1, moved)))
+        tangents.append(moved * (before / after if after else 1.0))
     return torch.stack(tangents)

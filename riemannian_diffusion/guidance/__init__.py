@@ -25,8 +25,8 @@ with plain guidance over the same weights:
 So the measurements do not show that the default is better than plain guidance of a lower weight. It
 stays nearer spread data where the weight is given.
 
-Splitting guidance by the score's Jacobian is proposed in arXiv 2510.05509, version 2. The form here
-is this library's own; `benchmarks/guidance.py` compares the candidates.
+Splitting guidance by the Jacobian of the score is proposed in arXiv 2510.05509, version 2. This
+library has its own form of it; `benchmarks/guidance.py` compares the candidates.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Guidance along the data manifold as a guider of diffusers' modular pipelines."""
+"""A guider of diffusers' modular pipelines that guides along the data manifold."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ class ManifoldGuidance(ClassifierFreeGuidance):
 
     @classmethod
     def from_scheduler(cls, scheduler, **kwargs) -> ManifoldGuidance:
-        """A guider for models sampled with a scheduler.
+        """Build a guider with the noise levels of a scheduler.
 
         Args:
             scheduler: A scheduler of diffusers with a schedule of betas or for rectified flows.
-            **kwargs: Arguments of the guider.
+            **kwargs: Further arguments of the guider.
 
         Raises:
-            ValueError: If the scheduler has neither kind of noise levels.
+            ValueError: If the noise levels of the scheduler are of another kind.
         """
         config = scheduler.config
         if config.get("timestep_type") == "continuous" or config.get("invert_sigmas"):
@@ -119,20 +119,20 @@ class ManifoldGuidance(ClassifierFreeGuidance):
         return cls(**levels | kwargs)
 
     def prepare_models(self, denoiser: nn.Module) -> None:
-        """Remember the next call of the network, in order to repeat it at another point."""
+        """Record the next call of the network, which `forward` repeats at another point."""
         super().prepare_models(denoiser)
         if self.num_conditions == 1 or self.is_conditional:
             return
 
-        def remember(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            self._forget()  # one call is enough, also if it fails
+        def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            self._forget()  # records one call only, even if it fails
             self._call = module, args, kwargs
 
         self._forget()
-        self._hook = denoiser.register_forward_pre_hook(remember, with_kwargs=True)
+        self._hook = denoiser.register_forward_pre_hook(record, with_kwargs=True)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
-        """Stop remembering."""
+        """Stop recording calls of the network."""
         self._forget()
         super().cleanup_models(denoiser)
 
@@ -142,9 +142,9 @@ class ManifoldGuidance(ClassifierFreeGuidance):
             self._hook = None
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None):
-        """Guide along the manifold.
+        """Combine two predictions into the guided prediction.
 
-        The `pred_uncond` of the output is `pred_cond` minus the damped difference.
+        The field `pred_uncond` of the output is `pred_cond` minus the damped difference.
         """
         if pred_uncond is None:
             return super().forward(pred_cond)
@@ -159,7 +159,7 @@ class ManifoldGuidance(ClassifierFreeGuidance):
         difference = pred_cond - pred_uncond
         args, kwargs = _moved(args, kwargs, -factor * difference)
         context = getattr(network, "cache_context", lambda name: nullcontext())
-        with context("pred_manifold"):  # caches of the other evaluations do not apply
+        with context("pred_manifold"):  # must not use caches of the other evaluations
             output = network(*args, **kwargs)
         moved = output[0] if isinstance(output, tuple) else output.sample
         tangential = keep * difference + moved - pred_uncond
@@ -167,7 +167,7 @@ class ManifoldGuidance(ClassifierFreeGuidance):
         return super().forward(pred_cond, pred_cond - damped)
 
     def _level(self) -> tuple[float, float]:
-        """Alpha and sigma at the timestep, interpolated where the timestep is not an integer."""
+        """Alpha and sigma at the timestep, interpolated between integer timesteps."""
         timestep = float(torch.as_tensor(self._timestep).flatten()[0])
         if self.config["prediction_type"] == "flow_prediction":
             sigma = timestep / self.config["num_train_timesteps"]
@@ -191,7 +191,7 @@ _ESTIMATES = {
 
 
 def _moved(args: tuple, kwargs: dict, step: Tensor) -> tuple[tuple, dict]:
-    """Arguments of a network with `step` added to its noisy point."""
+    """The arguments of a network, with `step` added to the noisy point."""
     names = [name for name in ("sample", "hidden_states") if name in kwargs]
     point = args[0] if args else kwargs[names[0]] if names else None
     if not isinstance(point, Tensor) or point.shape != step.shape:

@@ -1,4 +1,4 @@
-"""A conditional score guided along the data manifold."""
+"""Classifier-free guidance along the data manifold, as a score."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from riemannian_diffusion.score import ScoreModel, Where
 
 
 class ManifoldGuidedScore(ScoreModel):
-    """A conditional score guided along the data manifold.
+    """A conditional score that is guided along the data manifold.
 
-    Each point takes three evaluations of a score; plain guidance takes two.
+    Each point takes three evaluations of a score. Plain guidance takes two.
 
     Args:
-        conditional: Score under the condition.
-        unconditional: Score without the condition or under a negative one, at the same noise level.
+        conditional: The score under the condition.
+        unconditional: The score without the condition, or under a negative condition, at the same
+            noise level.
         guidance_scale: Weight `w`, at least 1; 1 gives the conditional score.
         damping: How much the part normal to the manifold is damped, in [0, 1]; 0 is plain guidance.
             Measurements do not show that the default is better than plain guidance of a lower
@@ -58,28 +59,28 @@ class ManifoldGuidedScore(ScoreModel):
         return conditional + (self.guidance_scale - 1) * damped
 
     def jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        """`J(x) v`, by the products of both scores."""
-        there = x + self.sigma**2 * (self.conditional(x, where) - self.unconditional(x, where))
+        """The product `J(x) v`, from products of both scores."""
+        point = x + self.sigma**2 * (self.conditional(x, where) - self.unconditional(x, where))
         conditional = self.conditional.jvp(x, v, where)
         unconditional = self.unconditional.jvp(x, v, where)
         difference = conditional - unconditional
-        moved = self.unconditional.jvp(there, v + self.sigma**2 * difference, where)
+        moved = self.unconditional.jvp(point, v + self.sigma**2 * difference, where)
         damped = difference + self.damping * (moved - unconditional)
         return conditional + (self.guidance_scale - 1) * damped
 
     def vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
-        """`J(x)^T w`, by the products of both scores."""
-        there = x + self.sigma**2 * (self.conditional(x, where) - self.unconditional(x, where))
+        """The product `J(x)^T w`, from products of both scores."""
+        point = x + self.sigma**2 * (self.conditional(x, where) - self.unconditional(x, where))
         guided = (self.guidance_scale - 1) * w
         damped = self.damping * guided
-        moved = self.unconditional.vjp(there, damped, where)
+        moved = self.unconditional.vjp(point, damped, where)
         difference = guided + self.sigma**2 * moved
         conditional = self.conditional.vjp(x, w + difference, where)
         return conditional - self.unconditional.vjp(x, difference + damped, where) + moved
 
 
 def check_damping(damping: float) -> None:
-    """Refuse a damping outside [0, 1]."""
+    """Raise a `ValueError` if the damping is outside [0, 1]."""
     check_finite(damping=damping)
     if not 0 <= damping <= 1:
         raise ValueError(f"`damping` must be in [0, 1], but got {damping}.")

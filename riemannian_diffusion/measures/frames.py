@@ -22,11 +22,11 @@ def import_extra(name: str) -> ModuleType:
     """Import a module of the `eval` extra.
 
     Raises:
-        ImportError: If it cannot be imported; the message says what to install.
+        ImportError: If the module cannot be imported; the message says what to install.
     """
     try:
         return importlib.import_module(name)
-    except (ImportError, RuntimeError) as error:  # a torchvision of another torch: RuntimeError
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision does not match torch
         package = name.partition(".")[0]
         raise ImportError(
             f"{package} cannot be imported ({error}): pip install 'riemannian-diffusion[eval]', "
@@ -63,22 +63,22 @@ def distances(x: Tensor, y: Tensor, distance: Distance, *, max_batch_size: int =
 
 
 def adjacent_distances(frames: Tensor, distance: Distance, *, max_batch_size: int = 8) -> Tensor:
-    """Gaps of a sequence: the distance of each frame to the next, `(F, 3, H, W) -> (F - 1,)`.
+    """The gaps of a sequence: distances between adjacent frames, `(F, 3, H, W) -> (F - 1,)`.
 
     Raises:
         ValueError: If there are fewer than 2 frames, and as in `distances`.
     """
     if len(frames) < 2:
-        raise ValueError(f"A sequence needs at least 2 frames, but got {len(frames)}.")
+        raise ValueError(f"`frames` must hold at least 2 frames, but got {len(frames)}.")
     return distances(frames[:-1], frames[1:], distance, max_batch_size=max_batch_size)
 
 
 def ppl(gaps: Tensor) -> Tensor:
     """Perceptual path length: the sum of the gaps, `(..., G) -> (...)`.
 
-    In [0, inf), lower is better. This is the definition of DiffMorpher (CVPR 2024). It grows with
-    the number of frames. StyleGAN and torchmetrics use the same name for another measure, which
-    samples a generator's latent space.
+    It lies in [0, inf), and lower is better. This is the definition of DiffMorpher (CVPR 2024). It
+    grows with the number of frames. StyleGAN and torchmetrics use the same name for another
+    measure, which samples the latent space of a generator.
     """
     return gaps.sum(-1)
 
@@ -86,7 +86,7 @@ def ppl(gaps: Tensor) -> Tensor:
 def pdv_variance(gaps: Tensor) -> Tensor:
     """Perceptual distance variance of DiffMorpher: the population variance of the gaps.
 
-    `(..., G) -> (...)`; in [0, inf), lower is better.
+    The shapes are `(..., G) -> (...)`. It lies in [0, inf), and lower is better.
     """
     return gaps.var(-1, correction=0)
 
@@ -94,8 +94,9 @@ def pdv_variance(gaps: Tensor) -> Tensor:
 def pdv_std(gaps: Tensor) -> Tensor:
     """Perceptual distance deviation: the population standard deviation of the gaps.
 
-    `(..., G) -> (...)`; in [0, inf), lower is better. It is also published under the name PDV. It
-    is the square root of `pdv_variance` for one sequence, but not for means over sequences.
+    The shapes are `(..., G) -> (...)`. It lies in [0, inf), and lower is better. It is also
+    published under the name PDV. It is the square root of `pdv_variance` for one sequence, but not
+    for means over sequences.
     """
     return gaps.std(-1, correction=0)
 
@@ -111,8 +112,8 @@ def consistency(gaps: Tensor) -> Tensor:
 def smoothness(gaps: Tensor) -> Tensor:
     """1 minus the Gini coefficient of the gaps, `(..., G) -> (...)`; higher is better (AID).
 
-    In [1 / G, 1]. It is 1 if all gaps are equal (also if all are 0) and 1 / G if only one gap is
-    not 0.
+    It lies in [1 / G, 1]. It is 1 if all gaps are equal, also if all are 0. It is 1 / G if only one
+    gap is not 0.
     """
     count = gaps.shape[-1]
     rank = torch.arange(1, count + 1, dtype=gaps.dtype, device=gaps.device)
@@ -146,7 +147,8 @@ def rmse(x: Tensor, y: Tensor) -> Tensor:
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Peak signal-to-noise ratio per image in dB, `(N, 3, H, W) x2 -> (N,)`; higher is better.
 
-    `-10 log10(mse)`, computed by torchmetrics; in [0, inf], infinite for equal images.
+    It is `-10 log10(mse)`, computed by torchmetrics. It lies in [0, inf], and is infinite for equal
+    images.
 
     Raises:
         ImportError: If torchmetrics is missing.
@@ -161,8 +163,8 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Structural similarity per image, `(N, 3, H, W) x2 -> (N,)`; in [-1, 1], higher is better.
 
     It is the mean of torchmetrics' map with the Gaussian window of Wang et al. (2004), sigma 1.5,
-    and a range of 1. As in that paper and in scikit-image, only pixels whose whole window lies in
-    the image count.
+    and a range of 1. As in that paper and in scikit-image, the mean is over pixels whose whole
+    window lies in the image.
 
     Raises:
         ImportError: If torchmetrics is missing.
@@ -185,19 +187,19 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 def largest_step(frames: Tensor) -> Tensor:
     """Largest root mean squared difference of adjacent frames, `(F, 3, H, W) -> ()`.
 
-    In [0, 1], lower is better. It shows a leap that a mean over the sequence hides.
+    It lies in [0, 1], and lower is better. It shows a leap that a mean over the sequence hides.
 
     Raises:
         ValueError: If there are fewer than 2 frames.
     """
     if len(frames) < 2:
-        raise ValueError(f"A sequence needs at least 2 frames, but got {len(frames)}.")
+        raise ValueError(f"`frames` must hold at least 2 frames, but got {len(frames)}.")
     return rmse(frames[:-1], frames[1:]).max()
 
 
 def _check_pair(x: Tensor, y: Tensor) -> None:
     if x.shape != y.shape or x.ndim != 4:
         raise ValueError(
-            "Two batches of images must have one shape (N, 3, H, W), but got "
+            "`x` and `y` must be images of one shape (N, 3, H, W), but got "
             f"{tuple(x.shape)} and {tuple(y.shape)}."
         )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from riemannian_diffusion.measures.frames import import_extra
 
-# Smallest side of an image for which every layer has an output, and the file of the trunk.
+# Smallest side of an image for which every layer has an output, and the file with the weights.
 LPIPS_NETWORKS = {
     "alex": (31, "alexnet-owt-7be5be79.pth"),
     "vgg": (16, "vgg16-397923af.pth"),
@@ -30,7 +30,7 @@ _INCEPTION_URL = (
 
 @dataclass(frozen=True)
 class LPIPSDistance:
-    """LPIPS of images in [0, 1], `(N, 3, H, W) x2 -> (N,)`, lower is nearer; see `lpips_distance`.
+    """LPIPS of images in [0, 1], `(N, 3, H, W) x2 -> (N,)`; `lpips_distance` makes one.
 
     Attributes:
         name: Name of the network, for reports.
@@ -56,7 +56,7 @@ class LPIPSDistance:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """Features of images in [0, 1], `(N, 3, H, W) -> (N, d)`; see `inception_features`.
+    """Features of images in [0, 1], `(N, 3, H, W) -> (N, d)`; `inception_features` makes one.
 
     Attributes:
         name: Name of the network, for reports.
@@ -76,15 +76,15 @@ def lpips_distance(network: str | nn.Module = "alex", *, device: str = "cpu") ->
     """LPIPS of the lpips package, version 0.1, as a distance of images in [0, 1].
 
     Args:
-        network: "alex", "vgg" or "squeeze", whose trunk torchvision downloads once. Or a network
-            of your own that takes two batches in [-1, 1], such as a `lpips.LPIPS`; its device and
-            mode are left as they are.
-        device: Device of a network that is loaded here.
+        network: "alex", "vgg" or "squeeze", whose weights torchvision downloads once. Or your own
+            network of two batches of images in [-1, 1], such as a `lpips.LPIPS`. Its device and
+            mode are not changed.
+        device: Device for a network that is given by its name.
 
     Raises:
         ImportError: If lpips is missing.
-        OSError: If the trunk's file cannot be loaded or downloaded; the message names it.
-        ValueError: If the name is unknown.
+        OSError: If the weights cannot be loaded or downloaded; the message names their file.
+        ValueError: If the name of the network is unknown.
     """
     if isinstance(network, nn.Module):
         return LPIPSDistance(_passed_in(network), network)
@@ -105,16 +105,16 @@ def lpips_distance(network: str | nn.Module = "alex", *, device: str = "cpu") ->
 
 
 def inception_features(network: nn.Module | None = None, *, device: str = "cpu") -> ImageFeatures:
-    """Features of the Inception-v3 behind FID, 2,048 per image, as in torchmetrics.
+    """The 2,048 features per image of Inception-v3 that FID uses, as in torchmetrics.
 
     Args:
-        network: A network of your own that takes uint8 images `(N, 3, H, W)` and returns `(N, d)`;
-            its device and mode are left as they are.
-        device: Device of the network that is loaded here.
+        network: Your own network, which takes uint8 images `(N, 3, H, W)` and returns features
+            `(N, d)`. Its device and mode are not changed. None takes Inception-v3.
+        device: Device for Inception-v3.
 
     Raises:
         ImportError: If torchmetrics or torch-fidelity is missing.
-        OSError: If the weights' file cannot be loaded or downloaded; the message names it.
+        OSError: If the weights cannot be loaded or downloaded; the message names their file.
     """
     if network is not None:
         return ImageFeatures(_passed_in(network), network)
@@ -128,7 +128,7 @@ def inception_features(network: nn.Module | None = None, *, device: str = "cpu")
 
 
 def _parameter(network: nn.Module) -> Tensor:
-    """A tensor with the device and dtype of a network; float32 on the CPU without parameters."""
+    """A tensor with the device and dtype of a network; without parameters, float32 on the CPU."""
     return next(network.parameters(), torch.empty(0))
 
 
@@ -138,7 +138,7 @@ def _passed_in(network: nn.Module) -> str:
 
 def _load(build: Callable[[], nn.Module], name: str, url: str) -> nn.Module:
     try:
-        # a download announces itself on the standard output, which is for results only
+        # downloads print messages to the standard output, which is for results only
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
             return build()

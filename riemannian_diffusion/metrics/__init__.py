@@ -1,8 +1,9 @@
-"""Riemannian metrics from a score; no d x d matrix is ever formed.
+"""Riemannian metrics that are made from a score, without d x d matrices.
 
 Arguments come in the order `(x, u, v)`. Points and tangents are `(K, *shape)`, and each method
-returns one value or one tangent per point. Notation: `s` is the score, `J` its Jacobian,
-`r = -sigma^2 s` the residual (`x` minus its denoised version), `D = x - r` the denoised point.
+returns one value or one tangent per point. In formulas, `s` is the score and `J` is its Jacobian.
+`r = -sigma^2 s` is the residual (the point minus the denoised point), and `D = x - r` is the
+denoised point.
 """
 
 from riemannian_diffusion.metrics.base import Metric

@@ -1,4 +1,4 @@
-"""What every metric offers."""
+"""The interface of metrics."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from riemannian_diffusion.metrics.energies import (
 from riemannian_diffusion.score.model import Composite, accepts_places
 from riemannian_diffusion.score.where import Where
 
-MAX_CORRECTIONS = 50  # in one step of the exponential map
+MAX_CORRECTIONS = 50  # largest number in one step of the exponential map
 
 M = TypeVar("M", bound="Metric")
-# For each pair, entries of end points `(2, *shape)` and their embedding.
+# For each pair of ends, entries of the end points `(2, *shape)` and their embedding.
 Ends = MutableMapping[int, list[list[Tensor]]]
 
 
 class Metric(Composite, ABC):
     """A Riemannian metric: an inner product of tangents at every point.
 
-    The scores and metrics of which it is made are its attributes, or lie in lists, tuples or dicts
-    among them. `where` gives the places of points on their paths, for scores that change along the
-    path. A subclass defines `inner`, and may leave out `where` if its metric is the same everywhere
-    along the path. It may override `energy`: the solver then minimises that energy.
+    The scores and metrics that a metric uses are its attributes, or elements of attributes that are
+    lists, tuples or dicts. `where` gives the places of points on their paths, for scores that
+    change along the path. A subclass defines `inner`. It may leave out `where` if its metric does
+    not change along the path. It may override `energy`, and then the solver minimises that energy.
     """
 
-    # Fractions between which a path without places runs, and its pair.
+    # First and last fraction of a path whose places are not given, and its pair.
     _stretch: tuple[float, float, int] = (0.0, 1.0, 0)
 
     def __init_subclass__(cls, **options):
@@ -56,14 +56,14 @@ class Metric(Composite, ABC):
 
     @abstractmethod
     def inner(self, x: Tensor, u: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        """`<u, v>_x`, one value per point: `(K, *shape)` three times -> `(K,)`."""
+        """The inner products `<u, v>_x`, `(K,)`, of tangents at points, all `(K, *shape)`."""
 
     def norm(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        """`|v|_x`, `(K,)`."""
+        """The norms `|v|_x` of tangents, `(K, *shape) -> (K,)`."""
         return self.inner(x, v, v, where).clamp(min=0).sqrt()
 
     def as_matrix(self, x: Tensor, where: Where | None = None) -> Tensor:
-        """The dense metric `(K, d, d)` at each point: for tests and plots only."""
+        """The dense matrix of the metric at each point, `(K, d, d)`, for tests and plots only."""
         flat = x.flatten(1)
         basis = torch.eye(flat.shape[1], dtype=x.dtype, device=x.device)
         vectors = [e.view_as(x[0]).expand_as(x) for e in basis]
@@ -75,25 +75,31 @@ class Metric(Composite, ABC):
     def energy(self, path: Tensor, where: Where | None = None) -> Tensor:
         """The energy of each segment, `(K, *shape) -> (K - 1,)`, differentiable in the path.
 
-        A segment `dx` with midpoint `m` has energy `1/2 (K - 1) <dx, dx>_m`. The sum of these tends
-        to the energy of the curve over unit time, and length^2 <= 2 sum.
+        A segment `dx` with midpoint `m` has the energy `1/2 (K - 1) <dx, dx>_m`. With more points,
+        the sum over the segments tends to the energy of the curve over unit time. The squared
+        length is at most twice the sum.
 
         Args:
             path: The points, `(K, *shape)`.
-            where: Their places; None for a whole path, whose points lie at even fractions.
+            where: The places of the points; None for a path whose points lie at even fractions.
         """
         step, where = path[1:] - path[:-1], self._places(path, where)
         return 0.5 * len(step) * self.inner((path[1:] + path[:-1]) / 2, step, step, middle(where))
 
     def length(self, path: Tensor, where: Where | None = None) -> Tensor:
-        """The length of the path, a scalar; arguments as for `energy`."""
+        """The length of a path, a scalar.
+
+        Args:
+            path: As in `energy`.
+            where: As in `energy`.
+        """
         return (2 * self.energy(path, where) / (len(path) - 1)).clamp(min=0).sqrt().sum()
 
     def hop_lengths(self, hops: Tensor) -> Tensor:
         """The length of each segment of many short paths, `(H, K, *shape) -> (H, K - 1)`.
 
-        The hops are evaluated together. They lie on no path, so a score that changes along the path
-        is refused.
+        All hops are evaluated together. They have no places on a path, so a score that changes
+        along the path raises a `ValueError`.
         """
         steps, middles = hops[:, 1:] - hops[:, :-1], (hops[:, 1:] + hops[:, :-1]) / 2
         v = steps.flatten(0, 1)
@@ -103,7 +109,7 @@ class Metric(Composite, ABC):
         return squares.clamp(min=0).sqrt()
 
     def _own_lengths(self, hops: Tensor, values: Tensor) -> Tensor:
-        """The lengths of hops by an overridden energy, from known values of each hop."""
+        """The lengths of hops under an overridden energy, from known values of each hop."""
         batch = PathBatch(hops.unbind(), [0] * len(hops))
         found = own_energies(type(self).energy, self, batch, values.unbind(), differentiate=False)
         segments = torch.stack([energies for energies, _, _ in found])
@@ -117,18 +123,19 @@ class Metric(Composite, ABC):
         differentiate: bool = False,
         ends: Ends | None = None,
     ) -> list[PathEnergy]:
-        """Energies of many paths, and their gradients, evaluated together.
+        """Compute the energies of many paths, and their gradients, in common batches.
 
         Points lie at even fractions of their path. They are evaluated in chunks of at most
-        `points_at_once`, and in smaller ones after memory ran out. The result for each path is that
-        of `energy`, also if a subclass overrides it.
+        `points_at_once` points, and in smaller chunks after memory ran out. The result for each
+        path equals that of `energy`, also if a subclass overrides `energy`.
 
         Args:
             paths: Paths `(K_i, *shape)` of at least 2 points.
-            pairs: The index of the pair of ends that each path joins; None numbers the paths.
+            pairs: For each path, the index of the pair of ends that it joins. None gives each path
+                its own index.
             differentiate: Whether to return gradients.
-            ends: A dict in which this metric keeps what it knows of the ends of each pair, in order
-                to evaluate them once only. Each metric needs a dict of its own.
+            ends: A dict in which this metric stores values at the ends of each pair, in order to
+                evaluate them only once. Each metric needs its own dict.
 
         Returns:
             One `PathEnergy` for each path.
@@ -187,7 +194,7 @@ class Metric(Composite, ABC):
         return answers
 
     def _serving(self, path: Tensor, places: Where, values: Tensor) -> dict[str, Callable]:
-        """An `inner` that knows `<dx, dx>` on the segments of a path, and evaluates the rest."""
+        """An `inner` with known values on the segments of a path; it evaluates all others."""
         step = path[1:] - path[:-1]
         known, between = ((path[1:] + path[:-1]) / 2, step, step), middle(places)
 
@@ -201,20 +208,21 @@ class Metric(Composite, ABC):
     def lower_bound(
         self, x0: Tensor, x1: Tensor, pair: int = 0, *, ends: Ends | None = None
     ) -> Tensor:
-        """A lower bound of the energy of all paths from `x0` to `x1`, a scalar; 0 if none is known.
+        """A lower bound of the energy of all paths from `x0` to `x1`, a scalar; 0 if unknown.
 
         Args:
             x0: The first point, `shape`.
             x1: The last point, `shape`.
-            pair: The index of this pair.
-            ends: As in `energies`; after a call there with the same dict this one costs nothing.
+            pair: The index of this pair of points.
+            ends: As in `energies`. After a call of `energies` with the same dict, this call costs
+                nothing.
         """
         return x0.new_zeros(())
 
     # ---------------------------------------------------------------------- tangents and momenta
 
     def flat(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        """The momenta `G v` of tangents, `(K, *shape)`."""
+        """The momenta `G v` of tangents, `(K, *shape) -> (K, *shape)`."""
         v = v.detach().requires_grad_()
         with torch.enable_grad():
             energy = 0.5 * self.inner(x, v, v, where).sum()
@@ -231,16 +239,17 @@ class Metric(Composite, ABC):
     ) -> Tensor:
         """The tangents `G^-1 p` of momenta, `(K, *shape)`, by conjugate gradients.
 
-        Hestenes and Stiefel (1952), for each row by itself. A row that has converged waits for the
-        others.
+        The method is that of Hestenes and Stiefel (1952), applied to each point separately. A point
+        that has converged does not change while the others go on.
 
         Args:
             x: Points, `(K, *shape)`.
             p: Momenta, `(K, *shape)`.
             where: The places of the points.
             guess: Tangents to start from, `(K, *shape)`; None starts from 0.
-            rtol: Norm of the residual over that of `p` at which a row has converged. It is not
-                taken smaller than 100 times the rounding error of the dtype.
+            rtol: A point has converged when the norm of its residual is at most this share of the
+                norm of `p`. Values below 100 times the rounding error of the dtype are raised to
+                that.
         """
 
         def products(a: Tensor, b: Tensor) -> Tensor:
@@ -266,7 +275,7 @@ class Metric(Composite, ABC):
         return v
 
     def force(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        """The derivative `d/dx 1/2 <v, v>_x`, `(K, *shape)`."""
+        """The derivative of `1/2 <v, v>_x` in the point x, `(K, *shape)`."""
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             energy = 0.5 * self.inner(x, v, v, where).sum()
@@ -275,11 +284,11 @@ class Metric(Composite, ABC):
         return torch.autograd.grad(energy, x)[0]
 
     def differentiable(self: M) -> M:
-        """The metric, or a copy of it, whose energy has its full gradient in the points."""
+        """The metric, or a copy of it, whose energy has the full gradient in the points."""
         return self
 
     def distinguishes(self, x0: Tensor, x1: Tensor, where: Where | None = None) -> bool:
-        """Whether two points `shape` differ by more than the rounding error of a network."""
+        """Whether two points, `shape` each, differ by more than a network's rounding error."""
         return True
 
     # --------------------------------------------------------------------- steps of a geodesic
@@ -291,13 +300,13 @@ class Metric(Composite, ABC):
 
         Args:
             x: The point, `shape`.
-            velocity: The velocity of the step before, `shape`, as a first guess.
+            velocity: The velocity of the previous step, `shape`, as a first guess.
             momentum: The momentum at the point, `shape`.
             h: Length of the step in time.
             rtol: Relative tolerance of the equation to be solved.
 
         Returns:
-            The next point and the momentum there, or None if the equation could not be solved.
+            The next point and its momentum, or None if the equation could not be solved.
         """
         scale = float(velocity.norm())
         before = math.inf
@@ -316,15 +325,17 @@ class Metric(Composite, ABC):
         return None
 
     def project(self, here: Tensor, there: Tensor, v: Tensor) -> Tensor:
-        """A tangent at one point as the nearest tangent at another, all `shape`.
+        """Project a tangent at the point `here` onto the tangents at the point `there`.
+
+        All tensors are `shape`.
 
         Raises:
-            ValueError: If the metric has no embedding in which to compare them.
+            ValueError: If the metric has no embedding in which tangents can be compared.
         """
         raise ValueError(f"parallel_transport needs a PullbackMetric, but got {kind(self)}.")
 
     def _places(self, path: Tensor, where: Where | None) -> Where:
-        """The places of a path's points, even ones if they are not given."""
+        """The places of the points of a path; even fractions if `where` is None."""
         if where is not None:
             return where
         first, last, pair = self._stretch
@@ -337,10 +348,10 @@ def kind(metric: Metric) -> str:
 
 
 def at_rounding(size: float, before: float, scale: float) -> bool:
-    """Whether a correction is small and no longer falls, so that the dtype allows no less."""
+    """Whether a correction is small and no longer falls, because the dtype is too coarse."""
     return 0.9 * before <= size <= 1e-3 * scale
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """The flat inner products of rows, `(K, ...) -> (K,)`."""
+    """The flat inner products of the rows of two tensors, `(K, ...) -> (K,)`."""
     return (a * b).flatten(1).sum(1)

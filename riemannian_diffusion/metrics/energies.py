@@ -1,4 +1,4 @@
-"""Energies of many paths and their gradients, at no more passes of the network than needed."""
+"""Energies of many paths and their gradients, with as few passes of the network as possible."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class PathEnergy:
     """The energy of one path.
 
     Attributes:
-        segments: `(K - 1,)`, the energy of each segment; their sum is the energy of the path.
-        gradient: `(K, *shape)`, the gradient of that sum in the points, 0 at the two ends, which
-            are fixed; None if it was not asked for.
-        resolution: Root mean square chord of the embedding over the rounding error of its values;
-            infinite without rounding or without an embedding.
+        segments: The energy of each segment, `(K - 1,)`. The energy of the path is their sum.
+        gradient: The gradient of the energy of the path in its points, `(K, *shape)`, 0 at the two
+            ends, which are fixed. None if it was not requested.
+        resolution: Root mean square chord of the embedding divided by the rounding error of its
+            values; infinite without a network or without an embedding.
     """
 
     segments: Tensor
@@ -39,7 +39,7 @@ class PathBatch:
 
     Args:
         paths: Paths `(K_i, *shape)`.
-        pairs: The index of the pair of ends that each path joins.
+        pairs: For each path, the index of the pair of ends that it joins.
     """
 
     def __init__(self, paths: Sequence[Tensor], pairs: Sequence[int]):
@@ -67,7 +67,7 @@ class PathBatch:
         return middles, steps, Where.cat([middle(place) for place in self.places])
 
     def after_start(self) -> Tensor:
-        """All points but the first of each path: as many as there are segments."""
+        """The points of all paths without the first point of each; one point per segment."""
         return torch.cat([path[1:] for path in self.paths])
 
 
@@ -79,7 +79,7 @@ def middle(where: Where) -> Where:
 def within_memory(
     metric: Metric, batch: PathBatch, compute: Callable[[], list[PathEnergy]]
 ) -> list[PathEnergy]:
-    """What `compute` returns, called again with smaller batches while memory runs out."""
+    """Call `compute`, and again with smaller batches as long as memory runs out."""
     while True:
         try:
             return compute()
@@ -89,12 +89,12 @@ def within_memory(
 
 
 def chunks_of(metric: Metric, points: Tensor) -> list[slice]:
-    """Slices of the points that the metric may differentiate in one call."""
+    """Slices of the points, each of which the metric may differentiate in one call."""
     num, size = len(points), max(1, metric.points_at_once(points))
     return [slice(start, min(start + size, num)) for start in range(0, num, size)]
 
 
-# Cotangents of a table of values, and those that the class's own energy would have.
+# Cotangents of a table of values under an overridden energy, and those under the usual energy.
 Cotangents = Callable[[], tuple[Tensor, Tensor]]
 
 
@@ -108,19 +108,24 @@ def pull_back(
 ) -> list[Tensor]:
     """Fill a table with values of a function, and return the gradients in its inputs.
 
-    The graph of a chunk is freed before the next chunk begins, so that the activations of one
-    chunk are held at a time. An overridden energy can depend on all values at once. If there are
-    several chunks, the gradient of the usual energy is formed first, and corrected by a second
-    pass only if the overridden energy has other cotangents.
+    The graph of a chunk is freed before the next chunk begins, so memory holds the activations of
+    only one chunk. An overridden energy can depend on all values at once. With several chunks, the
+    gradient of the usual energy is computed first. A second pass corrects it, but only if the
+    overridden energy has other cotangents.
 
     Args:
-        evaluate: `(chunk, *inputs of the chunk) -> values`, differentiable.
+        evaluate: A differentiable function `(chunk, *inputs of the chunk) -> values`.
         inputs: Tensors `(n, ...)`.
-        chunks: Slices that cover all n.
-        table: Receives the values in its first n rows.
-        usual: The cotangents of a chunk's values, once they are in the table.
-        overridden: Once the table is full, the cotangents of all n values under the overridden
-            energy and under the usual one; None if the energy is not overridden.
+        chunks: Slices that cover all n rows.
+        table: The table, whose first n rows receive the values.
+        usual: A function that returns the cotangents of a chunk's values under the usual energy. It
+            is called when these values are in the table.
+        overridden: A function that returns the cotangents of all n values under the overridden
+            energy and under the usual energy. It is called when the table is full. None if the
+            energy is not overridden.
+
+    Returns:
+        The gradients in the inputs, `(n, ...)` each.
     """
     gradients = [torch.zeros_like(values) for values in inputs]
 
@@ -141,7 +146,7 @@ def pull_back(
     if overridden is not None and chunks:
         mine, expected = overridden()
         missing = mine - expected
-        if missing.any():  # also if it is NaN
+        if missing.any():  # NaN counts as well
             for chunk in chunks:
                 run(chunk, partial(missing.__getitem__, chunk))
     return gradients
@@ -154,18 +159,18 @@ def own_energies(
     values: Sequence[Tensor],
     differentiate: bool,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Energies of paths by a function that reads values which are known already.
+    """Compute energies of paths from values that are already known.
 
     Args:
-        energy: `(metric, path, where) -> (K - 1,)`: a method of the metric's class.
+        energy: A method of the metric's class, `(metric, path, where) -> (K - 1,)`.
         metric: The metric.
         batch: The paths.
         values: The known values of each path, for `Metric._serving`.
-        differentiate: Whether gradients are wanted.
+        differentiate: Whether to compute gradients.
 
     Returns:
-        For each path: the energies of its segments, and the gradients of their sum in the values
-        and in the path; zeros if they are not wanted.
+        For each path, the energies of its segments and the gradients of their sum in the values and
+        in the path; the gradients are 0 if `differentiate` is False.
     """
     found = []
     for i, (path, known) in enumerate(zip(batch.paths, values, strict=True)):
@@ -184,9 +189,9 @@ def own_energies(
 
 
 def served(metric: Metric, where: Where, **functions: Callable) -> Metric:
-    """A copy of a metric for the points of one path, some of whose methods are replaced.
+    """A copy of a metric for the points of one path, with some methods replaced.
 
-    Its `energy` takes a path without places for one that covers the same stretch.
+    If its `energy` is called without places, the path is taken to cover the same fractions.
     """
     there = copy.copy(metric)
     there._stretch = float(where.u[0]), float(where.u[-1]), int(where.pair[0])
@@ -196,5 +201,5 @@ def served(metric: Metric, where: Where, **functions: Callable) -> Metric:
 
 
 def same_places(a: Where | None, b: Where) -> bool:
-    """Whether places are those of `b`, or not given."""
+    """Whether the places `a` are None or equal `b`."""
     return a is None or (torch.equal(a.u, b.u) and torch.equal(a.pair, b.pair))

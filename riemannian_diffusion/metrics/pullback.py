@@ -1,4 +1,4 @@
-"""Metrics pulled back from flat space by an embedding."""
+"""Metrics that are pulled back from flat space by an embedding."""
 
 from __future__ import annotations
 
@@ -24,42 +24,44 @@ from riemannian_diffusion.score.where import Where
 class PullbackMetric(Metric):
     """The metric of flat space pulled back by an embedding `phi`: `G = J_phi^T J_phi`.
 
-    Energies are those of chords of `phi`: one evaluation per point and an ordinary reverse pass.
-    `inner` takes forward-mode products. Both agree as the points of a path grow dense. A subclass
-    defines `embed`.
+    The energy is that of the chords of `phi`. It takes one evaluation per point and an ordinary
+    reverse pass. `inner` takes forward-mode products. Energies from `inner` and from chords agree
+    in the limit of many points. A subclass defines `embed`.
     """
 
     @abstractmethod
     def embed(self, x: Tensor, where: Where | None = None) -> Tensor:
-        """`phi` at each point, `(K, *shape) -> (K, *embedding shape)`."""
+        """The embedding `phi` of each point, `(K, *shape) -> (K, *embedding shape)`."""
 
     def embed_jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """The derivative of `phi` along `v`, `(K, *embedding shape)`."""
         return torch.func.jvp(lambda points: self.embed(points, where), (x,), (v,))[1]
 
     def embed_vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
-        """`J_phi^T w`, `(K, *shape)`, of one cotangent `(K, *embedding shape)` per point."""
+        """The products `J_phi^T w`, `(K, *embedding shape) -> (K, *shape)`."""
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             embedded = self.embed(x, where)
         return torch.autograd.grad(embedded, x, w)[0]
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        """`<J_phi u, J_phi v>`, `(K,)`."""
+        """The inner products `<J_phi u, J_phi v>` of tangents, `(K, *shape) -> (K,)`."""
         pushed = self.embed_jvp(x, u, where)
         return dot(pushed, pushed if v is u else self.embed_jvp(x, v, where))
 
     def energy(self, path: Tensor, where: Where | None = None) -> Tensor:
-        """The energy of each segment by chords, `1/2 (K - 1) |phi(x1) - phi(x0)|^2`, `(K - 1,)`.
+        """The energy of the chord of each segment, `1/2 (K - 1) |phi(x1) - phi(x0)|^2`, `(K - 1,)`.
 
-        Arguments are those of `Metric.energy`.
+        Args:
+            path: As in `Metric.energy`.
+            where: As in `Metric.energy`.
         """
         embedded = self.embed(path, self._places(path, where))
         chord = embedded[1:] - embedded[:-1]
         return 0.5 * len(chord) * dot(chord, chord)
 
     def hop_lengths(self, hops: Tensor) -> Tensor:
-        """The length of each segment by chords, `(H, K, *shape) -> (H, K - 1)`."""
+        """The length of the chord of each segment, `(H, K, *shape) -> (H, K - 1)`."""
         if type(self).energy is Metric.energy:
             return super().hop_lengths(hops)
         embedded = self.embed(hops.flatten(0, 1)).unflatten(0, hops.shape[:2])
@@ -70,9 +72,9 @@ class PullbackMetric(Metric):
     def lower_bound(
         self, x0: Tensor, x1: Tensor, pair: int = 0, *, ends: Ends | None = None
     ) -> Tensor:
-        """`1/2 |phi(x1) - phi(x0)|^2`, a scalar: no path between the two points has less energy.
+        """A lower bound of the energy: that of the single chord, `1/2 |phi(x1) - phi(x0)|^2`.
 
-        It is 0 if a subclass overrides `energy` so that it is no longer that of the chords.
+        It is 0 if a subclass overrides `energy` with another energy than that of the chords.
         """
         batch = PathBatch([torch.stack([x0, x1])], [pair])
         embedded = self._embedded_ends(batch, {} if ends is None else ends)[0]
@@ -86,7 +88,7 @@ class PullbackMetric(Metric):
         return bound
 
     def flat(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        """The momenta `J_phi^T J_phi v` of tangents, `(K, *shape)`."""
+        """The momenta `J_phi^T J_phi v` of tangents, `(K, *shape) -> (K, *shape)`."""
         return self.embed_vjp(x, self.embed_jvp(x, v, where), where)
 
     def distinguishes(self, x0: Tensor, x1: Tensor, where: Where | None = None) -> bool:
@@ -97,7 +99,7 @@ class PullbackMetric(Metric):
     def step(
         self, x: Tensor, velocity: Tensor, momentum: Tensor, h: float, rtol: float
     ) -> tuple[Tensor, Tensor] | None:
-        """One step of the exponential map, from the chord of the embedding; as in `Metric.step`."""
+        """One step of the exponential map as in `Metric.step`, from the chord of the embedding."""
         x, momentum = x[None], momentum[None]
         phi = self.embed(x)
         there, scale = x + h * velocity, h * float(momentum.norm())
@@ -115,9 +117,10 @@ class PullbackMetric(Metric):
         return None
 
     def project(self, here: Tensor, there: Tensor, v: Tensor) -> Tensor:
-        """A tangent at one point as the nearest tangent at another, all `shape`.
+        """Project a tangent at the point `here` onto the tangents at the point `there`.
 
-        `G(there)^-1 J(there)^T J(here) v`: both are arrows in the space of the embedding.
+        In the space of the embedding both are arrows, so the result is
+        `G(there)^-1 J(there)^T J(here) v`. All tensors are `shape`.
         """
         momentum = self.embed_vjp(there[None], self.embed_jvp(here[None], v[None]))
         return self.sharp(there[None], momentum, guess=v[None], rtol=1e-8)[0]
@@ -125,7 +128,7 @@ class PullbackMetric(Metric):
     # ------------------------------------------------------------------------------ many paths
 
     def _energies(self, batch: PathBatch, differentiate: bool, ends: Ends) -> list[PathEnergy]:
-        if type(self).energy is Metric.energy:  # a subclass took the energy by products instead
+        if type(self).energy is Metric.energy:  # a subclass chose the energy from `inner`
             return super()._energies(batch, differentiate, ends)
         points, places = batch.between()  # (n, *shape)
         num, numbers = len(points), [len(path) - 2 for path in batch.paths]
@@ -219,7 +222,7 @@ class PullbackMetric(Metric):
         return torch.stack([both for both in found if both is not None])
 
     def _serving(self, path: Tensor, places: Where, values: Tensor) -> dict[str, Callable]:
-        """An `embed` that knows the embedding of a path, and evaluates all other points."""
+        """An `embed` with known values on the points of a path; it evaluates all others."""
 
         def embed(x: Tensor, where: Where | None = None) -> Tensor:
             if torch.equal(x, path) and same_places(where, places):
@@ -229,14 +232,15 @@ class PullbackMetric(Metric):
         return {"embed": embed}
 
     def _keeps_chords(self, x0: Tensor, x1: Tensor, ends: Tensor, pair: int) -> bool:
-        """Whether an overridden `energy` is that of the chords, on a path with a made-up embedding.
+        """Whether an overridden `energy` equals that of the chords.
 
-        It costs no evaluation if it only calls the energy that it overrides.
+        The test uses a path with a made-up embedding. It costs no evaluation of the network if the
+        override only calls the energy of the chords.
         """
         u = torch.linspace(0, 1, 4).to(x0)
         batch = PathBatch([torch.lerp(x0, x1, u.view(-1, *[1] * x0.ndim))], [pair])
         batch.paths[0][[0, -1]] = torch.stack([x0, x1])
-        values = ends[[0, 1, 0, 1]]  # to and fro: each chord as long as the bound's
+        values = ends[[0, 1, 0, 1]]  # back and forth: all chords have one length
 
         (own,), (usual,) = (
             own_energies(energy, self, batch, [values], differentiate=False)
@@ -249,9 +253,9 @@ class EuclideanMetric(PullbackMetric):
     """Flat space: `G = I`."""
 
     def embed(self, x: Tensor, where: Where | None = None) -> Tensor:
-        """The point itself."""
+        """The points themselves, `(K, *shape)`."""
         return x
 
     def embed_jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        """The tangent itself."""
+        """The tangents themselves, `(K, *shape)`."""
         return v

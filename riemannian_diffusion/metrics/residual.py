@@ -1,4 +1,4 @@
-"""Metrics pulled back by what the denoiser takes off a point, and by what it leaves."""
+"""Metrics that are pulled back by the residual of the denoiser and by the denoised point."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from riemannian_diffusion.score.where import Where
 
 
 class _ScorePullback(PullbackMetric):
-    """A pullback whose embedding is linear in the point and its residuals, one per shared noise."""
+    """A pullback metric with an embedding that is linear in the point and in its residuals.
+
+    There is one residual for each shared noise.
+    """
 
     def __init__(self, score: ScoreModel, **weights: float):
         check_kind(ScoreModel, score=score)
@@ -26,11 +29,11 @@ class _ScorePullback(PullbackMetric):
         """The embedding `(K, S, C, *shape)` of points `(K, 1, *shape)` and their residuals."""
 
     def embed(self, x: Tensor, where: Where | None = None) -> Tensor:
-        """`phi` at each point, `(K, S, C, *shape)`: S shared noises, C parts."""
+        """The embedding of each point, `(K, S, C, *shape)`, for S shared noises and C parts."""
         return self._scaled(x, self.score.stack(x, where))
 
     def embed_jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        """The derivative of `phi` along `v`."""
+        """The derivative of the embedding along `v`, `(K, S, C, *shape)`."""
         return self._scaled(v, self.score.stack_jvp(x, v, where))
 
     def _scaled(self, x: Tensor, scores: Tensor) -> Tensor:
@@ -38,11 +41,12 @@ class _ScorePullback(PullbackMetric):
 
 
 class ScoreJacobianMetric(_ScorePullback):
-    """`G = sigma^4 J^T J + ridge I`: pulled back by the score (arXiv 2510.05509).
+    """The metric `G = sigma^4 J^T J + ridge I`, pulled back by the score (arXiv 2510.05509).
 
-    The factor `sigma^4` puts it in the data's units. Steps are long where the residual changes:
-    across the data manifold, in every normal direction. Along it, and on surfaces parallel to it,
-    steps cost next to nothing and speed is hardly defined; `ridge` defines it.
+    The factor `sigma^4` gives the metric the units of the data. Steps are long in the directions
+    in which the residual changes. These are the directions normal to the data manifold. Steps along
+    the manifold, and along surfaces parallel to it, have almost no length, so the speed along a
+    path is hardly defined. `ridge` defines it.
 
     Args:
         score: The score, or a score under shared noises.
@@ -61,11 +65,13 @@ class ScoreJacobianMetric(_ScorePullback):
 
 
 class TangentNormalMetric(_ScorePullback):
-    """`G = kn J_r^T J_r + kt J_D^T J_D`: normal steps cost `kn`, tangent ones keep their length.
+    """The metric `G = kn J_r^T J_r + kt J_D^T J_D`, which makes steps off the manifold expensive.
 
-    Near the data the Jacobian of the denoiser D projects on the manifold's tangent space and that
-    of the residual r on its normal space, whatever its codimension. A geodesic follows the manifold
-    where `kn / kt` exceeds the square of the ratio of its length there to its chord.
+    Near the data, the Jacobian of the denoiser D projects onto the tangent space of the manifold,
+    and that of the residual r projects onto the normal space. This holds for any codimension. The
+    squared length of a normal step is multiplied by `kn`, and that of a tangent step by `kt`. A
+    geodesic follows the manifold if `kn / kt` exceeds the squared ratio of the length along the
+    manifold to the length of the chord.
 
     Args:
         score: The score, or a score under shared noises.

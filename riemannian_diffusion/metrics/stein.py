@@ -1,4 +1,4 @@
-"""The metric of the score's direction (arXiv 2505.11128)."""
+"""A metric that lengthens steps along the score (arXiv 2505.11128)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from riemannian_diffusion.score.where import Where
 
 
 class SteinScoreMetric(Metric):
-    """`G = I + lam s s^T`: steps across level sets of the density are long (arXiv 2505.11128).
+    """The metric `G = I + lam s s^T`, in which steps across level sets of the density are long.
 
-    Its eigenvalues are `1 + lam |s|^2`, once, and 1: one normal direction is penalised, whatever
-    the codimension of the data. Since `|s|^2` grows like d / sigma^2 with the number d of values, a
-    raw `lam` means something else at every size and noise level; `normalize` measures the score in
+    It is the metric of arXiv 2505.11128. One eigenvalue is `1 + lam |s|^2`, and all others are 1.
+    So it penalises one normal direction, whatever the codimension of the data. `|s|^2` grows like
+    `d / sigma^2` with the number d of values. Therefore the effect of `lam` depends on the size of
+    a point and on the noise level. `normalize` removes this dependence: it measures the score in
     units of its size for pure noise.
 
     Args:
-        score: The score; with several shared noises, `s s^T` is their mean.
-        lam: Weight of the score's direction, non-negative; the paper's is 1000.
-        detach_score: Treat the score as a constant field when differentiating an energy, as
-            published. False gives the full gradient.
+        score: The score. With several shared noises, the metric takes the mean of `s s^T`.
+        lam: Weight of the direction of the score, non-negative. The paper uses 1000.
+        detach_score: Whether the gradient of an energy treats the score as a constant field, as in
+            the paper. False gives the full gradient.
         normalize: Replace `s` by `sigma s / sqrt(d)`, whose square is about 1 at typical noisy
             points.
     """
@@ -44,7 +45,7 @@ class SteinScoreMetric(Metric):
         self.detach_score, self.normalize = detach_score, normalize
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        """`<u, v> + lam (s . u)(s . v)`, `(K,)`."""
+        """The inner products `<u, v> + lam (s . u)(s . v)`, `(K,)`, of tangents `(K, *shape)`."""
         normals = self._normals(x, where)  # (K, S, d)
         return dot(u, v) + dot(_along(normals, u), _along(normals, v))
 
@@ -59,8 +60,14 @@ class SteinScoreMetric(Metric):
     ) -> Tensor:
         """The tangents `G^-1 p`, `(K, *shape)`, by the formula of Sherman, Morrison and Woodbury.
 
-        Arguments are those of `Metric.sharp`. A subclass with another `inner` solves by conjugate
-        gradients.
+        A subclass that overrides `inner` uses conjugate gradients.
+
+        Args:
+            x: As in `Metric.sharp`.
+            p: As in `Metric.sharp`.
+            where: As in `Metric.sharp`.
+            guess: As in `Metric.sharp`.
+            rtol: As in `Metric.sharp`.
         """
         if type(self).inner is not SteinScoreMetric.inner:
             return super().sharp(x, p, where, guess=guess, rtol=rtol)

@@ -164,4 +164,4 @@ def transported(change: Tensor, bridge: Tensor, levels: Levels) -> Tensor:
     """
     level = levels(levels.schedule.timestep_of(TRANSPORT_NOISE))
     path, bridge = level.alpha * change, level.alpha * bridge
-    return analogy(level, path, bridge[-1], way=bridge) / level.alpha
+    return analogy(level, path, bridge[-1], bridge=bridge) / level.alpha

@@ -1,7 +1,7 @@
 """Scores: a diffusion model read at one noise level.
 
-At a fixed level a noisy point is `x = alpha x_0 + sigma eps`, and a `ScoreModel` gives `grad log
-p(x)`, the denoiser that goes with it (Tweedie's formula) and products with the score's Jacobian.
+At a fixed noise level a noisy point is `x = alpha x_0 + sigma eps`. A `ScoreModel` gives the score
+`grad log p(x)`, the denoiser (Tweedie's formula) and products with the Jacobian of the score.
 """
 
 from riemannian_diffusion.score.conditions import Condition, Conditions

@@ -1,4 +1,4 @@
-"""Attention with a forward-mode derivative, for the time of one product with the Jacobian."""
+"""Attention with a forward-mode derivative, for products with the Jacobian of a network."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# Attention processors of diffusers that bypass torch's scaled_dot_product_attention, each with the
-# processor that computes the same result through it.
+# Attention processors of diffusers that do not use torch's scaled_dot_product_attention. The value
+# is the processor that computes the same result with that function.
 _PROCESSOR_WITH_SDPA = {
     "AttnProcessor": "AttnProcessor2_0",
     "SlicedAttnProcessor": "AttnProcessor2_0",
@@ -25,8 +25,8 @@ _PROCESSOR_WITH_SDPA = {
 
 
 def _processors_with_sdpa() -> dict[type, type]:
-    """The table above as classes; it is empty if no network can have such a processor."""
-    # This module must not import diffusers. If nobody else did, no processor of it exists.
+    """The classes of `_PROCESSOR_WITH_SDPA`; empty if diffusers is not loaded."""
+    # This module must not import diffusers. If diffusers is not loaded, no processor exists.
     module = sys.modules.get("diffusers.models.attention_processor")
     if module is None:
         return {}
@@ -37,9 +37,9 @@ def _processors_with_sdpa() -> dict[type, type]:
 def forward_mode_attention(model: nn.Module) -> Iterator[None]:
     """Give attention a forward-mode derivative inside the context.
 
-    Fused attention kernels have no such derivative, so torch's entry point to them is intercepted
-    in this thread. Attention processors that bypass this entry point are replaced by equivalent
-    ones that use it. On exit, also after an exception, the model is as it was.
+    Fused attention kernels have no such derivative. Therefore torch's function that calls them is
+    intercepted in this thread. Attention processors that do not use this function are replaced by
+    equivalent processors that do. On exit, also after an exception, the model is restored.
     """
     exchanged: list[tuple[Any, str, Any]] = []
     replacements = _processors_with_sdpa()
@@ -60,18 +60,18 @@ def forward_mode_attention(model: nn.Module) -> Iterator[None]:
 
 
 class BlockwiseAttention(TorchFunctionMode):
-    """Replaces `scaled_dot_product_attention` by its formula over blocks of queries.
+    """Replaces `scaled_dot_product_attention` by its formula, evaluated in blocks of queries.
 
-    Every primitive operation has a forward-mode derivative, and without a reverse pass over it
-    memory is linear in the number of tokens.
+    Every operation of the formula has a forward-mode derivative. No reverse pass follows, so memory
+    is linear in the number of tokens.
     """
 
-    max_scores = 2**23  # entries of the (batch, heads, queries, keys) table held at once
+    max_scores = 2**23  # largest (batch, heads, queries, keys) table in memory
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **(kwargs or {}))
-        if func is F.group_norm:  # its forward derivative fails where the memory is channels-last
+        if func is F.group_norm:  # its forward derivative fails for channels-last memory
             args = (args[0].contiguous(), *args[1:])
         return func(*args, **(kwargs or {}))
 
@@ -111,7 +111,7 @@ class BlockwiseAttention(TorchFunctionMode):
                     mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
                 scores = scores + mask
             weights = scores.softmax(-1)
-            if attn_mask is not None:  # a query without any key attends to nothing, as in torch
+            if attn_mask is not None:  # a query without keys gives 0, as in torch
                 weights = weights.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
             blocks.append(weights @ value)
         return torch.cat(blocks, -2)

@@ -1,4 +1,4 @@
-"""What a network is conditioned on besides the noisy point, and how it changes along a path."""
+"""Conditions of a network, such as prompts, and how they change along a path."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Condition:
     """One named input of a network.
 
     Attributes:
-        values: `(B, P, *shape)`: P knots, evenly spaced, on each of B paths. P is 1 for one value
-            on the whole path, and B is 1 for the same values on all paths.
-        kind: How it changes between knots. "interpolated": linearly. "mask": a point between two
-            knots has what either of them has (a boolean or, or the larger value). "fixed": it does
-            not change, and P is 1.
+        values: Values `(B, P, *shape)` at P evenly spaced knots on each of B paths. P is 1 if the
+            value is the same on the whole path. B is 1 if all paths share their values.
+        kind: How the values change between knots. "interpolated" changes linearly. "mask" takes the
+            union of both knots, which is a boolean or, or the larger value. "fixed" does not
+            change, and P must be 1.
 
     Raises:
-        ValueError: If the shape or the kind is none of these.
+        ValueError: If `values` has another shape or `kind` is unknown.
     """
 
     values: Tensor
@@ -35,23 +35,24 @@ class Condition:
     def __post_init__(self):
         if self.values.ndim < 2 or 0 in self.values.shape[:2]:
             raise ValueError(
-                f"A condition must be (B, P, *shape), but got {tuple(self.values.shape)}."
+                f"`values` must be (B, P, *shape), but got {tuple(self.values.shape)}."
             )
         if self.kind not in KINDS:
             raise ValueError(f"`kind` must be one of {KINDS}, but got {self.kind!r}.")
         if self.kind == "fixed" and self.values.shape[1] > 1:
             raise ValueError(
-                f"A fixed condition has one value per path, but got {self.values.shape[1]} knots."
+                "`values` of kind='fixed' must have one knot per path, but got "
+                f"{self.values.shape[1]} knots."
             )
 
     @classmethod
     def of(cls, values: Tensor, kind: str = "interpolated") -> Condition:
-        """A condition of one path from its knots `(P, *shape)`."""
+        """The condition of one path, from the values at its knots, `(P, *shape)`."""
         return cls(values[None], kind)
 
     @property
     def num_paths(self) -> int:
-        """The number of paths B; 1 where all paths share the values."""
+        """The number of paths B; 1 if all paths share their values."""
         return self.values.shape[0]
 
     @property
@@ -63,15 +64,16 @@ class Condition:
         """The values at points.
 
         Args:
-            where: The places of the points, which are needed unless all points share one value.
+            where: The places of the points; None is allowed if all points share one value.
             num: The number of points K.
-            name: What to call the condition in an error.
+            name: Name of the condition in error messages.
 
         Returns:
-            `(1, *shape)` where all points share one value, else `(K, *shape)`.
+            Values `(1, *shape)` if all points share one value, else `(K, *shape)`.
 
         Raises:
-            ValueError: If places are needed but missing, or there are not as many as points.
+            ValueError: If `where` is missing, has another number of places than K, or names a path
+                that the condition does not have.
         """
         if self.num_paths == self.num_knots == 1:
             return self.values[0]
@@ -97,7 +99,7 @@ class Condition:
         if self.num_knots == 1:
             return self.values[pair, 0]
         place = where.u * (self.num_knots - 1)
-        nearest = place.round()  # rounding must not give a knot the mask of its neighbour
+        nearest = place.round()  # a knot must not get the mask of its neighbour by rounding
         place = torch.where((place - nearest).abs() < 1e-12, nearest, place)
         left = place.long().clamp(max=self.num_knots - 2)
         weight = (place - left).to(device)
@@ -110,7 +112,7 @@ class Condition:
         return torch.lerp(before, after, weight.to(before.dtype))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
-        """The condition with other values, by a function of `(B, P, *shape)`."""
+        """A copy of the condition whose values are `function(values)`."""
         return replace(self, values=function(self.values))
 
 
@@ -119,19 +121,19 @@ Named = Mapping[str, Condition]
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
-    """All that a network is conditioned on.
+    """All conditions of a network.
 
     Attributes:
-        positive: Conditions by the name under which the network's `predict` finds them.
-        negative: The same under the negative prompt, with the same names, for guidance; None
-            where the model has none.
-        loras: LoRAs of the network, one for each keyframe, as `fit_lora` returns them; the
-            condition "lora_weights" says how much of each a point has. Or None.
-        options: Further arguments of the network that are the same everywhere and are no tensors,
-            such as `{"scale": 0.5}` for the attention.
+        positive: Conditions by name; `predict` of the score receives them under these names.
+        negative: Conditions under the negative prompt, with the names of the positive ones, for
+            guidance; None if there are none.
+        loras: One LoRA of the network for each keyframe, as `fit_lora` returns them, or None. The
+            condition "lora_weights" gives the weight of each LoRA at a point.
+        options: Further arguments of the network that are not tensors and do not change, such as
+            `{"scale": 0.5}` for the attention.
 
     Raises:
-        ValueError: If positive and negative conditions do not fit together.
+        ValueError: If positive and negative conditions differ in names or shapes.
     """
 
     positive: Named
@@ -154,11 +156,11 @@ class Conditions:
 
     @property
     def num_knots(self) -> int:
-        """The number of knots: that of the keyframes, or 1 where all share their conditions."""
+        """The number of knots: one per keyframe, or 1 if all keyframes share their conditions."""
         return max((c.num_knots for c in self.positive.values()), default=1)
 
     def map(self, function: Callable[[Condition], Condition]) -> Conditions:
-        """The same with every condition replaced by a function of it."""
+        """A copy of the conditions in which `function` replaces every condition."""
 
         def mapped(named: Named) -> dict[str, Condition]:
             return {name: function(condition) for name, condition in named.items()}
@@ -167,21 +169,21 @@ class Conditions:
         return replace(self, positive=mapped(self.positive), negative=negative)
 
     def to(self, device: torch.device | str) -> Conditions:
-        """The same on a device."""
-        there = self.map(lambda c: c.map(lambda values: values.to(device)))
+        """A copy of the conditions on a device."""
+        result = self.map(lambda c: c.map(lambda values: values.to(device)))
         moved = tuple({n: w.to(device) for n, w in lora.items()} for lora in self.loras or ())
         pairs = zip(self.loras or (), moved, strict=True)
         if all(lora[name] is weight for lora, new in pairs for name, weight in new.items()):
-            return there  # the same LoRAs: paths that share them can be solved side by side
-        return replace(there, loras=moved)
+            return result  # keeps the LoRAs, because paths that share them share batches
+        return replace(result, loras=moved)
 
     def at_knots(self, knots: Sequence[int]) -> Conditions:
-        """The same on a path through some of the knots, in this order."""
+        """The conditions of a path through the given knots, in the given order."""
         index = list(knots)
         return self.map(lambda c: c if c.num_knots == 1 else c.map(lambda values: values[:, index]))
 
     def mean(self) -> Conditions:
-        """The same with one value on the whole path: the mean of the knots, or all of the masks."""
+        """Conditions that are constant along the path: the mean of the knots, or union of masks."""
 
         def merged(condition: Condition) -> Condition:
             if condition.num_knots == 1:
@@ -193,7 +195,7 @@ class Conditions:
         return self.map(merged)
 
     def by_gap(self) -> Conditions:
-        """The same for each gap between neighbouring knots: `(B, P) -> (B (P - 1), 2)`."""
+        """Conditions of one path per gap between neighbouring knots, `(B, P) -> (B (P - 1), 2)`."""
 
         def split(condition: Condition) -> Condition:
             if condition.num_knots == 1:
@@ -206,13 +208,13 @@ class Conditions:
 
     @staticmethod
     def join(parts: Sequence[tuple[Conditions, int]]) -> Conditions:
-        """Conditions of several groups of paths as one.
+        """Join the conditions of several groups of paths.
 
         Args:
-            parts: Conditions, and the number of paths that have them.
+            parts: For each group, its conditions and its number of paths.
 
         Raises:
-            ValueError: If they differ in names, shapes, options or LoRAs.
+            ValueError: If the conditions differ in names, shapes, knots, options or LoRAs.
         """
         first = parts[0][0]
         if any(not _alike(first, other) for other, _ in parts):
@@ -244,14 +246,14 @@ class Conditions:
 
     @staticmethod
     def through(parts: Sequence[tuple[Conditions, int]]) -> Conditions:
-        """Conditions of a path through the knots of several others, in order.
+        """Conditions of one path through keyframes with different conditions.
 
         Args:
-            parts: Conditions, and the number of keyframes that have them. The negative ones are
-                those of the first.
+            parts: For each group of keyframes, its conditions and its number of keyframes. The
+                negative conditions of the result are those of the first group.
 
         Raises:
-            ValueError: If they differ in names, shapes, options or LoRAs.
+            ValueError: If the conditions differ in names, shapes, options or LoRAs.
         """
         first = parts[0][0]
         if any(not _alike(first, other) for other, _ in parts):

@@ -12,18 +12,18 @@ from riemannian_diffusion.score.where import Where
 
 
 class DenoiserScore(ScoreModel):
-    """The score of a denoiser `D(x) = E[alpha x_0 | x]`, `(D(x) - x) / sigma^2` (Tweedie).
+    """The score `(D(x) - x) / sigma^2` of a denoiser `D(x) = E[alpha x_0 | x]` (Tweedie).
 
-    Any function will do: a network of EDM, k-diffusion or azula at one noise level, or a formula.
+    The denoiser can be a network of EDM, k-diffusion or azula at one noise level, or a formula.
 
     Args:
-        function: Points `(K, *shape)` -> denoised points `(K, *shape)`, differentiable, each by
-            itself.
+        function: A differentiable function that maps points `(K, *shape)` to denoised points
+            `(K, *shape)`, independently of each other.
         sigma: Standard deviation of the noise, positive.
         alpha: Factor of the clean data, positive; 1 for models of `x_0 + sigma eps`.
 
     Raises:
-        ValueError: If `function` is no function, or a factor is not positive.
+        ValueError: If `function` is not callable, or `sigma` or `alpha` is not positive.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], sigma: float, *, alpha: float = 1.0):
@@ -40,7 +40,7 @@ class DenoiserScore(ScoreModel):
         return (self.denoise(x) - x) / self.sigma**2
 
     def denoise(self, x: Tensor, where: Where | None = None) -> Tensor:
-        """The function itself, `(K, *shape) -> (K, *shape)`."""
+        """The denoised points, `(K, *shape) -> (K, *shape)`."""
         denoised = self.function(x)
         if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
             found = tuple(denoised.shape) if isinstance(denoised, Tensor) else kind_of(denoised)

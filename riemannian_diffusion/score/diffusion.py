@@ -17,34 +17,35 @@ PROMPT = "encoder_hidden_states"
 class DiffusionScore(NetworkScore):
     """The score of a diffusers denoiser at one timestep, `score = -eps / sigma`.
 
-    Takes any model called like `UNet2DModel` (`model(x, t)`) or `UNet2DConditionModel` (`model(x,
-    t, encoder_hidden_states)`) and any scheduler with `alphas_cumprod` and epsilon, velocity or
-    sample prediction; or a scheduler of a rectified flow, `x_t = (1 - t) x_0 + t eps`, with a model
-    of its velocity `eps - x_0` (arXiv 2209.03003). The network runs in its own dtype; points,
-    scores and products keep the caller's. Parameters receive no gradient.
+    The model is called like `UNet2DModel` (`model(x, t)`) or `UNet2DConditionModel` (`model(x, t,
+    encoder_hidden_states)`). The scheduler has `alphas_cumprod` and epsilon, velocity or sample
+    prediction. Or it is the scheduler of a rectified flow, `x_t = (1 - t) x_0 + t eps`, and the
+    model predicts the velocity `eps - x_0` (arXiv 2209.03003). The network runs in its own dtype.
+    Points, scores and products keep the dtype of the caller. Parameters receive no gradient.
 
     Args:
         model: The denoiser.
-        scheduler: Gives `alpha`, `sigma` and the prediction type; it is not stepped.
-        timestep: The level: an index into `scheduler.alphas_cumprod`, or for a flow any number
-            between 0 and `num_train_timesteps`.
-        encoder_hidden_states: `(1, L, C)`, one prompt embedding for every point; `(P, L, C)`, a
-            path of prompts, interpolated linearly between its evenly spaced knots; or `(B, P, L,
-            C)`, such a path for each of the B pairs of `geodesics`. With several, calls need
-            `where`.
-        negative_hidden_states: The same for the negative prompt, needed by modes "guided" and
-            "difference".
+        scheduler: The scheduler, which gives `alpha`, `sigma` and the prediction type. It is not
+            changed.
+        timestep: Timestep of the noise level: an index into `scheduler.alphas_cumprod`, or for a
+            flow any number between 0 and `num_train_timesteps`.
+        encoder_hidden_states: Prompt embeddings. `(1, L, C)` is one prompt for all points.
+            `(P, L, C)` are prompts at P evenly spaced knots of a path, with linear interpolation
+            between them. `(B, P, L, C)` are such knots for each of the B pairs of `geodesics`. If
+            there are several, calls need `where`.
+        negative_hidden_states: Embeddings of the negative prompts, with the shapes of
+            `encoder_hidden_states`. The modes "guided" and "difference" need them.
         guidance_scale: Weight `g` of mode "guided".
         mode: "conditional" takes `eps = eps_cond`; "guided" takes `eps_neg + g (eps_cond -
             eps_neg)` (classifier-free guidance); "difference" takes `eps_cond - eps_neg`.
         max_batch_size: Largest batch given to the network; None for no limit. Longer calls run in
-            chunks, and their reverse pass recomputes one chunk at a time, so memory does not grow
-            with the number of points. A model's own `enable_gradient_checkpointing()` saves more,
-            for more time.
+            chunks, and the reverse pass recomputes one chunk at a time. Memory then does not grow
+            with the number of points. `model.enable_gradient_checkpointing()` saves more memory and
+            takes more time.
 
     Raises:
         ValueError: If the scheduler has no such levels or an unknown prediction type, the timestep
-            is outside them, or prompts and mode disagree.
+            is out of range, or the mode needs prompts that are missing.
     """
 
     def __init__(
@@ -103,11 +104,11 @@ def is_flow(scheduler: Any) -> bool:
 
 
 def level_at(scheduler: Any, timestep: float) -> Level:
-    """The noise level of a timestep, as the scheduler object has it.
+    """The noise level of a timestep, read from the scheduler object.
 
     Raises:
-        ValueError: If the scheduler has no such levels or an unknown prediction type, or the
-            timestep is outside them.
+        ValueError: If the scheduler has no noise levels or an unknown prediction type, or the
+            timestep is out of range.
     """
     check_finite(timestep=timestep)
     if is_flow(scheduler):

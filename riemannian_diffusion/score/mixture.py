@@ -14,22 +14,27 @@ from riemannian_diffusion.score.where import Where
 
 
 class GaussianMixtureScore(ScoreModel):
-    """The exact score of `x = alpha x_0 + sigma eps`, `x_0` from a mixture of isotropic Gaussians.
+    """The exact score of noisy points whose clean data are a mixture of isotropic Gaussians.
 
-    The mixture may be a set of points (`std = 0`): the empirical distribution of a data set, whose
-    diffusion model is then known exactly. Logits are taken from inner products with centred means,
-    so no `(K, M, *shape)` tensor is formed and points far from every mean get finite scores.
+    A noisy point is `x = alpha x_0 + sigma eps`. With `std=0` the mixture is a set of points, such
+    as a data set, and this is its exact diffusion model. Logits come from inner products with
+    centred means. No `(K, M, *shape)` tensor is formed, and points far from every mean have finite
+    scores.
 
     Args:
-        means: `(M, *shape)`, the means of the clean data's components.
+        means: Means of the M components of the clean data, `(M, *shape)`.
         sigma: Standard deviation of the noise, non-negative; `sigma` and `alpha * std` must not
             both be 0.
-        std: Standard deviation of every component of the clean data.
-        weights: `(M,)` non-negative, normalised here; equal where None.
-        alpha: Factor of the clean data.
+        std: Standard deviation of every component of the clean data, non-negative.
+        weights: Weights of the components, `(M,)`, non-negative and not all 0. They are normalised
+            here. None gives equal weights.
+        alpha: Factor of the clean data, positive.
+
+    Raises:
+        ValueError: If an argument is out of range or has another shape.
     """
 
-    max_logits = 2**24  # entries of the (points, means) table held at once
+    max_logits = 2**24  # largest (points, means) table in memory
 
     def __init__(
         self,
@@ -96,7 +101,10 @@ class GaussianMixtureScore(ScoreModel):
         return torch.cat([function(*chunk) for chunk in zip(*inputs, strict=True)])
 
     def _centred(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Points and scaled means about the means' centre; log posterior up to a constant."""
+        """Points and scaled means relative to the centre of the means, and log posteriors.
+
+        The log posteriors lack a constant.
+        """
         dtype = torch.promote_types(x.dtype, self.means.dtype)
         means = self.means.to(dtype).flatten(1) * self.alpha  # (M, d)
         centre = means.mean(0)

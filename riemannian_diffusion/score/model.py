@@ -1,4 +1,4 @@
-"""What every score offers."""
+"""The interface of scores."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from riemannian_diffusion.score.where import Where
 
 
 class Composite:
-    """An object that is made of scores and metrics, and of nothing else that needs a network.
+    """An object that uses networks only through its parts, which are scores and metrics.
 
-    Its parts are found among its attributes, also in lists, tuples and dicts. They answer the
-    questions about memory and rounding. A subclass may define its methods without `where` if they
-    are the same at every place.
+    The parts are its attributes, or elements of attributes that are lists, tuples or dicts. Memory
+    and rounding are determined by the parts. A subclass may define its methods without `where` if
+    they are the same at every place of the path.
     """
 
     def __init_subclass__(cls, **options):
@@ -33,24 +33,24 @@ class Composite:
         return min([len(x), *(part.points_at_once(x) for part in _parts_in(vars(self).values()))])
 
     def use_less_memory(self, x: Tensor) -> bool:
-        """Called after memory ran out on points `(K, *shape)`.
+        """Use smaller batches after memory ran out on points `(K, *shape)`.
 
         Returns:
-            Whether the next call on them needs less.
+            Whether the next call on these points needs less memory.
         """
         return any([part.use_less_memory(x) for part in _parts_in(vars(self).values())])
 
     def describe(self) -> list[Any]:
         """The classes and weights of this object and of its parts, as JSON values.
 
-        Whole numbers are left out: they are sizes of batches and the like.
+        Whole numbers are left out, because they are sizes of batches and similar settings.
         """
         parts = [part.describe() for part in _parts_in(vars(self).values())]
         return [*plain_attributes(self, (float, bool, str)), parts]
 
     @property
     def rounding(self) -> float:
-        """Relative rounding error of a network's values; 0 where there is no network."""
+        """Relative rounding error of the values of the networks; 0 without a network."""
         return max([0.0, *(part.rounding for part in _parts_in(vars(self).values()))])
 
 
@@ -97,10 +97,10 @@ def _parts_in(values: Iterable[Any]) -> Iterator[Composite]:
 class ScoreModel(Composite, ABC):
     """The score `grad log p(x)` of the data at one noise level, `x = alpha x_0 + sigma eps`.
 
-    Points are `(K, *shape)`: the points of a path are the batch. Calls are differentiable in `x`
-    and pure functions of their arguments: `score(x, where)[i]` depends on point i alone. `where`
-    gives the places of the points on their paths; a score that changes along the path raises a
-    `ValueError` where it is None, and all others ignore it.
+    Points are `(K, *shape)`, and the points of a path form the batch. Calls are differentiable in
+    `x` and pure functions of their arguments. `score(x, where)[i]` depends on point i alone.
+    `where` gives the places of the points on their paths. A score that changes along the path
+    raises a `ValueError` if `where` is None. All other scores ignore it.
 
     Attributes:
         alpha: Factor of the clean data at this level, in (0, 1].
@@ -115,23 +115,23 @@ class ScoreModel(Composite, ABC):
         """The score at each point, `(K, *shape) -> (K, *shape)`."""
 
     def denoise(self, x: Tensor, where: Where | None = None) -> Tensor:
-        """`E[alpha x_0 | x] = x + sigma^2 score(x)`, `(K, *shape) -> (K, *shape)` (Tweedie)."""
+        """Denoised points `E[alpha x_0 | x] = x + sigma^2 score(x)`, `(K, *shape)` (Tweedie)."""
         return x + self.sigma**2 * self(x, where)
 
     def jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        """`J(x) v` with `J` the Jacobian of the score: one tangent per point, all `(K, *shape)`."""
+        """The product `J(x) v` with the score's Jacobian; one tangent per point, `(K, *shape)`."""
         primal, tangent = (x.contiguous(),), (v.contiguous(),)
         return torch.func.jvp(lambda points: self(points, where), primal, tangent)[1]
 
     def vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
-        """`J(x)^T w`: one cotangent per point, all `(K, *shape)`."""
+        """The product `J(x)^T w`; one cotangent per point, `(K, *shape)`."""
         return torch.func.vjp(lambda points: self(points, where), x)[1](w)[0]
 
     def stack(self, x: Tensor, where: Where | None = None) -> Tensor:
-        """All scores of which this model consists, `(K, *shape) -> (K, S, *shape)`.
+        """All S scores of which this model consists, `(K, *shape) -> (K, S, *shape)`.
 
-        S is 1 except for `SharedNoiseScore`. Metrics average over S, so that a model read under
-        several noises gives the mean of their metrics.
+        S is 1 except for `SharedNoiseScore` with several noises. Metrics are means over the S
+        scores.
         """
         return self(x, where)[:, None]
 

@@ -20,7 +20,7 @@ from riemannian_diffusion.score.where import Where
 
 MODES = ("conditional", "guided", "difference")
 
-# A network's output at points (K, *shape), for a timestep and conditions (K, ...) by their names.
+# Output of a network at points (K, *shape), from a timestep and conditions (K, ...) by name.
 Predict = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 
@@ -28,7 +28,7 @@ class Level(NamedTuple):
     """One noise level of a model.
 
     Attributes:
-        timestep: What the network is told.
+        timestep: The timestep that the network receives.
         alpha: Factor of the clean data.
         sigma: Standard deviation of the noise.
         prediction_type: What the network predicts: "epsilon", "v_prediction", "sample" or
@@ -50,26 +50,25 @@ NOISE_FROM: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
 
 
 class NetworkScore(ScoreModel):
-    """The score of a network under fixed conditions at one level, `score = -eps / sigma`.
+    """The score `-eps / sigma` of a network under fixed conditions at one noise level.
 
-    The network runs in its own dtype; points, scores and products keep the caller's. Parameters
-    receive no gradient.
+    The network runs in its own dtype. Points, scores and products keep the dtype of the caller.
+    Parameters receive no gradient.
 
     Args:
         network: The network.
-        predict: `(x, timestep, conditions) -> prediction`, which calls the network and reads
-            nothing but its arguments.
+        predict: A pure function `(x, timestep, conditions) -> prediction` that calls the network.
         level: The noise level.
-        conditions: What the network is conditioned on along the path.
+        conditions: The conditions of the network along the path.
         guidance_scale: Weight `g` of mode "guided".
         mode: "conditional" takes `eps = eps_cond`; "guided" takes `eps_neg + g (eps_cond -
             eps_neg)` (classifier-free guidance); "difference" takes `eps_cond - eps_neg`.
         max_batch_size: Largest batch given to the network; None for no limit. Longer calls run in
-            chunks, and their reverse pass recomputes one chunk at a time, so memory does not grow
+            chunks, and the reverse pass recomputes one chunk at a time. Memory then does not grow
             with the number of points.
 
     Raises:
-        ValueError: If the mode is unknown, or needs negative conditions and there are none.
+        ValueError: If the mode is unknown, or needs negative conditions that are missing.
     """
 
     def __init__(
@@ -88,8 +87,8 @@ class NetworkScore(ScoreModel):
             raise ValueError(f"`mode` must be one of {MODES}, but got {mode!r}.")
         if mode != "conditional" and conditions.negative is None:
             raise ValueError(
-                f"mode={mode!r} needs negative conditions, such as a negative prompt's, beside the "
-                "positive ones."
+                f"mode={mode!r} needs negative conditions, such as those of a negative prompt, "
+                "beside the positive ones."
             )
         if max_batch_size is not None:
             check_whole(1, max_batch_size=max_batch_size)
@@ -110,7 +109,7 @@ class NetworkScore(ScoreModel):
         return torch.cat(parts)
 
     def jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        """`J(x) v` in forward mode, whatever attention the model runs with.
+        """The product `J(x) v` in forward mode, with any attention of the model.
 
         Memory is linear in the number of tokens.
         """
@@ -120,7 +119,7 @@ class NetworkScore(ScoreModel):
             return torch.cat([torch.func.jvp(f, (points,), (t,))[1] for (f, points), t in pairs])
 
     def vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
-        """`J(x)^T w` in reverse mode."""
+        """The product `J(x)^T w` in reverse mode."""
         cotangents = w.split(self.max_batch_size or max(1, len(w)))
         pairs = zip(self._chunks(x, where), cotangents, strict=True)
         with frozen(self.network), _uncompiled():
@@ -132,18 +131,18 @@ class NetworkScore(ScoreModel):
         return torch.finfo(dtype_of(self.network)).eps
 
     def points_at_once(self, x: Tensor) -> int:
-        """At most `max_batch_size`."""
+        """The smaller of the number of points and `max_batch_size`."""
         return min(self.max_batch_size or len(x), len(x))
 
     def use_less_memory(self, x: Tensor) -> bool:
-        """Halve the batches given to the network, with a warning; False where they are single."""
+        """Halve `max_batch_size` with a warning; return False if batches hold one point already."""
         size = self.points_at_once(x)
         if size <= 1:
             return False
         self.max_batch_size = size // 2
         warnings.warn(
             f"Out of memory with {size} points at once: continuing with `max_batch_size="
-            f"{self.max_batch_size}`. Pass that to avoid the failed attempt.",
+            f"{self.max_batch_size}`. Pass this value to avoid the failed attempt.",
             stacklevel=2,
         )
         return True
@@ -151,7 +150,7 @@ class NetworkScore(ScoreModel):
     def _chunks(
         self, x: Tensor, where: Where | None
     ) -> list[tuple[Callable[[Tensor], Tensor], Tensor]]:
-        """Functions that give the score of a chunk, and the chunks, in order."""
+        """For each chunk of the points, a function that gives its score, and the chunk itself."""
         if where is not None and len(where) != len(x):
             raise ValueError(
                 f"`where` must have a place for each of {len(x)} points, but has {len(where)}."
@@ -159,8 +158,8 @@ class NetworkScore(ScoreModel):
         size = self.max_batch_size or max(1, len(x))
 
         def bind(start: int) -> Callable[[Tensor], Tensor]:
-            here = None if where is None else where[start : start + size]
-            return lambda points: self._score(points, here)
+            places = None if where is None else where[start : start + size]
+            return lambda points: self._score(points, places)
 
         return [(bind(i * size), points) for i, points in enumerate(x.split(size))]
 
@@ -195,10 +194,10 @@ class NetworkScore(ScoreModel):
 
 
 class _Recomputed(torch.autograd.Function):
-    """A function of points whose reverse pass evaluates it again.
+    """A function of points that the reverse pass evaluates again.
 
-    Unlike `torch.utils.checkpoint` it keeps the parameters frozen for the whole reverse pass, in
-    which a network with checkpoints of its own evaluates its blocks once more.
+    Unlike `torch.utils.checkpoint`, it keeps the parameters frozen for the whole reverse pass. A
+    network with its own gradient checkpointing evaluates its blocks again in that pass.
     """
 
     @staticmethod
@@ -224,12 +223,12 @@ def _is_checkpointing(network: nn.Module) -> bool:
 
 
 def _uncompiled() -> AbstractContextManager:
-    """Compiled functions run as they were written: torch.func's transforms reject them."""
+    """Run compiled functions uncompiled, because the transforms of torch.func reject them."""
     return torch.compiler.set_stance("force_eager")
 
 
 def dtype_of(network: nn.Module) -> torch.dtype:
-    """The dtype that a network computes in; its parameters may be stored in a narrower one."""
+    """The dtype in which a network computes; its parameters may be stored in a narrower dtype."""
     dtype = getattr(network, "dtype", None)
     if isinstance(dtype, torch.dtype):
         return dtype
@@ -238,9 +237,9 @@ def dtype_of(network: nn.Module) -> torch.dtype:
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """No parameter requires a gradient inside; afterwards each is as it was.
+    """Let no parameter require a gradient inside the context; restore the flags on exit.
 
-    Enter it before torch.func's transforms: inside them no flag can be changed.
+    Enter it before the transforms of torch.func, because no flag can be changed inside them.
     """
     changed = [p for p in network.parameters() if p.requires_grad]
     try:

@@ -10,18 +10,22 @@ from riemannian_diffusion.score.where import Where
 
 
 class SharedNoiseScore(ScoreModel):
-    """A score in clean coordinates: the model at `alpha x_0 + sigma noise`, one noise for all.
+    """A score in clean coordinates: the model at `alpha x_0 + sigma noise` with a shared noise.
 
-    In units of the clean data the level is `z = x_0 + (sigma / alpha) noise`; this model is the
-    score of z as a function of `x_0`, so it has `alpha = 1` and `sigma / alpha` for its sigma, and
-    paths run between clean points without inversion (the first paper's construction, arXiv
-    2505.11128). Several noises give the mean of their metrics: `stack` keeps their scores apart,
-    and a plain call is their mean.
+    In units of the clean data the noisy point is `z = x_0 + (sigma / alpha) noise`. This model is
+    the score of z as a function of `x_0`. It has the attributes `alpha = 1` and `sigma / alpha` for
+    `sigma`. Paths run between clean points, without inversion (arXiv 2505.11128). With several
+    noises a metric is the mean of the metrics of each noise. `stack` returns one score per noise,
+    and a call returns their mean.
 
     Args:
         score: The model at one level, in noisy coordinates.
-        noise: Standard normal, `shape`, or `(S, *shape)` for S noises, or `(P, S, *shape)` for S
-            noises in each of the P pairs of `geodesics`; then calls need `where`.
+        noise: Standard normal noise: `shape` for one noise, `(S, *shape)` for S noises, or
+            `(P, S, *shape)` for S noises of each of the P pairs of `geodesics`. In the last case
+            calls need `where`.
+
+    Raises:
+        ValueError: If the noise is empty or not finite.
     """
 
     def __init__(self, score: ScoreModel, noise: Tensor):
@@ -33,20 +37,20 @@ class SharedNoiseScore(ScoreModel):
         self.alpha, self.sigma = 1.0, score.sigma / score.alpha
 
     def __call__(self, x: Tensor, where: Where | None = None) -> Tensor:
-        """The mean over noises of the score at `x + sigma noise`, `(K, *shape) -> (K, *shape)`."""
+        """The score at `x + sigma noise`, `(K, *shape) -> (K, *shape)`, mean over the noises."""
         return self.stack(x, where).mean(1)
 
     def denoise(self, x: Tensor, where: Where | None = None) -> Tensor:
-        """The estimate of the clean point, `x + sigma (sigma score(x) + noise)`, averaged."""
+        """The denoised point `x + sigma (sigma score(x) + noise)`, mean over the noises."""
         noise = self._noises(x, where).mean(1)
         return x + self.sigma**2 * self(x, where) + self.sigma * noise
 
     def jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        """`J(x) v`, averaged over noises."""
+        """The product `J(x) v`, mean over the noises."""
         return self.stack_jvp(x, v, where).mean(1)
 
     def vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
-        """`J(x)^T w`, averaged over noises."""
+        """The product `J(x)^T w`, mean over the noises."""
         points, places = self._noisy(x, where)
         cotangents = w[:, None].expand(points.shape).flatten(0, 1)
         parts = self.score.vjp(points.flatten(0, 1), cotangents, places).view_as(points)
@@ -58,19 +62,19 @@ class SharedNoiseScore(ScoreModel):
         return self.score.alpha * self.score(points.flatten(0, 1), places).view_as(points)
 
     def stack_jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        """The derivative of `stack` along `v`."""
+        """The derivative of `stack` along `v`, `(K, S, *shape)`."""
         points, places = self._noisy(x, where)
         tangents = v[:, None].expand(points.shape).flatten(0, 1)
         parts = self.score.jvp(points.flatten(0, 1), tangents, places).view_as(points)
         return self.score.alpha**2 * parts
 
     def points_at_once(self, x: Tensor) -> int:
-        """As the model underneath, which is given S points for one."""
+        """The number of points whose S noisy points the model may differentiate in one call."""
         num = self._num_noises(x)
         return max(1, self.score.points_at_once(x.repeat_interleave(num, 0)) // num)
 
     def use_less_memory(self, x: Tensor) -> bool:
-        """As the model underneath, which is given S points for one."""
+        """Use smaller batches of the model, which is given S noisy points for each point."""
         return self.score.use_less_memory(x.repeat_interleave(self._num_noises(x), 0))
 
     def _num_noises(self, x: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Where points lie on their paths."""
+"""The places of points on their paths."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 class Where:
     """The place of each of K points: a fraction of its path, and which path that is.
 
-    What changes along a path (prompts, for example) is read at these places. They are always
-    given, never guessed from the number of points.
+    Prompts and other conditions that change along a path are evaluated at these places.
 
     Attributes:
-        u: `(K,)` float64 on the CPU, in [0, 1]: 0 at the start of the path, 1 at its end.
-        pair: `(K,)` int64 on the CPU: the index of the path, or of the pair of ends that it joins.
+        u: Fractions of the path, `(K,)`, float64 on the CPU, from 0 at its start to 1 at its end.
+        pair: Index of the path, or of the pair of points that it joins, `(K,)`, int64 on the CPU.
 
     Raises:
-        ValueError: If the fractions lie outside [0, 1] or an index is negative.
+        ValueError: If a fraction lies outside [0, 1], an index is negative, or `u` and `pair` have
+            different numbers of entries.
     """
 
     u: Tensor
@@ -56,12 +56,12 @@ class Where:
         return Where(self.u[index], pair)
 
     def repeat_interleave(self, num: int) -> Where:
-        """Each place `num` times in a row."""
+        """A copy in which each place is repeated `num` times."""
         return Where(self.u.repeat_interleave(num), self.pair.repeat_interleave(num))
 
     @classmethod
     def even(cls, num: int, pair: int = 0) -> Where:
-        """The places of a whole path of `num` points, from 0 to 1."""
+        """The places of a path of `num` points at even fractions from 0 to 1."""
         return cls(torch.linspace(0, 1, num, dtype=torch.float64), pair)
 
     @classmethod

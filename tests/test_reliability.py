@@ -317,10 +317,10 @@ BAD_COMMANDS = [
     (["--frames", str(10**13)], "can't allocate memory"),
     (["--size", "1000000"], "must be like 512 or 768x512, but got '1000000'"),
     (["--fps", "1e-9"], "--fps must be in [0.01, 1000], but got 1e-09"),
-    (["--strength", "nan"], "`strength` must be a finite number, but got nan"),
-    (["--guidance", "inf"], "`guidance_scale` must be a finite number, but got inf"),
-    (["--prompt", "a", "--prompt", "b", "--prompt", "c"], "got 3 prompts for 2 images"),
-    (["--max-batch-size", "0"], "`max_batch_size` must be a whole number of at least 1"),
+    (["--strength", "nan"], "--strength must be a finite number, but got nan"),
+    (["--guidance", "inf"], "--guidance must be a finite number, but got inf"),
+    (["--prompt", "a", "--prompt", "b", "--prompt", "c"], "--prompt must be given once, or once for each of 2 images"),
+    (["--max-batch-size", "0"], "--max-batch-size must be a whole number of at least 1"),
     (["--size", "15"], "Height and width must be multiples of 2, but got (15, 15)"),
 ]
 
@@ -440,7 +440,7 @@ def test_an_interrupted_morph_is_one_line(place, capfd, monkeypatch, failure, me
     def fails(*args, **options):
         raise failure
 
-    monkeypatch.setattr(GeodesicInterpolationPipeline, "__call__", fails)
+    monkeypatch.setattr(GeodesicInterpolationPipeline, "solve", fails)
     is_refused(message, capfd, status=status)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.arguments import check_points
+from riemannian_diffusion.arguments import check_kind, check_points
 from riemannian_diffusion.geodesics import Solver, Start, geodesics
 from riemannian_diffusion.geometry.tangents import own
 from riemannian_diffusion.metrics import Metric
@@ -51,6 +51,7 @@ def logarithm_map(
     Raises:
         ValueError: As in `geodesic`, or if no geodesic was found.
     """
+    check_kind(Metric, metric=metric)
     check_points(x=x, y=y)
     x, y = own(x, y)
     options = (num_points, num_quadrature, init, solver, rtol, max_evals)

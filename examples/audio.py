@@ -1,14 +1,14 @@
-"""Notes as waveforms: nothing in the library assumes images.
+"""Morphs between notes, which are waveforms: the library is not limited to images.
 
     python examples/audio.py --output audio.wav
 
-A note is a tone of 128 samples with two factors, pitch and phase, and a small `UNet1DModel` learns
-such notes here. Then three ways lead from a note to the one a fifth above it: a cross-fade of the
-waveforms, a straight line between the noises that both invert to, and the geodesic between these
-noises. A cross-fade sounds both notes at once; on the geodesic the pitch glides. The table gives,
-for each way, the mean distance of a frame to the nearest true note, as a share of a note's norm,
-and the largest step of that note's pitch between neighbouring frames, in cycles per frame (the
-whole way goes from 4 to 6). The WAV file plays the geodesic.
+A note is a tone of 128 samples with two factors, pitch and phase. A small `UNet1DModel` learns such
+notes here. Three methods then morph a note into the note a fifth above it: a cross-fade of the
+waveforms, a straight line between the inverted notes, and the geodesic between the inverted notes.
+A cross-fade sounds both notes at once. On the geodesic the pitch glides. The table has two numbers
+for each method: the mean distance of a frame to the nearest true note, as a share of a note's norm,
+and the largest step of that note's pitch between neighbouring frames, in cycles per frame. The
+pitch rises from 4 to 6. The WAV file plays the geodesic.
 """
 
 from __future__ import annotations
@@ -33,19 +33,21 @@ from riemannian_diffusion import (
     sample,
 )
 
-NUM_SAMPLES = 128  # of a note
+NUM_SAMPLES = 128  # samples of a note
 SAMPLE_RATE = 8000
 HOLD = 1024  # samples for which each frame sounds
 NUM_FRAMES = 17
 PITCHES = (3.5, 6.5)  # lowest and highest, in cycles per frame
-NUM_LEVELS = 300  # the noisiest trained; the rest of the schedule is not needed
-TIMESTEPS = range(20, 161, 20)  # the ends are inverted to the last
+NUM_LEVELS = 300  # only these timesteps are trained; noisier ones are not needed
+TIMESTEPS = range(20, 161, 20)  # the end points are inverted to the last of them
 
 
 def notes(pitch: Tensor, phase: Tensor) -> Tensor:
-    """Tones with an overtone, under a window, of root mean square 1: `(K,), (K,) -> (K, 1, 128)`.
+    """Windowed tones with an overtone, `(K, 1, 128)`, whose root mean square is 1.
 
-    The pitch is in cycles per frame, the phase, at the middle of the frame, in turns.
+    Args:
+        pitch: Cycles per frame, `(K,)`.
+        phase: Phase at the middle of the frame in turns, `(K,)`.
     """
     time = (torch.arange(NUM_SAMPLES) + 0.5) / NUM_SAMPLES - 0.5
     angle = 2 * math.pi * (pitch[:, None] * time + phase[:, None])
@@ -54,7 +56,7 @@ def notes(pitch: Tensor, phase: Tensor) -> Tensor:
 
 
 def nearest(frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance to the nearest note as a share of its norm, and its pitch: a search over both."""
+    """Distance to the nearest note, as a share of its norm, and the pitch of that note."""
     pitches = torch.linspace(PITCHES[0] - 0.5, PITCHES[1] + 0.5, 401)
     grid = torch.cartesian_prod(pitches, torch.linspace(0, 1, 33)[:-1])
     distances = torch.cdist(frames.flatten(1), notes(*grid.T).flatten(1))
@@ -63,7 +65,7 @@ def nearest(frames: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def train(scheduler: DDPMScheduler, num_steps: int) -> UNet1DModel:
-    """A small network that knows the notes, by velocity prediction."""
+    """Train a small network on notes by velocity prediction."""
     model = UNet1DModel(
         sample_size=NUM_SAMPLES,
         in_channels=1,
@@ -91,7 +93,10 @@ def train(scheduler: DDPMScheduler, num_steps: int) -> UNet1DModel:
 
 
 def write_wav(frames: Tensor, path: Path) -> None:
-    """Every frame for `HOLD` samples, over and over at two of its own periods' distance."""
+    """Write a WAV file in which each frame sounds for `HOLD` samples.
+
+    A frame is repeated every two periods of its own pitch.
+    """
     sound = torch.zeros(len(frames) * HOLD + NUM_SAMPLES)
     hops = (2 * NUM_SAMPLES / nearest(frames)[1]).round().int().tolist()
     start = 0
@@ -110,7 +115,7 @@ def write_wav(frames: Tensor, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
-    """Train, go the three ways, play one; returns the table."""
+    """Train the network, make the three morphs, and write the sound; return the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("audio.wav"))
     parser.add_argument("--steps", type=int, default=400)
@@ -123,17 +128,17 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     noises = invert(levels, ends, TIMESTEPS)
     found = geodesic(TangentNormalMetric(levels(TIMESTEPS[-1])), *noises, init="lerp")
     even = torch.linspace(0, 1, NUM_FRAMES)
-    ways = {
+    morphs = {
         "cross-fade of waveforms": lerp(*ends, NUM_FRAMES),
         "straight between noises": sample(levels, lerp(*noises, NUM_FRAMES), TIMESTEPS),
         "geodesic": sample(levels, found(even), TIMESTEPS),
     }
-    write_wav(ways["geodesic"], args.output)
+    write_wav(morphs["geodesic"], args.output)
 
     print(f"geodesic: {found.status} after {found.num_evals} evaluations")
     print("| method | mean distance to nearest note | largest jump in pitch |\n|---|---|---|")
     table = {}
-    for name, frames in ways.items():
+    for name, frames in morphs.items():
         distance, pitch = nearest(frames)
         row = {"distance": float(distance.mean()), "jump": float(pitch.diff().abs().max())}
         print(f"| {name} | {row['distance']:.3f} | {row['jump']:.2f} |")

@@ -2,15 +2,15 @@
 
     python examples/edits.py --output edits.png
 
-Rows of frames drawn with the model that ships with the package, from renders of its own scenes:
+The picture has rows of frames that the shipped model draws from renders of its own scenes:
 
-    beyond      a morph, whose last third lies beyond its second keyframe
+    beyond      a morph whose last third lies beyond its second keyframe
     edit i      one scene, moved in both directions along a vector of its tangent space
     blend       three scenes, followed by their Frechet mean
-    analogy     a third scene, changed as the first keyframe of the morph changes to the second
+    analogy     a third scene, changed as the first keyframe of a morph changes into the second
 
-`--only` draws some of them. The first vectors of a tangent space are the directions that the
-model's denoiser keeps best; they mix the factors of the scene.
+`--only` draws some of these rows. The first vectors of a tangent space are the directions that the
+denoiser of the model preserves best. They mix the factors of the scene.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PROMPTS = [demo.caption("cube", hue) for hue in HUES]
 
 
 def scenes() -> Tensor:
-    """Three renders of a cube: at two places, and at the first one in another colour."""
+    """Three renders of a cube. The second has another place, the third another colour."""
     low, high = torch.tensor([demo.FACTOR_RANGES[name] for name in demo.FACTORS]).T
     x, y = (0.2, 0.5, 0.2), (0.4, 0.4, 0.4)
     shares = torch.tensor([[0.3, *rest] for rest in zip(HUES, [0.5] * 3, x, y, strict=True)])

@@ -1,8 +1,8 @@
-"""What a metric looks like: a figure of paths, energies, speeds and a spectrum.
+"""A figure of a metric: paths, energies, speeds and a spectrum.
 
     python examples/gallery.py --output gallery.png
 
-A circle in the plane with the exact score of its points, and a 2-sphere in R^100.
+The data are a circle in the plane and a 2-sphere in R^100. Their scores are exact.
 """
 
 from __future__ import annotations

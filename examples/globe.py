@@ -1,10 +1,11 @@
-"""Shooting, logarithms, transport and means on a manifold that everyone knows: the globe.
+"""Exponential and logarithm maps, parallel transport and means on the globe.
 
     python examples/globe.py
 
-Points are (latitude, longitude) in radians, the metric is that of a sphere in these coordinates:
-where one leaves from, which way and how far one travels, what becomes of a heading on the way, and
-where several people who travel at equal speed should meet.
+Points are (latitude, longitude) in radians, and the metric is that of a sphere in these
+coordinates. The example answers four questions. On which course and how far does one travel from
+Paris to Tokyo? Where does one arrive on this course? What becomes of an arrow that is moved along
+this path without turning? Where should people from four cities meet?
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Globe(PullbackMetric):
     """A sphere in latitude and longitude."""
 
     def embed(self, x: Tensor) -> Tensor:
-        """Points `(K, 2)` in space, `(K, 3)`, in km."""
+        """Points in space `(K, 3)` in km, of latitudes and longitudes `(K, 2)`."""
         latitude, longitude = x.unbind(1)
         flat = latitude.cos()
         return RADIUS * torch.stack(
@@ -44,12 +45,12 @@ class Globe(PullbackMetric):
 
 
 def heading(x: Tensor, v: Tensor) -> float:
-    """The compass course of a velocity, in degrees from north by east."""
+    """The compass course of a velocity, in degrees clockwise from north."""
     return math.degrees(math.atan2(float(v[1] * x[0].cos()), float(v[0]))) % 360
 
 
 def main() -> dict[str, float]:
-    """Print the four answers, which are returned."""
+    """Print the four answers, and return their numbers."""
     metric = Globe()
     points = torch.tensor(list(CITIES.values()), dtype=torch.float64).deg2rad()
     paris, tokyo = points[:2]
@@ -60,13 +61,11 @@ def main() -> dict[str, float]:
 
     path = exponential_map(metric, paris, course)
     missed = float((metric.embed(path[-1:]) - metric.embed(tokyo[None])).norm())
-    print(f"that course followed for that distance ends {missed:.2f} km from Tokyo")
+    print(f"following that course for that distance ends {missed:.2f} km from Tokyo")
 
     east = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    carried = parallel_transport(metric, path, east)[-1]
-    print(
-        f"an arrow that points east in Paris arrives on a course of {heading(tokyo, carried):.1f}"
-    )
+    arrow = parallel_transport(metric, path, east)[-1]
+    print(f"an arrow that points east in Paris arrives on a course of {heading(tokyo, arrow):.1f}")
 
     mean = frechet_mean(metric, points)
     latitude, longitude = mean.rad2deg().tolist()
@@ -75,7 +74,7 @@ def main() -> dict[str, float]:
         "distance": distance,
         "course": heading(paris, course),
         "missed": missed,
-        "carried": heading(tokyo, carried),
+        "arrow": heading(tokyo, arrow),
         "latitude": latitude,
         "longitude": longitude,
     }

@@ -1,11 +1,11 @@
-"""Train the Stable Diffusion that ships with the package, on images of its own renderer.
+"""Train the Stable Diffusion model that ships with the package, on images of its own renderer.
 
     python examples/train_demo_model.py --output my_model --work my_checkpoints
 
-Three stages, each resumed from `--work` if interrupted: render the images, train the autoencoder,
-train the U-Net with its text encoder in the latent space. The result is a directory that
-`StableDiffusionPipeline.from_pretrained` takes. `benchmarks/demo_model.py` measures it on held-out
-scenes.
+There are three stages: render the images, train the autoencoder, and train the U-Net with its text
+encoder in the latent space. A stage that was interrupted continues from its files in `--work`. The
+result is a folder that `StableDiffusionPipeline.from_pretrained` can load.
+`benchmarks/demo_model.py` measures the model on held-out scenes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EMPTY_PROMPT_SHARE, NO_HUE_SHARE = 0.12, 0.05
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer: captions take few tokens, any other text is spelled out."""
+    """A CLIP tokenizer that encodes captions in few tokens, and spells out any other text."""
     letters = sorted(ByteLevel.alphabet())
     tokens, merges = letters + [letter + "</w>" for letter in letters], []
     for word in ("a", *HUES, *KINDS):
@@ -48,7 +48,7 @@ def make_tokenizer() -> CLIPTokenizer:
 def make_models(
     tokenizer: CLIPTokenizer,
 ) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel, DDIMScheduler]:
-    """The four trained or configured parts of the pipeline, at their initial weights."""
+    """The autoencoder, U-Net and text encoder with initial weights, and the scheduler."""
     vae = AutoencoderKL(
         sample_size=64,
         latent_channels=4,
@@ -96,7 +96,7 @@ def make_models(
 
 
 def render_images(path: Path, num: int, seed: int) -> dict[str, Tensor]:
-    """Render `num` scenes, equal numbers of each kind: uint8 images, factors, kinds."""
+    """Render `num` scenes, equally many of each kind; return uint8 images, factors and kinds."""
     if path.exists():
         return load_file(path)
     factors = random_factors(num, torch.Generator().manual_seed(seed))
@@ -121,7 +121,7 @@ def save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 class Trainer:
-    """AdamW with warm-up and a final decay, a moving average of the weights, checkpoints."""
+    """AdamW with warm-up, a final decay, a moving average of the weights, and checkpoints."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class Trainer:
         decay_share: float,
         ema: float,
     ):
-        """Load the checkpoint at `path` where there is one; `step` counts the steps done."""
+        """Load the checkpoint at `path` if it exists. `step` counts the steps that are done."""
         self.model, self.path, self.num_steps, self.lr = model, path, num_steps, lr
         self.decay_share, self.ema_rate = decay_share, ema
         self.optimizer = torch.optim.AdamW(
@@ -146,7 +146,7 @@ class Trainer:
         self.first = self.step
 
     def update(self, loss: Tensor) -> None:
-        """One step of the optimiser from the loss; checkpoints every 250 steps and at the end."""
+        """Take one step of the optimiser; write a checkpoint every 250 steps and at the end."""
         decay_start = self.num_steps * (1 - self.decay_share)
         decay = (
             (self.num_steps - self.step) / (self.num_steps - decay_start)
@@ -204,7 +204,10 @@ class Trainer:
 def train_vae(
     vae: AutoencoderKL, data: dict[str, Tensor], path: Path, num_steps: int, device: str
 ) -> AutoencoderKL:
-    """Absolute and squared error, a weak Kullback-Leibler term; returns the averaged weights."""
+    """Train the autoencoder; return it with averaged weights.
+
+    The loss has absolute and squared errors and a weak Kullback-Leibler term.
+    """
     vae = vae.to(device, memory_format=torch.channels_last)
     trainer = Trainer(vae, path, num_steps=num_steps, lr=1e-3, decay_share=0.5, ema=0.995)
     generator = torch.Generator().manual_seed(trainer.step)
@@ -232,7 +235,7 @@ def train_vae(
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, device: str) -> Tensor:
-    """Posterior means, unscaled."""
+    """Means of the posteriors of images, without the scaling factor."""
     batches = [
         vae.encode(b.to(device).float() / 127.5 - 1).latent_dist.mean.cpu()
         for b in images.split(64)
@@ -250,7 +253,10 @@ def train_unet(
     num_steps: int,
     device: str,
 ) -> nn.ModuleDict:
-    """Velocity prediction with dropped captions; returns the averaged weights."""
+    """Train the U-Net and the text encoder; return them with averaged weights.
+
+    The network predicts velocities. Some captions are dropped or lose their hue.
+    """
     prompts = [
         "",
         *(f"a {kind}" for kind in KINDS),
@@ -292,16 +298,14 @@ def train_unet(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train and export."""
+    """Train the model, and write it in half precision."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--output", type=Path, required=True, help="directory of the finished pipeline"
+        "--output", type=Path, required=True, help="folder of the finished pipeline"
     )
-    parser.add_argument(
-        "--work", type=Path, required=True, help="directory of images and checkpoints"
-    )
+    parser.add_argument("--work", type=Path, required=True, help="folder of images and checkpoints")
     parser.add_argument("--images", type=int, default=20000)
     parser.add_argument("--vae-steps", type=int, default=3600)
     parser.add_argument("--unet-steps", type=int, default=5000)

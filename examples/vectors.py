@@ -1,13 +1,13 @@
-"""A plain table of numbers, and a network that is no U-Net.
+"""Geodesics, extrapolation and means for rows of a table, with a network that is not a U-Net.
 
     python examples/vectors.py
 
-2,000 rows of 8 standardised columns lie on a curved surface of two hidden factors, up to a little
-measurement noise. A small residual network, called like a model of diffusers, learns them here. Its
-score then tells the dimension of the surface, goes between two rows, on beyond the second, and
-finds the mean of five rows. The table gives the distance of what comes out to the surface, in
-standard deviations of a column, beside that of flat space: the straight line, the same line drawn
-on, the mean of every column.
+The table has 2,000 rows and 8 standardised columns. Its rows lie on a curved surface with two
+hidden factors, up to a little measurement noise. A small residual network with the interface of a
+diffusers model learns these rows here. Its score gives the dimension of the surface, the geodesic
+between two rows, its continuation beyond the second row, and the mean of five rows. The printed
+table compares their distances to the surface, in standard deviations of a column, with those of
+flat space: the straight line, its continuation, and the mean of every column.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from riemannian_diffusion import (
 
 NUM_ROWS, NUM_COLUMNS = 2000, 8
 MEASUREMENT_NOISE = 0.05
-NUM_LEVELS = 500  # the noisiest trained; the rest of the schedule is not needed
-TIMESTEP = 80  # the level the score is read at
-BEYOND = 1.5  # how far to go on
+NUM_LEVELS = 500  # only these timesteps are trained; noisier ones are not needed
+TIMESTEP = 80  # timestep of the score
+BEYOND = 1.5  # length of the continuation
 
 
 class Surface:
-    """Rows of two factors, an angle in [0, 1.5 pi] and a height in [-1, 1]."""
+    """Rows that depend on two factors: an angle in [0, 1.5 pi] and a height in [-1, 1]."""
 
     def __init__(self, generator: torch.Generator):
         self.mix = torch.randn(5, NUM_COLUMNS, generator=generator)
@@ -49,12 +49,12 @@ class Surface:
         self.grid = self(torch.cartesian_prod(*axes))
 
     def random(self, num: int, generator: torch.Generator) -> Tensor:
-        """Factors, `(num, 2)`."""
+        """Random factors, `(num, 2)`."""
         low, high = torch.tensor([[0, -1], [1.5 * math.pi, 1]])
         return low + (high - low) * torch.rand(num, 2, generator=generator)
 
     def __call__(self, factors: Tensor) -> Tensor:
-        """Standardised rows, `(K, 2) -> (K, 8)`."""
+        """Standardised rows `(K, 8)` of factors `(K, 2)`."""
         angle, height = factors.T
         bend = 0.3 * height
         parts = [angle.cos(), angle.sin(), height]
@@ -67,7 +67,7 @@ class Surface:
 
 
 class ResidualMLP(nn.Module):
-    """`model(x, t, return_dict=False)[0]`: all that `DiffusionScore` asks of a model."""
+    """A residual network that is called as `model(x, t, return_dict=False)[0]`."""
 
     def __init__(self, width: int = 128, depth: int = 3):
         super().__init__()
@@ -84,7 +84,7 @@ class ResidualMLP(nn.Module):
         self.last = nn.Linear(width, NUM_COLUMNS)
 
     def forward(self, x: Tensor, t: Tensor, return_dict: bool = False) -> tuple[Tensor]:
-        """Of rows `(K, 8)` at one timestep or K, the velocity, in a tuple as diffusers has it."""
+        """The velocity at rows `(K, 8)` and one or K timesteps, in a tuple as in diffusers."""
         phase = math.pi / 1000 * t.reshape(-1, 1) * torch.arange(1, 9, device=x.device)
         hidden = self.first(x) + self.time(torch.cat([phase.cos(), phase.sin()], 1))
         for block in self.blocks:
@@ -93,7 +93,7 @@ class ResidualMLP(nn.Module):
 
 
 def train(rows: Tensor, num_steps: int, generator: torch.Generator) -> DiffusionScore:
-    """The network that knows the rows, by velocity prediction, as a score."""
+    """Train the network on rows by velocity prediction; return it as a score."""
     model, scheduler = ResidualMLP(), DDPMScheduler(prediction_type="v_prediction")
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, num_steps)
@@ -111,7 +111,7 @@ def train(rows: Tensor, num_steps: int, generator: torch.Generator) -> Diffusion
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Train and compare; returns the numbers printed."""
+    """Train the network and print the comparison; return the printed numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1500)
     args = parser.parse_args(argv)
@@ -129,14 +129,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     first, last = surface(torch.tensor([[0.3, 0.5], [3.0, -0.2]]))
     found = geodesic(metric, alpha * first, alpha * last, init="lerp")
-    way = found(torch.linspace(0, 1, 17))
-    on = extrapolate(way, alpha * BEYOND, project=score.denoise)[len(way) :] / alpha
+    path = found(torch.linspace(0, 1, 17))
+    on = extrapolate(path, alpha * BEYOND, project=score.denoise)[len(path) :] / alpha
     far = (on - last).norm(dim=1, keepdim=True)
     straight_on = last + far * F.normalize(last - first, dim=0)
     five = surface(torch.tensor([[0.5, 0.6], [1.2, -0.3], [2.2, 0.6], [0.9, -0.6], [2.4, 0.2]]))
     mean = frechet_mean(metric, alpha * five, rtol=1e-2)
     pairs = {
-        "between two rows": (lerp(first, last, 17), way / alpha),
+        "between two rows": (lerp(first, last, 17), path / alpha),
         "beyond the second": (straight_on, on),
         "mean of five rows": (five.mean(0, keepdim=True), mean[None] / alpha),
     }

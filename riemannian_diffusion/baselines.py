@@ -279,7 +279,7 @@ def natural_spline(num_knots: int, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _uphill(levels, timestep: float, path: Tensor, where: Where, spread: int, generator) -> Tensor:
-    """`sigma score / 2` at a random level, the points carried there under fresh noise."""
+    """`sigma score / 2` at a random level, with the points moved there under fresh noise."""
     device = "cpu" if generator is None else generator.device
     offset = torch.randint(-spread, spread + 1, (), generator=generator, device=device)
     level, target = levels(timestep), levels(timestep + int(offset))

@@ -1,4 +1,4 @@
-"""Every example runs, and what draws the README's pictures, at its smallest."""
+"""Every example runs in its smallest setting, and so does the script of the contact sheets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_train_demo_model(tmp_path, capsys):
 
     rendered = (tmp_path / "work" / "images.safetensors").stat().st_mtime_ns
     more = [*arguments, "--output", str(tmp_path / "b"), "--vae-steps", "2", "--unet-steps", "3"]
-    example.main(more)  # goes on from the checkpoints
+    example.main(more)  # continues from the checkpoints
     assert (tmp_path / "work" / "images.safetensors").stat().st_mtime_ns == rendered
     longer = StableDiffusionPipeline.from_pretrained(tmp_path / "b")
     moved = [not torch.equal(v, before[k]) for k, v in longer.unet.state_dict().items()]
@@ -73,7 +73,7 @@ def test_audio(tmp_path, capsys):
     )
     fade, straight, glide = table.values()
     assert glide["distance"] < fade["distance"] / 3 and glide["distance"] < straight["distance"] / 2
-    # evenly it would be 2 cycles in 16 steps, 0.125
+    # an even pace has 2 cycles in 16 steps, which is 0.125 in each
     assert glide["jump"] < 0.25 < 0.35 < min(fade["jump"], straight["jump"])
     with wave.open(str(tmp_path / "morph.wav")) as sound:
         assert (sound.getnchannels(), sound.getsampwidth(), sound.getframerate()) == (1, 2, 8000)
@@ -81,7 +81,7 @@ def test_audio(tmp_path, capsys):
         values = torch.frombuffer(bytearray(sound.readframes(17 * 1024)), dtype=torch.int16)
     assert values.abs().max() > 25000
     loudest = torch.fft.rfft(values.view(17, 1024) * torch.hann_window(1024), 8192).abs().argmax(1)
-    pitch = loudest * 128 / 8192  # of what is heard, in cycles per 128 samples
+    pitch = loudest * 128 / 8192  # pitch of the sound, in cycles per 128 samples
     assert pitch[0] == pytest.approx(4, abs=0.1) and pitch[-1] == pytest.approx(6, abs=0.1)
     assert (pitch.diff() > -0.05).all() and pitch.diff().max() < 0.35
     assert len(list(tmp_path.iterdir())) == 1
@@ -117,7 +117,7 @@ def test_globe(capsys):
         math.cos(lat1) * math.sin(lat0) - math.sin(lat1) * math.cos(lat0) * math.cos(turn),
     )
     arrival = math.degrees(back) + 180
-    assert found["carried"] == pytest.approx(arrival + 90 - found["course"], abs=0.2)
+    assert found["arrow"] == pytest.approx(arrival + 90 - found["course"], abs=0.2)
     assert 35 < found["latitude"] < 45 and 55 < found["longitude"] < 70
     assert capsys.readouterr().out.count("\n") == 4
 

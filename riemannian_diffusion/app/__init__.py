@@ -1,7 +1,7 @@
 """The page `riemannian-diffusion app`: morphs in the browser, by one model, one at a time.
 
-`build` makes the page of a pipeline and `serve` opens it, to this machine alone unless told
-otherwise. Install with `pip install 'riemannian-diffusion[app]'`.
+`build` makes the page of a pipeline. `serve` opens it to this machine alone, or to the network if
+its host says so. Install with `pip install 'riemannian-diffusion[app]'`.
 """
 
 import os

@@ -50,7 +50,7 @@ class Morph:
 
 
 class Cancelled(Exception):
-    """A request was told to stop."""
+    """A request was stopped."""
 
 
 class Energies:
@@ -98,7 +98,7 @@ class Request:
         self._stop.set()
 
     def invert(self, images: Sequence, *, seed: int, **options) -> Keyframes:
-        """Carry images into the space of a path, when it is this request's turn.
+        """Bring images into the space of a path, when it is this request's turn.
 
         Args:
             images: Images of one size.
@@ -144,7 +144,7 @@ class Request:
         return Morph(metric, found.frames, found.geodesics, solves, errors, seconds)
 
     def _listen(self, event: Event, prefix: str = "") -> None:
-        """Report how far a stage is, and end it when told to."""
+        """Report how far a stage is, and end it after `stop`."""
         if self._stop.is_set():
             raise Cancelled
         if event.stage in TITLES:

@@ -168,7 +168,7 @@ def _check_output(args: argparse.Namespace, *also: Path) -> None:
     try:
         with tempfile.TemporaryFile(dir=args.output.parent):
             pass
-    except OSError as error:  # told now, not when there is something to write
+    except OSError as error:  # say so now, not after the work
         raise OSError(
             f"the folder {args.output.parent} of --output cannot be written to: {error}"
         ) from error

@@ -14,7 +14,6 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor, nn
 
-from riemannian_diffusion.levels import Schedule, read_schedule
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
 from riemannian_diffusion.score import Condition
 from riemannian_diffusion.score.network import Predict
@@ -66,25 +65,14 @@ class GeodesicInterpolationFluxPipeline(GeodesicInterpolationMixin, FluxPipeline
     """
 
     _is_flow = True
+    _even_levels = True
+    _patch_size = 2
     _has_ip_adapters = False
     _pools_prompts = True
 
     @property
-    def network(self) -> nn.Module:
-        """The transformer."""
-        return self.transformer
-
-    @property
     def _embeds_guidance(self) -> bool:
         return self.transformer.config.guidance_embeds
-
-    @property
-    def _size_factor(self) -> int:
-        return 2 * self.vae_scale_factor  # patches of 2 x 2 latents
-
-    def _schedule(self, num_steps: int, strength: float, size: tuple[int, int]) -> Schedule:
-        options: dict[str, Any] = {"num_tokens": size[0] * size[1] // self._size_factor**2}
-        return read_schedule(self.scheduler, num_steps, strength=strength, **options, even=True)
 
     def _encode_texts(self, texts, negatives, guided, embeddings, scale):
         positive = self._encode_one(texts, embeddings, "", MAX_TOKENS, scale)

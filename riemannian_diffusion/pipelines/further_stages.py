@@ -163,7 +163,7 @@ class FurtherStages(MorphStages):
     ) -> MorphPath:
         """Change an image C as a path changes its first keyframe A into its last one B.
 
-        The path from A to C is found and sampled, and the change is carried along it among the
+        The path from A to C is found and sampled, and the change is moved along it among the
         clean latents (`riemannian_diffusion.analogy`).
 
         Args:

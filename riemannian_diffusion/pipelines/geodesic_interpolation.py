@@ -129,7 +129,7 @@ class GeodesicInterpolationMixin(FurtherStages):
             to_keyframes(images, self._image_channels, self._size_factor)
             check_num_frames(num_frames, len(images) - 1)
 
-        # 2. Carry the keyframes of every morph to the space of the path
+        # 2. Bring the keyframes of every morph into the space of the path
         keys = [
             self.invert(
                 images,
@@ -160,7 +160,7 @@ class GeodesicInterpolationMixin(FurtherStages):
             on_event=on_event,
         )
 
-        # 4. Carry each path back to clean latents, and 5. decode it
+        # 4. Sample clean latents from each path, and 5. decode them
         options: dict[str, Any] = {"callback_on_step_end": callback_on_step_end}
         sampled = [self.sample(path, on_event=on_event, **options) for path in paths]
         out = self.render(

@@ -45,10 +45,10 @@ class MorphableModel:
     """The part of a pipeline that differs between models.
 
     Mixed into a diffusers pipeline. A model says how texts become conditions (`_encode_texts`) and
-    what its network predicts under them (`_prediction`), and, where it is unlike Stable Diffusion:
-    which network it is, its noise levels (`_schedule`), how images become latents and back
-    (`_encode_pixels`, `_decode_latents`, `_size_factor`, `_image_channels`), whether it takes
-    IP-Adapters, and what checks its frames (`_check_safety`).
+    what its network predicts under them (`_prediction`). Where it is unlike Stable Diffusion, it
+    also says what its network models (`_is_flow`, `_even_levels`, `_patch_size`), how images become
+    latents and back (`_encode_pixels`, `_decode_latents`, `_size_factor`, `_image_channels`),
+    whether it takes IP-Adapters, and what checks its frames (`_check_safety`).
     """
 
     if TYPE_CHECKING:  # what diffusers' pipelines bring along
@@ -65,7 +65,9 @@ class MorphableModel:
         maybe_free_model_hooks: Any
         register_modules: Any
 
-    _is_flow = False
+    _is_flow = False  # a transformer that models a rectified flow
+    _even_levels = False  # for a flow: levels are even before the shift
+    _patch_size = 1  # latents along each side of a patch
     _has_ip_adapters = True
     _pools_prompts = False  # the network takes pooled embeddings beside the prompt's
 
@@ -84,16 +86,12 @@ class MorphableModel:
     @property
     def network(self) -> nn.Module:
         """The network that predicts noise or velocity."""
-        return self.unet
+        return self.transformer if self._is_flow else self.unet
 
     @property
     def _size_factor(self) -> int:
         """What height and width of an image must be multiples of, in pixels."""
-        return self.vae_scale_factor
-
-    def _schedule(self, num_steps: int, strength: float, size: tuple[int, int]) -> Schedule:
-        """The last levels of the schedule, for images of a size (height, width) in pixels."""
-        return read_schedule(self.scheduler, num_steps, strength=strength)
+        return self._patch_size * self.vae_scale_factor
 
     def _encode_texts(
         self,
@@ -230,7 +228,13 @@ class MorphableModel:
                 f"{type(self).__name__} needs a scheduler with the levels of {kind}, but has "
                 f"{type(self.scheduler).__name__}."
             )
-        return self._schedule(num_steps, strength, size)
+        return read_schedule(
+            self.scheduler,
+            num_steps,
+            strength=strength,
+            num_tokens=size[0] * size[1] // self._size_factor**2,
+            even=self._even_levels,
+        )
 
 
 def _batches(

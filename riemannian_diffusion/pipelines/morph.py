@@ -21,7 +21,7 @@ from riemannian_diffusion.score import Where
 
 @dataclass(frozen=True, eq=False)
 class Keyframes:
-    """Images carried into the space of a path.
+    """Images, and their points in the space of a path.
 
     Made by the stage `invert` of a pipeline.
 

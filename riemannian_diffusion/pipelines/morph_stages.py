@@ -73,7 +73,7 @@ class MorphStages(ConditionedModel):
         generator: torch.Generator | None = None,
         on_event: Listener | None = None,
     ) -> Keyframes:
-        """Carry images into the space of a path.
+        """Bring images into the space of a path.
 
         Args:
             image: Two or more keyframes of one size: PIL images, arrays `(H, W, 3)` (uint8, or
@@ -175,7 +175,7 @@ class MorphStages(ConditionedModel):
                 or one for each gap. None takes the keyframes' own `frame_numbers`, or else 17.
             init: Where the solve starts: None is slerp in noise space and lerp in clean space.
                 Otherwise as in `geodesic`; or "roadmap" or a `RoadmapStart`, along samples of the
-                model; or a list of images, such as the frames of a video model, which are carried
+                model; or a list of images, such as the frames of a video model, which are brought
                 into the space of the path. From a list of starts, the path of least energy is kept.
             solver: As in `geodesic`.
             max_evals: As in `geodesic`, for each gap.
@@ -259,7 +259,7 @@ class MorphStages(ConditionedModel):
         callback_on_step_end: Step | None = None,
         on_event: Listener | None = None,
     ) -> MorphPath:
-        """Carry the points of a path back to clean latents.
+        """Sample clean latents from the points of a path.
 
         Args:
             path: The path.

@@ -99,16 +99,13 @@ class GeodesicInterpolationXLPipeline(GeodesicInterpolationMixin, StableDiffusio
             lora_scale=scale,
             **embeddings,
         )
-        positive = {
-            "encoder_hidden_states": Condition.of(hidden),
-            "text_embeds": Condition.of(pooled),
-        }
-        if not guided:
-            return positive, None
-        return positive, {
-            "encoder_hidden_states": Condition.of(negative),
-            "text_embeds": Condition.of(negative_pooled),
-        }
+        ours, theirs = (
+            {"encoder_hidden_states": Condition.of(h), "text_embeds": Condition.of(p)}
+            if h is not None
+            else None
+            for h, p in ((hidden, pooled), (negative, negative_pooled))
+        )
+        return ours, theirs if guided else None
 
     def _prediction(self, options: Mapping[str, Any]) -> Predict:
         return UNetPrediction(self.unet, options, self.vae_scale_factor)

@@ -13,7 +13,6 @@ from typing import Any
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
-from riemannian_diffusion.levels import Schedule, read_schedule
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
 from riemannian_diffusion.score import Condition
 from riemannian_diffusion.score.network import Predict
@@ -46,21 +45,9 @@ class GeodesicInterpolationSD3Pipeline(GeodesicInterpolationMixin, StableDiffusi
     """Morph images into each other along geodesics of Stable Diffusion 3's data manifold."""
 
     _is_flow = True
+    _patch_size = 2
     _has_ip_adapters = False
     _pools_prompts = True
-
-    @property
-    def network(self) -> nn.Module:
-        """The transformer."""
-        return self.transformer
-
-    @property
-    def _size_factor(self) -> int:
-        return 2 * self.vae_scale_factor  # patches of 2 x 2 latents
-
-    def _schedule(self, num_steps: int, strength: float, size: tuple[int, int]) -> Schedule:
-        options: dict[str, Any] = {"num_tokens": size[0] * size[1] // self._size_factor**2}
-        return read_schedule(self.scheduler, num_steps, strength=strength, **options)
 
     def _encode_texts(self, texts, negatives, guided, embeddings, scale):
         hidden, negative, pooled, negative_pooled = self.encode_prompt(
@@ -71,16 +58,13 @@ class GeodesicInterpolationSD3Pipeline(GeodesicInterpolationMixin, StableDiffusi
             lora_scale=scale,
             **embeddings,
         )
-        positive = {
-            "encoder_hidden_states": Condition.of(hidden),
-            "pooled_projections": Condition.of(pooled),
-        }
-        if not guided:
-            return positive, None
-        return positive, {
-            "encoder_hidden_states": Condition.of(negative),
-            "pooled_projections": Condition.of(negative_pooled),
-        }
+        ours, theirs = (
+            {"encoder_hidden_states": Condition.of(h), "pooled_projections": Condition.of(p)}
+            if h is not None
+            else None
+            for h, p in ((hidden, pooled), (negative, negative_pooled))
+        )
+        return ours, theirs if guided else None
 
     def _prediction(self, options: Mapping[str, Any]) -> Predict:
         return SD3Prediction(self.transformer, options)

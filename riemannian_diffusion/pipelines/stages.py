@@ -29,7 +29,7 @@ from riemannian_diffusion.score import Conditions, ScoreModel, SharedNoiseScore,
 def inverting(
     levels: Levels, clean: Tensor, where: Where, fixed_point_iterations: int
 ) -> Generator[Event, Any, Tensor]:
-    """Carry clean latents `(K, C, h, w)` to the noisiest step of the levels' schedule."""
+    """Invert clean latents `(K, C, h, w)` to the noisiest step of the levels' schedule."""
     schedule = levels.schedule
     steps = invert_steps(
         levels,
@@ -200,7 +200,7 @@ class InterpolatedAttentionScore(ScoreModel):
 def sampling(
     path: MorphPath, on_step: Callable[[int, float, Tensor], tuple[Tensor, bool]]
 ) -> Generator[Event, Any, tuple[Tensor, bool]]:
-    """Carry the points of a path back to clean latents.
+    """Sample clean latents from the points of a path.
 
     Args:
         path: The path, in noise space.

@@ -219,7 +219,7 @@ def test_a_mixture_in_half_precision():
 
 
 def test_derivatives_of_a_mixture():
-    unet = prompted_score_unet()
+    unet, where = prompted_score_unet(), Where.even(3)
 
     class Mixed(torch.nn.Module):
         def __init__(self):
@@ -231,13 +231,13 @@ def test_derivatives_of_a_mixture():
 
     score = DiffusionScore(Mixed(), DDIMScheduler(), 400, encoder_hidden_states=PROMPTS)
     v, w = randn(3, 2, 8, 8, seed=3), randn(3, 2, 8, 8, seed=4)
-    expected = central_difference(score, X, v, 1e-3)
-    torch.testing.assert_close(score.jvp(X, v), expected, atol=1e-7, rtol=1e-5)
+    expected = central_difference(lambda x: score(x, where), X, v, 1e-3)
+    torch.testing.assert_close(score.jvp(X, v, where), expected, atol=1e-7, rtol=1e-5)
     product = (w * expected).sum()
-    torch.testing.assert_close((score.vjp(X, w) * v).sum(), product, atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close((score.vjp(X, w, where) * v).sum(), product, atol=1e-7, rtol=1e-5)
     x = X.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(score(x), x, w)
-    torch.testing.assert_close(gradient, score.vjp(X, w))
+    (gradient,) = torch.autograd.grad(score(x, where), x, w)
+    torch.testing.assert_close(gradient, score.vjp(X, w, where))
 
 
 def test_checkpoints_remember_the_weights_of_their_call():

@@ -169,7 +169,7 @@ def test_a_change_is_transported_to_a_third_image(pipe, keyframes):
     torch.testing.assert_close(found.times, torch.linspace(0, 2, 7, dtype=torch.float64))
     score = score_of(pipe, 0.5, "c")
     change, bridge = score.alpha * path.latents, score.alpha * both[1]
-    expected = analogy(score, change, bridge[-1], way=bridge) / score.alpha
+    expected = analogy(score, change, bridge[-1], bridge=bridge) / score.alpha
     torch.testing.assert_close(found.transported, expected, atol=1e-4, rtol=1e-4)
 
     out = pipe.render(found, output_type="pt", paste_endpoints=True)

@@ -288,20 +288,20 @@ def is_refused(message: str, capfd, *arguments: str, status: int = 2) -> None:
 
 
 BAD_COMMANDS = [
-    (["half.png", "1.png"], f"half.png {UNREADABLE}: image file is truncated"),
+    (["half.png", "1.png"], f"half.png {UNREADABLE}"),
     (["1.png", "head.png"], f"head.png {UNREADABLE}"),
     (["wrong.png", "1.png"], f"wrong.png {UNREADABLE}"),
-    (["empty.png", "1.png"], f"empty.png {UNREADABLE}: cannot identify image file"),
-    (["text.png", "1.png"], f"text.png {UNREADABLE}: cannot identify image file"),
-    (["bomb.png", "1.png"], "exceeds limit of"),
-    (["bomb.gif", "1.png"], "exceeds limit of"),
-    (["folder.png", "1.png"], f"folder.png {UNREADABLE}: [Errno 21] Is a directory"),
+    (["empty.png", "1.png"], f"empty.png {UNREADABLE}"),
+    (["text.png", "1.png"], f"text.png {UNREADABLE}"),
+    (["bomb.png", "1.png"], f"bomb.png {UNREADABLE}"),
+    (["bomb.gif", "1.png"], f"bomb.gif {UNREADABLE}"),
+    (["folder.png", "1.png"], f"folder.png {UNREADABLE}"),
     (["--analogy", "half.png"], f"half.png {UNREADABLE}"),
     (["nothing"], "the folder nothing holds no images"),
     (["--model", "owner/missing"], "owner/missing"),
-    (["--model", "./missing"], "./missing is not the path to a directory"),
-    (["--model", "nothing"], "no file named model_index.json found in directory nothing"),
-    (["--model", "text.png"], "'text.png' is not a valid JSON file"),
+    (["--model", "./missing"], "--model ./missing cannot be loaded"),
+    (["--model", "nothing"], "--model nothing cannot be loaded"),
+    (["--model", "text.png"], "--model text.png cannot be loaded"),
     (["--model", ""], "model_index.json"),
     (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
     (["--device", "cuda:9"], "--device cuda:9 cannot be used"),
@@ -312,9 +312,9 @@ BAD_COMMANDS = [
     (["-o", "report.gif", "--force"], "report.json exists and is of another kind"),
     (["-o", "folder.gif", "--force"], "folder.gif exists and is of another kind"),
     (["-o", ""], "--output must name a file or a folder"),
-    (["-o", "a" * 300 + ".gif"], "File name too long"),
-    (["--seed", "9" * 30], "Overflow"),
-    (["--frames", str(10**13)], "can't allocate memory"),
+    (["-o", "a" * 300 + ".gif"], "riemannian-diffusion: error: "),
+    (["--seed", "9" * 30], "riemannian-diffusion: error: "),
+    (["--frames", str(10**13)], "riemannian-diffusion: error: "),
     (["--size", "1000000"], "must be like 512 or 768x512, but got '1000000'"),
     (["--fps", "1e-9"], "--fps must be in [0.01, 1000], but got 1e-09"),
     (["--strength", "nan"], "--strength must be a finite number, but got nan"),
@@ -348,28 +348,28 @@ def _with_code() -> None:
 
 
 BROKEN_MODELS = {
-    "cut network": (lambda: _cut("model/unet", 1000), "Unable to load weights"),
+    "cut network": (lambda: _cut("model/unet", 1000), "--model model cannot be loaded"),
     "cut encoder": (lambda: _cut("model/text_encoder", 20), "--model model cannot be loaded"),
-    "empty weights": (lambda: _cut("model/vae", 0), "Unable to load weights"),
-    "no weights": (lambda: shutil.rmtree("model/vae"), "no file named config.json"),
+    "empty weights": (lambda: _cut("model/vae", 0), "--model model cannot be loaded"),
+    "no weights": (lambda: shutil.rmtree("model/vae"), "--model model cannot be loaded"),
     "half an index": (
         lambda: Path("model/model_index.json").write_text("{"),
-        "'model/model_index.json' is not a valid JSON file",
+        "--model model cannot be loaded",
     ),
     "unknown kind": (
         lambda: _rewrite("model/model_index.json", _class_name="KandinskyPipeline"),
         "model is a KandinskyPipeline; geodesics are there for models of StableDiffusionPipeline",
     ),
     "no kind": (lambda: _rewrite("model/model_index.json", _class_name=None), "model is a None"),
-    "no network": (lambda: _rewrite("model/model_index.json", unet=None), "expected"),
+    "no network": (lambda: _rewrite("model/model_index.json", unet=None), "--model model cannot be loaded"),
     "a function for a network": (
         lambda: _rewrite("model/model_index.json", unet=["os", "system"]),
-        "cannot be loaded",
+        "--model model cannot be loaded",
     ),
-    "code of its own": (_with_code, "contains custom code"),
+    "code of its own": (_with_code, "--model model cannot be loaded"),
     "weights of another size": (
         lambda: _rewrite("model/unet/config.json", block_out_channels=[16, 32]),
-        "expected shape",
+        "--model model cannot be loaded",
     ),
 }
 
@@ -394,10 +394,10 @@ def _as_pickles(folder: Path) -> None:
 
 def test_weights_come_from_safetensors_alone(place, capfd):
     _as_pickles(Path("model"))
-    is_refused("no file named", capfd)
-    with pytest.raises(OSError, match="no file named .*safetensors"):
+    is_refused("--model model cannot be loaded", capfd)
+    with pytest.raises(OSError, match="safetensors"):
         AutoGeodesicInterpolationPipeline.from_pretrained("model")
-    with pytest.raises(OSError, match="no file named .*safetensors"):
+    with pytest.raises(OSError, match="safetensors"):
         GeodesicInterpolationPipeline.from_pretrained("model")
     GeodesicInterpolationPipeline.from_pretrained("model", use_safetensors=None)
 

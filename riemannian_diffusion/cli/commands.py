@@ -104,8 +104,6 @@ def _load(args: argparse.Namespace, device: str, dtype: str) -> Any:
             pipe: Any = AutoGeodesicInterpolationPipeline.from_pretrained(
                 model, torch_dtype=getattr(torch, dtype)
             )
-    except (ValueError, OSError):
-        raise
     except Exception as error:  # a broken model fails in as many ways as there are libraries
         raise OSError(f"--model {model} cannot be loaded: {error}") from error
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import adaptation
 import analogies
 import cost
-import guidance
 import memory
 import precision
 import pytest
@@ -109,16 +108,6 @@ def test_side_by_side():
 def test_the_papers_recipe_takes_ten_times_the_evaluations():
     published = select(solvers.main([]), rate=1e-3)
     assert all(row["ratio of evals"] > 10 for row in published) and len(published) == 5
-
-
-def test_guidance_along_the_manifold_keeps_thick_data():
-    rows = guidance.main(["--methods", "plain", "manifold", "half", "--samples", "100"])
-    where = {"problem": "concentric circles, spread 0.06"}
-    found = {at: by_method(rows, at=at, **where) for at in ("probability", "weight")}
-    assert found["probability"]["plain"]["mean"] == pytest.approx(1)
-    for name in ("manifold", "half"):
-        assert found["probability"][name]["worst"] < 1.02, name
-        assert found["weight"][name]["mean"] < found["probability"][name]["mean"], name
 
 
 def test_analogies():

@@ -211,3 +211,14 @@ def test_curves_of_an_earlier_run_are_compared_again(small, tmp_path):
     out.write_text(guidance.frame.as_json({"rows": uneven}))
     with pytest.raises(ValueError, match="--curves.*different weights"):
         guidance.main(["--curves", str(out)])
+
+
+@pytest.mark.slow
+def test_damping_keeps_thick_data_at_equal_weight_and_costs_nothing_at_equal_probability():
+    rows = guidance.main(["--methods", "plain", "manifold", "half", "--samples", "100"])
+    rows = select(rows, problem="concentric circles, spread 0.06")
+    for name in ("manifold", "half"):
+        (probability,) = select(rows, method=name, at="probability")
+        (weight,) = select(rows, method=name, at="weight")
+        assert probability["worst"] < 1.02 and weight["mean"] < 0.95, name
+        assert weight["change"] < 0, name

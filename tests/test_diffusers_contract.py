@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
-from diffusers.models.embeddings import ImageProjection
-from models import FAST, silent, stable_diffusion, stable_diffusion_xl
+from models import FAST, ip_adapter, silent, stable_diffusion, stable_diffusion_xl
 from peft import LoraConfig, get_peft_model_state_dict
 
 from riemannian_diffusion.pipelines import (
@@ -191,23 +189,6 @@ def test_textual_inversion(keyframes):
     assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[token], vector)
     other = frames(pipe, keyframes, prompt=("<thing>", "a"))
     assert np.abs(other - frames(pipe, keyframes, prompt=("a", "a"))).max() > 1e-5
-
-
-def ip_adapter(unet):
-    """The state of a random IP-Adapter with one embedding for each image."""
-    torch.manual_seed(3)
-    width, layers, key = unet.config.cross_attention_dim, {}, 1
-    for name in unet.attn_processors:
-        if name.endswith("attn2.processor"):
-            attention = unet.get_submodule(name.removesuffix(".processor"))
-            state = IPAdapterAttnProcessor2_0(attention.inner_dim, width).state_dict()
-            layers[f"{key}.to_k_ip.weight"] = state["to_k_ip.0.weight"]
-            layers[f"{key}.to_v_ip.weight"] = state["to_v_ip.0.weight"]
-            key += 2
-    state = ImageProjection(6, width, num_image_text_embeds=4).state_dict()
-    names = {"proj.weight": "image_embeds.weight", "proj.bias": "image_embeds.bias"}
-    names |= {"norm.weight": "norm.weight", "norm.bias": "norm.bias"}
-    return {"image_proj": {n: state[m] for n, m in names.items()}, "ip_adapter": layers}
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

@@ -206,7 +206,7 @@ def test_frechet_distance_against_torchmetrics():
 
 
 @pytest.mark.parametrize("n", [4, 40])
-def test_frechet_distance_does_not_depend_on_the_order(n):
+def test_symmetries_of_the_frechet_distance(n):
     x, y = randn(n, 6), 2 * randn(25, 6, seed=1) - 1
     value = frechet(x, y)
     turn = torch.linalg.qr(randn(6, 6, seed=2)).Q

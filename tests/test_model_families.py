@@ -1,4 +1,4 @@
-"""The same morph through every kind of model, each against its own diffusers pipeline."""
+"""Morphs with every kind of model, compared with the model's own pipeline in diffusers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_batches_are_single_morphs(kind, keyframes):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sampling_is_that_of_the_models_own_pipeline(kind, keyframes):
-    """From the noise that our morph starts on, diffusers' own pipeline finds our clean latents."""
+    """From the noise of a morph, the model's own pipeline finds the clean latents of the morph."""
     ours, theirs = make(kind), KINDS[kind][1](**KINDS[kind][2]())
     theirs.set_progress_bar_config(disable=True)
     options = {"output_type": "latent", "metric": "slerp", **EXACT, "strength": 1.0}
@@ -145,7 +145,7 @@ def test_flows_by_their_one_name(kind, tmp_path):
     assert type(GeodesicInterpolationFlowPipeline.from_pipe(theirs(**components()))) is ours
 
 
-def test_models_that_none_fits(tmp_path):
+def test_models_without_a_pipeline(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
     with pytest.raises(ValueError, match="is a KandinskyPipeline; geodesics are there for"):
         AutoGeodesicInterpolationPipeline.from_pretrained(tmp_path)
@@ -155,7 +155,7 @@ def test_models_that_none_fits(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_metrics_read_the_model_in_both_modes(kind, keyframes):
-    """Forward products through every kind of attention are reverse ones, transposed."""
+    """Forward and reverse products agree through every kind of attention."""
     pipe, seen = make(kind), []
 
     def metric(score):
@@ -201,7 +201,7 @@ def test_grey_images_of_a_grey_model(keyframes):
     assert np.array_equal(np.asarray(shown[1]), np.asarray(again[1]))
 
 
-def test_what_an_unconditional_model_has_not(keyframes):
+def test_an_unconditional_model_refuses_prompts_and_guidance(keyframes):
     pipe = make("pixels")
     for options in ({"prompt": "a"}, {"guidance_scale": 2.0}, {"negative_prompt": "b"}):
         with pytest.raises(ValueError, match="takes no prompts and no guidance"):
@@ -240,8 +240,8 @@ def test_flows_refuse_other_schedulers_and_curves(kind, keyframes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_that_a_morph_can_do(kind, keyframes):
-    """Roadmaps, going on, analogies and re-timing run with every kind of model."""
+def test_every_feature_of_a_morph(kind, keyframes):
+    """Roadmaps, extensions, analogies and re-timing run with every kind of model."""
     pipe = make(kind)
     a, b, c = keyframes
     options = EXACT | {"output_type": "latent", "space": "clean", "max_evals": 2}
@@ -265,7 +265,7 @@ def test_digits_through_their_own_model():
 
     images, _ = digits.load_mnist()
     turned = digits.rotate(images[:1].expand(2, -1, -1), torch.tensor([0.0, 0.5]))
-    turned = F.pixel_unshuffle(turned, 2)  # its images have 4 channels
+    turned = F.pixel_unshuffle(turned, 2)  # the images of the model have 4 channels
     folder = Path(digits.__file__).parent / "assets" / "rotated_mnist"
     pipe = AutoGeodesicInterpolationPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
@@ -294,7 +294,7 @@ def test_sampling_as_diffmorpher_does(kind, keyframes):
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux"])
-def test_transformers_have_no_blocks_that_sample_up(kind, keyframes):
+def test_transformers_have_no_upsampling_blocks(kind, keyframes):
     with pytest.raises(ValueError, match="no self-attention below blocks='up_blocks'"):
         make(kind)(keyframes[:2], "a", attention_interpolation=0.5, **EXACT)
 
@@ -341,7 +341,7 @@ def test_flux_encodes_negative_prompts_to_the_length_of_the_prompts(keyframes):
     assert not torch.allclose(found, other, atol=1e-5)
 
 
-def test_guidance_that_is_an_input_is_all_there_is(keyframes):
+def test_a_model_with_guidance_as_an_input_has_no_other(keyframes):
     pipe = make("flux", guidance_embeds=True)
     for more in ({"guidance_damping": 0.5}, {"negative_prompt": "b"}):
         with pytest.raises(ValueError, match="nothing to damp"):
@@ -361,7 +361,7 @@ def test_what_an_analogy_is_given_is_that_of_a_b_and_c(kind, keyframes):
     assert not torch.allclose(turned.latents, expected.latents, atol=1e-4)
 
 
-def test_a_community_folder_is_its_pipeline(tmp_path):
+def test_a_community_folder_loads_its_pipeline(tmp_path):
     StableDiffusionPipeline(**stable_diffusion()).save_pretrained(tmp_path)
     index = tmp_path / "model_index.json"
     text = index.read_text().replace(
@@ -382,14 +382,14 @@ def test_a_network_that_is_stored_narrower_than_it_computes(keyframes):
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux", "pixels"])
-@pytest.mark.parametrize("way", ["model", "sequential"])
-def test_hooks_of_offloading_are_called(kind, way, keyframes):
-    """As `enable_*_offload` sets them, with the CPU for the accelerator."""
+@pytest.mark.parametrize("mode", ["model", "sequential"])
+def test_hooks_of_offloading_are_called(kind, mode, keyframes):
+    """The hooks are those of `enable_*_offload`, with the CPU in place of the accelerator."""
     pipe, options = make(kind), EXACT | {"output_type": "latent", "metric": "lerp"}
     expected = pipe(keyframes[:2], prompts(kind), **options).frames
     cpu, hook = torch.device("cpu"), None
     for module in (c for c in pipe.components.values() if isinstance(c, torch.nn.Module)):
-        if way == "model":
+        if mode == "model":
             _, hook = accelerate.cpu_offload_with_hook(module, cpu, prev_module_hook=hook)
         else:
             accelerate.cpu_offload(module, cpu, offload_buffers=len(module._parameters) > 0)

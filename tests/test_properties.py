@@ -33,7 +33,6 @@ from riemannian_diffusion import (
     slerp,
 )
 from riemannian_diffusion.media import sorted_by_name
-from riemannian_diffusion.pipelines.conditioning import pack, unpack
 from riemannian_diffusion.pipelines.inputs import to_pixels
 
 settings.register_profile("few", max_examples=25, deadline=None, derandomize=True, print_blob=False)
@@ -144,23 +143,6 @@ def test_chunks_do_not_change_results(num_points, size, name):
         values.append((score(x), score.jvp(x, v), score.vjp(x, v), METRICS[name](score).norm(x, v)))
     for one, other in zip(*values, strict=True):
         torch.testing.assert_close(other, one, atol=1e-9, rtol=1e-9)
-
-
-@given(
-    st.lists(SHAPES, min_size=0, max_size=3),
-    st.integers(1, 5),
-    st.integers(1, 4),
-    st.integers(1, 3),
-)
-def test_packed_conditions_are_unpacked(shapes, width, rows, num):
-    conditions = {"prompt": randn(num, rows, width)}
-    for i, shape in enumerate(shapes):
-        conditions[str(i)] = randn(num, *shape, seed=i)
-    packed, sizes = pack(conditions)
-    assert packed.shape[0] == num and packed.shape[2] == width
-    back = unpack(packed, sizes)
-    assert list(back) == list(conditions)
-    assert all(torch.equal(back[name], value) for name, value in conditions.items())
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))))

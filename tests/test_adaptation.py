@@ -98,9 +98,9 @@ def test_fitting_finds_the_known_embedding(prediction):
 @pytest.mark.parametrize("fit", [fit_embeddings, fit_lora])
 def test_fits_of_several_images_are_independent(fit):
     unet, scheduler, losses = prompted_score_unet(), DDIMScheduler(), []
-    told = {"callback": lambda *args: losses.append(args)}
+    recording = {"callback": lambda *args: losses.append(args)}
     state = torch.get_rng_state()
-    together = fit(unet, scheduler, LATENTS, PROMPTS, generator=seeded(), **FIT, **told)
+    together = fit(unet, scheduler, LATENTS, PROMPTS, generator=seeded(), **FIT, **recording)
     assert torch.equal(torch.get_rng_state(), state)
     assert [loss[:2] for loss in losses] == [(i, step) for i in range(3) for step in range(3)]
     for i in (0, 2):
@@ -373,8 +373,8 @@ QUICK = {"embedding_steps": 2, "lora_steps": 2, "rank": 2, "batch_size": 1}
 
 def test_adapt_fits_embeddings_and_then_loras(tiny_pipe, keyframes):
     before, steps = _state(tiny_pipe.unet), []
-    told = {"callback": lambda *args: steps.append(args[:3])}
-    found = adapt(tiny_pipe, keyframes, ["a", "b", "c"], seed=5, **QUICK, **told)
+    recording = {"callback": lambda *args: steps.append(args[:3])}
+    found = adapt(tiny_pipe, keyframes, ["a", "b", "c"], seed=5, **QUICK, **recording)
     assert _state(tiny_pipe.unet) == before
     expected = [("embeddings", i, s) for i in range(3) for s in range(2)]
     assert steps == expected + [("loras", i, s) for i in range(3) for s in range(2)]

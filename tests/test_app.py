@@ -331,8 +331,8 @@ def test_a_comparison_leaves_files_only_in_the_cache(served, paths, tmp_path, mo
     assert not [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("way", ["cancel", "leave"])
-def test_a_visitor_who_cancels_or_leaves_makes_room(served, paths, way):
+@pytest.mark.parametrize("action", ["cancel", "leave"])
+def test_a_visitor_who_cancels_or_leaves_makes_room(served, paths, action):
     slow, fast = client_of(served), client_of(served)
     job = slow.submit(
         api_name="/morph", **arguments(paths, steps=200, max_evals=LONG, num_frames=65)
@@ -342,7 +342,7 @@ def test_a_visitor_who_cancels_or_leaves_makes_room(served, paths, way):
     waiting = fast.submit(api_name="/morph", **arguments(paths[:2], metric="slerp"))
     time.sleep(0.5)
     assert not waiting.done()
-    if way == "cancel":
+    if action == "cancel":
         assert slow.predict(api_name="/cancel") == "Cancelled."
     else:
         slow.close()

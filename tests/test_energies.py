@@ -282,8 +282,8 @@ def test_a_start_that_fails_in_an_early_stage_loses():
             return 0.01 * x
 
     x0, x1 = torch.tensor([1.0, 0.0]), torch.tensor([1.2, 0.0])
-    way = lerp(x0, x1, 17) + torch.linspace(0, torch.pi, 17).sin()[:, None] * torch.tensor([0, 2])
-    found = geodesic([Grained(), EuclideanMetric()], x0, x1, init=["lerp", way])
+    bent = lerp(x0, x1, 17) + torch.linspace(0, torch.pi, 17).sin()[:, None] * torch.tensor([0, 2])
+    found = geodesic([Grained(), EuclideanMetric()], x0, x1, init=["lerp", bent])
     assert found.status == "converged"
     alone = geodesic([Grained(), EuclideanMetric()], x0, x1, init="lerp")
     assert alone.status == "rounding" and alone.energy == pytest.approx(0.02, rel=1e-3)

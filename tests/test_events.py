@@ -106,15 +106,15 @@ def _count_or_stop(counter: list, stop_at: int | None):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_listener_stops_a_stage_at_any_network_call(pipe, path, images, stage):
     networks = (pipe.unet, pipe.vae.encoder, pipe.vae.decoder)
-    told = [0]
+    recorded = [0]
     with counting(*networks) as counter:
-        expected = STAGES[stage](pipe, path, images, _count_or_stop(told, None))
+        expected = STAGES[stage](pipe, path, images, _count_or_stop(recorded, None))
     total = counter.calls
-    assert told[0] == total > 0
+    assert recorded[0] == total > 0
     for number in sorted({1, min(2, total), total // 2 + 1, total}):
-        told = [0]
+        recorded = [0]
         with counting(*networks) as counter, pytest.raises(Stop):
-            STAGES[stage](pipe, path, images, _count_or_stop(told, number))
+            STAGES[stage](pipe, path, images, _count_or_stop(recorded, number))
         assert counter.calls == number - 1
     assert all(parameter.requires_grad for parameter in pipe.unet.parameters())
     again = STAGES[stage](pipe, path, images, lambda event: None)  # the stop has no later effect
@@ -166,20 +166,20 @@ def test_answers_of_a_listener_and_runs_without_one():
         answers.append((yield Event("two")))
         return "done"
 
-    told = []
+    recorded = []
 
     def tell(event):
-        told.append((event.stage, event.calls))
+        recorded.append((event.stage, event.calls))
         return event.stage
 
     assert run(stage(), tell) == "done" and answers == ["one", "two"]
-    assert told == [("one", 0), ("one", 1), ("two", 1)]
+    assert recorded == [("one", 0), ("one", 1), ("two", 1)]
     assert run(stage()) == "done"
     network_called()  # outside of stages there is no listener
 
 
 def test_stages_within_stages_keep_their_listeners():
-    told = []
+    recorded = []
 
     def inner():
         yield Event("inner")
@@ -187,11 +187,11 @@ def test_stages_within_stages_keep_their_listeners():
 
     def outer():
         yield Event("outer")
-        run(inner(), lambda event: told.append(("inner", event.calls)))
+        run(inner(), lambda event: recorded.append(("inner", event.calls)))
         network_called()
 
-    run(outer(), lambda event: told.append(("outer", event.calls)))
-    assert told == [("outer", 0), ("inner", 0), ("inner", 1), ("outer", 1)]
+    run(outer(), lambda event: recorded.append(("outer", event.calls)))
+    assert recorded == [("outer", 0), ("inner", 0), ("inner", 1), ("outer", 1)]
 
 
 def test_progress_bars_predict_no_end_of_a_solve(pipe, images, monkeypatch):

@@ -248,10 +248,10 @@ def test_transport_around_an_octant_turns_by_a_right_angle():
         ]
     )
     area = math.pi / 2 * math.sin(near)
-    carried = parallel_transport(metric, path, vector(1, 0))
-    angle = math.atan2(float(carried[-1, 1]), float(carried[-1, 0]))
+    moved = parallel_transport(metric, path, vector(1, 0))
+    angle = math.atan2(float(moved[-1, 1]), float(moved[-1, 0]))
     assert abs(angle) == pytest.approx(area, abs=2e-3)
-    assert_close(metric.norm(path, carried), torch.ones(len(path), dtype=torch.float64))
+    assert_close(metric.norm(path, moved), torch.ones(len(path), dtype=torch.float64))
 
 
 def test_the_error_of_transport_is_of_second_order():
@@ -261,8 +261,8 @@ def test_the_error_of_transport_is_of_second_order():
         latitude = torch.linspace(0.2, 1.4, num, dtype=torch.float64)
         path = torch.stack([latitude, torch.zeros_like(latitude)], 1)
         v = vector(0.6, 0.8 / math.cos(0.2))
-        carried = parallel_transport(Sphere(), path, v)[-1]
-        at_the_end = carried * vector(1, math.cos(1.4))
+        moved = parallel_transport(Sphere(), path, v)[-1]
+        at_the_end = moved * vector(1, math.cos(1.4))
         errors.append(float((at_the_end - vector(0.6, 0.8)).norm()))
     assert errors[0] < 5e-3 and errors[1] < 0.3 * errors[0] and errors[2] < 0.3 * errors[1]
 
@@ -271,9 +271,9 @@ def test_the_error_of_transport_is_of_second_order():
 def test_transport_along_a_geodesic_keeps_its_velocity(num_points):
     metric, x, v = Sphere(), vector(0.3, 0.1), vector(1.0, 1.2)
     path = exponential_map(metric, x, v, num_steps=num_points - 1)
-    carried = parallel_transport(metric, path, v)
-    pushed = metric.embed_jvp(path, carried)
-    end = exponential_map(metric, path[-1], carried[-1] / 100, num_steps=1)[-1]
+    moved = parallel_transport(metric, path, v)
+    pushed = metric.embed_jvp(path, moved)
+    end = exponential_map(metric, path[-1], moved[-1] / 100, num_steps=1)[-1]
     before = metric.embed(path[-2:])
     onward = metric.embed(end[None])[0] - before[1]
     back = before[1] - before[0]

@@ -26,22 +26,11 @@ import models  # noqa: E402
 
 from riemannian_diffusion import Adaptation, adapt, demo  # noqa: E402
 from riemannian_diffusion.pipelines import (  # noqa: E402
-    GeodesicInterpolationFluxPipeline,
     GeodesicInterpolationPipeline,
-    GeodesicInterpolationSD3Pipeline,
-    GeodesicInterpolationUnconditionalPipeline,
-    GeodesicInterpolationXLPipeline,
     RoadmapStart,
 )
 
 FOLDER = Path(__file__).parent / "references"
-KINDS = {
-    "sd": (GeodesicInterpolationPipeline, models.stable_diffusion),
-    "xl": (GeodesicInterpolationXLPipeline, models.stable_diffusion_xl),
-    "sd3": (GeodesicInterpolationSD3Pipeline, models.stable_diffusion_3),
-    "flux": (GeodesicInterpolationFluxPipeline, models.flux),
-    "pixels": (GeodesicInterpolationUnconditionalPipeline, models.unconditional),
-}
 TINY = {"num_frames": 5, "num_inference_steps": 10, "max_evals": 8}
 SHIPPED = {"num_frames": 5, "num_inference_steps": 25, "max_evals": 8}
 
@@ -55,9 +44,8 @@ def waves(num: int) -> list[Tensor]:
 def setting(family: str) -> tuple[Any, list[Tensor], list[str], dict[str, int]]:
     """A pipeline, three images, their prompts and options."""
     if family != "shipped":
-        kind, parts = KINDS[family]
         texts = [""] * 3 if family == "pixels" else ["a", "b", "c"]
-        return kind(**parts()), waves(3), texts, TINY
+        return models.make(family), list(models.waves(3)), texts, TINY
     pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
     factors = demo.random_factors(3, torch.Generator().manual_seed(2000))
     hue = demo.FACTORS.index("hue")
@@ -92,12 +80,7 @@ def cases(family: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def morph(family: str, name: str, more: dict[str, Any], stored: dict[str, Tensor]) -> tuple:
     """Frames, energies and the number of points that the network saw."""
     pipe, images, texts, options = setting(family)
-    pipe.set_progress_bar_config(disable=True)
-    points = [0]
-
-    def count(module, args, kwargs) -> None:
-        points[0] += len(args[0] if args else kwargs["hidden_states"])
-
+    models.silent(pipe)
     take = 3 if "three" in more else 2
     prompt = texts[:take] if texts[0] else ""
     conditions = None
@@ -107,7 +90,16 @@ def morph(family: str, name: str, more: dict[str, Any], stored: dict[str, Tensor
         conditions = pipe.condition("")
     else:
         conditions = pipe.condition(prompt, texts[2] if "negative" in more else "")
-    hook = pipe.network.register_forward_pre_hook(count, with_kwargs=True)
+    with models.counting(pipe.network) as seen:
+        out = _staged(pipe, images, texts, conditions, more, options)
+    energies = [found.energy for found in out.geodesics if found is not None]
+    energies = torch.tensor(energies, dtype=torch.float64)
+    return out.frames, energies, torch.tensor(seen.points)
+
+
+def _staged(pipe, images, texts, conditions, more, options) -> Any:
+    """The output of all stages of a case."""
+    take = 3 if "three" in more else 2
     generator = torch.Generator().manual_seed(0)
     inversion = {n: more[n] for n in ("space", "guidance_scale", "guidance_damping") if n in more}
     keys = pipe.invert(
@@ -134,10 +126,7 @@ def morph(family: str, name: str, more: dict[str, Any], stored: dict[str, Tensor
     if "transport" in more:
         third = texts[2] if texts[0] else None
         path = pipe.transport(path, images[2], third, max_evals=options["max_evals"])
-    out = pipe.render(path, output_type="pt")
-    hook.remove()
-    energies = [found.energy for found in out.geodesics if found is not None]
-    return out.frames, torch.tensor(energies, dtype=torch.float64), torch.tensor(points)
+    return pipe.render(path, output_type="pt")
 
 
 def adaptation(stored: dict[str, Tensor]) -> Adaptation:
@@ -195,7 +184,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Print and return the rows, and print the largest difference of each family."""
     parser = frame.parser(__doc__)
-    parser.add_argument("--families", nargs="+", default=[*KINDS, "shipped"])
+    parser.add_argument("--families", nargs="+", default=[*models.KINDS, "shipped"])
     parser.add_argument("--cases", nargs="+")
     parser.add_argument("--record", action="store_true")
     rows = frame.run(measure, parser, argv)

@@ -1,4 +1,4 @@
-"""Tiny random models of the real architectures, their pipelines, and what tests feed them.
+"""Tiny random models of the real architectures, their pipelines, and test data.
 
 The weights are the same in every call: each model starts from seed 0.
 """
@@ -158,7 +158,7 @@ def prompted_unet(
 def prompted_xl_unet(
     *, width: int = 32, pooled: int = 16, dtype: torch.dtype = torch.float32
 ) -> UNet2DConditionModel:
-    """A network of Stable Diffusion XL: it takes pooled embeddings and the images' sizes, too."""
+    """A network of Stable Diffusion XL, which also takes pooled embeddings and image sizes."""
     return prompted_unet(
         width=width,
         dtype=dtype,
@@ -182,6 +182,7 @@ def prompted_score_unet() -> UNet2DConditionModel:
 
 
 def tokenizer() -> CLIPTokenizer:
+    """A tokenizer that spells out every text."""
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
@@ -190,6 +191,7 @@ def tokenizer() -> CLIPTokenizer:
 
 
 def text_encoder(kind=CLIPTextModel, width: int = 16):
+    """A text encoder for `tokenizer`."""
     num = len(tokenizer())
     config = CLIPTextConfig(
         vocab_size=num,
@@ -207,6 +209,7 @@ def text_encoder(kind=CLIPTextModel, width: int = 16):
 
 
 def t5() -> tuple[T5EncoderModel, T5Tokenizer]:
+    """A T5 encoder and its tokenizer."""
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     vocab += [(letter, -3.0) for letter in string.ascii_lowercase]
     config = T5Config(vocab_size=30, d_model=32, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
@@ -216,6 +219,7 @@ def t5() -> tuple[T5EncoderModel, T5Tokenizer]:
 
 
 def vae(channels: int = 4, **options) -> AutoencoderKL:
+    """An autoencoder for images `(K, 3, 16, 16)`."""
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -223,12 +227,13 @@ def vae(channels: int = 4, **options) -> AutoencoderKL:
         latent_channels=channels,
         norm_num_groups=4,
         sample_size=16,
-        scaling_factor=4.0,  # latents of size 1: on tiny ones, group norms amplify every error
+        scaling_factor=4.0,  # latents of size 1; group norms amplify errors of tiny ones
         **options,
     ).eval()
 
 
 def scheduler() -> DDIMScheduler:
+    """The DDIM scheduler of Stable Diffusion."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -243,6 +248,7 @@ def scheduler() -> DDIMScheduler:
 
 
 def stable_diffusion() -> dict:
+    """Components of Stable Diffusion."""
     return {
         "unet": prompted_unet(),
         "vae": vae(),
@@ -256,6 +262,7 @@ def stable_diffusion() -> dict:
 
 
 def stable_diffusion_xl() -> dict:
+    """Components of Stable Diffusion XL."""
     return {
         "unet": prompted_xl_unet(),
         "vae": vae(),
@@ -268,6 +275,7 @@ def stable_diffusion_xl() -> dict:
 
 
 def unconditional(channels: int = 3) -> dict:
+    """Components of an unconditional model of pixels."""
     return {
         "unet": pixel_unet(channels),
         "scheduler": DDPMScheduler(beta_end=0.002, clip_sample=False),
@@ -275,6 +283,7 @@ def unconditional(channels: int = 3) -> dict:
 
 
 def stable_diffusion_3() -> dict:
+    """Components of Stable Diffusion 3."""
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
         sample_size=8,
@@ -304,6 +313,7 @@ def stable_diffusion_3() -> dict:
 
 
 def flux(guidance_embeds: bool = False) -> dict:
+    """Components of Flux."""
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         patch_size=1,
@@ -354,14 +364,14 @@ def silent(pipe):
 
 
 def only(function: Callable, options: dict) -> dict:
-    """Those of the options that are arguments of a function."""
+    """The options that are arguments of a function."""
     return {n: value for n, value in options.items() if n in inspect.signature(function).parameters}
 
 
 def morph(pipe, image, prompt="", negative_prompt="", **options):
-    """The output of all stages, one after the other, each with those of the options that it takes.
+    """The output of all stages in order. Each stage receives the options that it has.
 
-    Unlike the call of a pipeline it also takes the options that only stages have.
+    This function also takes options that the call of a pipeline does not have.
     """
     stages = (pipe.condition, pipe.invert, pipe.solve, pipe.sample, pipe.render)
     taken = [only(stage, options) for stage in stages]
@@ -377,7 +387,7 @@ def morph(pipe, image, prompt="", negative_prompt="", **options):
 
 
 class Counter:
-    """What networks were given: the number of calls, and of points over all calls."""
+    """The number of calls of networks, and the number of their points."""
 
     def __init__(self):
         self.calls = self.points = 0
@@ -390,7 +400,7 @@ class Counter:
 
 @contextmanager
 def counting(*networks: nn.Module) -> Iterator[Counter]:
-    """Count what networks are given inside."""
+    """Count the calls and the points of networks inside the context."""
     counter = Counter()
     hooks = [one.register_forward_pre_hook(counter, with_kwargs=True) for one in networks]
     try:

@@ -43,7 +43,7 @@ from riemannian_diffusion.app.outputs import (  # noqa: E402
 from riemannian_diffusion.app.studio import Cancelled, Energies, Studio  # noqa: E402
 from riemannian_diffusion.events import Event  # noqa: E402
 
-LONG = 900  # steps: much longer than any of these tests
+LONG = 900  # number of steps that takes much longer than any of these tests
 
 
 def quiet(phase, done, total):
@@ -60,7 +60,7 @@ SOLVE = {name: FAST[name] for name in ("num_frames", "max_evals")}
 
 
 def morphs_of(studio, images, *metrics, report=quiet, seed=0, **options):
-    """Morphs by some metrics, from one inversion."""
+    """Morphs with several metrics that share one inversion."""
     with studio.request("me", report) as asked:
         keys = asked.invert(images, seed=seed, **INVERSION | options)
         return [asked.morph(keys, name, seed=seed, **SOLVE) for name in metrics]
@@ -71,7 +71,7 @@ def morphs(tiny_pipe, pictures):
     return morphs_of(Studio(tiny_pipe), pictures, "tangent_normal", "slerp")
 
 
-def test_prompts_are_one_for_all_or_one_each():
+def test_there_is_one_prompt_or_one_for_each_keyframe():
     assert parse_prompts("  a cube \n") == "a cube"
     assert parse_prompts("a\n b\n\nc") == ["a", "b", "", "c"]
     assert parse_prompts("") == parse_prompts(None) == ""
@@ -84,7 +84,7 @@ def test_numbers_are_finite():
             check_numbers(strength=1, fps=bad)
 
 
-def test_sizes_are_what_the_model_can_draw():
+def test_sizes_fit_the_model():
     assert check_size(64.0, 48.0, 16) == (64, 48)
     for bad in ((65, 16), (16, 0), (-8, 16)):
         with pytest.raises(ValueError, match="Width and height must be from 1 to 64"):
@@ -98,15 +98,15 @@ def test_images_are_cropped_scaled_and_upright(tmp_path):
     wide[:, 20:40] = 255
     image = PIL.Image.fromarray(wide)
     exif = image.getexif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # the image must be rotated by 90 degrees
     image.save(tmp_path / "wide.png")
     image.save(tmp_path / "turned.png", exif=exif)
     first, second = fit_images([tmp_path / "wide.png", tmp_path / "turned.png"], (16, 8))
     assert first.size == second.size == (16, 8) and first.mode == "RGB"
-    assert np.asarray(second)[4].min() == 255  # the middle of what was wide
+    assert np.asarray(second)[4].min() == 255  # the middle of the wide image
 
 
-def test_what_is_no_image_is_named(tmp_path):
+def test_files_that_are_no_images_are_named(tmp_path):
     (tmp_path / "broken.png").write_text("no image")
     whole = (tmp_path / "whole.png", tmp_path / "half.png")
     PIL.Image.effect_noise((64, 64), 50).save(whole[0])
@@ -154,13 +154,13 @@ def test_metrics_are_compared_on_one_inversion(tiny_pipe, pictures):
     assert sum(phase == "Inverting" and done == 0 for phase, done, _ in reports) >= 1
 
 
-def test_energies_that_come_again_count_once():
+def test_repeated_energies_count_once():
     energies = Energies()
     for gap, done, energy in ((0, 1, 5.0), (1, 2, 7.0), (0, 3, 4.0), (1, 5, 6.0)):
         event = Event("solve", done, energy=energy, gap=gap, iteration=True)
         for _ in range(3):
             energies(event)
-    energies(Event("solve", 6, energy=9.0, gap=1))  # an evaluation that ends no iteration
+    energies(Event("solve", 6, energy=9.0, gap=1))  # this evaluation does not end an iteration
     assert energies.solves == [[(1, 5.0), (2, 4.0)], [(1, 7.0), (3, 6.0)]]
 
 
@@ -171,12 +171,15 @@ def test_every_kind_of_model(kind, pictures):
         studio, pictures[:2], "tangent_normal", report=lambda *phase: reports.append(phase)
     )
     assert len(morph.frames) == FAST["num_frames"] and reports and len(morph.solves) == 1
-    assert studio.native_size in (16, 256)  # Flux does not say; its pipeline does
+    assert studio.native_size in (
+        16,
+        256,
+    )  # the size of Flux comes from its pipeline, not from its network
 
 
 @pytest.mark.parametrize("metric", ["tangent_normal", "density"])
 @pytest.mark.parametrize("stage", ["invert", "solve"])
-def test_stopping_is_soon_and_leaves_the_pipeline_alone(tiny_pipe, pictures, metric, stage):
+def test_stopping_is_quick_and_does_not_change_the_pipeline(tiny_pipe, pictures, metric, stage):
     studio, left, reached = Studio(tiny_pipe), threading.Event(), threading.Event()
     steps = LONG if stage == "invert" else 8
 
@@ -229,7 +232,7 @@ def test_summary(morphs):
     assert "| slerp, gap 1 | – | – | – |" in text
 
 
-def test_command_without_gradio_says_how_to_get_it(monkeypatch, capsys):
+def test_command_without_gradio_says_how_to_install_it(monkeypatch, capsys):
     for name in [n for n in sys.modules if n.startswith("riemannian_diffusion.app")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
@@ -238,7 +241,7 @@ def test_command_without_gradio_says_how_to_get_it(monkeypatch, capsys):
     assert "pip install 'riemannian-diffusion[app]'" in error and error.count("\n") == 1
 
 
-def test_command_is_for_this_machine_alone(tiny_pipe, tmp_path, monkeypatch):
+def test_command_serves_only_this_machine(tiny_pipe, tmp_path, monkeypatch):
     tiny_pipe.save_pretrained(tmp_path)
     launched = {}
     monkeypatch.setattr(gr.Blocks, "launch", lambda page, **options: launched.update(options))
@@ -247,7 +250,7 @@ def test_command_is_for_this_machine_alone(tiny_pipe, tmp_path, monkeypatch):
     assert launched["share"] is False
 
 
-def test_ports_that_are_taken_are_told_of(tiny_pipe):
+def test_a_port_in_use_is_reported(tiny_pipe):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -259,7 +262,9 @@ def test_ports_that_are_taken_are_told_of(tiny_pipe):
 def served(tiny_pipe, tmp_path, monkeypatch):
     """The address of the page of the tiny pipeline."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("GRADIO_HEARTBEAT_INTERVAL", "0.5")  # when a client notices that it left
+    monkeypatch.setenv(
+        "GRADIO_HEARTBEAT_INTERVAL", "0.5"
+    )  # interval in which the server notices that a client has left
     page = build(tiny_pipe)
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False)
     yield url
@@ -291,7 +296,7 @@ def client_of(url):
     return Client(url, verbose=False)
 
 
-def test_five_visitors_at_once_get_their_own(served, paths, tiny_pipe, pictures):
+def test_five_visitors_at_once_get_their_own_results(served, paths, tiny_pipe, pictures):
     orders = [(0, 1), (1, 2), (2, 0), (1, 0), (0, 1)]
     clients = [client_of(served) for _ in orders]
 
@@ -313,7 +318,7 @@ def test_five_visitors_at_once_get_their_own(served, paths, tiny_pipe, pictures)
     assert len({tuple(frames_in(result)) for result in results}) == 5
 
 
-def test_comparison_leaves_no_files_but_in_the_cache(served, paths, tmp_path, monkeypatch):
+def test_a_comparison_leaves_files_only_in_the_cache(served, paths, tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     result = client_of(served).predict(api_name="/morph", **arguments(paths, other="slerp"))
@@ -326,8 +331,8 @@ def test_comparison_leaves_no_files_but_in_the_cache(served, paths, tmp_path, mo
     assert not [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("way", ["cancel", "leave"])
-def test_a_visitor_who_cancels_or_leaves_makes_room(served, paths, way):
+@pytest.mark.parametrize("action", ["cancel", "leave"])
+def test_a_visitor_who_cancels_or_leaves_makes_room(served, paths, action):
     slow, fast = client_of(served), client_of(served)
     job = slow.submit(
         api_name="/morph", **arguments(paths, steps=200, max_evals=LONG, num_frames=65)
@@ -337,14 +342,14 @@ def test_a_visitor_who_cancels_or_leaves_makes_room(served, paths, way):
     waiting = fast.submit(api_name="/morph", **arguments(paths[:2], metric="slerp"))
     time.sleep(0.5)
     assert not waiting.done()
-    if way == "cancel":
+    if action == "cancel":
         assert slow.predict(api_name="/cancel") == "Cancelled."
     else:
         slow.close()
     assert "slerp" in waiting.result(timeout=20)[0]
 
 
-def test_bad_input_is_a_message_and_the_page_goes_on(served, paths, tmp_path):
+def test_bad_input_gives_a_message_and_the_page_still_works(served, paths, tmp_path):
     client = client_of(served)
     (tmp_path / "broken.png").write_text("no image")
     cases = [
@@ -366,7 +371,7 @@ def test_bad_input_is_a_message_and_the_page_goes_on(served, paths, tmp_path):
     assert len(frames_in(good)) == 7
 
 
-def test_page_asks_no_other_machine(served):
+def test_page_contacts_no_other_machine(served):
     with urllib.request.urlopen(f"{served}config") as answer:
         assert json.load(answer)["analytics_enabled"] is False
 
@@ -432,7 +437,7 @@ def test_browsers_that_cancel_or_leave_make_room(served, browser, paths):
     first, second = pages
     first.get_by_text("Inverting").first.wait_for(timeout=20_000)
     assert not second.get_by_text("Inverting").count()
-    for page in (second, first):  # the one that waits, then the one whose turn it is
+    for page in (second, first):  # first the waiting visitor, then the one who is served
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("Cancelled.").wait_for(timeout=20_000)
     job = client_of(served).submit(api_name="/morph", **arguments(paths, metric="slerp"))

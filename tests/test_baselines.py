@@ -1,4 +1,4 @@
-"""The published interpolations, each against cases worked out by hand or by scipy."""
+"""The published interpolations, compared with results by hand or by scipy."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_nao_by_hand():
 
     c = optimize.minimize_scalar(objective, bounds=(0, 2), method="bounded").x
     path = nao(x0, x1, 3, tol=0, max_steps=3000)
-    assert abs(c - 1) > 0.05  # not the straight line
+    assert abs(c - 1) > 0.05  # the straight line has c = 1
     assert_close(path[1], torch.full((2,), c, dtype=torch.float64), rtol=0, atol=1e-3)
     assert torch.equal(path[0], x0) and torch.equal(path[-1], x1)
 
@@ -76,7 +76,7 @@ def test_nao_brings_norms_back_to_those_of_noise():
     assert 0.97 < norms.min() and norms.max() < 1.03
 
 
-def test_nao_stops_when_calm():
+def test_nao_stops_when_points_no_longer_move():
     x0, x1 = randn(8, seed=0), randn(8, seed=1)
     assert torch.equal(nao(x0, x1, 5, tol=1e9, max_steps=12), nao(x0, x1, 5, tol=1e9))
     assert not torch.equal(nao(x0, x1, 5, tol=0, max_steps=12), nao(x0, x1, 5, tol=0, max_steps=13))
@@ -110,7 +110,7 @@ def test_noise_diffusion_keeps_the_variance_of_noise():
         randn(100_000, seed=0), randn(100_000, seed=1), 5, clean0=zero, clean1=zero, alpha=1e-6,
         clip=100.0, noise_weight=0.6, generator=torch.Generator().manual_seed(3),
     )  # fmt: skip
-    assert_close(shared, shared[:1].expand_as(shared))  # one noise for all points
+    assert_close(shared, shared[:1].expand_as(shared))  # all points share one noise
 
 
 def gaussian(mean: list[float], sigma: float = 1.0) -> GaussianMixtureScore:
@@ -161,7 +161,7 @@ def test_density_geodesic_is_stationary():
 
 
 class Recorder(ScoreModel):
-    """A level of its own that keeps what it is asked."""
+    """A level that records the points at which it is evaluated."""
 
     def __init__(self, alpha: float, seen: list):
         self.alpha, self.sigma, self.seen = alpha, (1 - alpha**2) ** 0.5, seen

@@ -1,4 +1,4 @@
-"""The results of the benchmarks: what the frame writes, and the tables made of it."""
+"""The files of results that benchmarks write, and the tables that are generated from them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_frame_writes_the_command_and_the_rows(script, tmp_path):
     assert not list(tmp_path.glob(".*.json"))
 
 
-def test_frame_prints_rows_as_they_come(script, capsys):
+def test_frame_prints_each_row_at_once(script, capsys):
     with pytest.raises(KeyboardInterrupt):
         script.main(["--points", "13"])
     lines = capsys.readouterr().out.splitlines()
@@ -91,7 +91,7 @@ def test_frame_keeps_old_results_if_a_benchmark_fails(script, tmp_path):
     assert out.read_text() == "old"
 
 
-def test_seed_fixes_random_numbers_and_leaves_those_outside_alone(script):
+def test_seed_fixes_random_numbers_only_inside_the_frame(script):
     torch.manual_seed(5)
     expected = torch.rand(())
     torch.manual_seed(5)
@@ -148,7 +148,7 @@ def test_commit_is_marked_when_files_have_changed(tmp_path):
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_results_say_where_they_come_from(path):
+def test_results_name_their_origin(path):
     report = json.loads(path.read_text())
     assert set(frame.KEYS) <= set(report) <= {*frame.KEYS, "source"}
     python, script, *_ = shlex.split(report["command"])
@@ -163,7 +163,7 @@ def test_results_say_where_they_come_from(path):
         )
 
 
-def test_tables_of_the_readme_are_those_of_the_results():
+def test_tables_of_the_readme_match_the_results():
     text = tables.README.read_text()
     for _, name, _ in tables.BLOCK.findall(text):
         assert tables.TABLES[name].render() in text, name
@@ -172,7 +172,7 @@ def test_tables_of_the_readme_are_those_of_the_results():
     assert not [line for line in rest.splitlines() if line.startswith("|")]
 
 
-def test_a_changed_cell_is_noticed_and_repaired(tmp_path, monkeypatch, capsys):
+def test_a_changed_cell_is_found_and_repaired(tmp_path, monkeypatch, capsys):
     copy = tmp_path / "README.md"
     text = tables.README.read_text()
     assert "| 0.0376 |" in text
@@ -199,7 +199,7 @@ def test_a_table_needs_exactly_one_result_for_a_cell(line, column, message):
         table.render()
 
 
-def test_a_table_that_the_readme_lacks_is_named():
+def test_a_table_missing_from_the_readme_is_named():
     text = tables.README.read_text().replace("<!-- table: scenes -->", "")
     with pytest.raises(ValueError, match="scenes"):
         tables.rewritten(text)

@@ -1,4 +1,4 @@
-"""The headlines of the benchmarks, as inequalities at reduced size."""
+"""The main results of the benchmarks, tested as inequalities at reduced size."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def by_method(rows, **where):
     return {row["method"]: row for row in select(rows, **where)}
 
 
-def test_where_a_straight_start_leaps_only_a_roadmap_finds_the_geodesic():
+def test_only_a_roadmap_finds_the_geodesic_if_a_straight_start_leaps():
     names = ["C-shape", "swiss roll in R^20"]
     rows = synthetic.main(["--problems", *names, "--methods", *METHODS])
     for name in names:
@@ -76,7 +76,7 @@ def test_precision():
     assert half["chords"] < 0.3 * brain["chords"]
 
 
-def test_memory_does_not_grow_with_the_points_one_at_a_time():
+def test_memory_does_not_grow_with_the_points_in_batches_of_one():
     options = ["--points", "5", "17", "--max-batch-sizes", "0", "1", "--size", "32"]
     rows = memory.main(options)
 
@@ -123,7 +123,7 @@ def test_retiming_makes_changes_even():
         assert row["worst PDV"] < 0.2 and row["worst PPL"] < 1.05, row
 
 
-def test_fitting_brings_the_usual_inversion_nearer():
+def test_fitting_lowers_the_error_of_the_usual_inversion():
     options = ["--pairs", "1", "--steps", "10", "--embedding-steps", "30", "--lora-steps", "40"]
     rows = adaptation.main(options)
     where = {"guidance": 1.0, "target": "decoded", "strength": 1.0, "iterations": 0}

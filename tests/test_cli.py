@@ -30,7 +30,7 @@ def inputs(tiny_pipe, keyframes, tmp_path):
     return [str(tmp_path / "0.png"), str(tmp_path / "1.png"), "--model", str(tmp_path / "model")]
 
 
-def test_names_are_the_library_s():
+def test_names_are_those_of_the_library():
     assert METRIC_NAMES == (*METRICS, *CURVES) and PROTOCOL_NAMES == tuple(PROTOCOLS)
     assert INIT_NAMES == NAMED_STARTS
 
@@ -58,7 +58,7 @@ def test_gif_and_report(run, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_networks_are_narrow_where_that_is_fast():
+def test_default_dtype_of_each_device():
     assert default_dtype("cuda:1") == "float16"
     assert default_dtype(torch.device("cpu")) == default_dtype("mps") == "float32"
 
@@ -166,7 +166,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(b[0]) for b in BAD])
-def test_bad_input_is_one_line_and_status_2(
+def test_bad_input_gives_one_line_and_status_2(
     inputs, arguments, message, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -185,7 +185,7 @@ def test_bad_input_is_one_line_and_status_2(
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
-def test_module_is_the_command():
+def test_running_the_module_runs_the_command():
     command = [sys.executable, "-m", "riemannian_diffusion", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("riemannian-diffusion 0.")

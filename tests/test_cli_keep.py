@@ -97,16 +97,18 @@ def test_work_is_resumed(run, tmp_path):
     path.__class__(**{**vars(path), "latents": None}).save(kept / "path-tangent_normal.safetensors")
     sampled = run()
     assert "the keyframes and the path\n" in sampled.out and frames.read_bytes() == before
-    assert 0 < sampled.calls <= 4  # one for each step of sampling
+    assert 0 < sampled.calls <= 4  # one call for each step of sampling
 
 
 def test_another_metric_does_not_invert_again(run, tmp_path):
     first = run()
     inverted = first.calls - run("--metric", "slerp", "--keep", str(tmp_path / "other")).calls
     other = run("--metric", "slerp")
-    assert other.status == 0 and "resumed from" in other.out and other.calls == 4  # sampling alone
+    assert (
+        other.status == 0 and "resumed from" in other.out and other.calls == 4
+    )  # only sampling calls the network
     assert inverted != other.calls
-    assert run("--metric", "slerp").calls == run().calls == 0  # both are kept
+    assert run("--metric", "slerp").calls == run().calls == 0  # both paths are stored
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_other_weights_are_refused(run, inputs, folder, tmp_path):
     [["--frames", "5"], ["--max-evals", "4"], ["--init", "lerp"], ["--adain"]],
     ids=lambda more: more[0],
 )
-def test_another_solve_is_solved(run, tmp_path, more):
+def test_a_changed_solve_is_solved_again(run, tmp_path, more):
     assert run().status == 0
     changed = run(*more)
     frames = (tmp_path / "a.png").read_bytes()
@@ -212,7 +214,7 @@ def test_an_interrupted_command_leaves_whole_files(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_command_goes_on(folder, inputs, tmp_path, capsys):
+def test_a_killed_command_is_resumed(folder, inputs, tmp_path, capsys):
     long = [*flags(num_frames=9, num_inference_steps=8, max_evals=25), "--device", "cpu"]
 
     def command(keep, output):
@@ -252,12 +254,12 @@ def test_a_killed_command_goes_on(folder, inputs, tmp_path, capsys):
         ("a@1/cat.png", ("a@1/cat.png", None)),
     ],
 )
-def test_numbers_behind_names(text, expected):
+def test_numbers_after_names(text, expected):
     path, number = split_number(Path(text))
     assert (str(path), number) == expected
 
 
-def test_a_file_of_the_whole_name_wins(tmp_path):
+def test_a_file_with_the_whole_name_is_preferred(tmp_path):
     (tmp_path / "cat.png@12").write_text("mine")
     assert split_number(tmp_path / "cat.png@12") == (tmp_path / "cat.png@12", None)
     assert split_number(tmp_path / "cat.png@12@3") == (tmp_path / "cat.png@12", 3)

@@ -26,9 +26,9 @@ def model(tiny_pipe, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("given", ["file", "folder", "hub"])
-def test_loaded_by_diffusers_it_morphs(model, tiny_pipe, keyframes, given):
+def test_the_pipeline_loaded_by_diffusers_morphs(model, tiny_pipe, keyframes, given):
     options = {"custom_pipeline": str(FILE if given == "file" else FILE.parent)}
-    if given == "hub":  # the code lies beside the weights
+    if given == "hub":  # the code is in the folder of the weights
         shutil.copy(FILE, model / "pipeline.py")
         index = json.loads((model / "model_index.json").read_text())
         index["_class_name"] = ["pipeline", "GeodesicInterpolation"]

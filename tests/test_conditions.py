@@ -47,7 +47,7 @@ def test_interpolated_conditions():
     )
     assert_close(condition.at(where, 5, "c"), expected)
     shared = Condition.of(values[0])
-    assert_close(shared.at(where, 5, "c")[2], values[0, 1])  # one path for all pairs
+    assert_close(shared.at(where, 5, "c")[2], values[0, 1])  # all pairs share one path
 
 
 def test_masks_between_knots_are_those_of_either():
@@ -62,7 +62,7 @@ def test_masks_between_knots_are_those_of_either():
 
 
 @pytest.mark.parametrize("num", [4, 8, 11, 50])
-def test_a_knot_has_its_own_mask_whatever_rounding_does(num):
+def test_a_knot_has_its_own_mask_despite_rounding(num):
     found = Condition.of(torch.eye(num).bool(), "mask").at(Where.even(num), num, "m")
     assert torch.equal(found, torch.eye(num).bool())
 
@@ -73,7 +73,7 @@ def test_fixed_conditions_may_be_of_any_dtype(dtype):
     found = Condition(values, "fixed").at(Where([0.3, 0.9, 1.0], [1, 0, 1]), 3, "f")
     assert torch.equal(found, values[[1, 0, 1], 0])
     one = Condition(values[:1], "fixed")
-    assert torch.equal(one.at(None, 3, "f"), values[:1, 0])  # needs no place
+    assert torch.equal(one.at(None, 3, "f"), values[:1, 0])  # fixed conditions need no place
 
 
 @pytest.mark.parametrize(

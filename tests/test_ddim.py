@@ -1,4 +1,4 @@
-"""DDIM against diffusers' schedulers, against its own inverse, and against a closed form."""
+"""DDIM compared with diffusers' schedulers, with its own inverse, and with a closed form."""
 
 import math
 
@@ -54,7 +54,7 @@ def noise_of(output, x, abar, prediction_type):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("timestep", [1, 21, 301, 581, 961])
 @pytest.mark.parametrize("set_alpha_to_one", [True, False])
-def test_a_step_is_that_of_the_scheduler(inverse, prediction_type, timestep, set_alpha_to_one):
+def test_a_step_equals_that_of_the_scheduler(inverse, prediction_type, timestep, set_alpha_to_one):
     """diffusers names a step of an inversion by the level where it arrives."""
     scheduler = (DDIMInverseScheduler if inverse else DDIMScheduler)(
         **STABLE_DIFFUSION,
@@ -76,7 +76,7 @@ def test_a_step_is_that_of_the_scheduler(inverse, prediction_type, timestep, set
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("set_alpha_to_one", [True, False])
-def test_sampling_is_diffusers_loop(prediction_type, set_alpha_to_one):
+def test_sampling_equals_the_loop_of_diffusers(prediction_type, set_alpha_to_one):
     unet, _, levels = unet_levels(prediction_type)
     scheduler = DDIMScheduler(
         **STABLE_DIFFUSION,
@@ -127,7 +127,7 @@ def test_round_trips_in_an_exact_model(final_abar):
     assert 1e-3 < errors[0] < 0.5
     for before, after in zip(errors, errors[1:4], strict=False):
         assert after < 0.5 * before
-    assert errors[4] < 1e-11  # the implicit equation solved: the exact inverse
+    assert errors[4] < 1e-11  # the implicit equation is solved, so the inverse is exact
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -139,7 +139,7 @@ def test_round_trips_in_a_network(prediction_type):
     assert errors[4] < 1e-11
 
 
-def test_samples_invert_to_the_noise_they_came_from():
+def test_samples_invert_to_their_noise():
     noise = randn(4, 1, 2, 2, seed=3)
     clean = sample(mixture_levels, noise, TIMESTEPS)
     again = invert(mixture_levels, clean, TIMESTEPS, fixed_point_iterations=60)
@@ -180,7 +180,7 @@ def test_sampling_a_gaussian_tends_to_the_closed_form():
 
 
 def test_noise_and_back_draws_from_the_posterior():
-    """From one Gaussian, what is noised to `tau` comes back with `std`, nearer the mean."""
+    """Points of one Gaussian that are noised to `tau` return with spread `std`, nearer the mean."""
     mean, std, last = randn(2, 3), 0.5, 3.0
     levels, generator = gaussian_levels(200, mean, std, last), torch.Generator().manual_seed(0)
     x = mean + randn(1, 2, 3, seed=1).expand(4000, -1, -1)
@@ -199,7 +199,7 @@ def test_a_single_step_is_the_denoiser():
     assert_close(sample(mixture_levels, noise, [400]), level.denoise(noise) / level.alpha)
 
 
-def test_no_fixed_point_iterations_take_the_noise_where_the_step_leaves():
+def test_without_iterations_the_noise_is_read_where_the_step_starts():
     x = randn(4, 1, 2, 2)
     expected, abar = x, 1.0
     for timestep in TIMESTEPS:
@@ -270,7 +270,7 @@ def test_levels_are_visited_in_order():
 
 @pytest.mark.parametrize("function", [invert, sample])
 def test_the_clean_level(function):
-    """A scheduler may call a level clean that holds a little noise."""
+    """The clean level of a scheduler may have a little noise."""
     x = randn(2, 1, 2, 2)
     usual = function(mixture_levels, x, TIMESTEPS)
     other = function(mixture_levels, x, TIMESTEPS, final_abar=0.99)

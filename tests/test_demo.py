@@ -43,7 +43,7 @@ def test_render_shape_range_and_dtype(dtype):
     images = render(kinds, factors, resolution=20)
     assert images.shape == (5, 3, 20, 20) and images.dtype == dtype
     assert 0 <= images.min() and images.max() <= 1
-    assert (images.flatten(1).std(1) > 0.1).all()  # there is something to see
+    assert (images.flatten(1).std(1) > 0.1).all()  # no image is empty
     assert render("cube", factors[:1]).shape == (1, 3, 64, 64)
     assert render([], factors[:0], resolution=20).shape == (0, 3, 20, 20)
 
@@ -91,10 +91,10 @@ def test_azimuth_and_hue_are_periodic(kind):
         assert (render(kind, moved, resolution=24) - image).abs().max() > 0.02
 
 
-def test_factors_do_what_they_say():
+def test_factors_have_their_meaning():
     factors = torch.tensor([[1.0, 0.0, 0.6, 0.0, 0.0]], dtype=torch.float64)
 
-    def centre(image):  # of what is reddish, in pixels, and how much of it there is
+    def centre(image):  # centre of the reddish pixels, and their amount
         red = (image[0, 0] - image[0, 2]).clamp(min=0)
         rows, columns = red.sum(1), red.sum(0)
         steps = torch.arange(48, dtype=red.dtype)
@@ -134,7 +134,7 @@ def test_no_pixel_jumps(kind):
 @pytest.mark.parametrize("name", FACTORS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward_mode_against_central_differences(kind, name):
-    """Relative, in the norm of the image; of half the scenes, as single pixels may see a jump."""
+    """The median relative error over scenes is small; single pixels may have a jump."""
     _, factors = scenes(4, dtype=torch.float64)
     tangent = torch.zeros_like(factors)
     tangent[:, FACTORS.index(name)] = 1.0
@@ -218,7 +218,7 @@ def test_captions(kind, hue, words):
 
 
 @pytest.mark.parametrize("i", range(len(HUES)))
-def test_hue_names_are_the_colours_seen(i):
+def test_hue_names_match_the_colours(i):
     """The solid's brightest channels are those of its name: yellow is red and green."""
     factors = torch.tensor([[0.0, i / 6, 0.7, 0.0, 0.0]])
     pixel = render("sphere", factors)[0, :, 32, 32]
@@ -260,7 +260,7 @@ def test_nearest_render_is_deterministic_and_leaves_images_alone():
     assert first.images.shape == images.shape
 
 
-def test_nearest_render_of_nothing():
+def test_nearest_render_of_no_images():
     found = nearest_render(torch.zeros(0, 3, 32, 32))
     assert found.kinds == () and found.factors.shape == (0, 5) and found.mse.shape == (0,)
 
@@ -313,7 +313,7 @@ def test_shipped_endpoints_are_renders_of_different_scenes():
     assert (images[0] - images[1]).square().mean() > 1e-3
 
 
-def test_captions_are_few_tokens_and_read_back(shipped_pipe):
+def test_captions_have_few_tokens_and_are_decoded(shipped_pipe):
     for kind in KINDS:
         for i in range(len(HUES)):
             ids = shipped_pipe.tokenizer(caption(kind, i / 6)).input_ids
@@ -333,7 +333,7 @@ def test_shipped_autoencoder_on_held_out_scenes(shipped_pipe):
     assert (psnr((decoded / 2 + 0.5).clamp(0, 1), images) >= 30).all()
 
 
-def test_shipped_model_draws_what_the_caption_says(shipped_pipe):
+def test_shipped_model_follows_the_caption(shipped_pipe):
     from diffusers import StableDiffusionPipeline
 
     captions = [caption(kind, i / 6) for i, kind in enumerate(KINDS)]

@@ -1,4 +1,4 @@
-"""Many energies at once: the same numbers as one at a time, at no more passes than needed."""
+"""Energies of many paths equal those of single paths, and take no needless network passes."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def unet_score(**options) -> DiffusionScore:
 
 
 def count_points(score: DiffusionScore) -> list[int]:
-    """The sizes of the batches that the network is given from now on."""
+    """A list that records the sizes of all later batches of the network."""
     sizes = []
     score.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     return sizes
@@ -68,7 +68,7 @@ def autograd_answer(metric, path, pair=0):
 @pytest.mark.parametrize("noises", [None, 2])
 @pytest.mark.parametrize("max_batch_size", [None, 4, 3, 1])
 def test_energies_and_gradients_are_those_of_autograd(metric, noises, max_batch_size):
-    """With a path of prompts, whose places the chunks must keep."""
+    """Prompts change along the path, so chunks must keep the places of their points."""
     score = unet_score(encoder_hidden_states=embeddings(3), max_batch_size=max_batch_size)
     read = score if noises is None else SharedNoiseScore(score, randn(noises, *SHAPE, seed=5))
     metric = metric(read)
@@ -82,7 +82,7 @@ def test_energies_and_gradients_are_those_of_autograd(metric, noises, max_batch_
 
 @pytest.mark.parametrize("max_batch_size", [None, 4])
 def test_a_solve_embeds_its_ends_once_and_no_point_twice(max_batch_size):
-    """But for the first point of each later chunk, once more without a graph."""
+    """The first point of each later chunk is an exception: it is also embedded without a graph."""
     score = unet_score(encoder_hidden_states=embeddings(1), max_batch_size=max_batch_size)
     sizes = count_points(score)
     found = geodesic(
@@ -95,7 +95,7 @@ def test_a_solve_embeds_its_ends_once_and_no_point_twice(max_batch_size):
 
 
 def test_chunks_are_differentiated_one_at_a_time():
-    """The forward passes of a chunk's successor come after its reverse pass."""
+    """The forward pass of a chunk follows the reverse pass of the chunk before it."""
     score = unet_score(encoder_hidden_states=embeddings(1), max_batch_size=2)
     events = []
     score.model.register_forward_pre_hook(
@@ -201,7 +201,7 @@ def test_starts_of_every_pair():
 
 
 class Sum(PullbackMetric):
-    """Made of other metrics, in a list, a dict or a tuple."""
+    """A metric that is made of other metrics, in a list, a dict or a tuple."""
 
     def __init__(self, *parts, container=list):
         self.parts = dict(enumerate(parts)) if container is dict else container(parts)
@@ -212,14 +212,14 @@ class Sum(PullbackMetric):
 
 
 class Doubled(TangentNormalMetric):
-    """With an energy of its own."""
+    """A metric with its own energy."""
 
     def energy(self, path):
         return 2 * super().energy(path)
 
 
 class Counting(ScoreModel):
-    """A score around another."""
+    """A score that wraps another score."""
 
     def __init__(self, score):
         self.score, self.alpha, self.sigma = score, score.alpha, score.sigma
@@ -239,7 +239,7 @@ class Counting(ScoreModel):
     ids=["of a list", "of a dict", "with an energy of its own", "of a wrapped score"],
 )
 @pytest.mark.parametrize("noises", [None, (2, 1)])
-def test_metrics_of_ones_own_keep_prompts_noises_and_limits(metric, noises):
+def test_custom_metrics_keep_prompts_noises_and_limits(metric, noises):
     score = unet_score(encoder_hidden_states=embeddings(2, 2), max_batch_size=5)
     sizes = count_points(score)
     read = score if noises is None else SharedNoiseScore(score, randn(*noises, *SHAPE, seed=3))
@@ -254,7 +254,7 @@ def test_metrics_of_ones_own_keep_prompts_noises_and_limits(metric, noises):
     assert max(sizes) == 5 and metric(read).rounding == score.rounding
 
 
-def test_a_score_may_name_its_own_attributes_as_it_likes():
+def test_a_score_may_have_any_attribute_names():
     class Own(GaussianMixtureScore):
         def _parts(self):
             return None
@@ -267,7 +267,7 @@ def test_a_score_may_name_its_own_attributes_as_it_likes():
     assert not metric.use_less_memory(x)
 
 
-def test_only_energies_by_chords_have_the_bound():
+def test_only_energies_by_chords_have_a_lower_bound():
     problem = circle(8)
     found = geodesic(ByProducts(problem.score), problem.x0, problem.x1, init="lerp", max_evals=30)
     assert found.lower_bound == 0 and found.num_evals > 5
@@ -282,8 +282,8 @@ def test_a_start_that_fails_in_an_early_stage_loses():
             return 0.01 * x
 
     x0, x1 = torch.tensor([1.0, 0.0]), torch.tensor([1.2, 0.0])
-    way = lerp(x0, x1, 17) + torch.linspace(0, torch.pi, 17).sin()[:, None] * torch.tensor([0, 2])
-    found = geodesic([Grained(), EuclideanMetric()], x0, x1, init=["lerp", way])
+    bent = lerp(x0, x1, 17) + torch.linspace(0, torch.pi, 17).sin()[:, None] * torch.tensor([0, 2])
+    found = geodesic([Grained(), EuclideanMetric()], x0, x1, init=["lerp", bent])
     assert found.status == "converged"
     alone = geodesic([Grained(), EuclideanMetric()], x0, x1, init="lerp")
     assert alone.status == "rounding" and alone.energy == pytest.approx(0.02, rel=1e-3)
@@ -334,7 +334,7 @@ def test_prompts_and_noises_of_pairs_need_to_know_the_pair():
 
 
 class Coarse(GaussianMixtureScore):
-    """Its values are rounded to bfloat16, as a network's in that dtype are."""
+    """A score whose values are rounded to bfloat16, like those of a network in that dtype."""
 
     rounding = torch.finfo(torch.bfloat16).eps
 
@@ -354,7 +354,9 @@ def test_differences_below_the_networks_rounding_are_refused():
     assert "wider dtype" in refused.message
     assert torch.equal(refused.path, lerp(problem.x0, near, 17))
     assert geodesic(metric, problem.x0, problem.x1, init="lerp").status == "converged"
-    same = geodesic(metric, problem.x0, problem.x0)  # nothing to resolve
+    same = geodesic(
+        metric, problem.x0, problem.x0
+    )  # equal end points have no difference to resolve
     assert same.status == "converged"
     assert_close(refine(same.path, 2), problem.x0.expand(33, -1))
 
@@ -363,7 +365,7 @@ def test_differences_below_the_networks_rounding_are_refused():
 
 
 def test_a_compiled_network_is_compiled_once_and_gives_the_same():
-    """Without a graph break, and again only for another size of batch or kind of call."""
+    """There is no graph break, and only another batch size or kind of call compiles again."""
     torch._dynamo.reset()
     eager = unet_score(encoder_hidden_states=embeddings(1), max_batch_size=8)
     graphs = []

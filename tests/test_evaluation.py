@@ -33,7 +33,7 @@ OFFLINE = "no route to the host"
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path_factory):
-    """No weights on disk, and none to be had."""
+    """No weights are on disk, and none can be downloaded."""
 
     def refuse(*args, **kwargs):
         raise urllib.error.URLError(OFFLINE)
@@ -44,12 +44,12 @@ def offline(monkeypatch, tmp_path_factory):
 
 
 def rms(x, y):
-    """A distance that needs no network: root mean square difference."""
+    """The root mean square difference, a distance that needs no network."""
     return (x - y).square().flatten(1).mean(1).sqrt()
 
 
 def colours(x):
-    """Features that need no network: means and spreads of the three channels."""
+    """Means and spreads of the three channels, features that need no network."""
     return torch.cat([x.mean((2, 3)), x.std((2, 3))], 1)
 
 
@@ -68,7 +68,7 @@ def sequences(count, **options):
 
 
 def run(given, protocol="any", **options):
-    """`evaluate` without networks, its warnings in the result alone."""
+    """The result of `evaluate` without networks. Its warnings are in the result only."""
     options = {"distance": rms, "features": colours, "num_resamples": 20} | options
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -182,7 +182,7 @@ def frechet(x, y):
 @pytest.mark.parametrize(("n", "m", "d"), [(40, 30, 6), (9, 30, 12), (7, 5, 12), (40, 6, 6)])
 def test_frechet_distance_against_scipy(n, m, d):
     x, y = randn(n, d), 0.5 * randn(m, d, seed=1) @ randn(d, d, seed=2) + 0.3
-    # a root of a singular product is exact to its square root only
+    # the root of a singular product has the square root of the rounding error
     tolerance = 1e-9 if min(n, m) > d else 1e-5
     assert float(frechet(x, y)) == pytest.approx(scipy_frechet(x, y), rel=tolerance)
 
@@ -192,7 +192,7 @@ def test_frechet_distance_of_gaussian_features_in_closed_form():
     x = with_moments(30, mean_x, torch.diag(torch.tensor([4.0, 1, 9, 0.25]).double()))
     y = with_moments(50, mean_y, torch.diag(torch.tensor([1.0, 1, 4, 2.25]).double()), seed=1)
     assert float(frechet(x, y)) == pytest.approx((1 + 4 + 0.25) + (1 + 0 + 1 + 1), rel=1e-10)
-    # for samples, up to their error
+    # samples have a sampling error
     x, y = 2 * randn(20000, 4), 0.5 * randn(20000, 4, seed=1) + mean_y
     assert float(ev.frechet_distance(x, y)) == pytest.approx(5.25 + 4 * 1.5**2, rel=0.03)
 
@@ -206,7 +206,7 @@ def test_frechet_distance_against_torchmetrics():
 
 
 @pytest.mark.parametrize("n", [4, 40])
-def test_frechet_distance_is_one_of_sets(n):
+def test_symmetries_of_the_frechet_distance(n):
     x, y = randn(n, 6), 2 * randn(25, 6, seed=1) - 1
     value = frechet(x, y)
     turn = torch.linalg.qr(randn(6, 6, seed=2)).Q
@@ -246,7 +246,7 @@ def test_kernel_distance_of_gaussian_features_in_closed_form(mean, std):
     assert abs(np.mean(found) - expected) < 4 * error
 
 
-def test_too_small_a_set_for_fid_is_said():
+def test_a_set_too_small_for_fid_is_reported():
     with pytest.warns(UserWarning, match="FID of 19 images against 40 .* 4 features .* least 20"):
         ev.frechet_distance(randn(19, 4), randn(40, 4))
     with warnings.catch_warnings():
@@ -277,7 +277,7 @@ def test_interval_of_a_mean_moves_with_its_values():
     values = torch.tensor([0.1, 0.2, 0.3, 1.5], dtype=torch.float64)
     low, high = ev.mean_interval(values)
     mean = float(values.mean())
-    assert high - mean > mean - low > 0  # the tail is on the right
+    assert high - mean > mean - low > 0  # the distribution has its tail on the right
     assert ev.mean_interval(3 * values + 1) == pytest.approx((3 * low + 1, 3 * high + 1))
     assert ev.mean_interval(-values) == pytest.approx((-high, -low))
     assert ev.mean_interval(torch.full((4,), 0.5)) == (0.5, 0.5)
@@ -293,7 +293,9 @@ def test_intervals_shrink_with_items_and_widen_with_confidence():
         return torch.tensor([high - low for low, high in ends])
 
     ratio = widths(50) / widths(200)
-    assert (1.6 < ratio).all() and (ratio < 2.5).all()  # as one over the root
+    assert (1.6 < ratio).all() and (
+        ratio < 2.5
+    ).all()  # the width falls as one over the square root of the number
     assert (widths(50, 0.5) < widths(50, 0.9)).all() and (widths(50, 0.9) < widths(50, 0.99)).all()
 
 
@@ -352,7 +354,7 @@ def test_intervals_of_fid_and_kid_cover_and_have_the_true_width(monkeypatch):
     assert [row["measure"] for row in new] == ["fid", "kid"]
     for row in new:
         assert row["coverage"] >= 0.85 and 0.75 < row["width"] < 1.25
-    for row in rows:  # the fault that the new intervals cure
+    for row in rows:  # the old intervals cover too rarely
         assert row["method"] == "new" or row["width"] > 1.2
 
 
@@ -361,7 +363,7 @@ def test_intervals_of_fid_and_kid_cover_and_have_the_true_width(monkeypatch):
 
 @pytest.fixture
 def random_lpips():
-    """LPIPS on a random trunk, with its own weights of the layers."""
+    """LPIPS with a random trunk and the trained weights of the layers."""
     lpips = pytest.importorskip("lpips", reason="lpips needs a torchvision of this torch")
     torch.manual_seed(0)
     with warnings.catch_warnings():
@@ -464,7 +466,7 @@ def test_inception_against_torchmetrics(monkeypatch):
     assert_close((found[0] - found[1]).sum(0).double(), shift)
 
 
-def test_own_features_get_uint8_images():
+def test_custom_features_receive_uint8_images():
     class Corner(torch.nn.Module):
         def forward(self, x):
             assert x.dtype == torch.uint8
@@ -513,7 +515,9 @@ def test_every_measure_of_an_evaluation_is_what_its_function_gives():
         expected[name] = torch.stack([getattr(ev, name)(x, y).mean() for x, y in middle])
     expected["lpips"] = torch.stack([rms(x, y).mean() for x, y in middle])
     expected["re"] = torch.stack([ev.mse(s.frames[[0, -1]], s.inputs).mean() for s in given])
-    expected["largest_step"] = gaps.max(1).values  # rms is this measure's own difference
+    expected["largest_step"] = gaps.max(
+        1
+    ).values  # this measure uses the root mean square difference
     for name, values in expected.items():
         assert result[name].value == pytest.approx(float(values.mean()), rel=1e-9)
         assert result[name].per_sequence == pytest.approx(values.tolist(), rel=1e-9)
@@ -695,7 +699,7 @@ def test_one_middle_frame_is_no_set():
     assert result.missing == dict.fromkeys(["fid", "kid"], "a set of one frame has no spread")
 
 
-def test_what_cannot_be_loaded_raises_or_is_reported(monkeypatch):
+def test_networks_that_cannot_be_loaded_raise_or_are_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     given = sequences(2, inputs=True)
     with pytest.raises(ImportError, match="lpips cannot be imported"):
@@ -802,7 +806,7 @@ def write(folder, images, names=None):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three sequences of 12 frames, 12 x 14 pixels, two of them complete; and other files."""
+    """A folder with three sequences of 12 frames of 12 x 14 pixels, two of them complete."""
     for i in range(3):
         frames = rand(12, 3, 14, 12, seed=i)
         write(tmp_path / "morphs" / f"pair_{i}", frames)
@@ -932,7 +936,7 @@ BAD_COMMANDS = [
 @pytest.mark.parametrize(
     ("arguments", "message"), BAD_COMMANDS, ids=[message for _, message in BAD_COMMANDS]
 )
-def test_bad_commands_are_one_line_and_status_2(
+def test_bad_commands_give_one_line_and_status_2(
     folder, arguments, message, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -974,5 +978,5 @@ def test_evaluation_stands_beside_the_pipelines_and_needs_no_extra_to_import():
         if inside:
             assert not any("pipelines" in name for name in names), path
             assert not {n.partition(".")[0] for n in names} & {"lpips", "torchmetrics"}, path
-        elif path.name not in ("commands.py", "retiming.py"):  # by LPIPS, where it is asked for
+        elif path.name not in ("commands.py", "retiming.py"):  # these import LPIPS only on request
             assert not any("evaluation" in name for name in names), path

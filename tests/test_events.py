@@ -1,4 +1,4 @@
-"""What stages tell while they run, and that a listener can stop them at any network call."""
+"""Events of stages, and listeners that stop a stage at any network call."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def test_events_come_in_order(pipe, path, images, stage):
     for one, other in zip(events, events[1:], strict=False):
         if one.stage == other.stage and other.calls >= one.calls:
             assert other.done >= one.done and other.total == one.total
-            assert other.calls - one.calls <= 1  # nothing runs between two events unseen
+            assert other.calls - one.calls <= 1  # at most one network call lies between two events
     for event in events:
         assert event.total is None or 0 <= event.done <= event.total
     unknown = [event for event in events if event.stage in ("solve", "retime")]
-    if stage != "transport":  # there "lerp" is solved, whose end is known
+    if stage != "transport":  # transport solves "lerp", whose total is known
         assert all(event.total is None for event in unknown)
     last = {event.stage: event for event in events}
     assert all(e.done == e.total for e in last.values() if e.total is not None)
@@ -106,18 +106,18 @@ def _count_or_stop(counter: list, stop_at: int | None):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_listener_stops_a_stage_at_any_network_call(pipe, path, images, stage):
     networks = (pipe.unet, pipe.vae.encoder, pipe.vae.decoder)
-    told = [0]
+    recorded = [0]
     with counting(*networks) as counter:
-        expected = STAGES[stage](pipe, path, images, _count_or_stop(told, None))
+        expected = STAGES[stage](pipe, path, images, _count_or_stop(recorded, None))
     total = counter.calls
-    assert told[0] == total > 0
+    assert recorded[0] == total > 0
     for number in sorted({1, min(2, total), total // 2 + 1, total}):
-        told = [0]
+        recorded = [0]
         with counting(*networks) as counter, pytest.raises(Stop):
-            STAGES[stage](pipe, path, images, _count_or_stop(told, number))
+            STAGES[stage](pipe, path, images, _count_or_stop(recorded, number))
         assert counter.calls == number - 1
     assert all(parameter.requires_grad for parameter in pipe.unet.parameters())
-    again = STAGES[stage](pipe, path, images, lambda event: None)  # nothing is left of the stop
+    again = STAGES[stage](pipe, path, images, lambda event: None)  # the stop has no later effect
     assert _same(again, expected)
 
 
@@ -156,8 +156,8 @@ def test_events_of_steps_have_their_timestep_and_latents(pipe, images):
     assert torch.equal(steps[len(steps)].latents, path.latents)
 
 
-def test_what_a_listener_returns_and_no_listener_at_all():
-    """Any generator of events is a stage; its listener can answer."""
+def test_answers_of_a_listener_and_runs_without_one():
+    """A stage is any generator of events, and its listener can send answers."""
     answers = []
 
     def stage():
@@ -166,20 +166,20 @@ def test_what_a_listener_returns_and_no_listener_at_all():
         answers.append((yield Event("two")))
         return "done"
 
-    told = []
+    recorded = []
 
     def tell(event):
-        told.append((event.stage, event.calls))
+        recorded.append((event.stage, event.calls))
         return event.stage
 
     assert run(stage(), tell) == "done" and answers == ["one", "two"]
-    assert told == [("one", 0), ("one", 1), ("two", 1)]
+    assert recorded == [("one", 0), ("one", 1), ("two", 1)]
     assert run(stage()) == "done"
-    network_called()  # outside of stages nobody is told
+    network_called()  # outside of stages there is no listener
 
 
 def test_stages_within_stages_keep_their_listeners():
-    told = []
+    recorded = []
 
     def inner():
         yield Event("inner")
@@ -187,11 +187,11 @@ def test_stages_within_stages_keep_their_listeners():
 
     def outer():
         yield Event("outer")
-        run(inner(), lambda event: told.append(("inner", event.calls)))
+        run(inner(), lambda event: recorded.append(("inner", event.calls)))
         network_called()
 
-    run(outer(), lambda event: told.append(("outer", event.calls)))
-    assert told == [("outer", 0), ("inner", 0), ("inner", 1), ("outer", 1)]
+    run(outer(), lambda event: recorded.append(("outer", event.calls)))
+    assert recorded == [("outer", 0), ("inner", 0), ("inner", 1), ("outer", 1)]
 
 
 def test_progress_bars_predict_no_end_of_a_solve(pipe, images, monkeypatch):

@@ -1,4 +1,4 @@
-"""Geodesics against closed forms, and what a solve promises its caller."""
+"""Geodesics compared with closed forms, and the guarantees of a solve."""
 
 import math
 from functools import cache
@@ -48,7 +48,7 @@ def solve(metric, problem, **options):
 
 @cache
 def solved(metric, name):
-    """With every default, from the straight path."""
+    """A geodesic with all defaults, from the straight path."""
     problem = PROBLEMS[name]
     return geodesic(metric(problem.score), problem.x0, problem.x1, init="lerp")
 
@@ -90,7 +90,7 @@ LEFT, RIGHT = vector(-1.0, 1.0), vector(2.0, 0.8)
     ids=["euclidean", "tangent normal", "score Jacobian", "score Jacobian with ridge"],
 )
 def test_straight_for_a_gaussian(metric, std):
-    """The Jacobian of its score is constant: straight lines at constant speed."""
+    """The score of a Gaussian has a constant Jacobian, so geodesics are straight."""
     score = GaussianMixtureScore(randn(1, 2, 3), 0.5, std=std, alpha=0.9)
     x0, x1 = randn(2, 3, seed=1), randn(2, 3, seed=2)
     bent = lerp(x0, x1, 9) + torch.linspace(0, math.pi, 9).sin().view(-1, 1, 1) * randn(2, 3)
@@ -104,7 +104,7 @@ def test_straight_for_a_gaussian(metric, std):
 def test_the_stein_metric_of_a_gaussian_is_straight_through_its_mean(detach_score):
     mean, direction = randn(5), randn(5, seed=1)
     score = GaussianMixtureScore(mean[None], 0.7)
-    # with a larger weight the way around the mean becomes shorter
+    # with a larger weight a path around the mean becomes shorter
     metric = SteinScoreMetric(score, lam=0.05, detach_score=detach_score)
     x0, x1 = mean - direction, mean + 0.6 * direction
     bent = lerp(x0, x1, 9) + 0.1 * torch.linspace(0, math.pi, 9).sin()[:, None] * randn(5, seed=2)
@@ -130,7 +130,7 @@ def test_the_stein_metric_of_a_gaussian_follows_its_geodesic_equation_elsewhere(
 
 
 def test_a_metric_that_is_no_pullback():
-    """Half-plane: arcs of circles about a point of the boundary."""
+    """Geodesics of the half-plane are arcs of circles about a point of the boundary."""
     found = geodesic(HalfPlane(), LEFT, RIGHT, num_points=33, init="lerp", rtol=1e-8)
     centre = (RIGHT.square().sum() - LEFT.square().sum()) / (2 * (RIGHT - LEFT)[0])
     radius = (found.path - vector(centre, 0.0)).norm(dim=1)
@@ -156,7 +156,7 @@ def test_tangent_normal_geodesics_lie_on_the_manifold(problem):
 
 @every_problem
 def test_tangent_normal_geodesics_are_the_true_ones(problem):
-    """Not only near the manifold: each point is near its place on the geodesic."""
+    """Each point is near its place on the geodesic, not only near the manifold."""
     fractions = torch.linspace(0, 1, 17, dtype=torch.float64)
     points = solved(TangentNormalMetric, problem.name)(fractions)
     assert_close(points, problem.geodesic(fractions), rtol=0, atol=0.03)
@@ -178,7 +178,7 @@ def test_the_lower_bound_holds(problem, metric):
 def test_a_solve_lowers_the_energy(problem, metric):
     found, bound = solved(metric, problem.name), metric(problem.score)
     history = energies(found)
-    # the line search takes differences below float32's rounding for equal
+    # the line search treats differences below the rounding of float32 as equal
     assert all(after <= before * (1 + 1e-6) for before, after in pairwise(history))
     assert history[-1] < 0.1 * history[0]
     for path, energy in (
@@ -207,7 +207,7 @@ def test_evaluations_to_reach_what_adam_reaches_in_500(problem, metric):
 
 
 def test_the_path_returned_is_the_best_one_seen():
-    """Steps that are too large throw the last path far off."""
+    """Steps that are too large end on a bad path."""
     problem = PROBLEMS["circle in R^8"]
     metric = TangentNormalMetric(problem.score)
     found = solve(metric, problem, solver=Adam(0.5, 0.5), max_evals=12)
@@ -237,7 +237,7 @@ def test_line_searches_end_at_strong_wolfe_conditions(first):
     assert abs(along(size)[1]) <= 0.9 * abs(slope0)
 
 
-def test_no_more_pairs_are_kept_than_asked(monkeypatch):
+def test_the_number_of_stored_pairs_is_limited(monkeypatch):
     kept, apply = [], PathLBFGS._apply_inverse
 
     def spy(pairs, *more):
@@ -254,7 +254,7 @@ def test_no_more_pairs_are_kept_than_asked(monkeypatch):
 
 
 def test_the_inverse_hessian_is_the_bfgs_formula():
-    """Against the dense update, Nocedal and Wright (6.17), from the scaled initial matrix."""
+    """It equals the dense update, Nocedal and Wright (6.17), from the scaled initial matrix."""
     num, dim = 3, 2
     root = randn(num, num, seed=9)
     initial = root @ root.T + torch.eye(num)
@@ -300,7 +300,7 @@ def test_points_alone_can_leap_and_the_finer_energy_shows_it():
 
 @every_metric
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_end_points_come_back_bit_for_bit(metric, dtype):
+def test_end_points_stay_bit_identical(metric, dtype):
     problem = circle(8)
     x0, x1 = problem.x0.to(dtype), problem.x1.to(dtype)
     found = geodesic(metric(problem.score), x0, x1, max_evals=6)
@@ -369,7 +369,7 @@ def test_calls_give_points_at_fractions_of_the_metric_length():
 
 
 def test_calls_on_a_path_of_uneven_speed():
-    """Euclidean length, points crowded at the start by a solve that may not move them."""
+    """Points are crowded at the start, and the solve may not move them."""
     u = vector(0.0, 0.01, 0.02, 0.5, 1.0)[:, None]
     x0, x1 = randn(3), randn(3, seed=1)
     crowded = geodesic(
@@ -400,7 +400,7 @@ def test_equal_end_points(metric):
     assert found.status == "converged"
     assert_close(found.path, problem.x0.expand(5, 8), rtol=0, atol=1e-9)
     assert_close(found([0.0, 0.4, 1.0]), problem.x0.expand(3, 8), rtol=0, atol=1e-9)
-    assert found.energy < 1e-15  # rows of one product of matrices may round differently
+    assert found.energy < 1e-15  # rows of a matrix product may round differently
 
 
 class Rounded(ScoreModel):
@@ -441,7 +441,7 @@ def test_converged_within_rtol_of_the_lower_bound():
     iterates = []
     found = geodesic(EuclideanMetric(), LEFT, RIGHT, init="lerp", callback=iterates.append)
     assert found.status == "converged"
-    assert found.num_evals == len(iterates) == 1  # the start is known to be a minimum
+    assert found.num_evals == len(iterates) == 1  # the start is already a minimum
 
 
 @pytest.mark.parametrize("max_evals", [1, 2, 5])
@@ -457,7 +457,7 @@ def test_evaluations_are_limited(max_evals, solver):
 
 
 class Failing(PullbackMetric):
-    """NaN for the solver from some evaluation on."""
+    """An energy that is NaN after a number of evaluations."""
 
     def __init__(self, metric, num_good):
         self.metric, self.num_good, self.num_calls = metric, num_good, 0
@@ -488,14 +488,14 @@ def test_non_finite_values_stop_the_solve_at_the_best_path(num_good, solver):
     assert found.energy <= float(metric.energy(refine(lerp(problem.x0, problem.x1, 17), 6)).sum())
 
 
-def test_a_model_that_fails_for_good_still_gives_finite_points():
+def test_points_are_finite_if_the_model_stops_working():
     problem = PROBLEMS["circle in R^8"]
     metric = TangentNormalMetric(problem.score)
     found = solve(Failing(metric, 4), problem)
     assert found.status == "nonfinite"
     assert torch.equal(found.path, solve(metric, problem, max_evals=4).path)
     assert math.isnan(found.energy) and math.isnan(found.length)
-    points = found(torch.linspace(0, 1, 9))  # at fractions of the flat length
+    points = found(torch.linspace(0, 1, 9))  # the fractions are of the flat length
     assert points.isfinite().all()
     assert_close(speed(points), speed(points).mean().expand(8), rtol=0.1, atol=0)
 
@@ -566,8 +566,8 @@ def test_starts():
     assert torch.equal(x0, LEFT) and torch.equal(x1, RIGHT) and num_points == 7
 
 
-def test_of_several_starts_the_one_of_least_energy_is_kept():
-    """The long way around a circle is a valley of its own."""
+def test_the_start_that_leads_to_the_least_energy_is_kept():
+    """The longer arc of a circle is a local minimum."""
     problem = circle(8, angle=2.5)
     metric = TangentNormalMetric(problem.score)
     x0, x1 = problem.geodesic(torch.tensor([0.0, 1.0]))
@@ -601,7 +601,7 @@ def test_a_start_without_finite_energy_loses():
         assert found.status == "converged" and found.energy == pytest.approx(2.0)
 
 
-def test_a_sequence_of_metrics_goes_on_from_the_path_before():
+def test_each_metric_of_a_sequence_starts_from_the_last_path():
     problem = PROBLEMS["circle in R^8"]
     levels = [
         TangentNormalMetric(GaussianMixtureScore(problem.score.means, sigma))
@@ -626,7 +626,7 @@ def test_a_sequence_of_metrics_goes_on_from_the_path_before():
 
 
 def test_continuation_finds_what_one_level_misses():
-    """Ends almost opposite: across the circle's middle the fine level does not see the circle."""
+    """The end points are almost opposite, and the fine level is flat inside the circle."""
     problem = circle(8, angle=3.1)
     fine = TangentNormalMetric(problem.score)
     levels = [
@@ -670,7 +670,7 @@ def test_callbacks_see_every_iteration(solver):
     assert torch.equal(found.path, quiet.path)
 
 
-def test_what_a_callback_does_to_its_path_changes_nothing():
+def test_a_callback_cannot_change_the_path():
     problem = PROBLEMS["circle in R^8"]
     metric = TangentNormalMetric(problem.score)
     found = solve(metric, problem, callback=lambda iterate: iterate.path.zero_())
@@ -711,7 +711,7 @@ def test_solves_inside_no_grad(mode):
 
 
 class Descent(Solver):
-    """Gradient descent: a solver from outside the package."""
+    """Gradient descent, a solver that is defined outside the package."""
 
     patience = 2
 
@@ -722,7 +722,7 @@ class Descent(Solver):
             points = points - 0.05 * gradient
 
 
-def test_a_solver_of_ones_own():
+def test_a_custom_solver():
     bent = lerp(LEFT, RIGHT, 3) + vector(0, 1, 0)[:, None]
     found = geodesic(
         EuclideanMetric(), LEFT, RIGHT, num_points=3, init=bent, solver=Descent(), rtol=1e-4

@@ -1,4 +1,4 @@
-"""Going on beyond a path and beside it: great circles of spheres, and bad input."""
+"""Extrapolation and analogies on spheres, and bad input."""
 
 import math
 
@@ -20,8 +20,8 @@ from riemannian_diffusion import (
 
 
 @pytest.mark.parametrize("num_points", [9, 17, 33])
-def test_goes_on_along_the_great_circle(num_points):
-    """To second order in the step: half the step, a quarter of the error."""
+def test_extrapolation_follows_the_great_circle(num_points):
+    """The error is of second order: half the step gives a quarter of the error."""
     a, b = torch.linalg.qr(randn(50, 2))[0].T
 
     def at(angles):
@@ -42,7 +42,7 @@ def test_goes_on_along_the_great_circle(num_points):
     assert abs(float(turned[-1]) % (2 * math.pi) - 1 - distance) < 0.01 * distance
 
 
-def test_ninety_degrees_more_of_a_circle_by_its_score():
+def test_ninety_degrees_beyond_a_path_on_a_circle():
     problem = circle(8, angle=1.0)
     path = problem.geodesic(torch.linspace(0, 1, 17))
     longer = extrapolate(path, math.pi / 2, project=problem.score.denoise)
@@ -51,8 +51,8 @@ def test_ninety_degrees_more_of_a_circle_by_its_score():
     assert float((longer - true).norm(dim=1).max()) < 0.02
 
 
-def test_it_ends_where_the_data_end():
-    """On an arc of 1.6 radians, and on a circle with nothing around the far side."""
+def test_extrapolation_ends_where_the_data_end():
+    """The data are an arc of 1.6 radians, and a circle whose far side has no score."""
     problem = circle(8, angle=1.0)
     level = problem.score
     arc = problem.geodesic(torch.linspace(0, 1.6, 400))
@@ -64,7 +64,7 @@ def test_it_ends_where_the_data_end():
     assert len(extrapolate(path, 2.0, project=denoise, max_residual=math.inf)) == 17 + 32
     assert len(extrapolate(path, 2.0, project=level.denoise)) == 17 + 32
 
-    def leaving(x):  # beyond 1.2 radians it no longer knows where the circle is
+    def leaving(x):  # beyond 1.2 radians this projection does not find the circle
         turned = torch.atan2((x - path[0]) @ side, x @ path[0])
         return torch.where(turned[:, None] > 1.2, 1.5 * to_sphere(x), to_sphere(x))
 
@@ -84,14 +84,14 @@ def test_a_score_under_a_shared_noise_projects_by_its_denoiser():
     assert float(problem.distance(found).max()) < 0.02
 
 
-def test_at_least_one_step_of_the_asked_length():
+def test_extrapolation_takes_at_least_one_step():
     path = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
     longer = extrapolate(path, 0.25, project=lambda x: x)
     assert_close(longer, torch.tensor([[0, 0], [1, 0], [1.25, 0]], dtype=torch.float64))
 
 
-def test_a_projection_that_holds_back_is_overcome():
-    """Points are drawn back by a tenth of a step: steps are still as long as asked."""
+def test_steps_keep_their_length_if_a_projection_shortens_them():
+    """The projection moves points back by a tenth of a step; steps keep their length."""
     path = torch.tensor([[0.0, 1.0], [0.1, 1.0]], dtype=torch.float64)
 
     def hold_back(x):
@@ -126,20 +126,20 @@ def test_bad_input(arguments, message):
 # ------------------------------------------------------------------------------------- analogies
 
 
-def _on_sphere(*points):  # in a random 3-space of R^20, and the score of its unit sphere
+def _on_sphere(*points):  # points in a random 3-space of R^20, and the score of its unit sphere
     basis = torch.linalg.qr(randn(20, 3))[0]
     ends = [to_sphere(torch.tensor(point, dtype=torch.float64)) @ basis.T for point in points]
     return HypersphereScore(basis, torch.zeros(20, dtype=torch.float64), 0.03), ends
 
 
 def _rotated(points, a, b):
-    """By the rotation in the plane of a and b that takes a to b."""
+    """The image of a point under the rotation in the plane of a and b that takes a to b."""
     turn = torch.outer(b, a) - torch.outer(a, b)
     turned = points + points @ turn.T + points @ (turn @ turn).T / (1 + a @ b)
     return turned
 
 
-def test_on_a_sphere_a_change_is_carried_by_the_rotation():
+def test_on_a_sphere_a_change_is_rotated():
     score, (a, b, c) = _on_sphere([1.0, 0, 0], [0.6, 0.64, 0.48], [0.2, -0.3, 0.93])
     path, bridge = slerp(a, b, 33), slerp(a, c, 33)
     expected = _rotated(path, a, c)
@@ -153,14 +153,14 @@ def test_on_a_sphere_a_change_is_carried_by_the_rotation():
 
 
 @pytest.mark.parametrize("num_points", [3, 9])
-def test_a_change_is_carried_at_its_length(num_points):
+def test_a_transported_change_keeps_its_length(num_points):
     score, (a, b, c) = _on_sphere([1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0])
     found = analogy(score, slerp(a, b, num_points), c, bridge=slerp(a, c, 33))
     angle = torch.acos((found[-1] @ c).clamp(-1, 1)).rad2deg()
     assert float(angle) == pytest.approx(90, abs=2.5)
 
 
-def test_a_change_carried_to_where_it_began_is_itself():
+def test_a_change_transported_to_its_own_start_stays_the_same():
     score, (a, b) = _on_sphere([1.0, 0, 0], [0.6, 0.64, 0.48])
     path = slerp(a, b, 33)
     for bridge in (None, torch.stack([a, a])):
@@ -169,7 +169,7 @@ def test_a_change_carried_to_where_it_began_is_itself():
 
 def test_analogies_in_flat_space_are_differences():
     data = torch.zeros(1, 3, dtype=torch.float64)
-    flat = GaussianMixtureScore(data, 1e-3, std=1e3)  # everything is tangent
+    flat = GaussianMixtureScore(data, 1e-3, std=1e3)  # every direction is tangent
     path, start = torch.randn(2, 5, 3, dtype=torch.float64).unbind()[0], data[0] + 2.0
     found = analogy(flat, path, start)
     assert_close(found, start + path - path[0], atol=1e-8, rtol=0)

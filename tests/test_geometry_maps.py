@@ -1,4 +1,4 @@
-"""Shooting, its inverse, transport and means, against closed forms and scipy's integrator."""
+"""Exponential and logarithm maps, transport and means, compared with exact solutions."""
 
 import math
 
@@ -33,7 +33,7 @@ HALF_TURN = math.pi
 
 
 class Sphere(PullbackMetric):
-    """The sphere of a radius in latitude and longitude."""
+    """A sphere in latitude and longitude."""
 
     def __init__(self, radius=1.0):
         self.radius = radius
@@ -46,7 +46,7 @@ class Sphere(PullbackMetric):
 
 
 class Swirl(ScoreModel):
-    """No gradient of anything: its Jacobian is not symmetric."""
+    """A score that is not a gradient: its Jacobian is not symmetric."""
 
     alpha, sigma = 1.0, 1.0
 
@@ -69,19 +69,19 @@ X, V = vector(0.3, 0.2, -0.1), vector(0.5, 0.4, 0.3)
 
 
 def speeds(metric, path):
-    """Of chords for a pullback, else at midpoints: what the integrator conserves."""
+    """The energy that the integrator conserves: of chords for a pullback, else at midpoints."""
     return (2 * metric.energy(path) * (len(path) - 1)).sqrt()
 
 
 def great_circle(radius, x, v, u):
-    """On the sphere, from a point along a tangent, at times u."""
+    """Points of the great circle from a point along a tangent, at times u."""
     angle = v.norm() / radius * u[:, None]
     return angle.cos() * x + radius * angle.sin() * v / v.norm()
 
 
 @pytest.mark.parametrize("radius", [1.0, 2.5])
 def test_half_a_turn_of_a_sphere(radius):
-    """Of second order in the step, and without a drift of the speed."""
+    """The error is of second order in the step, and the speed does not drift."""
     metric, x, v = Sphere(radius), vector(0.3, 0.1), vector(1.0, 1.2)
     v = 0.95 * HALF_TURN * radius * v / metric.norm(x[None], v[None])
     pushed = metric.embed_jvp(x[None], v[None])[0]
@@ -98,7 +98,7 @@ def test_half_a_turn_of_a_sphere(radius):
 
 
 def test_half_circles_of_the_hyperbolic_plane():
-    """A metric of one's own with nothing but `inner`."""
+    """A custom metric that defines only `inner`."""
     x, v = vector(0.0, 1.0), vector(1.0, 0.0)
     path = exponential_map(HalfPlane(), x, v, num_steps=64)
     u = torch.linspace(0, 1, 65, dtype=torch.float64)
@@ -125,7 +125,7 @@ def christoffel_acceleration(metric, x, v):
 
 
 @every_metric
-def test_against_an_independent_integrator(metric):
+def test_geodesics_equal_those_of_an_independent_integrator(metric):
     stein = isinstance(metric, SteinScoreMetric)
     acceleration = stein_acceleration if stein else christoffel_acceleration
 
@@ -158,7 +158,7 @@ def test_the_logarithm_is_the_inverse(metric):
 @every_metric
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_in_single_precision(metric, dtype):
-    """Also in a caller's inference mode; half precision is widened."""
+    """The maps work in inference mode, too, and half precision is widened."""
     x, v = X.to(dtype), V.to(dtype)
     expected = exponential_map(metric, x.double(), v.double())
     with torch.inference_mode():
@@ -182,7 +182,7 @@ def test_a_metric_that_is_the_same_everywhere():
     assert_close(exponential_map(Flat(), X, V)[-1], X + V)
 
 
-def test_a_subclass_of_the_stein_metric_is_taken_as_it_is():
+def test_a_subclass_of_the_stein_metric_keeps_its_methods():
     class Ninefold(SteinScoreMetric):
         def inner(self, x, u, v):
             return 9 * super().inner(x, u, v)
@@ -234,7 +234,7 @@ def test_transport_around_an_octant_turns_by_a_right_angle():
     """The holonomy of a triangle is its area: an octant of the unit sphere has pi / 2."""
     metric = Sphere()
     u = torch.linspace(0, 1, 65, dtype=torch.float64)
-    near = math.pi / 2 - 0.02  # the chart ends at the pole
+    near = math.pi / 2 - 0.02  # the coordinates are singular at the pole
 
     def leg(start, end):
         return torch.lerp(vector(*start), vector(*end), u[:, None])
@@ -248,21 +248,21 @@ def test_transport_around_an_octant_turns_by_a_right_angle():
         ]
     )
     area = math.pi / 2 * math.sin(near)
-    carried = parallel_transport(metric, path, vector(1, 0))
-    angle = math.atan2(float(carried[-1, 1]), float(carried[-1, 0]))
+    moved = parallel_transport(metric, path, vector(1, 0))
+    angle = math.atan2(float(moved[-1, 1]), float(moved[-1, 0]))
     assert abs(angle) == pytest.approx(area, abs=2e-3)
-    assert_close(metric.norm(path, carried), torch.ones(len(path), dtype=torch.float64))
+    assert_close(metric.norm(path, moved), torch.ones(len(path), dtype=torch.float64))
 
 
-def test_transport_of_a_slanting_arrow_is_of_second_order():
-    """Along a meridian an arrow keeps its angle with the way, to a quarter with half the step."""
+def test_the_error_of_transport_is_of_second_order():
+    """An arrow keeps its angle with a meridian; half the step gives a quarter of the error."""
     errors = []
     for num in (9, 17, 33):
         latitude = torch.linspace(0.2, 1.4, num, dtype=torch.float64)
         path = torch.stack([latitude, torch.zeros_like(latitude)], 1)
         v = vector(0.6, 0.8 / math.cos(0.2))
-        carried = parallel_transport(Sphere(), path, v)[-1]
-        at_the_end = carried * vector(1, math.cos(1.4))
+        moved = parallel_transport(Sphere(), path, v)[-1]
+        at_the_end = moved * vector(1, math.cos(1.4))
         errors.append(float((at_the_end - vector(0.6, 0.8)).norm()))
     assert errors[0] < 5e-3 and errors[1] < 0.3 * errors[0] and errors[2] < 0.3 * errors[1]
 
@@ -271,9 +271,9 @@ def test_transport_of_a_slanting_arrow_is_of_second_order():
 def test_transport_along_a_geodesic_keeps_its_velocity(num_points):
     metric, x, v = Sphere(), vector(0.3, 0.1), vector(1.0, 1.2)
     path = exponential_map(metric, x, v, num_steps=num_points - 1)
-    carried = parallel_transport(metric, path, v)
-    pushed = metric.embed_jvp(path, carried)
-    end = exponential_map(metric, path[-1], carried[-1] / 100, num_steps=1)[-1]
+    moved = parallel_transport(metric, path, v)
+    pushed = metric.embed_jvp(path, moved)
+    end = exponential_map(metric, path[-1], moved[-1] / 100, num_steps=1)[-1]
     before = metric.embed(path[-2:])
     onward = metric.embed(end[None])[0] - before[1]
     back = before[1] - before[0]
@@ -342,14 +342,14 @@ def test_a_mean_of_points_far_apart_may_start_on_the_data():
     assert float((found - at[1]).norm()) < 0.02
 
 
-def test_a_mean_that_does_not_converge_says_so():
+def test_a_mean_that_does_not_converge_is_reported():
     points = torch.tensor([[0.3, 0.1], [0.5, 0.8], [-0.4, 0.5]], dtype=torch.float64)
     with pytest.warns(UserWarning, match="after `max_steps`=1 a step is still .* give more steps"):
         frechet_mean(Sphere(), points, max_steps=1, rtol=1e-6)
 
 
-def test_a_step_too_far_is_halved():
-    """Where logarithms overshoot, as if a metric were stretched, the mean is found all the same."""
+def test_a_step_that_is_too_long_is_halved():
+    """The mean is found even if logarithms are too long."""
 
     class Overshooting(Sphere):
         def embed_jvp(self, x, v):

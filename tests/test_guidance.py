@@ -1,4 +1,4 @@
-"""Guidance along the manifold: the score, its products, and the guider in diffusers' own loop."""
+"""Guidance along the manifold: the score, its products, and the guider of diffusers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _mixtures(weights, sigma=0.5):
     ]
 
 
-def test_a_gaussian_is_guided_by_its_shrunken_difference():
+def test_guidance_of_a_gaussian_is_its_shrunken_difference():
     # Two Gaussians N(m, s^2): D = mean + c (x - mean), c = s^2 / (s^2 + sigma^2), so J_D g = c g.
     means, sigma, std = randn(2, 4), 0.7, 0.5
     pair = [GaussianMixtureScore(mean[None], sigma, std=std) for mean in means]
@@ -55,8 +55,8 @@ def test_damping_lies_between_plain_and_tangent_guidance(damping):
     torch.testing.assert_close(found, torch.lerp(plain, along, damping))
 
 
-def test_normal_guidance_goes_and_tangent_guidance_stays():
-    # The unconditional data: a line densely covered along the first axis.
+def test_normal_guidance_is_removed_and_tangent_guidance_is_kept():
+    # The unconditional data are dense points of a line along the first axis.
     line = torch.zeros(400, 3).double()
     line[:, 0] = torch.linspace(-20, 20, 400)
     unconditional = GaussianMixtureScore(line, 0.3)
@@ -71,7 +71,7 @@ def test_normal_guidance_goes_and_tangent_guidance_stays():
     torch.testing.assert_close(change, torch.tensor([[5 * 0.2, 0, 0]]).double(), atol=1e-6, rtol=0)
 
 
-def test_for_a_small_difference_it_is_the_exact_projection():
+def test_a_small_difference_is_projected_exactly():
     near = [1.0, 1.0, 1.0, 1.0, 1.001], [1.0, 1.0, 1.0, 1.0, 1.0]
     conditional, unconditional = _mixtures(near)
     x = randn(4, 3, seed=2)
@@ -81,14 +81,14 @@ def test_for_a_small_difference_it_is_the_exact_projection():
     assert exact.abs().max() > 1e-5
 
 
-def test_one_is_the_conditional_score():
+def test_guidance_scale_one_is_the_conditional_score():
     conditional, unconditional = _mixtures([[5.0, 1, 1, 1, 1], [1.0, 1, 1, 1, 1]])
     x = randn(4, 3)
     assert torch.equal(ManifoldGuidedScore(conditional, unconditional, 1.0)(x), conditional(x))
 
 
 @pytest.mark.parametrize("network", [False, True])
-def test_products_are_those_of_autograd(network):
+def test_products_equal_those_of_autograd(network):
     if network:
         unet, scheduler = prompted_score_unet(), DDIMScheduler()
         prompts = randn(2, 4, 6)
@@ -107,7 +107,7 @@ def test_products_are_those_of_autograd(network):
     torch.testing.assert_close(guided.vjp(x, w), expected)
 
 
-def test_a_metric_reads_it_with_prompts_along_the_path():
+def test_a_metric_reads_guidance_with_prompts_along_the_path():
     unet, scheduler = prompted_score_unet(), DDIMScheduler()
     paths = randn(2, 3, 4, 6)
     pair = [
@@ -135,7 +135,7 @@ def test_bad_scores(pair, scale, message):
 @pytest.mark.parametrize("damping", [0.5, 1.0])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("timestep", [1, 400, 999])
-def test_the_guider_in_diffusers_loop_is_the_score(prediction, timestep, damping):
+def test_the_guider_in_the_loop_of_diffusers_equals_the_score(prediction, timestep, damping):
     unet = prompted_xl_unet(width=6, pooled=4, dtype=torch.float64)
     scheduler = DDIMScheduler(beta_schedule="linear", prediction_type=prediction)
     options = {"guidance_scale": 5.0, "damping": damping}

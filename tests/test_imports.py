@@ -1,4 +1,4 @@
-"""What an import loads, in fresh interpreters, and which way imports run."""
+"""Modules that an import loads in a fresh interpreter, and the order of imports."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def imports_of(path: Path) -> set[str]:
             assert node.level == 0, f"{path} has a relative import"
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
-                if node.module == PACKAGE and name not in MODULES:  # a public name
+                if node.module == PACKAGE and name not in MODULES:  # this name is public
                     name = getattr(riemannian_diffusion, alias.name).__module__
                 found.add(name if name in MODULES else node.module)
     return found & MODULES.keys()
@@ -146,7 +146,7 @@ def layer(module: str) -> int:
     return LAYERS.index(module.split(".")[1])
 
 
-def test_imports_run_one_way():
+def test_imports_follow_the_layers():
     inside = [name for name in MODULES if name != PACKAGE]
     wrong = [
         f"{name} imports {other}"

@@ -44,7 +44,7 @@ def _level(image):
     return float(np.asarray(image).mean())
 
 
-def test_frames_of_a_clip_are_those_written(clip):
+def test_frames_of_a_clip_are_read_as_written(clip):
     found = read_clip(clip, [0, 3, -1, 3])
     assert found.places == [0, 3, 8, 3] and found.fps == 5.0
     assert [_level(f) for f in found.frames] == pytest.approx([10, 70, 170, 70], abs=3)
@@ -88,7 +88,9 @@ def test_keyframes_from_a_folder_and_back_again(morph, tmp_path):
         "key2.png",
         "key10.png",
     ]
-    assert report["num_frames"] == 8  # 5 there, 3 back: the first and last are not repeated
+    assert (
+        report["num_frames"] == 8
+    )  # 5 frames forward and 3 back, without repeating the first and the last
     with PIL.Image.open(tmp_path / "morph.gif") as gif:
         assert gif.n_frames == 8 and gif.info["duration"] == 100
         shown = []

@@ -1,4 +1,4 @@
-"""Every metric against the dense matrix that its definition gives, in float64."""
+"""Every metric compared with the dense matrix of its definition, in float64."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ MEANS, WEIGHTS, NOISES = randn(7, D, seed=1), randn(7, seed=2).abs(), randn(2, D
 
 
 def log_density(z):
-    """Of one point at the level, up to a constant."""
+    """The log-density of one point at the level, up to a constant."""
     variance = SIGMA**2 + (ALPHA * STD) ** 2
     logits = WEIGHTS.log() - (z - ALPHA * MEANS).square().sum(1) / (2 * variance)
     return logits.logsumexp(0)
@@ -148,7 +148,7 @@ def test_inner_is_the_dense_formula(case):
 
 
 @every_case
-def test_symmetric_and_positive_semidefinite(case):
+def test_metrics_are_symmetric_and_positive_semidefinite(case):
     metric = case.make()
     matrix = metric.as_matrix(X)
     assert_close(matrix, matrix.mT, rtol=1e-12, atol=1e-12)
@@ -177,7 +177,7 @@ def test_points_of_any_shape(case):
 
 @every_pullback
 def test_inner_is_that_of_the_embedding(case):
-    """The closed-form push-forwards against autograd through `embed`."""
+    """The closed-form push-forwards equal autograd through `embed`."""
     metric = case.make()
     matrices = torch.stack(
         [
@@ -215,7 +215,7 @@ def curve(t):
 
 @pytest.fixture(scope="module")
 def exact_energies():
-    """The energy of the curve for every case: the dense metric, Gauss-Legendre quadrature."""
+    """The energy of the curve for every case, by the dense metric and Gauss-Legendre quadrature."""
     nodes, weights = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss(60))
     x, velocity = curve((nodes + 1) / 2)
     return {
@@ -227,7 +227,7 @@ def exact_energies():
 @pytest.mark.parametrize("rule", ["energy", "midpoints"])
 @pytest.mark.parametrize("name", CASES)
 def test_energy_converges_to_that_of_the_curve(name, rule, exact_energies):
-    """Chords of the embedding and products at midpoints have one limit, both at second order."""
+    """Chords of the embedding and products at midpoints have one limit, at second order."""
     metric, errors = CASES[name].make(), []
     for num_segments in (128, 256, 512):
         path, _ = curve(torch.linspace(0, 1, num_segments + 1, dtype=torch.float64))
@@ -253,7 +253,7 @@ def test_squared_length_is_at_most_twice_the_energy(case):
         assert_close(metric.length(path), segments.sum(), rtol=1e-12, atol=0)
         assert metric.length(path) ** 2 <= 2 * metric.energy(path).sum() * (1 + 1e-12)
     line = torch.linspace(0, 1, 7, dtype=torch.float64)[:, None] * U[0]
-    if case.metric is EuclideanMetric:  # constant speed: equal
+    if case.metric is EuclideanMetric:  # the speed is constant, so both are equal
         assert_close(metric.length(line) ** 2, 2 * metric.energy(line).sum())
 
 
@@ -277,7 +277,7 @@ detached = [name for name, case in steins.items() if case.options.get("detach_sc
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in detached])
 def test_gradient_of_the_energy(name):
-    """Against finite differences; a detached score has another gradient on purpose."""
+    """The gradient equals finite differences, except with a detached score."""
     metric = CASES[name].make()
     path = X[:4].clone().requires_grad_()
     assert torch.autograd.gradcheck(metric.energy, path, atol=1e-5, rtol=1e-5)
@@ -286,7 +286,7 @@ def test_gradient_of_the_energy(name):
 
 @pytest.mark.parametrize("name", detached)
 def test_a_detached_score_is_a_constant_field(name):
-    """The published gradient: G(midpoint) as if it did not move with the points."""
+    """In the published gradient, G(midpoint) does not change with the points."""
     case = CASES[name]
     metric = case.make()
     path = X.clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""Folders of pairs: what is written, what a second run does, and a run that is killed."""
+"""Morphs of folders of pairs: files, second runs, and runs that are killed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def script(monkeypatch):
 
 @pytest.fixture
 def pairs(tmp_path, keyframes):
-    """Three pairs of images, one in a sub-folder, and other files beside them."""
+    """A folder with three pairs of images, one of them in a sub-folder, and with other files."""
     folder, images = tmp_path / "pairs", to_pil(keyframes)
     for name in ("dog_1", "cat", "animation/a"):
         for end in (0, 1):
@@ -81,7 +81,7 @@ def test_folders_can_be_evaluated(run, tiny_pipe, keyframes):
             assert np.array_equal(np.asarray(written), np.asarray(frame))
 
 
-def test_a_second_run_does_what_is_missing(run, script, monkeypatch):
+def test_a_second_run_makes_the_missing_morphs(run, script, monkeypatch):
     out = run()
     shutil.rmtree(out / "slerp" / "cat")
     (out / "slerp" / ".part-1-cat" / "inputs").mkdir(parents=True)
@@ -93,7 +93,7 @@ def test_a_second_run_does_what_is_missing(run, script, monkeypatch):
     assert all(after[path] == before[path] for path in before)
     assert not list(out.glob("*/.part-*"))
     monkeypatch.setattr(script.GeodesicInterpolationPipeline, "from_pretrained", None)
-    run()  # nothing is left to do: the model is not even loaded
+    run()  # all morphs exist, so the model is not loaded
 
 
 def test_a_failed_pair_is_recorded(run, pairs, capsys):
@@ -107,7 +107,7 @@ def test_a_failed_pair_is_recorded(run, pairs, capsys):
     assert "slerp: 2 of 3 done, failed: cat" in capsys.readouterr().out
     (pairs / "cat_1.png").write_bytes(whole)
     run()
-    assert not (out / "slerp" / "cat").exists()  # known to fail, not tried again
+    assert not (out / "slerp" / "cat").exists()  # this pair failed before, so it is not tried again
     run("--retry-failed")
     assert (out / "slerp" / "cat").exists() and not list((out / "failed").rglob("*.json"))
 
@@ -183,7 +183,7 @@ def test_pairs_or_scenes(script, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_processes_one_killed(script, tmp_path):
-    """Twelve held-out pairs with the shipped model: nothing finished is lost or done twice."""
+    """No finished morph is lost or made twice, for twelve pairs with the shipped model."""
     out = tmp_path / "out"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     launch += ["--num_processes", "2", "--num_machines", "1"]

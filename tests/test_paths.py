@@ -60,7 +60,7 @@ def test_slerp_turns_at_constant_speed_and_interpolates_norms(shape):
     total = torch.acos((unit[0] * unit[-1]).sum())
     assert_close(turns, (total / 8).expand(8), rtol=1e-6, atol=0)
     basis = torch.linalg.qr(torch.stack([x0.flatten(), x1.flatten()], 1))[0]
-    assert_close(path @ basis @ basis.T, path)  # in the plane of the two
+    assert_close(path @ basis @ basis.T, path)  # the path stays in the plane of its ends
 
 
 @pytest.mark.parametrize("angle", [1e-9, 1e-6, 1e-3])
@@ -74,7 +74,7 @@ def test_slerp_of_nearly_equal_directions(angle):
 @pytest.mark.parametrize("function", [lerp, slerp])
 @pytest.mark.parametrize("num_points", [2, 3, 17])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_ends_bit_for_bit(function, num_points, dtype):
+def test_ends_stay_bit_identical(function, num_points, dtype):
     for seed in range(5):
         x0, x1 = 7 * randn(3, 4, seed=seed, dtype=dtype), randn(3, 4, seed=90 + seed, dtype=dtype)
         path = function(x0, x1, num_points)
@@ -258,13 +258,15 @@ def test_bad_resampling(num_given, num_points, message):
 
 def test_points_at_fractions_of_the_length():
     path = torch.tensor([[0.0], [1.0], [5.0]], dtype=torch.float64)
-    lengths = torch.tensor([0.0, 3.0, 4.0], dtype=torch.float64)  # not the flat ones
+    lengths = torch.tensor(
+        [0.0, 3.0, 4.0], dtype=torch.float64
+    )  # these lengths differ from the flat ones
     points = points_at(path, lengths, torch.tensor([0.0, 0.375, 0.75, 0.875, 1.0]))
     assert_close(points, torch.tensor([[0.0], [0.5], [1.0], [3.0], [5.0]], dtype=torch.float64))
 
 
 def test_points_at_the_ends_of_a_length_that_stands_still():
-    """A metric may give different points no distance; the ends are still the path's."""
+    """Different points may have distance 0 in a metric; the ends are still those of the path."""
     path = torch.tensor([[0.0], [1.0], [5.0], [7.0]], dtype=torch.float64)
     lengths = torch.tensor([0.0, 0.0, 4.0, 4.0], dtype=torch.float64)
     points = points_at(path, lengths, torch.tensor([0.0, 0.5, 1.0]))

@@ -1,4 +1,4 @@
-"""The call of a pipeline: images in, frames out."""
+"""Calls of a pipeline, from images to frames."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def pipe():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_call_has_at_most_20_arguments(kind):
-    assert len(inspect.signature(KINDS[kind][0].__call__).parameters) - 1 <= 20  # without self
+    assert (
+        len(inspect.signature(KINDS[kind][0].__call__).parameters) - 1 <= 20
+    )  # `self` does not count
 
 
 def test_frames_in_every_output_type(tiny_pipe, keyframes):
@@ -41,7 +43,7 @@ def test_frames_in_every_output_type(tiny_pipe, keyframes):
     assert len(out["pt"].geodesics) == 1 and len(out["pt"].reconstruction_error) == 2
 
 
-def test_kinds_of_images_mean_the_same(tiny_pipe, keyframes):
+def test_kinds_of_images_give_the_same_frames(tiny_pipe, keyframes):
     pixels = (keyframes[:2] * 255).round().byte()
     arrays = [p.permute(1, 2, 0).numpy() for p in pixels]
     kinds = [
@@ -168,8 +170,8 @@ def test_baselines_by_name(tiny_pipe, keyframes, name):
     torch.testing.assert_close(runs[name].latents, expected, atol=1e-4, rtol=0)
 
 
-def test_noise_diffusion_keeps_what_it_makes_of_every_keyframe(tiny_pipe, keyframes):
-    """Its ends are no keyframes, and its first frame is no exception."""
+def test_noise_diffusion_changes_every_keyframe(tiny_pipe, keyframes):
+    """Its ends are not the keyframes, not even the first one."""
     out = tiny_pipe(keyframes, metric="noise_diffusion", output_type="latent", **FAST)
     assert len(out.frames) == 7 and min(out.reconstruction_error) > 1e-4
 
@@ -195,7 +197,7 @@ def test_callback_changes_latents_and_interrupts(tiny_pipe, keyframes):
     assert seen == [0, 1]
 
 
-def test_model_is_left_as_found(tiny_pipe, keyframes):
+def test_a_call_does_not_change_the_model(tiny_pipe, keyframes):
     processors = dict(tiny_pipe.unet.attn_processors)
     tiny_pipe(keyframes[:2], **FAST)
     assert all(tiny_pipe.unet.attn_processors[k] is v for k, v in processors.items())
@@ -204,7 +206,7 @@ def test_model_is_left_as_found(tiny_pipe, keyframes):
 
 
 @pytest.mark.parametrize("size", [1, 3, None])
-def test_chunks_change_nothing(tiny_pipe, keyframes, size):
+def test_chunks_do_not_change_the_frames(tiny_pipe, keyframes, size):
     options = FAST | {"output_type": "pt"}
     expected = tiny_pipe(keyframes[:2], ["a", "b"], **options).frames
     found = tiny_pipe(keyframes[:2], ["a", "b"], max_batch_size=size, **options).frames
@@ -213,7 +215,7 @@ def test_chunks_change_nothing(tiny_pipe, keyframes, size):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("space", ["noise", "clean"])
-def test_the_call_is_its_stages(kind, space, keyframes):
+def test_the_call_equals_its_stages(kind, space, keyframes):
     pipe, prompt = make(kind), "" if kind == "pixels" else ["a", "b"]
     options = {"space": space, "generator": seeded(), **FAST}
     expected = pipe(keyframes[:2], prompt, output_type="pt", **options)
@@ -238,7 +240,7 @@ def test_conditions_take_the_place_of_prompts(tiny_pipe, keyframes):
 
 A, B = torch.full((3, 16, 16), 0.2), torch.linspace(0, 1, 768).view(3, 16, 16)
 SEVERAL = "`image` must be two or more images, but got "
-REFUSED = [  # what only the call takes, and one argument of each kind that it hands on
+REFUSED = [  # arguments that only the call has, and one argument of each stage
     ({"image": [[A, B], A]}, "Image 0 must be a PIL image.*but got list"),
     ({"image": [[], []]}, "A morph needs at least 2 images, but got 0"),
     ({"image": None}, SEVERAL + "NoneType"),

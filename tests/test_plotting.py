@@ -1,4 +1,4 @@
-"""Figures hold what they are given, and sheets their frames."""
+"""Figures show the given data, and contact sheets show their frames."""
 
 import PIL.Image
 import pytest
@@ -17,7 +17,7 @@ ENDS = torch.tensor([0.0, 0.0]), torch.tensor([2.0, 1.0])
 
 
 class Stretched(Metric):
-    """Four times as dear along the second axis: half as long an ellipse."""
+    """A metric with weight 4 along the second axis, where ellipses are half as long."""
 
     def inner(self, x, u, v):
         return u[:, 0] * v[:, 0] + 4 * u[:, 1] * v[:, 1]
@@ -50,7 +50,7 @@ def test_paths_over_density_and_ellipses(axes):
     assert axes.patches[0].width == pytest.approx(0.7 * cell, rel=1e-6)
 
 
-def test_paths_elsewhere_than_in_the_plane(axes):
+def test_paths_outside_the_plane(axes):
     with pytest.raises(ValueError, match=r"\(K, 2\), but 'a' is \(5, 3\)"):
         plot_plane(axes, {"a": torch.zeros(5, 3)})
 
@@ -81,6 +81,6 @@ def test_contact_sheets_pick_frames_evenly():
 
 
 @pytest.mark.parametrize("rows, num_columns", [({}, 3), ({"a": []}, 3), ({"a": [None]}, 1)])
-def test_sheets_of_nothing(rows, num_columns):
+def test_bad_sheets(rows, num_columns):
     with pytest.raises(ValueError, match="needs rows of frames and at least 2 columns"):
         contact_sheet(rows, num_columns)

@@ -1,4 +1,4 @@
-"""The benchmark's manifolds: their scores, distances and geodesics, each checked another way."""
+"""Independent checks of the scores, distances and geodesics of the benchmark's manifolds."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ each = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
 
 
 @each
-def test_the_geodesic_is_one(problem):
-    """On the manifold, of the length that is stated, at constant speed."""
+def test_the_geodesic_lies_on_the_manifold(problem):
+    """It lies on the manifold, has the stated length, and has constant speed."""
     path = problem.geodesic(torch.linspace(0, 1, 2001))
     assert float(problem.distance(path).max()) < 1e-3
     assert float(length(path)) == pytest.approx(problem.length, rel=1e-5)
@@ -32,8 +32,8 @@ def test_the_geodesic_is_one(problem):
 
 
 @pytest.mark.parametrize("problem", DENSE, ids=lambda p: p.name)
-def test_no_way_along_the_points_is_shorter(problem):
-    """Dijkstra through the points, hops of at most 0.3: never much shorter than the geodesic.
+def test_no_path_along_the_points_is_shorter(problem):
+    """The shortest path along points, with hops of at most 0.3, is not much shorter.
 
     Not on spheres of more than 2 dimensions, where 4,000 points are too sparse.
     """

@@ -1,4 +1,4 @@
-"""What holds for every shape, dtype and argument."""
+"""Properties that hold for every shape, dtype and argument."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def points(draw, num=2):
     seed = draw(st.integers(0, 2**16))
     drawn = randn(num, *shape, seed=seed, dtype=dtype)
     if draw(st.booleans()):
-        drawn = torch.stack([drawn, drawn], -1)[..., 0]  # every second number of its memory
+        drawn = torch.stack([drawn, drawn], -1)[
+            ..., 0
+        ]  # the tensor has every second number of its memory
     return drawn.requires_grad_(draw(st.booleans()))
 
 
@@ -96,7 +98,7 @@ def test_curves_keep_ends_dtype_and_input(ends, num_points, curve):
     before = ends.detach().clone()
     try:
         path = curve(ends[0], ends[1], num_points)
-    except ValueError as error:  # of one number each, half of all pairs
+    except ValueError as error:  # half of all pairs of points with one number are opposite
         assert "opposite directions" in str(error)
         return
     assert path.dtype == ends.dtype and path.shape == (num_points, *ends.shape[1:])
@@ -117,7 +119,7 @@ def test_lengths_do_not_depend_on_the_sampling(path, num_points, factor):
 
 
 @given(points(num=3), st.integers(1, 8), st.floats(0.1, 0.95))
-def test_what_is_inverted_samples_back(clean, num_levels, least):
+def test_inverted_points_sample_back(clean, num_levels, least):
     clean = clean.detach().double()
     means = randn(4, *clean.shape[1:], seed=3)
     abars = torch.linspace(1, least, num_levels + 1, dtype=torch.float64)[1:].tolist()
@@ -134,7 +136,7 @@ def test_what_is_inverted_samples_back(clean, num_levels, least):
 
 @settings(max_examples=8)
 @given(st.integers(1, 5), st.integers(1, 6), st.sampled_from(sorted(METRICS)))
-def test_chunks_do_not_matter(num_points, size, name):
+def test_chunks_do_not_change_results(num_points, size, name):
     x, v = randn(2, num_points, 2, 8, 8)
     unet, scheduler = score_unet(), DDIMScheduler()
     values = []
@@ -213,7 +215,7 @@ NO_COUNT = st.one_of(
 
 
 @given(NO_COUNT, st.sampled_from(["geodesic", "lerp", "slerp", "resample"]))
-def test_what_is_no_count_is_refused(value, name):
+def test_numbers_that_are_no_counts_are_refused(value, name):
     x0, x1 = randn(2, 3)
     use = {
         "geodesic": lambda: geodesic(EuclideanMetric(), x0, x1, num_points=value),

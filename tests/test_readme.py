@@ -24,17 +24,17 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def first_line(block: str) -> str:
-    """The first line of a block that is not blank."""
+    """The first line of a block of code that is not blank."""
     return next(line for line in block.splitlines() if line.strip())
 
 
 def rmse(x, y):
-    """The root mean squared difference of images: it stands in for LPIPS, which needs weights."""
+    """The root mean square difference of images. It replaces LPIPS, which needs weights."""
     return (x - y).square().flatten(1).mean(1).sqrt()
 
 
 def stand_ins() -> dict:
-    """What the README takes for granted: images, a network, points in its space, and others."""
+    """The names that the README's code uses without defining them."""
     scheduler = DDIMScheduler()
     images, points = to_pil(waves(3)), to_sphere(randn(40, 8))
     unet = ExactDenoiser(scheduler, points, 0.2)
@@ -62,7 +62,7 @@ def stand_ins() -> dict:
 
 
 def patched(function, defaults=None, renamed=None):
-    """The function with other defaults, and with some values of its arguments exchanged."""
+    """The function with other defaults, and with replacements for some values of arguments."""
 
     def call(*args, **options):
         args = [renamed.get(a, a) if renamed and isinstance(a, str) else a for a in args]
@@ -73,7 +73,7 @@ def patched(function, defaults=None, renamed=None):
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory) -> list[BaseException | None]:
-    """What each block raised when all of them ran in order, as one program.
+    """The errors that the blocks raise when they run in order, as one program.
 
     The names of models on the hub are folders with tiny models, "cuda" is the CPU, and
     calls take few steps.

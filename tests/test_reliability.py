@@ -1,4 +1,4 @@
-"""Bad input of every kind is refused in words; files are whole or not there; seeds decide."""
+"""Bad input is refused with a message, files are whole or absent, and seeds fix the results."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def model(pipe, tmp_path_factory):
 
 @pytest.fixture
 def place(model, tmp_path, monkeypatch):
-    """A working directory with images, good and bad, and a copy of the model."""
+    """A working folder with good images, bad images and a copy of the model."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(model, "model")
     noise = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
@@ -331,7 +331,7 @@ BAD_COMMANDS = [
 @pytest.mark.parametrize(
     ("arguments", "message"), BAD_COMMANDS, ids=[" ".join(b[0])[:40] for b in BAD_COMMANDS]
 )
-def test_a_bad_command_is_one_line(place, capfd, arguments, message):
+def test_a_bad_command_gives_one_line(place, capfd, arguments, message):
     is_refused(message, capfd, *arguments)
 
 
@@ -381,7 +381,7 @@ BROKEN_MODELS = {
 
 
 @pytest.mark.parametrize("case", BROKEN_MODELS)
-def test_a_broken_model_is_one_line(place, capfd, case):
+def test_a_broken_model_gives_one_line(place, capfd, case):
     spoil, message = BROKEN_MODELS[case]
     spoil()
     is_refused(message, capfd)
@@ -389,7 +389,7 @@ def test_a_broken_model_is_one_line(place, capfd, case):
 
 
 def _as_pickles(folder: Path) -> None:
-    """The weights of a model as pickles, as old repositories have them."""
+    """Change the weights of a model to pickles, as in old repositories."""
     from safetensors.torch import load_file
 
     for file in folder.rglob("*.safetensors"):
@@ -398,7 +398,7 @@ def _as_pickles(folder: Path) -> None:
         file.unlink()
 
 
-def test_weights_come_from_safetensors_alone(place, capfd):
+def test_weights_are_read_only_from_safetensors(place, capfd):
     _as_pickles(Path("model"))
     is_refused("--model model cannot be loaded", capfd)
     with pytest.raises(OSError, match="safetensors"):
@@ -408,8 +408,8 @@ def test_weights_come_from_safetensors_alone(place, capfd):
     GeodesicInterpolationPipeline.from_pretrained("model", use_safetensors=None)
 
 
-def test_the_package_runs_nothing_that_it_reads():
-    """No pickles, no code from strings, no remote code."""
+def test_the_package_runs_no_code_that_it_reads():
+    """The package has no pickles, no code from strings and no remote code."""
     found = []
     for file in Path(riemannian_diffusion.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -442,7 +442,7 @@ def test_sixteen_bits_are_not_clipped(tmp_path):
         (torch.OutOfMemoryError("CUDA out of memory."), "error: CUDA out of memory.", 2),
     ],
 )
-def test_an_interrupted_morph_is_one_line(place, capfd, monkeypatch, failure, message, status):
+def test_an_interrupted_morph_gives_one_line(place, capfd, monkeypatch, failure, message, status):
     def fails(*args, **options):
         raise failure
 
@@ -452,7 +452,7 @@ def test_an_interrupted_morph_is_one_line(place, capfd, monkeypatch, failure, me
 
 @pytest.mark.parametrize("output", ["out.gif", "out.png", "out.mp4", "out"])
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
-def test_a_write_that_fails_keeps_the_old(place, capfd, monkeypatch, output, failure):
+def test_a_write_that_fails_keeps_the_old_file(place, capfd, monkeypatch, output, failure):
     assert run("-o", output) == 0
     save, convert, calls = PIL.Image.Image.save, PIL.Image.Image.convert, []
 
@@ -465,7 +465,7 @@ def test_a_write_that_fails_keeps_the_old(place, capfd, monkeypatch, output, fai
 
     def fails_in_a_video(image, *args, **options):
         calls.append(image)
-        if len(calls) > 5:  # the keyframes are opened, some frames are written
+        if len(calls) > 5:  # by now the keyframes are open and some frames are written
             raise failure
         return convert(image, *args, **options)
 
@@ -477,7 +477,7 @@ def test_a_write_that_fails_keeps_the_old(place, capfd, monkeypatch, output, fai
     assert len(calls) > 0
 
 
-def test_a_video_that_the_disk_cut_short_is_none(tmp_path, capfd):
+def test_a_video_cut_short_by_a_full_disk_is_refused(tmp_path, capfd):
     noise = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), dtype=np.uint8)
     frames = [PIL.Image.fromarray(one) for one in noise]
     (tmp_path / "x.mp4").write_text("old")
@@ -492,13 +492,13 @@ def test_a_video_that_the_disk_cut_short_is_none(tmp_path, capfd):
     assert (tmp_path / "x.mp4").read_text() == "old"
 
 
-def test_a_link_is_replaced_and_what_it_points_to_left(place):
+def test_a_link_is_replaced_and_its_target_is_kept(place):
     os.symlink("/dev/full", "out.gif")
     assert run("--force") == 0
     assert not Path("out.gif").is_symlink() and _num_frames(Path("out.gif")) == 3
 
 
-def test_remains_of_a_killed_process_of_this_number_do_not_matter(place):
+def test_files_of_a_killed_process_with_this_number_do_no_harm(place):
     remains = Path(f".{os.getpid()}-out")
     remains.mkdir()
     (remains / "frame_0099.png").write_bytes(b"half")
@@ -549,7 +549,7 @@ def _num_frames(path: Path) -> int:
 
 @pytest.mark.slow
 def test_a_kill_leaves_whole_files(place):
-    """Twelve processes, killed at random moments while they write over what is there."""
+    """Twelve processes are killed at random moments while they overwrite files."""
     for output in ("out", "out.gif"):
         assert run("-o", output, "--frames", "5", "--force") == 0
     noise = np.random.default_rng(0).integers(0, 255, (9, 64, 64, 3), dtype=np.uint8)

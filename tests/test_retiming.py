@@ -1,4 +1,4 @@
-"""Points moved along a path until what they show changes evenly, against known changes."""
+"""Points are moved along a path until the changes between their frames are equal."""
 
 import pytest
 import torch
@@ -34,32 +34,33 @@ def _run(path, show, distance, num_frames):
 
 @pytest.mark.parametrize("shown", SHOWN)
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_changes_become_even_whatever_the_power_of_the_distance(shown, distance):
-    path = torch.linspace(0, 1, 17, dtype=torch.float64)[:, None]
+def test_changes_become_equal_for_any_power_of_the_distance(shown, distance):
+    times = torch.linspace(0, 1, 17, dtype=torch.float64)
     show, measure = SHOWN[shown], DISTANCES[distance]
-    found, rounds = _run(path, show, measure, 17)
-    changes = measure(show(found)[:-1], show(found)[1:])
+    found, rounds = retimed(times, show, measure, [17])
+    frames = show(found[:, None])
+    changes = measure(frames[:-1], frames[1:])
     assert float(changes.std(correction=0) / changes.mean()) < 0.05 and len(rounds) <= 5
     torch.testing.assert_close(found[[0, -1]], path[[0, -1]])
     assert (found.diff(dim=0) > 0).all()
 
 
 def test_keyframes_stay_where_they_are():
-    path = torch.tensor([0.0, 0.1, 0.5, 0.6, 3.0], dtype=torch.float64)[:, None]
-    found, _ = _run(path, lambda x: x, DISTANCES["length"], 3)
-    torch.testing.assert_close(found[:, 0], torch.tensor([0, 0.25, 0.5, 1.75, 3.0]).double())
+    times = torch.tensor([0.0, 0.1, 0.5, 0.6, 3.0], dtype=torch.float64)
+    found, _ = retimed(times, lambda x: x, DISTANCES["length"], [3, 3])
+    torch.testing.assert_close(found, torch.tensor([0, 0.25, 0.5, 1.75, 3.0]).double())
 
 
 def test_a_leap_cannot_be_divided():
-    path = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
-    found, rounds = _run(path, lambda x: (x > 0.4).double(), DISTANCES["length"], 9)
+    times = torch.linspace(0, 1, 9, dtype=torch.float64)
+    found, rounds = retimed(times, lambda x: (x > 0.4).double(), DISTANCES["length"], [9])
     assert found.isfinite().all() and len(rounds) == MAX_ROUNDS
 
 
-def test_what_does_not_change_is_left():
-    path = torch.linspace(0, 1, 5, dtype=torch.float64)[:, None]
-    found, rounds = _run(path, torch.zeros_like, DISTANCES["length"], 5)
-    assert torch.equal(found, path) and len(rounds) == 1
+def test_frames_that_do_not_change_keep_their_times():
+    times = torch.linspace(0, 1, 5, dtype=torch.float64)
+    found, rounds = retimed(times, torch.zeros_like, DISTANCES["length"], [5])
+    assert torch.equal(found, times) and len(rounds) == 1
 
 
 def test_two_frames_are_two_keyframes():

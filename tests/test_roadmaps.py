@@ -1,4 +1,4 @@
-"""Roadmaps: the cheapest way against brute force, and valleys that a straight start misses."""
+"""Roadmaps: cheapest paths compared with brute force, and minima that a straight start misses."""
 
 import math
 from functools import partial
@@ -21,7 +21,7 @@ from riemannian_diffusion import (
 )
 
 
-def spiral(turns):  # (K,) -> (K, 2): neighbouring turns stand 1 apart
+def spiral(turns):  # (K,) -> (K, 2): neighbouring turns have distance 1
     angle = 2 * math.pi * turns
     return (1 + turns)[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
 
@@ -30,7 +30,7 @@ SPIRAL = spiral(torch.linspace(0, 2, 1500, dtype=torch.float64))
 
 
 def spiral_levels(timestep):
-    """Twenty levels, `tau = sigma / alpha` rising evenly to 2."""
+    """Twenty levels whose `tau = sigma / alpha` rises evenly to 2."""
     alpha = 1 / math.hypot(1, timestep / 10)
     return GaussianMixtureScore(SPIRAL, timestep / 10 * alpha, alpha=alpha)
 
@@ -48,7 +48,9 @@ def to_spiral(x):
 
 
 def test_a_roadmap_goes_around_where_the_straight_line_leaps():
-    x0, x1 = spiral(torch.tensor([0.5, 1.5], dtype=torch.float64))  # 1 apart, a whole turn on
+    x0, x1 = spiral(
+        torch.tensor([0.5, 1.5], dtype=torch.float64)
+    )  # the distance is 1, but a whole turn lies between
     generator = torch.Generator().manual_seed(0)
     found = roadmap(spiral_draws(), x0, x1, batch_size=32, generator=generator)
     assert torch.equal(found.path[0], x0) and torch.equal(found.path[-1], x1)
@@ -69,8 +71,8 @@ def test_a_roadmap_goes_around_where_the_straight_line_leaps():
     assert length(around.path) > 6 * length(straight.path)
 
 
-def test_a_metric_knows_a_bridge_from_a_way():
-    """Samples between two turns shorten the hops across; only the metric tells that they leap."""
+def test_a_metric_finds_hops_off_the_manifold():
+    """Samples between two turns shorten the hops across. Only the metric finds that they leap."""
     x0, x1 = spiral(torch.tensor([0.5, 1.5], dtype=torch.float64))
     bridge = lerp(x0, x1, 7)[1:-1]
 
@@ -78,7 +80,7 @@ def test_a_metric_knows_a_bridge_from_a_way():
         generator = torch.Generator().manual_seed(0)
         once = [bridge]
 
-        def with_bridge(centres):  # then the centres themselves
+        def with_bridge(centres):  # later calls return the centres themselves
             return torch.cat([*(once.pop() for _ in once[:]), centres])[: len(centres)]
 
         draws = [*spiral_draws(), with_bridge]
@@ -97,18 +99,18 @@ def test_a_metric_knows_a_bridge_from_a_way():
     found, far = run(Asked(GaussianMixtureScore(SPIRAL, 0.1)))
     assert far < 0.1 and found.longest_hop < 0.25
     assert float(length(found.path)) > 6
-    hops = found.path.diff(dim=0).norm(dim=1)  # on the manifold hops are as long as they are
+    hops = found.path.diff(dim=0).norm(dim=1)  # the lengths of hops on the manifold
     assert float(hops.max() / (x1 - x0).norm()) == pytest.approx(found.longest_hop)
-    assert sum(asked) < 3 * len(found.samples)  # of 8 links of each, few are measured
+    assert sum(asked) < 3 * len(found.samples)  # each sample has 8 links, of which few are measured
 
 
 def test_leaps_are_longer_hops():
-    """Where there is no other way, the longest hop says that this one leaps."""
+    """If there is no other path, the hop that leaps is reported as the longest."""
     x0, x1 = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
     line = torch.linspace(-1, 1, 9, dtype=torch.float64)[1:-1, None] * torch.tensor([1.0, 0.0])
 
     class Walled(EuclideanMetric):
-        """Ten times as long between x = 0.45 and 0.75."""
+        """A metric in which lengths are ten times as large between x = 0.45 and 0.75."""
 
         def energy(self, path):
             middles = (path[1:] + path[:-1])[:, 0] / 2
@@ -121,8 +123,8 @@ def test_leaps_are_longer_hops():
     assert roadmap([lambda c: line], x0, x1, **options).longest_hop == pytest.approx(1 / 8)
 
 
-def test_the_way_is_the_cheapest():
-    """One batch, all points linked to all: Fermat distances by Floyd and Warshall's recursion."""
+def test_the_path_is_the_cheapest():
+    """If all points are linked, costs equal Fermat distances by Floyd and Warshall's recursion."""
     generator = torch.Generator().manual_seed(0)
     cloud = torch.rand(30, 3, generator=generator, dtype=torch.float64)
     x0, x1 = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
@@ -138,8 +140,8 @@ def test_the_way_is_the_cheapest():
     assert len(found.path) > 3
 
 
-def test_an_open_plain_is_crossed_at_once():
-    """On a manifold that holds the straight line, samples cut it into hops and it stops."""
+def test_a_plane_is_crossed_at_once():
+    """The search stops early on a manifold that contains the straight line."""
     x0, x1 = torch.zeros(2), torch.tensor([1.0, 0.0])
     asked = []
 
@@ -153,7 +155,7 @@ def test_an_open_plain_is_crossed_at_once():
     assert_close(found(x0, x1, 5), lerp(x0, x1, 5), rtol=0, atol=1e-6)
 
 
-def test_nothing_to_be_found_leaves_the_straight_line():
+def test_without_useful_samples_the_path_is_straight():
     x0, x1 = torch.zeros(2), torch.ones(2)
     far = iter(range(1, 1000))
     found = roadmap([lambda c: c + 1e3 * next(far)], x0, x1, max_samples=100, batch_size=30)
@@ -162,7 +164,7 @@ def test_nothing_to_be_found_leaves_the_straight_line():
     assert_close(found(x0, x1, 9), lerp(x0, x1, 9))
 
 
-def test_determinism_and_untouched_arguments():
+def test_roadmaps_are_deterministic_and_keep_their_arguments():
     x0, x1 = circle(2).x0, circle(2).x1
     before = x0.clone(), x1.clone()
 

@@ -1,4 +1,4 @@
-"""Digits at every angle: the rotation itself, and the headline of its benchmark."""
+"""Rotated digits: the rotation itself, and the main result of its benchmark."""
 
 import importlib
 import math
@@ -32,7 +32,7 @@ def test_quarter_turns_are_exact(load):
 
 
 def test_a_turn_is_smooth(load):
-    """Ever smaller turns move a digit by amounts that shrink in proportion."""
+    """Half the angle moves a digit half as far."""
     digits = load("digits")
     y, x = torch.meshgrid(torch.linspace(-2, 2, 28), torch.linspace(-2, 2, 28), indexing="ij")
     bar = torch.exp(-(x**2) * 8 - y**2)[None]
@@ -41,7 +41,7 @@ def test_a_turn_is_smooth(load):
     assert 0 < moved[0] and moved[1] == pytest.approx(2 * moved[0], rel=0.05)
 
 
-def test_missing_mnist_is_said(load, tmp_path, monkeypatch):
+def test_missing_mnist_is_reported(load, tmp_path, monkeypatch):
     digits = load("digits")
     with pytest.raises(FileNotFoundError, match="t10k-images-idx3-ubyte is neither in"):
         digits.load_mnist(str(tmp_path))
@@ -51,7 +51,7 @@ def test_missing_mnist_is_said(load, tmp_path, monkeypatch):
 
 
 @needs_mnist
-def test_mnist_is_read_as_torchvision_lays_it_out(load, tmp_path):
+def test_mnist_is_read_from_the_folders_of_torchvision(load, tmp_path):
     digits = load("digits")
     images, labels = digits.load_mnist()
     assert images.shape == (10000, 28, 28) and labels[:5].tolist() == [7, 2, 1, 0, 4]
@@ -67,7 +67,7 @@ def test_mnist_is_read_as_torchvision_lays_it_out(load, tmp_path):
 @needs_mnist
 @pytest.mark.slow
 def test_a_roadmap_finds_the_rotation(load):
-    """Both goals against slerp: at most half its error and half its largest jump."""
+    """A roadmap has at most half the error and half the largest jump of slerp."""
     arguments = ["--degrees", "60", "--kinds", "1", "9", "--methods"]
     methods = ["slerp", "roadmap", "both starts"]
     rows = load("rotated_mnist").main(arguments + methods)

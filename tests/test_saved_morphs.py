@@ -1,4 +1,4 @@
-"""Keyframes and paths in files: what was saved gives the same frames, bit for bit."""
+"""Saved keyframes and paths give bit-identical frames after loading."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _adapted(pipe, images):
 
 
 def _shown_images(pipe, images):
-    embeds = torch.randn(4, 1, 6, generator=seeded())  # two negative ones first
+    embeds = torch.randn(4, 1, 6, generator=seeded())  # the first two are negative
     conditions = pipe.condition(["a", "b"], ip_adapter_image_embeds=[embeds])
     return pipe.invert(images, conditions=conditions, guidance_scale=2.0, **INVERT)
 
@@ -66,7 +66,7 @@ CASES = [
 
 
 def prepared(kind, case):
-    """A pipeline as a fresh process has it: the weights are the same each time."""
+    """A new pipeline. Its weights are the same in each call."""
     pipe = make(kind)
     pipe = with_ip_adapter(pipe) if case is _shown_images else pipe
     return with_lora(pipe) if case is _scaled_loras else pipe
@@ -89,7 +89,7 @@ def test_loaded_morphs_give_the_same_frames(kind, case, keyframes, tmp_path):
     path.save(tmp_path / "path.safetensors")
     sampled.save(tmp_path / "sampled.safetensors")
 
-    other = prepared(kind, case)  # nothing is shared with the first one
+    other = prepared(kind, case)  # this pipeline shares nothing with the first one
     loaded = Keyframes.load(tmp_path / "keys.safetensors")
     assert loaded.frame_numbers == keys.frame_numbers
     again = other.solve(loaded, **SOLVE)
@@ -117,7 +117,7 @@ def _contents(file):
         return tensors, opened.metadata()
 
 
-def test_what_further_stages_made_is_saved(tiny_pipe, keyframes, tmp_path):
+def test_results_of_further_stages_are_saved(tiny_pipe, keyframes, tmp_path):
     keys = tiny_pipe.invert(keyframes[:2], "a", space="clean", generator=seeded(), **INVERT)
     path = tiny_pipe.sample(tiny_pipe.solve(keys, "lerp", num_frames=4), callback_on_step_end=None)
     made = [
@@ -136,7 +136,7 @@ def test_what_further_stages_made_is_saved(tiny_pipe, keyframes, tmp_path):
         assert found.reconstruction_error == expected.reconstruction_error
 
 
-def test_a_file_is_tensors_and_plain_text(tiny_pipe, keyframes, tmp_path):
+def test_a_file_has_tensors_and_plain_text(tiny_pipe, keyframes, tmp_path):
     keys = tiny_pipe.invert(keyframes[:2], ["a", "b"], **INVERT)
     keys.save(tmp_path / "keys.safetensors")
     assert [file.name for file in tmp_path.iterdir()] == ["keys.safetensors"]
@@ -145,7 +145,7 @@ def test_a_file_is_tensors_and_plain_text(tiny_pipe, keyframes, tmp_path):
     assert metadata["kind"] == "Keyframes" and {"pixels", "clean", "points"} <= names
     assert json.loads(metadata["settings"])["space"] == "noise"
     size = sum(t.nbytes for t in (keys.pixels, keys.clean, keys.points))
-    assert (tmp_path / "keys.safetensors").stat().st_size < size + 50_000  # no weights
+    assert (tmp_path / "keys.safetensors").stat().st_size < size + 50_000  # the file has no weights
 
 
 def test_a_loaded_path_has_no_model_until_it_is_connected(tiny_pipe, keyframes, tmp_path):
@@ -256,7 +256,7 @@ def _other_levels(pipe):
 
 
 @pytest.mark.parametrize("change", [_other_weights, _other_autoencoder, _other_levels])
-def test_what_another_model_made_is_refused(tiny_pipe, files, change):
+def test_files_of_another_model_are_refused(tiny_pipe, files, change):
     keys = Keyframes.load(files / "keys.safetensors")
     path = MorphPath.load(files / "path.safetensors")
     change(tiny_pipe)

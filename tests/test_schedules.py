@@ -14,7 +14,7 @@ from riemannian_diffusion import read_schedule
 from riemannian_diffusion.pipelines import AutoGeodesicInterpolationPipeline
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-VARIANCE = "alphas_cumprod"  # the levels of a scheduler, by its attribute
+VARIANCE = "alphas_cumprod"  # attribute of schedulers with these levels
 NOISE = "sigmas"
 
 SCHEDULERS = {
@@ -47,7 +47,7 @@ def scheduler_of(case, steps_offset=1):
 
 
 def own_levels(scheduler, num, kind):
-    """Timestep -> (alpha, sigma), as the scheduler has them after `set_timesteps`."""
+    """The scheduler's alpha and sigma after `set_timesteps`, by timestep."""
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num)
     found = {}
@@ -87,7 +87,7 @@ def test_levels_are_those_of_the_scheduler(case, steps_offset):
 @pytest.mark.parametrize("kind", ["sd", "pixels"])
 @pytest.mark.parametrize("case", SCHEDULERS)
 def test_saved_and_loaded_pipelines_have_the_same_levels(case, kind, tmp_path, keyframes):
-    """Values that were left at their defaults are those of the scheduler's own class.
+    """Values that were not set are the defaults of the scheduler's own class.
 
     Where `steps_offset` is not 1, diffusers' own Stable Diffusion changes it as it is loaded.
     """
@@ -107,7 +107,7 @@ def test_saved_and_loaded_pipelines_have_the_same_levels(case, kind, tmp_path, k
 
 
 @pytest.mark.parametrize("case", SCHEDULERS)
-def test_what_was_inverted_is_sampled_back(case, keyframes):
+def test_inverted_images_are_sampled_back(case, keyframes):
     pipe = make("sd")
     pipe.scheduler = scheduler_of(case)
     keys = pipe.invert(keyframes[:2], "a", fixed_point_iterations=12, **INVERT)
@@ -117,8 +117,8 @@ def test_what_was_inverted_is_sampled_back(case, keyframes):
 
 @pytest.mark.parametrize("kind", ["sd", "pixels"])
 @pytest.mark.parametrize("case", ["Euler", "Euler leading", "Euler Karras"])
-def test_sampling_is_that_of_the_euler_scheduler(kind, case, keyframes):
-    """A DDIM step is an Euler step: diffusers' own steps find the same clean latents."""
+def test_sampling_equals_that_of_the_euler_scheduler(kind, case, keyframes):
+    """A DDIM step is an Euler step, so steps of diffusers give the same clean latents."""
     pipe = make(kind)
     pipe.scheduler = scheduler_of(case)
     options = {"num_inference_steps": 8, "strength": 1.0}
@@ -190,7 +190,7 @@ def test_schedulers_that_are_refused(scheduler, message, keyframes):
         pipe.invert(keyframes[:2], **INVERT)
 
 
-def test_a_flow_needs_the_scheduler_of_one(keyframes):
+def test_a_flow_needs_a_flow_scheduler(keyframes):
     pipe = make("flux")
     pipe.scheduler = diffusers.DDIMScheduler()
     with pytest.raises(ValueError, match="needs a scheduler with the levels of a rectified flow"):

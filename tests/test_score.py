@@ -89,7 +89,7 @@ def test_jvp_and_vjp_are_products_with_the_dense_jacobian(mixture):
     matrices = dense_jacobian(mixture, x)
     assert_close(mixture.jvp(x, v), apply(matrices, v), rtol=1e-10, atol=1e-10)
     assert_close(mixture.vjp(x, v), apply(matrices.mT, v), rtol=1e-10, atol=1e-10)
-    # the products every score inherits
+    # these products are inherited from `ScoreModel`
     assert_close(ScoreModel.jvp(mixture, x, v), apply(matrices, v), rtol=1e-10, atol=1e-10)
     assert_close(ScoreModel.vjp(mixture, x, v), apply(matrices.mT, v), rtol=1e-10, atol=1e-10)
     assert_close(mixture.stack(x), mixture(x)[:, None], rtol=0, atol=0)
@@ -97,7 +97,7 @@ def test_jvp_and_vjp_are_products_with_the_dense_jacobian(mixture):
 
 
 def test_denoising_is_the_posterior_mean(mixture, request):
-    """Tweedie's formula against Bayes' rule for every component."""
+    """Tweedie's formula equals Bayes' rule for every component."""
     x = points_of(mixture).flatten(1)
     case = MIXTURES[request.node.callspec.id]
     alpha, std, sigma = mixture.alpha, mixture.std, mixture.sigma
@@ -133,7 +133,7 @@ def test_finite_and_correct_far_from_every_mean(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_jacobian_far_away_between_two_means(dtype):
-    """On the bisector of two means the posterior is even, however far the point."""
+    """On the bisector of two means both have equal probability, at any distance."""
     sigma, half = 0.1, 0.15
     means = torch.tensor([[half, 0.0, 0.0], [-half, 0.0, 0.0]], dtype=dtype)
     mixture = GaussianMixtureScore(means, sigma)
@@ -145,7 +145,7 @@ def test_jacobian_far_away_between_two_means(dtype):
 
 
 @pytest.mark.parametrize("max_logits", [1, 6, 13])
-def test_chunks_of_points_change_nothing(mixture, max_logits):
+def test_chunks_of_points_give_the_same_values(mixture, max_logits):
     x, v = points_of(mixture, 7), randn(7, *mixture.means.shape[1:], seed=3)
     expected = mixture(x), mixture.log_prob(x), mixture.jvp(x, v), mixture.vjp(x, v)
     sizes = []
@@ -159,7 +159,7 @@ def test_chunks_of_points_change_nothing(mixture, max_logits):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the size of the largest tensor that an operation returned."""
+    """Records the size of the largest tensor that an operation returned."""
 
     size = 0
 
@@ -176,11 +176,11 @@ def test_ten_thousand_means_of_a_thousand_values():
     x = means[:16] + 0.5 * randn(16, 10, 100, seed=8, dtype=torch.float32)
     with LargestTensor() as largest:
         score, product = mixture(x), mixture.jvp(x, x)
-    # so far from the others, each point belongs to its own mean
+    # the means are far apart, so each point belongs to its own mean
     assert_close(score, (means[:16] - x) / 0.25, rtol=1e-4, atol=1e-3)
     assert_close(product, -x / 0.25, rtol=1e-4, atol=1e-3)
     assert mixture.log_prob(x).isfinite().all()
-    assert largest.size == means.numel()  # no table (points, means, values)
+    assert largest.size == means.numel()  # no tensor has shape (points, means, values)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_every_parametrisation_is_the_same_score(prediction_type, timestep):
 
 
 class MaskedProcessor:
-    """Attention by torch's fused entry point, with a mask of its own."""
+    """Attention by torch's fused function, with its own mask."""
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, **kwargs):
         residual, shape = hidden_states, hidden_states.shape
@@ -288,7 +288,7 @@ def attentions(model):
 def set_processors(model, make):
     for module in attentions(model):
         module.set_processor(make())
-        module.upcast_softmax = False  # to float32: rounding that would spoil float64 differences
+        module.upcast_softmax = False  # the rounding of float32 would spoil differences in float64
 
 
 PROCESSORS = {
@@ -376,7 +376,7 @@ def test_products_after_set_attention_slice():
 
 
 def test_the_mask_of_a_custom_processor_counts():
-    """Else the custom processor's case above would not show that masks are passed on."""
+    """Without an effect of the mask, the test above could not show that it is passed on."""
     model = score_unet()
     score = DiffusionScore(model, SCHEDULER, 300)
     plain = score.jvp(images(2, 1), images(2, 2))
@@ -416,12 +416,12 @@ def test_an_exception_inside_the_model_leaves_it_as_it_was(unet, name):
     after = [module.processor for module in attentions(model)]
     assert all(one is other for one, other in zip(after, before, strict=True))
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
-    query = randn(1, 1, 4, 4)  # the interception, which forbids dropout, has ended
+    query = randn(1, 1, 4, 4)  # attention allows dropout again
     F.scaled_dot_product_attention(query, query, query, dropout_p=0.5)
 
 
 @pytest.mark.parametrize("max_scores", [1, 200])
-def test_small_blocks_of_attention_change_no_product(unet, monkeypatch, max_scores):
+def test_products_do_not_depend_on_the_blocks_of_attention(unet, monkeypatch, max_scores):
     model, options = unet
     score = DiffusionScore(model, SCHEDULER, 300, **options)
     expected = score.jvp(images(2, 1), images(2, 2))
@@ -466,7 +466,7 @@ def test_blockwise_attention_is_torch_attention(options, max_scores, monkeypatch
 
 @pytest.mark.parametrize("options", ATTENTION.values(), ids=ATTENTION.keys())
 def test_blockwise_attention_has_the_derivative_of_torch_attention(options, monkeypatch):
-    """Forward mode through blocks against reverse mode through torch's kernel."""
+    """Forward mode through blocks equals reverse mode through torch's kernel."""
     monkeypatch.setattr(BlockwiseAttention, "max_scores", 150)
     heads = 2 if options.get("enable_gqa") else 4
     inputs = randn(2, 4, 7, 5, seed=1), randn(2, heads, 9, 5, seed=2), randn(2, heads, 9, 3, seed=3)
@@ -549,7 +549,7 @@ def test_modes_combine_the_models_outputs(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_size_of_batches_changes_nothing(mode):
+def test_values_do_not_depend_on_the_batch_size(mode):
     model = prompted_score_unet()
     sizes = []
     model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
@@ -598,7 +598,7 @@ def test_a_model_that_checkpoints_itself(unet, max_batch_size):
 
 
 class Narrow(ExactDenoiser):
-    """Memory runs out where more than `most` points come at once."""
+    """A network whose memory runs out for more than `most` points at once."""
 
     most, sizes = 5, ()
 
@@ -610,7 +610,7 @@ class Narrow(ExactDenoiser):
 
 
 @pytest.mark.parametrize("noises", [None, 2])
-def test_a_solve_that_runs_out_of_memory_goes_on_in_smaller_batches(noises):
+def test_a_solve_that_runs_out_of_memory_continues_in_smaller_batches(noises):
     means = randn(5, 3, seed=1)
 
     def solve(most):
@@ -662,7 +662,7 @@ def test_parameters_get_no_gradient(unet, max_batch_size):
 
 @pytest.mark.parametrize("max_batch_size", [None, 2])
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.float64])
-def test_points_keep_their_dtype_whatever_the_models(unet, x_dtype, max_batch_size):
+def test_points_keep_their_dtype_with_any_model(unet, x_dtype, max_batch_size):
     model, options = unet
     x, v = images(3, 1, x_dtype), images(3, 2, x_dtype)
     options = dict(options, max_batch_size=max_batch_size)
@@ -684,7 +684,7 @@ def test_points_keep_their_dtype_whatever_the_models(unet, x_dtype, max_batch_si
 
 
 def test_rounding_of_the_model_does_not_reach_the_points():
-    """With velocity prediction the point itself enters the score, in its own precision."""
+    """With velocity prediction, the point enters the score in its own precision."""
     scheduler = DDIMScheduler(prediction_type="v_prediction")
     model = score_unet().to(torch.bfloat16)
     score = DiffusionScore(model, scheduler, 300)
@@ -769,8 +769,8 @@ PLACED = {
 
 
 @pytest.mark.parametrize("make", PLACED.values(), ids=PLACED.keys())
-def test_every_point_depends_on_its_own_place_alone(make):
-    """A call on some of the points gives some of the values; batches of one size round alike."""
+def test_every_value_depends_only_on_its_own_point_and_place(make):
+    """A call on some points gives the same values, up to the rounding of other batch sizes."""
     score = make()
     x, v = images(6, 1), images(6, 2)
     where = Where([0.0, 0.2, 0.5, 1.0, 0.7, 0.3], [0, 1, 1, 0, 1, 0])
@@ -906,7 +906,7 @@ def test_several_shared_noises(noisy_mixture):
     ],
     ids=["stein", "stein normalised", "jacobian", "tangent normal"],
 )
-def test_metric_of_several_noises_is_the_mean_of_theirs(noisy_mixture, metric):
+def test_metric_of_several_noises_is_the_mean_of_their_metrics(noisy_mixture, metric):
     shape = noisy_mixture.means.shape[1:]
     noises, x = randn(3, *shape, seed=2), randn(4, *shape, seed=3)
     actual = metric(SharedNoiseScore(noisy_mixture, noises))
@@ -926,7 +926,7 @@ def test_shared_noise_of_another_shape(noise):
 
 @pytest.mark.parametrize("network", [False, True])
 def test_one_point_expanded_for_many_tangents(network):
-    """Views that share memory, which forward mode rejects, are points like any other."""
+    """Points may be views that share memory, which forward mode itself rejects."""
     x, v = randn(1, 2, 8, 8), randn(3, 2, 8, 8, seed=1)
     score = GaussianMixtureScore(randn(4, 2, 8, 8, seed=2), 1.0)
     if network:

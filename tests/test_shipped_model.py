@@ -1,4 +1,4 @@
-"""The shipped Stable Diffusion as a score: products with its Jacobian, solves in its latents."""
+"""The shipped model as a score: products with its Jacobian, and solves in its latents."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ TIMESTEP = 581  # 0.6 of 50 steps
 
 @pytest.fixture(scope="module")
 def ends(shipped_pipe):
-    """The shipped images' latents at the level, `(2, 4, 16, 16)`."""
+    """The noisy latents of the shipped images at the timestep, `(2, 4, 16, 16)`."""
     images = [Image.open(path).convert("RGB") for path in demo.endpoint_paths()]
     return shipped_pipe(images, metric="slerp", num_frames=2, output_type="latent").latents
 
@@ -42,7 +42,7 @@ def processors(unet) -> list:
 
 
 def leave(unet):
-    """As it was loaded: torch's fused attention."""
+    """The loaded model, which uses torch's fused attention."""
 
 
 DEFAULTS = {

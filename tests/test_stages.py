@@ -1,4 +1,4 @@
-"""The stages of a morph on their own: condition, invert, solve and sample."""
+"""Single stages of a morph: condition, invert, solve and sample."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_example_of_a_stage_runs(stage):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kept_score_gives_the_same_values_after_another_call(kind, keyframes):
-    """And after the pipeline has lost its network and its text encoders."""
+    """The values also stay the same after the pipeline has lost its networks."""
     pipe, kept = make(kind), []
 
     def metric(score):
@@ -168,7 +168,9 @@ def test_each_gap_has_its_number_of_frames(tiny_pipe, keyframes):
     expected = [0, 0.5, 1, 1.2, 1.4, 1.6, 1.8, 2]
     torch.testing.assert_close(path.times, torch.tensor(expected).double())
     assert [len(found.path) for found in path.geodesics] == [3, 6]
-    for gap, metric in zip(path.gaps, path.geodesics, strict=True):  # each gap has an even pace
+    for gap, metric in zip(
+        path.gaps, path.geodesics, strict=True
+    ):  # points are evenly spaced within each gap
         torch.testing.assert_close(metric.path, path.points[gap])
     called = tiny_pipe(keyframes, num_frames=[3, 6], output_type="latent", **INVERT, max_evals=2)
     assert torch.equal(called.latents, path.points)
@@ -188,12 +190,12 @@ def test_keyframes_at_chosen_frames(tiny_pipe, keyframes):
 
 
 def started(pipe, keys, init, **options):
-    """With one evaluation the path is the start."""
+    """The path after one evaluation, which is the start."""
     return pipe.solve(keys, "euclidean", init=init, num_frames=4, max_evals=1, **options).points
 
 
 @pytest.mark.parametrize("space", ["noise", "clean"])
-def test_a_solve_starts_where_it_is_told(tiny_pipe, keyframes, space):
+def test_a_solve_starts_from_its_init(tiny_pipe, keyframes, space):
     keys = tiny_pipe.invert(keyframes[:2], space=space, generator=seeded(), **INVERT)
     ends = keys.points
     usual = {"noise": slerp, "clean": lerp}[space](*ends, 4)
@@ -218,8 +220,8 @@ def _nodes(pipe, keys, init):
 
 
 @pytest.mark.parametrize("space", ["noise", "clean"])
-def test_a_solve_may_start_on_images(tiny_pipe, keyframes, space):
-    """The images are carried into the space of the path, under the conditions there."""
+def test_a_solve_may_start_from_images(tiny_pipe, keyframes, space):
+    """The images are encoded and inverted under the conditions of their places."""
     frames = torch.stack([torch.lerp(*keyframes[:2], u) ** 2 for u in (0.0, 0.3, 0.6, 1.0)])
     options = {"space": space, **INVERT}
     keys = tiny_pipe.invert(keyframes[:2], "a", generator=seeded(), **options)
@@ -243,7 +245,7 @@ def _bytes(image):
 
 
 @pytest.mark.parametrize("space", ["clean", "noise"])
-def test_a_solve_may_start_on_a_roadmap(tiny_pipe, keyframes, space):
+def test_a_solve_may_start_from_a_roadmap(tiny_pipe, keyframes, space):
     """The start is the roadmap between the clean latents, inverted in noise space."""
     options = INVERT | {"space": space}
     keys = tiny_pipe.invert(keyframes[:2], ["a", "b"], generator=seeded(3), **options)
@@ -344,7 +346,7 @@ def test_keyframes_are_solved_side_by_side_as_if_alone(tiny_pipe, keyframes, spa
         assert energies[0] == pytest.approx(energies[1], rel=1e-4)
 
 
-def test_keyframes_of_other_levels_are_solved_beside_each_other(tiny_pipe, keyframes):
+def test_keyframes_of_different_levels_are_solved_side_by_side(tiny_pipe, keyframes):
     several = [
         tiny_pipe.invert(keyframes[:2], num_inference_steps=8, strength=strength)
         for strength in (0.25, 0.5)
@@ -380,7 +382,7 @@ def test_a_solve_resumes_from_its_checkpoint(tiny_pipe, keyframes, tmp_path):
 
 
 def test_four_metrics_from_one_inversion(shipped_pipe):
-    """The points that the network is given, at most 0.7 of those in four calls."""
+    """Four metrics through stages take at most 0.7 of the network points of four calls."""
     images = [Image.open(path) for path in demo.endpoint_paths()]
     metrics = ("tangent_normal", "score_jacobian", "stein", "euclidean")
     invert, solve = {"num_inference_steps": 20}, {"num_frames": 5, "max_evals": 5}
@@ -591,7 +593,7 @@ def test_other_things_than_keyframes_are_refused(pipe, keys, keyframes):
 
 
 def put(latents):
-    """A callback that puts something in the place of the latents."""
+    """A callback that replaces the latents."""
     return {"callback_on_step_end": lambda *_: {"latents": latents}}
 
 

@@ -1,4 +1,4 @@
-"""Local geometry against dense linear algebra and closed forms of spheres."""
+"""Local geometry compared with dense linear algebra and with closed forms of spheres."""
 
 import math
 
@@ -25,7 +25,7 @@ from riemannian_diffusion.score import Where
 
 
 class Linear(ScoreModel):
-    """A score whose denoiser is a matrix, not a symmetric one."""
+    """A score whose denoiser is a matrix that is not symmetric."""
 
     alpha, sigma = 1.0, 0.5
 
@@ -37,7 +37,7 @@ class Linear(ScoreModel):
 
 
 def sphere(k, n=100, *, sigma=0.1, radius=1.0, num=3, seed=0):
-    """The score of a k-sphere of a radius in R^n, and points of it."""
+    """The score of a k-sphere in R^n, and points of the sphere."""
     basis = torch.linalg.qr(randn(n, k + 1, seed=seed))[0]
     score = HypersphereScore(basis, torch.zeros(n).double(), sigma, alpha=radius)
     points = randn(num, k + 1, seed=seed + 1)
@@ -68,7 +68,9 @@ def test_the_spectrum_is_the_dense_one(score, shape):
     assert found.values.shape == (2, 4) and found.vectors.shape == (2, 4, *shape)
     assert_close(found.values, values[:, :4], rtol=1e-4, atol=0)
     cosines = (found.vectors.flatten(2) * left[:, :, :4].mT).sum(2).abs()
-    apart = values[:, :4] / values[:, 1:5] > 1.05  # a vector is defined where its value is alone
+    apart = (
+        values[:, :4] / values[:, 1:5] > 1.05
+    )  # a vector is defined only if its value is separate from the others
     apart[:, 1:] &= apart[:, :-1]
     assert (cosines[apart] > 1 - 1e-3).all() and apart.any()
     gram = found.vectors.flatten(2) @ found.vectors.flatten(2).mT
@@ -102,7 +104,7 @@ def test_the_dimension_of_spheres(k):
     assert by_scores.dimension.tolist() == [k] * 3 and (by_scores.gap > 0.3).all()
 
 
-def test_the_dimension_of_a_subspace_is_seen_though_it_is_half_the_space():
+def test_the_dimension_of_a_subspace_of_half_the_dimension():
     basis = torch.linalg.qr(randn(40, 20))[0]
     score = Linear(basis @ basis.T)
     found = intrinsic_dimension(score, randn(2, 40))

@@ -1,4 +1,4 @@
-"""Fitting embeddings and LoRAs to images, mixing LoRAs along a batch, and storing them."""
+"""Embeddings and LoRAs fitted to images, LoRAs mixed along a batch, and what keeps them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LATENTS = randn(3, 2, 8, 8, seed=2).float()
 
 
 def _loras(unet, count=2, rank=3):
-    """Random LoRAs of every projection, with the names that peft gives them."""
+    """Random LoRAs of every projection, in peft's names."""
     loras = []
     for i in range(count):
         lora = {}
@@ -53,7 +53,7 @@ def _call(unet, x=X, prompts=PROMPTS, **kwargs):
 
 
 def _state(unet):
-    """All state of a network that fitting might change."""
+    """Everything of a network that fitting might touch."""
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet.modules()]
     return (
         [(name, id(module), module.training) for name, module in unet.named_modules()],
@@ -67,7 +67,7 @@ def _state(unet):
 
 
 class Remembered(torch.nn.Module):
-    """A denoiser that predicts its embedding as the clean latent."""
+    """A denoiser that takes its embedding for the clean latent."""
 
     def __init__(self, scheduler):
         super().__init__()
@@ -84,7 +84,7 @@ class Remembered(torch.nn.Module):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-def test_fitting_finds_the_known_embedding(prediction):
+def test_the_embedding_found_is_the_one_known_to_be_right(prediction):
     scheduler = DDIMScheduler(
         num_train_timesteps=10, beta_start=0.3, beta_end=0.5, prediction_type=prediction
     )
@@ -96,11 +96,11 @@ def test_fitting_finds_the_known_embedding(prediction):
 
 
 @pytest.mark.parametrize("fit", [fit_embeddings, fit_lora])
-def test_fits_of_several_images_are_independent(fit):
+def test_images_do_not_depend_on_each_other(fit):
     unet, scheduler, losses = prompted_score_unet(), DDIMScheduler(), []
-    recording = {"callback": lambda *args: losses.append(args)}
+    told = {"callback": lambda *args: losses.append(args)}
     state = torch.get_rng_state()
-    together = fit(unet, scheduler, LATENTS, PROMPTS, generator=seeded(), **FIT, **recording)
+    together = fit(unet, scheduler, LATENTS, PROMPTS, generator=seeded(), **FIT, **told)
     assert torch.equal(torch.get_rng_state(), state)
     assert [loss[:2] for loss in losses] == [(i, step) for i in range(3) for step in range(3)]
     for i in (0, 2):
@@ -115,7 +115,7 @@ def test_fits_of_several_images_are_independent(fit):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_both_fits_lower_the_loss_on_new_noises(dtype):
+def test_both_lower_the_loss_on_noises_they_have_not_seen(dtype):
     unet, scheduler = prompted_score_unet().to(dtype), DDIMScheduler()
     latents, prompts = LATENTS[:1], PROMPTS[:1].to(dtype)
     draws = torch.arange(20, 1000, 40), randn(25, 2, 8, 8, seed=9).float()
@@ -144,7 +144,7 @@ def test_both_fits_lower_the_loss_on_new_noises(dtype):
 
 @pytest.mark.parametrize("fit", [fit_embeddings, fit_lora])
 @pytest.mark.parametrize("fails", [False, True])
-def test_fitting_does_not_change_the_network(fit, fails):
+def test_the_network_is_left_as_it_was(fit, fails):
     unet = prompted_score_unet()
     next(unet.parameters()).requires_grad_(False)
     before = _state(unet)
@@ -171,7 +171,7 @@ def _with_peft(unet, lora):
     return unet.double()
 
 
-def test_one_lora_equals_peft_and_no_lora_equals_the_network():
+def test_one_lora_alone_is_that_of_peft_and_none_the_bare_network():
     unet = prompted_score_unet()
     loras, before = _loras(unet), _state(unet)
     mix = LoraMix(unet, loras)
@@ -186,7 +186,7 @@ def test_one_lora_equals_peft_and_no_lora_equals_the_network():
 
 
 def _merged(unet, loras, weights):
-    """The network after the mixture is added to its weights."""
+    """The network with the mixture in its weights."""
     unet = copy.deepcopy(unet)
     for name in {key.rsplit(".lora_", 1)[0] for key in loras[0]}:
         for lora, weight in zip(loras, weights, strict=True):
@@ -198,7 +198,7 @@ def _merged(unet, loras, weights):
 WEIGHTS = torch.tensor([[1.0, 0.0], [0.3, 0.7], [-0.5, 2.0]]).double()
 
 
-def test_each_point_has_its_own_mixture():
+def test_each_point_has_a_mixture_of_its_own():
     unet = prompted_score_unet()
     loras = _loras(unet)
     found = LoraMix(unet, loras)(X, T, PROMPTS, WEIGHTS)[0]
@@ -240,7 +240,7 @@ def test_derivatives_of_a_mixture():
     torch.testing.assert_close(gradient, score.vjp(X, w, where))
 
 
-def test_gradient_checkpointing_keeps_the_weights_of_its_call():
+def test_checkpoints_remember_the_weights_of_their_call():
     def gradients(unet):
         mix, x = LoraMix(unet, _loras(unet)), X.clone().requires_grad_()
         weights = WEIGHTS.clone().requires_grad_()
@@ -306,7 +306,7 @@ def test_interpolated_keys_and_values_are_those_of_interpolated_states(mixed):
     torch.testing.assert_close(output, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_attention_is_restored_after_an_exception():
+def test_attention_is_put_back_after_an_exception():
     unet = prompted_score_unet()
     before = _state(unet)
     with pytest.raises(ValueError, match="for 2 points, .* batch of 3: .* whole path"):
@@ -352,7 +352,7 @@ def test_saved_and_loaded(tmp_path, parts):
     )
 
 
-def test_other_files_are_refused(tmp_path):
+def test_files_that_are_none(tmp_path):
     file = tmp_path / "a.safetensors"
     Adaptation(PROMPTS).save(file)
     file.write_bytes(file.read_bytes()[:-10])
@@ -371,10 +371,10 @@ def test_other_files_are_refused(tmp_path):
 QUICK = {"embedding_steps": 2, "lora_steps": 2, "rank": 2, "batch_size": 1}
 
 
-def test_adapt_fits_embeddings_and_then_loras(tiny_pipe, keyframes):
+def test_adapt_is_both_fits_one_after_the_other(tiny_pipe, keyframes):
     before, steps = _state(tiny_pipe.unet), []
-    recording = {"callback": lambda *args: steps.append(args[:3])}
-    found = adapt(tiny_pipe, keyframes, ["a", "b", "c"], seed=5, **QUICK, **recording)
+    told = {"callback": lambda *args: steps.append(args[:3])}
+    found = adapt(tiny_pipe, keyframes, ["a", "b", "c"], seed=5, **QUICK, **told)
     assert _state(tiny_pipe.unet) == before
     expected = [("embeddings", i, s) for i in range(3) for s in range(2)]
     assert steps == expected + [("loras", i, s) for i in range(3) for s in range(2)]
@@ -391,7 +391,7 @@ def test_adapt_fits_embeddings_and_then_loras(tiny_pipe, keyframes):
     assert alone.embeddings is None and len(alone.loras) == 3
 
 
-def test_an_adaptation_is_read_from_the_cache(tiny_pipe, keyframes, tmp_path):
+def test_what_was_fitted_is_found_again(tiny_pipe, keyframes, tmp_path):
     images, calls = keyframes[:2], []
 
     def run(images=images, prompts="a", **options):
@@ -420,7 +420,7 @@ def test_an_adaptation_is_read_from_the_cache(tiny_pipe, keyframes, tmp_path):
     assert not calls
 
 
-def test_embeddings_are_fitted_without_peft(tiny_pipe, keyframes, monkeypatch):
+def test_without_peft_only_loras_are_missing(tiny_pipe, keyframes, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r"riemannian-diffusion\[adapt\].*lora_steps=0"):
         adapt(tiny_pipe, keyframes[:2], **QUICK)
@@ -492,7 +492,7 @@ def fitted(tiny_pipe, keyframes):
 
 
 def test_the_pipeline_mixes_along_the_path(tiny_pipe, keyframes, fitted):
-    """Every point has its own prompt and its own LoRAs."""
+    """Every point of a level has its own prompt and its own LoRAs."""
     seen = []
 
     def metric(score):
@@ -515,7 +515,7 @@ def test_the_pipeline_mixes_along_the_path(tiny_pipe, keyframes, fitted):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_each_morph_has_its_own_adaptation(tiny_pipe, keyframes, fitted, guidance):
+def test_each_morph_has_its_own(tiny_pipe, keyframes, fitted, guidance):
     a, b, c = keyframes
     pairs = [[a, b], [c, a]]
     one = Adaptation(fitted.embeddings[:2], fitted.loras[:2])

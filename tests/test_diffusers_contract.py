@@ -1,4 +1,4 @@
-"""Requirements of diffusers' own tests for every Stable Diffusion pipeline with images."""
+"""What diffusers' own tests ask of every Stable Diffusion pipeline with images."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_signature_has_the_usual_names(pipe):
     assert usual <= set(inspect.signature(pipe.condition).parameters)
 
 
-def test_half_precision_is_near_and_is_saved(pipe, keyframes, tmp_path):
+def test_half_precision_is_near_and_saved_as_it_is(pipe, keyframes, tmp_path):
     expected = frames(pipe, keyframes)
     half = pipe.to(torch.float16)
     found = frames(half, keyframes)
@@ -104,50 +104,50 @@ def test_a_safety_checker_flags_frames(keyframes):
     assert out.nsfw_content_detected == [False, True, False, False]
 
 
-@pytest.mark.parametrize("mode", ["attention", "slicing", "tiling"])
-def test_slicing_changes_nothing(pipe, keyframes, mode):
+@pytest.mark.parametrize("way", ["attention", "slicing", "tiling"])
+def test_slicing_changes_nothing(pipe, keyframes, way):
     expected = frames(pipe, keyframes)
     switch = {
         "attention": lambda: pipe.enable_attention_slicing("max"),
         "slicing": lambda: pipe.vae.enable_slicing(),
         "tiling": lambda: pipe.vae.enable_tiling(),
     }
-    switch[mode]()
+    switch[way]()
     assert_close(frames(pipe, keyframes), expected)
 
 
-@pytest.mark.parametrize("mode", ["model", "sequential", "group"])
-def test_hooks_of_offloading_are_called(pipe, keyframes, mode):
-    """The hooks are those of `enable_*_offload`, with the CPU in place of the accelerator."""
+@pytest.mark.parametrize("way", ["model", "sequential", "group"])
+def test_hooks_of_offloading_are_called(pipe, keyframes, way):
+    """As `enable_*_offload` sets them, with the CPU for the accelerator."""
     expected = frames(pipe, keyframes, metric="tangent_normal")
     cpu, hook = torch.device("cpu"), None
-    if mode == "group":
+    if way == "group":
         pipe.enable_group_offload(onload_device=cpu, offload_type="leaf_level")
     for module in (c for c in pipe.components.values() if isinstance(c, torch.nn.Module)):
-        if mode == "model":
+        if way == "model":
             _, hook = accelerate.cpu_offload_with_hook(module, cpu, prev_module_hook=hook)
-        elif mode == "sequential":
+        elif way == "sequential":
             accelerate.cpu_offload(module, cpu, offload_buffers=len(module._parameters) > 0)
-    if mode == "sequential":
+    if way == "sequential":
         assert next(pipe.unet.parameters()).device.type == "meta"
     assert_close(frames(pipe, keyframes, metric="tangent_normal"), expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="offloading needs a GPU")
-@pytest.mark.parametrize("mode", ["model", "sequential", "group"])
-def test_offloading_from_a_gpu(pipe, keyframes, mode):
+@pytest.mark.parametrize("way", ["model", "sequential", "group"])
+def test_offloading_from_a_gpu(pipe, keyframes, way):
     expected = frames(pipe, keyframes)
     switch = {
         "model": pipe.enable_model_cpu_offload,
         "sequential": pipe.enable_sequential_cpu_offload,
         "group": lambda: pipe.enable_group_offload(torch.device("cuda")),
     }
-    switch[mode]()
+    switch[way]()
     assert_close(frames(pipe, keyframes), expected, atol=1e-2)
 
 
 def test_encode_prompt_alone(pipe, keyframes):
-    """Text encoders work without the other parts, and the other parts work without them."""
+    """Text encoders make embeddings without the rest, and the rest morphs without them."""
     options = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
     texts = {name: None for name in ("unet", "vae")}
     encoded = make(type(pipe), **texts).encode_prompt(["a", "b"], **options)
@@ -161,7 +161,7 @@ def test_encode_prompt_alone(pipe, keyframes):
     assert_close(found, pipe(keyframes[:2], ["a", "b"], **options).frames)
 
 
-def test_from_pipe_shares_components_in_both_directions(keyframes):
+def test_from_pipe_both_ways_shares_components(keyframes):
     pipe = make()
     plain = StableDiffusionPipeline.from_pipe(pipe)
     again = GeodesicInterpolationPipeline.from_pipe(plain)

@@ -26,7 +26,7 @@ NAN = math.nan
 
 
 def timestep_of(pipe, noise: float) -> int:
-    """The timestep whose noise, in units of the clean data, is nearest to a given noise."""
+    """The timestep whose noise, in units of the clean data, is nearest."""
     return int(((1 / pipe.scheduler.alphas_cumprod - 1).sqrt() - noise).abs().argmin())
 
 
@@ -43,7 +43,7 @@ def pipe():
 
 @pytest.fixture
 def morph(pipe, keyframes):
-    """A sampled path through three keyframes in clean space."""
+    """A path through three keyframes in clean space, sampled."""
     options = {"space": "clean", "generator": seeded(), **INVERT}
     keys = pipe.invert(keyframes, ["a", "b", "c"], **options)
     return uneven(pipe, pipe.solve(keys, "lerp", num_frames=4))
@@ -51,7 +51,7 @@ def morph(pipe, keyframes):
 
 @pytest.fixture
 def pair(pipe, keyframes):
-    """A sampled path through two keyframes in noise space."""
+    """A path through two keyframes in noise space, sampled."""
     keys = pipe.invert(keyframes[:2], ["a", "b"], **INVERT)
     return uneven(pipe, pipe.solve(keys, "lerp", num_frames=5))
 
@@ -63,7 +63,7 @@ def uneven(pipe, path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_model_runs_all_stages(kind, keyframes):
+def test_every_model_does_them_all(kind, keyframes):
     pipe, prompt = make(kind), "" if kind == "pixels" else "a"
     keys = pipe.invert(keyframes[:2], prompt, **INVERT)
     path = pipe.sample(pipe.solve(keys, **SOLVE))
@@ -86,7 +86,7 @@ def spread(pipe, path) -> float:
     return max(float(changes.std(correction=0) / changes.mean()) for changes in found)
 
 
-def test_retiming_makes_changes_equal_and_keeps_keyframes(pipe, pair, morph):
+def test_retiming_evens_the_changes_and_keeps_keyframes(pipe, pair, morph):
     for path in (pair, morph):
         found = pipe.retime(path, "rmse")
         assert spread(pipe, found) < 0.05 < spread(pipe, path)
@@ -95,8 +95,8 @@ def test_retiming_makes_changes_equal_and_keeps_keyframes(pipe, pair, morph):
         assert torch.equal(found.latents, pipe.sample(found).latents)
 
 
-def test_cost_of_retiming(pipe, pair):
-    """The first round takes the sampled path; each later round samples the whole path again."""
+def test_what_retiming_costs(pipe, pair):
+    """The first round shows what was sampled; each later one samples the whole path again."""
     rounds, steps = [], len(pair.keys.levels.schedule.levels)
 
     def listen(event):
@@ -126,7 +126,7 @@ def test_an_interrupted_retiming_keeps_the_last_whole_round(pipe, pair):
 # -------------------------------------------------------------------------------------- extend
 
 
-def test_an_extension_continues_beyond_the_last_keyframe(pipe, morph, keyframes):
+def test_an_extension_goes_on_beyond_the_last_keyframe(pipe, morph, keyframes):
     longer = pipe.extend(morph, 0.7)
     assert torch.equal(longer.latents, morph.latents) and torch.equal(longer.points, morph.points)
     short, out = (pipe.render(one, output_type="latent") for one in (morph, longer))
@@ -142,7 +142,7 @@ def test_an_extension_continues_beyond_the_last_keyframe(pipe, morph, keyframes)
     assert torch.equal(pipe.extend(morph, 0).shown, morph.shown)
     keys = pipe.invert([keyframes[0]] * 2, space="clean", **INVERT)
     still = pipe.sample(pipe.solve(keys, "lerp", num_frames=4))
-    assert len(pipe.extend(still, 1.0).shown) == 4  # a path that stands still has no direction
+    assert len(pipe.extend(still, 1.0).shown) == 4  # there is no direction to go on in
 
 
 def test_an_extension_costs_a_tenth_of_the_morph(pipe, keyframes):
@@ -179,7 +179,7 @@ def test_a_change_is_transported_to_a_third_image(pipe, keyframes):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_the_third_image_has_its_own_conditions(pipe, keyframes, guidance):
+def test_the_third_image_has_conditions_of_its_own(pipe, keyframes, guidance):
     a, b, c = keyframes
     options = {"guidance_scale": guidance, **INVERT}
     keys = pipe.invert([a, b], ["a", "b"], "d", **options)
@@ -193,13 +193,13 @@ def test_the_third_image_has_its_own_conditions(pipe, keyframes, guidance):
     hidden = expected.levels.conditions.positive["encoder_hidden_states"].values
     torch.testing.assert_close(found, hidden, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(pipe.transport(path, c, "z").shown, given.shown, atol=1e-4)
-    same = pipe.invert([a, b], "a", **INVERT)  # C takes the prompt that the keyframes share
+    same = pipe.invert([a, b], "a", **INVERT)  # a prompt that the keyframes share is that of C
     shared = pipe.sample(pipe.solve(same, "lerp", num_frames=4))
     found, expected = (pipe.transport(shared, c, prompt) for prompt in (None, "a"))
     torch.testing.assert_close(found.shown, expected.shown, atol=1e-5, rtol=1e-5)
 
 
-def test_transport_solves_with_the_metric_of_the_path(pipe, keyframes):
+def test_the_metric_of_the_path_is_that_of_the_bridge(pipe, keyframes):
     keys = pipe.invert(keyframes[:2], "a", **INVERT)
     path = pipe.sample(pipe.solve(keys, **SOLVE))
     found = pipe.transport(path, keyframes[2], max_evals=3)
@@ -213,7 +213,7 @@ def test_transport_solves_with_the_metric_of_the_path(pipe, keyframes):
     torch.testing.assert_close(own.points, found.points)
 
 
-def test_an_interrupted_transport_returns_its_morph(pipe, pair, keyframes):
+def test_an_interrupted_transport_is_its_morph(pipe, pair, keyframes):
     def stop(pipe, step, timestep, tensors):
         pipe._interrupt = True
 
@@ -224,7 +224,7 @@ def test_an_interrupted_transport_returns_its_morph(pipe, pair, keyframes):
 # -------------------------------------------------------------------------------------- render
 
 
-def test_a_path_is_rendered_in_every_output_type(pipe, pair, keyframes):
+def test_a_path_is_rendered_in_every_type(pipe, pair, keyframes):
     out = {kind: pipe.render(pair, output_type=kind) for kind in ("pil", "np", "pt", "latent")}
     assert [image.size for image in out["pil"].frames] == [(16, 16)] * 5
     assert out["np"].frames.shape == (5, 16, 16, 3)
@@ -239,7 +239,7 @@ def test_a_path_is_rendered_in_every_output_type(pipe, pair, keyframes):
 
 
 def test_interpolated_attention_and_matched_noise(pipe, pair):
-    """DiffMorpher's options of sampling do not change the keyframes."""
+    """What DiffMorpher does while it samples; the keyframes are not touched by it."""
     solved = pipe.solve(pair.keys, "lerp", num_frames=5)
     plain = pipe.sample(solved).latents
     for options in ({"adain": True}, {"attention_interpolation": 0.5}):
@@ -319,7 +319,7 @@ def test_paths_that_do_not_fit_a_stage(pipe, pair, morph, keyframes):
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux"])
-def test_transformers_have_no_upsampling_blocks(kind, keyframes):
+def test_transformers_have_no_blocks_that_sample_up(kind, keyframes):
     pipe = make(kind)
     path = pipe.solve(pipe.invert(keyframes[:2], "a", **INVERT), "lerp", num_frames=3)
     with pytest.raises(ValueError, match="no self-attention below blocks='up_blocks'"):
@@ -332,7 +332,7 @@ def test_retiming_a_path_that_was_not_sampled_samples_it(pipe, pair):
     assert torch.equal(found.latents, expected.latents)
 
 
-def test_transport_takes_images_of_any_kind(pipe, pair):
+def test_images_of_any_kind_are_transported_to(pipe, pair):
     array = (C + 0.25).permute(1, 2, 0).numpy()
     image = PIL.Image.fromarray((array * 255).astype(np.uint8))
     found = [pipe.transport(pair, one, "c").shown for one in (array, C + 0.25, image)]

@@ -1,4 +1,4 @@
-"""Morphs with every kind of model, compared with the model's own pipeline in diffusers."""
+"""The same morph through every kind of model, each against its own diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_batches_are_single_morphs(kind, keyframes):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sampling_is_that_of_the_models_own_pipeline(kind, keyframes):
-    """From the noise of a morph, the model's own pipeline finds the clean latents of the morph."""
+    """From the noise that our morph starts on, diffusers' own pipeline finds our clean latents."""
     ours, theirs = make(kind), KINDS[kind][1](**KINDS[kind][2]())
     theirs.set_progress_bar_config(disable=True)
     options = EXACT | {"metric": "slerp", "strength": 1.0, "num_frames": 2}
@@ -192,7 +192,7 @@ def test_grey_images_of_a_grey_model(keyframes):
     assert np.array_equal(np.asarray(shown[1]), np.asarray(again[1]))
 
 
-def test_an_unconditional_model_refuses_prompts_and_guidance(keyframes):
+def test_what_an_unconditional_model_has_not(keyframes):
     pipe = make("pixels")
     for options in ({"prompt": "a"}, {"negative_prompt": "b"}):
         with pytest.raises(ValueError, match="takes no `prompt`, no `negative_prompt` and no emb"):
@@ -239,7 +239,7 @@ def test_digits_through_their_own_model():
 
     images, _ = digits.load_mnist()
     turned = digits.rotate(images[:1].expand(2, -1, -1), torch.tensor([0.0, 0.5]))
-    turned = F.pixel_unshuffle(turned, 2)  # the images of the model have 4 channels
+    turned = F.pixel_unshuffle(turned, 2)  # its images have 4 channels
     folder = Path(digits.__file__).parent / "assets" / "rotated_mnist"
     pipe = AutoGeodesicInterpolationPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
@@ -298,7 +298,7 @@ def test_flux_encodes_negative_prompts_to_the_length_of_the_prompts(keyframes):
     assert not torch.allclose(found, other, atol=1e-5)
 
 
-def test_a_model_with_guidance_as_an_input_has_no_other(keyframes):
+def test_guidance_that_is_an_input_is_all_there_is(keyframes):
     pipe = make("flux", guidance_embeds=True)
     with pytest.raises(ValueError, match="nothing to damp"):
         morph(pipe, keyframes[:2], "a", guidance_scale=3.0, guidance_damping=0.5, **FAST)
@@ -306,7 +306,7 @@ def test_a_model_with_guidance_as_an_input_has_no_other(keyframes):
         pipe(keyframes[:2], "a", negative_prompt="b", guidance_scale=3.0, **FAST)
 
 
-def test_a_community_folder_loads_its_pipeline(tmp_path):
+def test_a_community_folder_is_its_pipeline(tmp_path):
     StableDiffusionPipeline(**stable_diffusion()).save_pretrained(tmp_path)
     index = tmp_path / "model_index.json"
     text = index.read_text().replace(
@@ -334,7 +334,7 @@ def test_hooks_of_offloading_are_called(kind, way, keyframes):
     expected = pipe(keyframes[:2], prompts(kind), **options).frames
     cpu, hook = torch.device("cpu"), None
     for module in (c for c in pipe.components.values() if isinstance(c, torch.nn.Module)):
-        if mode == "model":
+        if way == "model":
             _, hook = accelerate.cpu_offload_with_hook(module, cpu, prev_module_hook=hook)
         else:
             accelerate.cpu_offload(module, cpu, offload_buffers=len(module._parameters) > 0)

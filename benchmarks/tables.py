@@ -212,6 +212,16 @@ COST = {
 POINTS = (9, 17, 33, 65, 129)
 VARIANTS = ("plain", "embeddings", "LoRA", "both")
 
+REFERENCE_CASES = (
+    *("plain", "slerp", "jacobian", "stein", "three", "clean", "extrapolated", "retimed"),
+    *("analogy", "roadmap", "guided", "density", "damped", "matched", "adapted"),
+)
+
+STARTS = (
+    *("import torch", "riemannian-diffusion --help", "import riemannian_diffusion"),
+    *("the geometry", "the pipelines"),
+)
+
 TABLES = {
     "synthetic, exact score": _synthetic("synthetic_exact"),
     "synthetic, learned score": _synthetic("synthetic_learned"),
@@ -642,6 +652,26 @@ TABLES = {
             for name in ("tangent-normal", "score Jacobian", "Stein", "slerp", "lerp")
         ],
         list(_lines("pair", {1: "pair 1", 2: "pair 2", 3: "pair 3"}, file="contact_sheet")),
+    ),
+    "stages": Table(
+        ("what",),
+        _values("stages", "whole calls=calls", "ratio:.3f"),
+        list(
+            _lines("what", ("four metrics", "re-time a path", "extend a path by half"), file="stages")
+        ),
+    ),
+    "references": Table(
+        ("case",),
+        [
+            Column(name, "{frames:.1e}", {"family": name})
+            for name in ("sd", "xl", "sd3", "flux", "pixels", "shipped")
+        ],
+        list(_lines("case", REFERENCE_CASES, file="references")),
+    ),
+    "imports": Table(
+        ("what",),
+        _values("CPU seconds=seconds:.2f", "over import torch=over torch:.3f"),
+        list(_lines("what", STARTS, file="imports")),
     ),
 }
 

@@ -319,7 +319,10 @@ BAD_COMMANDS = [
     (["--fps", "1e-9"], "--fps must be in [0.01, 1000], but got 1e-09"),
     (["--strength", "nan"], "--strength must be a finite number, but got nan"),
     (["--guidance", "inf"], "--guidance must be a finite number, but got inf"),
-    (["--prompt", "a", "--prompt", "b", "--prompt", "c"], "--prompt must be given once, or once for each of 2 images"),
+    (
+        ["--prompt", "a", "--prompt", "b", "--prompt", "c"],
+        "--prompt must be given once, or once for each of 2 images",
+    ),
     (["--max-batch-size", "0"], "--max-batch-size must be a whole number of at least 1"),
     (["--size", "15"], "Height and width must be multiples of 2, but got (15, 15)"),
 ]
@@ -361,7 +364,10 @@ BROKEN_MODELS = {
         "model is a KandinskyPipeline; geodesics are there for models of StableDiffusionPipeline",
     ),
     "no kind": (lambda: _rewrite("model/model_index.json", _class_name=None), "model is a None"),
-    "no network": (lambda: _rewrite("model/model_index.json", unet=None), "--model model cannot be loaded"),
+    "no network": (
+        lambda: _rewrite("model/model_index.json", unet=None),
+        "--model model cannot be loaded",
+    ),
     "a function for a network": (
         lambda: _rewrite("model/model_index.json", unet=["os", "system"]),
         "--model model cannot be loaded",

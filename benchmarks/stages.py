@@ -19,7 +19,8 @@ from PIL import Image
 from riemannian_diffusion import demo
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
-METRICS = ("tangent_normal", "score_jacobian", "stein", "slerp")
+METRICS = ("tangent_normal", "score_jacobian", "stein", "euclidean")
+CURVES = ("slerp", "lerp", "nao", "noise_diffusion")
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -39,14 +40,16 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         return made, points[0]
 
     keys, inversion = counted(lambda: pipe.invert(images, num_inference_steps=args.steps))
-    through_stages, calls, first = inversion, 0, None
-    for metric in METRICS:
-        path, solve = counted(lambda m=metric: pipe.solve(keys, m, num_frames=args.frames))
-        path, sample = counted(lambda p=path: pipe.sample(p))
-        through_stages += solve + sample
-        calls += inversion + solve + sample
-        first = first or (path, inversion + solve + sample)
-    yield row("four metrics", through_stages, calls)
+    first = None
+    for what, names in (("four metrics", METRICS), ("four curves", CURVES)):
+        through_stages, calls = inversion, 0
+        for metric in names:
+            path, solve = counted(lambda m=metric: pipe.solve(keys, m, num_frames=args.frames))
+            path, sample = counted(lambda p=path: pipe.sample(p))
+            through_stages += solve + sample
+            calls += inversion + solve + sample
+            first = first or (path, inversion + solve + sample)
+        yield row(what, through_stages, calls)
     path, call = first
     _, retime = counted(lambda: pipe.retime(path, "rmse"))
     yield row("re-time a path", retime, call + retime)

@@ -217,6 +217,8 @@ REFERENCE_CASES = (
     *("analogy", "roadmap", "guided", "density", "damped", "matched", "adapted"),
 )
 
+COMPARED = ("four metrics", "four curves", "re-time a path", "extend a path by half")
+
 STARTS = (
     *("import torch", "riemannian-diffusion --help", "import riemannian_diffusion"),
     *("the geometry", "the pipelines"),
@@ -656,9 +658,7 @@ TABLES = {
     "stages": Table(
         ("what",),
         _values("stages", "whole calls=calls", "ratio:.3f"),
-        list(
-            _lines("what", ("four metrics", "re-time a path", "extend a path by half"), file="stages")
-        ),
+        list(_lines("what", COMPARED, file="stages")),
     ),
     "references": Table(
         ("case",),

@@ -109,8 +109,17 @@ def read_schedule(
         index.setdefault(timestep, i)  # multistep schedulers visit some levels twice
     visited = _last(sorted(index, reverse=True), strength)
     levels = tuple(_level_of_step(own, index[timestep], timestep) for timestep in visited)
-    final_abar = getattr(scheduler, "final_alpha_cumprod", 1.0)
-    return Schedule(levels, float(final_abar), scheduler)
+    return Schedule(levels, _final_abar(own), scheduler)
+
+
+def _final_abar(scheduler: Any) -> float:
+    """The squared factor of the data at the level on which a scheduler's last step ends."""
+    if hasattr(scheduler, "final_alpha_cumprod"):
+        return float(scheduler.final_alpha_cumprod)
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None or len(sigmas) != len(scheduler.timesteps) + 1:
+        return 1.0
+    return 1 / (1 + float(sigmas[-1]) ** 2)  # its noise is in units of the clean data
 
 
 def _last(timesteps: list[float], strength: float) -> list[float]:

@@ -66,6 +66,24 @@ def assert_levels(levels, expected):
         assert (level.alpha, level.sigma) == pytest.approx(expected[level.timestep], rel=1e-4)
 
 
+def own_final_abar(scheduler, num_steps):
+    """The squared factor of the data at the end of the scheduler's own last step."""
+    own = copy.deepcopy(scheduler)
+    own.set_timesteps(num_steps)
+    if hasattr(own, "final_alpha_cumprod"):
+        return float(own.final_alpha_cumprod)
+    if not hasattr(own, "sigmas") or len(own.sigmas) == len(own.timesteps):
+        return 1.0
+    return 1 / (1 + float(own.sigmas[-1]) ** 2)
+
+
+def test_the_last_step_may_end_above_no_noise():
+    options = {"final_sigmas_type": "sigma_min", "algorithm_type": "dpmsolver++"}
+    schedule = read_schedule(diffusers.DPMSolverMultistepScheduler(**options), 7)
+    least = float(diffusers.DDIMScheduler().alphas_cumprod[0])
+    assert schedule.final_abar == pytest.approx(least, rel=1e-5) and least < 1
+
+
 @pytest.mark.parametrize("steps_offset", [0, 1, 3])
 @pytest.mark.parametrize("case", SCHEDULERS)
 def test_levels_are_those_of_the_scheduler(case, steps_offset):
@@ -75,7 +93,7 @@ def test_levels_are_those_of_the_scheduler(case, steps_offset):
     assert_levels(schedule.levels, own_levels(scheduler, 7, SCHEDULERS[case][2]))
     kinds = {level.prediction_type for level in schedule.levels}
     assert kinds == {scheduler.config.prediction_type}
-    assert schedule.final_abar == float(getattr(scheduler, "final_alpha_cumprod", 1.0))
+    assert schedule.final_abar == pytest.approx(own_final_abar(scheduler, 7), rel=1e-6)
     assert vars(scheduler).keys() == before.keys()
     for name, value in vars(scheduler).items():
         if isinstance(value, torch.Tensor):

@@ -180,6 +180,7 @@ def test_options_of_later_stages_reuse_the_path(run):
     assert smaller.status == 0 and "resumed from" in smaller.out and smaller.calls == 16
 
 
+@pytest.mark.slow
 def test_an_analogy_resumes(run, folder):
     options = ["--analogy", str(folder / "2.png"), "--prompt", "a", "--prompt", "b"]
     options += ["--prompt", "c", "--adapt", "embeddings", "--max-evals", "1", "--frames", "3"]

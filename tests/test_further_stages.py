@@ -178,7 +178,7 @@ def test_a_change_is_transported_to_a_third_image(pipe, keyframes):
     torch.testing.assert_close(pipe.render(found, output_type="pt").frames[1:], out.frames[1:])
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("guidance", [1.0, pytest.param(2.0, marks=pytest.mark.slow)])
 def test_the_third_image_has_conditions_of_its_own(pipe, keyframes, guidance):
     a, b, c = keyframes
     options = {"guidance_scale": guidance, **INVERT}

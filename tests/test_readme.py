@@ -11,11 +11,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLAutoBlocks
 from exact import ExactDenoiser, to_sphere
-from models import FAST, make, randn, to_pil, vector, waves
+from models import FAST, INVERT, SOLVE, make, randn, to_pil, vector, waves
 
 import riemannian_diffusion
 from riemannian_diffusion import DiffusionScore, GaussianMixtureScore
-from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline, RoadmapStart
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -92,7 +92,10 @@ def errors(tmp_path_factory) -> list[BaseException | None]:
         for kind in (DiffusionPipeline, torch.nn.Module):
             patch.setattr(kind, "to", patched(kind.to, renamed={"cuda": "cpu"}))
         kind = GeodesicInterpolationPipeline
-        patch.setattr(kind, "__call__", patched(kind.__call__, FAST))
+        for name, few in (("__call__", FAST), ("invert", INVERT), ("solve", SOLVE)):
+            patch.setattr(kind, name, patched(getattr(kind, name), few))
+        start = patched(RoadmapStart, {"max_samples": 8})
+        patch.setattr("riemannian_diffusion.pipelines.RoadmapStart", lambda _: start())
         few = {"embedding_steps": 1, "lora_steps": 1}
         patch.setattr("riemannian_diffusion.adapt", patched(riemannian_diffusion.adapt, few))
         for block in BLOCKS:

@@ -381,6 +381,7 @@ def test_a_solve_resumes_from_its_checkpoint(tiny_pipe, keyframes, tmp_path):
     assert [g.iterates for g in found.geodesics] == [g.iterates for g in expected.geodesics]
 
 
+@pytest.mark.slow
 def test_four_metrics_from_one_inversion(shipped_pipe):
     """Four metrics through stages take at most 0.7 of the network points of four calls."""
     images = [Image.open(path) for path in demo.endpoint_paths()]

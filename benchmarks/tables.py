@@ -219,7 +219,7 @@ REFERENCE_CASES = (
 
 COMPARED = ("four metrics", "four curves", "re-time a path", "extend a path by half")
 
-STARTS = (
+IMPORTS = (
     *("import torch", "riemannian-diffusion --help", "import riemannian_diffusion"),
     *("the geometry", "the pipelines"),
 )
@@ -671,7 +671,7 @@ TABLES = {
     "imports": Table(
         ("what",),
         _values("CPU seconds=seconds:.2f", "over import torch=over torch:.3f"),
-        list(_lines("what", STARTS, file="imports")),
+        list(_lines("what", IMPORTS, file="imports")),
     ),
 }
 

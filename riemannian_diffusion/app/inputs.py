@@ -1,4 +1,4 @@
-"""What visitors enter, as the pipeline takes it."""
+"""The visitors' inputs, in the form that the pipeline takes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_size(width: float, height: float, native: int) -> tuple[int, int]:
     """The size in whole pixels.
 
     Raises:
-        ValueError: If it is none, or far beyond what the model can draw.
+        ValueError: If it is no size, or far beyond what the model can draw.
     """
     check_numbers(width=width, height=height)
     most = LARGEST_SIZE * native

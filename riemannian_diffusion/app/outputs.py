@@ -1,4 +1,4 @@
-"""What visitors are shown of morphs."""
+"""Results of morphs as visitors see them."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Report = Callable[[str, int, int | None], None]
 
 
 class Iteration(NamedTuple):
-    """Where a solve was after an iteration."""
+    """The state of a solve after an iteration."""
 
     num_evals: int
     energy: float
@@ -81,7 +81,7 @@ class Energies:
 
 
 class Request:
-    """What one visitor asks of the pipeline; `Studio.request` makes it.
+    """The work that one visitor asks for; `Studio.request` makes it.
 
     Args:
         pipe: The pipeline.

@@ -1,4 +1,4 @@
-"""What the commands do."""
+"""The commands."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _check_output(args: argparse.Namespace, *also: Path) -> None:
 
 
 def describe_geodesic(found) -> dict:
-    """What a report says of a `Geodesic`."""
+    """The entries of a report about a `Geodesic`."""
     return {
         "energy": found.iterates[-1][1] if found.iterates else found.energy,
         "finer_energy": found.energy,

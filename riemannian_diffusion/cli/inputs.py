@@ -13,7 +13,7 @@ from riemannian_diffusion.media import CLIP_SUFFIXES, images_in, open_image, rea
 
 @dataclass(frozen=True)
 class Inputs:
-    """What to morph.
+    """The images of a morph and how to place them.
 
     Attributes:
         images: The keyframes, PIL images.

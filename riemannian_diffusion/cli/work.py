@@ -127,7 +127,7 @@ class Work:
 
 
 def keyframe_settings(args: argparse.Namespace, inputs: Inputs, dtype: str) -> dict[str, Any]:
-    """What the keyframes depend on, by flag; the images by a hash of each.
+    """The settings on which the keyframes depend, by flag; a hash for each image.
 
     Args:
         args: The command line.
@@ -143,7 +143,7 @@ def keyframe_settings(args: argparse.Namespace, inputs: Inputs, dtype: str) -> d
 
 
 def solve_options(args: argparse.Namespace, inputs: Inputs, device: object) -> dict[str, Any]:
-    """What a path depends on beside its keyframes, by flag; images by a hash of each.
+    """The options on which a path depends beside its keyframes, by flag; a hash for each image.
 
     Args:
         args: The command line.

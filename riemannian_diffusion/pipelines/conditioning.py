@@ -44,12 +44,12 @@ class ConditionedModel(MorphableModel):
         Args:
             prompt: One prompt for all keyframes, or one for each: along the path their embeddings
                 are interpolated.
-            negative_prompt: Used by guidance above 1 and by `score_mode="difference"`.
+            negative_prompt: Used by guidance above 1, and by `score_mode="difference"` of `solve`.
             prompt_embeds: Embeddings in place of prompts, as `encode_prompt` gives them: `(1, L,
                 C)` for all keyframes or `(P, L, C)`.
-            negative_prompt_embeds: The same for the negative prompt, equal for all keyframes.
+            negative_prompt_embeds: Embeddings in place of the negative prompt, equal for all keyframes.
             pooled_prompt_embeds: Pooled embeddings `(1, C)` or `(P, C)`, for models that take them.
-            negative_pooled_prompt_embeds: The same for the negative prompt.
+            negative_pooled_prompt_embeds: Pooled embeddings in place of the negative prompt.
             ip_adapter_image: Images for IP-Adapters, as in the model's own pipeline.
             ip_adapter_image_embeds: Embeddings of such images, one tensor per adapter: `(1, N, D)`
                 for all keyframes or `(P, N, D)`, interpolated along the path; after as many

@@ -35,7 +35,7 @@ _POSTPROCESSOR = VaeImageProcessor()
 
 
 class FurtherStages(MorphStages):
-    """What can be made of a path that was found."""
+    """Stages that change, continue or show a path that was found."""
 
     @torch.no_grad()
     def retime(
@@ -64,7 +64,7 @@ class FurtherStages(MorphStages):
             The path with other points and times, sampled.
 
         Raises:
-            ValueError: If `distance` is none.
+            ValueError: If `distance` is no distance of images.
 
         Examples:
             >>> from PIL import Image
@@ -367,7 +367,7 @@ def _untransported(path: MorphPath) -> MorphPath:
     """A path whose frames are those of its points.
 
     Raises:
-        ValueError: If it is none, or was transported.
+        ValueError: If it is no path, or a transported one.
     """
     check_kind(MorphPath, path=path)
     if path.transported is not None:

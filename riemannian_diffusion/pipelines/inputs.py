@@ -17,7 +17,7 @@ Image = PIL.Image.Image | np.ndarray | Tensor
 
 
 def split_morphs(image, prompt) -> tuple[bool, list[list[Image]], list[list[str]]]:
-    """Whether one morph is asked for; the keyframes and the prompts (one or one each) of each."""
+    """Whether there is one morph only, and the keyframes and prompts of each morph."""
     _check_is_several(image)
     single = not (len(image) > 0 and all(isinstance(i, (list, tuple)) for i in image))
     morphs = [list(image)] if single else [list(i) for i in image]

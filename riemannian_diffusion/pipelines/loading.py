@@ -35,7 +35,7 @@ class AutoGeodesicInterpolationPipeline:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> DiffusionPipeline:
-        """As in diffusers, of any model that one of the pipelines fits.
+        """Load a model with the pipeline that fits it; arguments as in diffusers.
 
         Raises:
             ValueError: If none does.
@@ -50,7 +50,7 @@ class AutoGeodesicInterpolationPipeline:
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> DiffusionPipeline:
-        """The same with the components of a loaded pipeline."""
+        """Make the pipeline that fits from the components of a loaded one."""
         name = type(pipeline).__name__
         return cls._for(name, name).from_pipe(pipeline, **kwargs)
 

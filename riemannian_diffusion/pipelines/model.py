@@ -1,4 +1,4 @@
-"""What a morph asks of a model: conditions, levels of noise, latents and pixels."""
+"""The parts of a pipeline that depend on its model: levels, latents and pixels."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class MorphableModel:
 
     @property
     def _size_factor(self) -> int:
-        """What height and width of an image must be multiples of, in pixels."""
+        """The number of pixels of which height and width of an image must be multiples."""
         return self._patch_size * self.vae_scale_factor
 
     def _encode_texts(

@@ -64,7 +64,7 @@ class Keyframes:
         return Where.even(len(self))
 
     def placed(self, frame_numbers: Sequence[int]) -> Keyframes:
-        """The same keyframes at chosen frames.
+        """A copy of the keyframes, placed at chosen frames.
 
         Args:
             frame_numbers: The number of each keyframe's frame, rising from 0.
@@ -163,7 +163,7 @@ class MorphPath:
         points: Points `(F, C, h, w)`, float32, in the space of the path, the keyframes' among them.
         times: Where each point lies, `(F,)` float64: 0 at the first keyframe, 1 at the second, and
             so on.
-        geodesics: One geodesic per gap between keyframes; None for a curve that is none.
+        geodesics: One geodesic per gap between keyframes; None for a curve that is no geodesic.
         metric: The name of the metric or curve.
         latents: The clean latents of the points `(F, C, h, w)`, once sampled.
         attention_interpolation: The share of the sampling steps with interpolated attention.

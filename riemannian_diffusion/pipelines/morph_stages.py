@@ -80,7 +80,7 @@ class MorphStages(ConditionedModel):
                 floats in [0, 1]), or tensors `(3, H, W)` in [0, 1]; 1 in place of 3 for a model of
                 grey images.
             prompt: One prompt, or one for each keyframe.
-            negative_prompt: Used by guidance and by `score_mode="difference"`.
+            negative_prompt: Used by guidance, and by `score_mode="difference"` of `solve`.
             space: "noise": the images are inverted by DDIM and the path runs among noisy latents
                 (arXiv 2510.05509). "clean": the path runs between the clean latents, read under one
                 shared noise (arXiv 2505.11128); its ends are exact and nothing is inverted.
@@ -338,7 +338,7 @@ class MorphStages(ConditionedModel):
         return replace(path, latents=latents), proceeds
 
     def _on_step(self, callback: Step | None) -> OnStep:
-        """What follows each step of sampling: the callback, and whether it interrupts."""
+        """A function to be called after each step of sampling; it calls the callback."""
 
         def on_step(index: int, timestep: float, latents: Tensor) -> tuple[Tensor, bool]:
             if callback is not None:

@@ -1,4 +1,4 @@
-"""What a morph returns."""
+"""The result of a morph."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from diffusers.utils import BaseOutput
 
 @dataclass
 class GeodesicInterpolationOutput(BaseOutput):
-    """What a morph returns; each entry is a list for a list of morphs.
+    """The result of a morph; each entry is a list for a list of morphs.
 
     Attributes:
         frames: The frames, first to last: PIL images, an array `(F, H, W, 3)` or a tensor `(F, 3,
             H, W)` in [0, 1], or clean latents `(F, C, h, w)`.
         geodesics: One `riemannian_diffusion.Geodesic` per gap between keyframes, or None for a
-            curve that is none.
+            curve that is no geodesic.
         latents: The path `(F, C, h, w)`, float32, in the space it was solved in: noisy latents, or
             clean ones.
         reconstruction_error: Mean squared error of each keyframe's frame before pasting, of images

@@ -118,7 +118,7 @@ def solving_gaps(
 
 
 def _batch_of(gap: Gap) -> tuple:
-    """What gaps must share to be solved in one batch."""
+    """A key that is equal for gaps that can be solved in one batch."""
     levels, conditions = gap.levels, gap.levels.conditions
     return (
         *(tuple(gap.ends[0].shape), id(levels.network), gap.timestep, gap.mode, gap.keys.space),

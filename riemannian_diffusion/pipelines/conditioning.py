@@ -47,7 +47,8 @@ class ConditionedModel(MorphableModel):
             negative_prompt: Used by guidance above 1, and by `score_mode="difference"` of `solve`.
             prompt_embeds: Embeddings in place of prompts, as `encode_prompt` gives them: `(1, L,
                 C)` for all keyframes or `(P, L, C)`.
-            negative_prompt_embeds: Embeddings in place of the negative prompt, equal for all keyframes.
+            negative_prompt_embeds: Embeddings in place of the negative prompt, the same for all
+                keyframes.
             pooled_prompt_embeds: Pooled embeddings `(1, C)` or `(P, C)`, for models that take them.
             negative_pooled_prompt_embeds: Pooled embeddings in place of the negative prompt.
             ip_adapter_image: Images for IP-Adapters, as in the model's own pipeline.

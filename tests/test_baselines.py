@@ -11,6 +11,7 @@ from models import randn
 from scipy import interpolate, optimize, stats
 from torch import Tensor
 from torch.testing import assert_close
+from uses import P, Q, levels
 
 from riemannian_diffusion import GaussianMixtureScore, ScoreModel, lerp
 from riemannian_diffusion.baselines import (
@@ -236,3 +237,19 @@ BAD = [
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+USES = [
+    (lambda: nao(P, Q, 3, max_steps=1.5), "`max_steps` must be a whole number .* got 1.5"),
+    (
+        lambda: noise_diffusion(P, Q, 3, clean0=None, clean1=Q, alpha=0.5),
+        "`clean0` must be .* but got NoneType",
+    ),
+    (lambda: density_geodesic(levels, 1, P, Q, 3, exponent="x"), "`exponent` must be a finite"),
+]
+
+
+@pytest.mark.parametrize(("use", "message"), USES)
+def test_uses_that_are_refused(use, message):
+    with pytest.raises(ValueError, match=message):
+        use()

@@ -7,6 +7,7 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from models import randn, score_unet
 from torch.testing import assert_close
+from uses import MEANS, NAN_, levels
 
 from riemannian_diffusion import (
     DiffusionScore,
@@ -320,3 +321,23 @@ def test_bad_levels(levels):
     x = randn(2, 3)
     with pytest.raises(ValueError, match=r"`abar_(from|to)` must be in \(0, 1\], but got"):
         ddim_step(x, x, *levels)
+
+
+USES = [
+    (lambda: invert(levels, MEANS, None), "`timesteps` must be one or more .* but got None"),
+    (lambda: invert(levels, MEANS, ["a"]), r"`timesteps` must be finite numbers.*\['a'\]"),
+    (lambda: invert(levels, MEANS, [NAN_]), "`timesteps` must be finite numbers"),
+    (lambda: invert(3, MEANS, [1]), "`model` must be a function, but got int"),
+    (lambda: invert(lambda t: 3, MEANS, [1]), "`model` must give a ScoreModel for timestep 1"),
+    (lambda: invert(levels, MEANS * NAN_, [1]), "`x` must be .* has NaN or infinite ones"),
+    (lambda: invert(levels, MEANS, [1], final_abar="x"), r"must be in \(0, 1\], but got x"),
+    (lambda: sample(levels, [0.0], [1]), "`x` must be .* but got list"),
+    (lambda: sdedit(levels, MEANS, [1], generator=3), "`generator` must be a Generator"),
+    (lambda: ddim_step(MEANS, MEANS[:2], 0.5, 0.9), r"one shape, but got \(6, 3\) and \(2, 3\)"),
+]
+
+
+@pytest.mark.parametrize(("use", "message"), USES)
+def test_uses_that_are_refused(use, message):
+    with pytest.raises(ValueError, match=message):
+        use()

@@ -10,6 +10,7 @@ from exact import HalfPlane, hyperbolic_distance
 from models import randn, vector
 from problems import all_problems, circle
 from torch.testing import assert_close
+from uses import BENT, INF, MEANS, NAN_, PLAIN, P, Q
 
 from riemannian_diffusion import (
     Adam,
@@ -24,6 +25,7 @@ from riemannian_diffusion import (
     SteinScoreMetric,
     TangentNormalMetric,
     geodesic,
+    geodesics,
     length,
     lerp,
     refine,
@@ -783,3 +785,41 @@ def test_bad_arguments(options, message):
 def test_bad_hyperparameters(solver, options, message):
     with pytest.raises(ValueError, match=message):
         solver(**options)
+
+
+USES = [
+    (lambda: geodesic(3, P, Q), "`metric` must be a Metric or a sequence of them, but got 3"),
+    (lambda: geodesic([], P, Q), "`metric` must be a Metric"),
+    (lambda: geodesic(PLAIN, [0.0], [1.0]), "`x0` must be a floating-point tensor.* got list"),
+    (
+        lambda: geodesic(PLAIN, P, Q.numpy()),
+        "`x1` must be a floating-point tensor.* got ndarray",
+    ),
+    (lambda: geodesic(PLAIN, P[:0], Q[:0]), r"points of one shape, but got \(0,\)"),
+    (lambda: geodesic(PLAIN, P, Q, num_points=2.5), "`num_points` must be a whole number"),
+    (lambda: geodesic(PLAIN, P, Q, max_evals=INF), "`max_evals` must be a whole .* got inf"),
+    (lambda: geodesic(PLAIN, P, Q, rtol="x"), "`rtol` must be a finite number, but got 'x'"),
+    (
+        lambda: geodesic(PLAIN, P, Q, solver=Adam),
+        "`solver` must be a Solver, but got the class",
+    ),
+    (lambda: geodesic(PLAIN, P, Q, callback=3), "`callback` must be a function, but got int"),
+    (lambda: geodesic(PLAIN, P, Q, init=lambda *_: None), "`init` must return a path"),
+    (lambda: geodesic(BENT, P[:2], Q[:2]), r"`x` must be \(K, 3"),
+    (lambda: geodesic(PLAIN, P, Q)("x"), r"`u` must be numbers in \[0, 1\], but got 'x'"),
+    (lambda: geodesic(PLAIN, P, Q)(NAN_), r"`u` must lie in \[0, 1\].* got nan"),
+    (
+        lambda: geodesic(PLAIN, P, Q)(torch.zeros(2, 2)),
+        r"`u` must be one number or \(U,\), but got \(2, 2\)",
+    ),
+    (lambda: geodesics(PLAIN, [P], [Q]), "`x0` must be a floating-point tensor.* got list"),
+    (lambda: geodesics(PLAIN, MEANS[:0], MEANS[:0]), r"must be points \(P, \*shape\)"),
+    (lambda: PathLBFGS(history_size=1.5), "`history_size` must be a whole number .* got 1.5"),
+    (lambda: Adam(lr="x"), "`lr` must be a finite number, but got 'x'"),
+]
+
+
+@pytest.mark.parametrize(("use", "message"), USES)
+def test_uses_that_are_refused(use, message):
+    with pytest.raises(ValueError, match=message):
+        use()

@@ -8,6 +8,7 @@ from exact import to_sphere
 from models import randn
 from problems import HypersphereScore, circle
 from torch.testing import assert_close
+from uses import MODEL, NAN_, PATH, Q
 
 from riemannian_diffusion import (
     GaussianMixtureScore,
@@ -194,3 +195,29 @@ def test_bad_analogies(options, message):
     good = {"path": torch.zeros(3, 2), "start": torch.ones(2)}
     with pytest.raises(ValueError, match=message):
         analogy(score, **good | options)
+
+
+USES = [
+    (
+        lambda: extrapolate(PATH, "x", project=MODEL.denoise),
+        "`distance` must be positive and .* got x",
+    ),
+    (lambda: extrapolate(PATH, 1.0, project=3), "`project` must be a function"),
+    (
+        lambda: extrapolate(PATH, 1.0, project=lambda x: x * NAN_),
+        r"`project` must return finite points \(1, 3\)",
+    ),
+    (
+        lambda: extrapolate(PATH, 1.0, project=MODEL.denoise, max_residual=NAN_),
+        "`max_residual` must be a finite",
+    ),
+    (lambda: analogy(3, PATH, Q), "`score` must be a ScoreModel, but got int"),
+    (lambda: analogy(MODEL, PATH, None), "`start` must be .* but got NoneType"),
+    (lambda: analogy(MODEL, PATH, Q, bridge=3), "`bridge` must be .* but got int"),
+]
+
+
+@pytest.mark.parametrize(("use", "message"), USES)
+def test_uses_that_are_refused(use, message):
+    with pytest.raises(ValueError, match=message):
+        use()

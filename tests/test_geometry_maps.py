@@ -10,6 +10,7 @@ from models import prompted_score_unet, randn, vector
 from problems import circle
 from scipy.integrate import solve_ivp
 from torch.testing import assert_close
+from uses import INF, MEANS, NAN_, PATH, PLAIN, P, Q
 
 from riemannian_diffusion import (
     DiffusionScore,
@@ -402,3 +403,35 @@ ONE = vector(1, 2)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+USES = [
+    (lambda: exponential_map(3, P, Q), "`metric` must be a Metric, but got int"),
+    (
+        lambda: exponential_map(PLAIN, P, Q * NAN_),
+        "`v` must be .* has NaN or infinite ones",
+    ),
+    (lambda: exponential_map(PLAIN, P, Q, num_steps=1.5), "`num_steps` must be a whole number"),
+    (lambda: exponential_map(PLAIN, P, Q, rtol=-1), "`rtol` must not be negative, but got -1"),
+    (lambda: logarithm_map(PLAIN, [0.0], [1.0]), "`x` must be a floating-point tensor"),
+    (lambda: logarithm_map(None, P, Q), "`metric` must be a Metric"),
+    (
+        lambda: parallel_transport(PLAIN, PATH[:0], Q),
+        r"`path` must be finite points .* \(0, 3\)",
+    ),
+    (lambda: parallel_transport(PLAIN, PATH, None), "`v` must be .* but got NoneType"),
+    (lambda: frechet_mean(PLAIN, [P, Q]), "`points` must be .* but got list"),
+    (lambda: frechet_mean(PLAIN, MEANS, [1.0] * 6), "`weights` must be .* but got list"),
+    (
+        lambda: frechet_mean(PLAIN, MEANS, torch.full((6,), INF)),
+        "`weights` must be .* infinite",
+    ),
+    (lambda: frechet_mean(PLAIN, MEANS, init="lerp"), "`init` must be .* but got str"),
+    (lambda: frechet_mean(PLAIN, MEANS, max_steps=0), "`max_steps` must be a whole number"),
+]
+
+
+@pytest.mark.parametrize(("use", "message"), USES)
+def test_uses_that_are_refused(use, message):
+    with pytest.raises(ValueError, match=message):
+        use()

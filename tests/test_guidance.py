@@ -15,6 +15,7 @@ from diffusers import (
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLLoopDenoiser
 from exact import central_difference
 from models import prompted_score_unet, prompted_xl_unet, randn
+from uses import INF, MODEL
 
 from riemannian_diffusion import (
     DiffusionScore,
@@ -335,3 +336,22 @@ def test_a_call_that_fails_leaves_no_hook():
 def test_timesteps_that_are_no_levels_are_refused(scheduler):
     with pytest.raises(ValueError, match="not indices of its levels"):
         ManifoldGuidance.from_scheduler(scheduler)
+
+
+USES = [
+    (lambda: ManifoldGuidedScore(3, MODEL, 2.0), "`conditional` must be a ScoreModel"),
+    (
+        lambda: ManifoldGuidedScore(MODEL, MODEL, INF),
+        "`guidance_scale` must be a finite number",
+    ),
+    (
+        lambda: ManifoldGuidedScore(MODEL, MODEL, 2.0, damping="x"),
+        "`damping` must be a finite",
+    ),
+]
+
+
+@pytest.mark.parametrize(("use", "message"), USES)
+def test_uses_that_are_refused(use, message):
+    with pytest.raises(ValueError, match=message):
+        use()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from models import randn
 from torch.testing import assert_close
+from uses import BENT, INF, MODEL
 
 from riemannian_diffusion import (
     EuclideanMetric,
@@ -338,3 +339,20 @@ def test_normalised_score_has_unit_size_at_noise():
 def test_bad_weights(metric, options, message):
     with pytest.raises(ValueError, match=message):
         metric(GaussianMixtureScore(MEANS, SIGMA), **options)
+
+
+USES = [
+    (lambda: SteinScoreMetric(3), "`score` must be a ScoreModel, but got int"),
+    (lambda: SteinScoreMetric(MODEL, lam=INF), "`lam` must be a finite number, but got inf"),
+    (lambda: ScoreJacobianMetric(BENT), "`score` must be a ScoreModel, but got Tangent"),
+    (
+        lambda: TangentNormalMetric(MODEL, normal_weight="x"),
+        "`normal_weight` must be a finite",
+    ),
+]
+
+
+@pytest.mark.parametrize(("use", "message"), USES)
+def test_uses_that_are_refused(use, message):
+    with pytest.raises(ValueError, match=message):
+        use()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from models import randn
 from torch.testing import assert_close
+from uses import NAN_, PATH, P, Q
 
 from riemannian_diffusion import (
     EuclideanMetric,
@@ -271,3 +272,21 @@ def test_points_at_the_ends_of_a_length_that_stands_still():
     lengths = torch.tensor([0.0, 0.0, 4.0, 4.0], dtype=torch.float64)
     points = points_at(path, lengths, torch.tensor([0.0, 0.5, 1.0]))
     assert_close(points, torch.tensor([[0.0], [3.0], [7.0]], dtype=torch.float64))
+
+
+USES = [
+    (lambda: resample([P, Q], 3), "`path` must be .* but got list"),
+    (lambda: resample(PATH * NAN_, 3), "`path` must be .* has NaN or infinite ones"),
+    (lambda: resample(torch.ones(3), 3), r"`path` must be at least 2 points .* got \(3,\)"),
+    (lambda: resample(PATH, 3, metric=3), "`metric` must be a Metric, but got int"),
+    (lambda: slerp(P.long(), Q.long(), 3), "`x0` must be .* but got torch.int64"),
+    (lambda: lerp(P, None, 3), "`x1` must be .* but got NoneType"),
+    (lambda: refine(PATH, 0), "`factor` must be a whole number of at least 1, but got 0"),
+    (lambda: length([P]), "`path` must be .* but got list"),
+]
+
+
+@pytest.mark.parametrize(("use", "message"), USES)
+def test_uses_that_are_refused(use, message):
+    with pytest.raises(ValueError, match=message):
+        use()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from problems import circle
 from torch.testing import assert_close
+from uses import NAN_, P, Q, same
 
 from riemannian_diffusion import (
     EuclideanMetric,
@@ -218,3 +219,23 @@ def test_a_roadmap_knows_its_points():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         roadmap(**{"draws": [lambda c: c], "x0": torch.zeros(2), "x1": torch.ones(2)} | options)
+
+
+USES = [
+    (lambda: roadmap(same, P, Q), "`draws` must be a Sequence, but got function"),
+    (lambda: roadmap([3], P, Q), "`draws` must be a function, but got int"),
+    (lambda: roadmap([same], P * NAN_, Q), "`x0` must be .* has NaN or infinite ones"),
+    (
+        lambda: roadmap([same], P, Q, power=NAN_),
+        "`power` must be a finite number, but got nan",
+    ),
+    (lambda: roadmap([same], P, Q, max_samples=1.5), "`max_samples` must be a whole number"),
+    (lambda: roadmap([lambda x: None], P, Q), "`draws` must return a tensor"),
+    (lambda: roadmap([same], P, Q, metric=3), "`metric` must be a Metric, but got int"),
+]
+
+
+@pytest.mark.parametrize(("use", "message"), USES)
+def test_uses_that_are_refused(use, message):
+    with pytest.raises(ValueError, match=message):
+        use()

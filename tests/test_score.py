@@ -17,6 +17,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from uses import MEANS, MODEL, NAN_, NET, STEPS, P
 
 from riemannian_diffusion import (
     DiffusionScore,
@@ -944,3 +945,52 @@ def test_one_point_expanded_for_many_tangents(network):
 
     if not network:
         assert_close(Own().jvp(x.expand(3, -1, -1, -1), v), products)
+
+
+USES = [
+    (lambda: GaussianMixtureScore([[0.0]], 1.0), "`means` must be .* but got list"),
+    (lambda: GaussianMixtureScore(MEANS * NAN_, 1.0), "`means` must be .* NaN"),
+    (
+        lambda: GaussianMixtureScore(MEANS, NAN_),
+        "`sigma` must be a finite number, but got nan",
+    ),
+    (lambda: GaussianMixtureScore(MEANS, 1.0, std="x"), "`std` must be a finite number"),
+    (lambda: GaussianMixtureScore(MEANS, 1.0, weights=[1.0] * 6), "`weights` must be a Tensor"),
+    (
+        lambda: GaussianMixtureScore(MEANS, 1.0, weights=torch.full((6,), NAN_)),
+        r"`weights` must be \(6,\), non-negative and not all 0",
+    ),
+    (lambda: MODEL.jvp(MEANS, MEANS[:2]), r"but got \(6, 3\) and \(2, 3\)"),
+    (lambda: MODEL([[0.0]]), "`x` must be a Tensor, but got list"),
+    (lambda: DiffusionScore(3, STEPS, 5), "`model` must be a Module, but got int"),
+    (lambda: DiffusionScore(NET, None, 5), "`scheduler` must have `alphas_cumprod`"),
+    (
+        lambda: DiffusionScore(NET, STEPS, NAN_),
+        "`timestep` must be a finite number",
+    ),
+    (lambda: DiffusionScore(NET, STEPS, "x"), "`timestep` must be a finite number.* 'x'"),
+    (
+        lambda: DiffusionScore(NET, STEPS, 5, guidance_scale=NAN_),
+        "`guidance_scale` must be",
+    ),
+    (
+        lambda: DiffusionScore(NET, STEPS, 5, max_batch_size=1.5),
+        "`max_batch_size` must be",
+    ),
+    (
+        lambda: DiffusionScore(NET, STEPS, 5, encoder_hidden_states="x"),
+        "`encoder_hidden_states` must be .* but got str",
+    ),
+    (lambda: SharedNoiseScore(3, P), "`score` must be a ScoreModel, but got int"),
+    (lambda: SharedNoiseScore(MODEL, None), "`noise` must be .* but got NoneType"),
+    (
+        lambda: SharedNoiseScore(MODEL, MEANS[:0]),
+        r"`noise` must have values, but is \(0, 3\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("use", "message"), USES)
+def test_uses_that_are_refused(use, message):
+    with pytest.raises(ValueError, match=message):
+        use()

@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from models import prompted_score_unet, randn, score_unet
 from problems import HypersphereScore
 from torch.testing import assert_close
+from uses import MEANS, MODEL
 
 from riemannian_diffusion import (
     DiffusionScore,
@@ -208,3 +209,38 @@ SCORE, POINT = SCORES["not symmetric"][0], randn(1, 12)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+USES = [
+    (lambda: tangent_spectrum(3, MEANS, 1), "`score` must be a ScoreModel, but got int"),
+    (lambda: tangent_spectrum(MODEL, MEANS, 1.5), r"`rank` must be in \[1, 3\], but got 1.5"),
+    (
+        lambda: tangent_spectrum(MODEL, MEANS[:0], 1),
+        r"points \(K, \*shape\), but it is \(0, 3\)",
+    ),
+    (lambda: tangent_spectrum(MODEL, MEANS, 1, max_iterations=0), "`max_iterations` must be"),
+    (
+        lambda: tangent_spectrum(MODEL, MEANS, 1, generator=3),
+        "`generator` must be a Generator",
+    ),
+    (lambda: intrinsic_dimension(MODEL, None), "`x` must be .* but got NoneType"),
+    (
+        lambda: intrinsic_dimension(MODEL, MEANS, max_dim=1.5),
+        r"`max_dim` must be in \[1, 3\]",
+    ),
+    (lambda: split_tangent(MODEL, MEANS, MEANS[:2]), r"`v` must be tangents .* got \(2, 3\)"),
+    (
+        lambda: second_fundamental_form(MODEL, MEANS, MEANS, MEANS, step=0),
+        "`step` must be posi",
+    ),
+    (
+        lambda: normal_curvature(MODEL, MEANS, MEANS, step="x"),
+        "`step` must be a finite number",
+    ),
+]
+
+
+@pytest.mark.parametrize(("use", "message"), USES)
+def test_uses_that_are_refused(use, message):
+    with pytest.raises(ValueError, match=message):
+        use()

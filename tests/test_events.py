@@ -202,7 +202,7 @@ def test_progress_bars_predict_no_end_of_a_solve(pipe, images, monkeypatch):
             self.n, self.total, self.title, self.closed = 0, total, "", False
             bars.append(self)
 
-        def set_description(self, title):
+        def set_description_str(self, title):
             self.title = title
 
         def set_postfix(self, **values):

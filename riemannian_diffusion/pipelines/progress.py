@@ -32,7 +32,7 @@ class ProgressBars:
             self.close()
             options = {"iterable": iter(())} if event.total is None else {"total": event.total}
             self._bar = self.pipe.progress_bar(**options)
-            self._bar.set_description(TITLES[event.stage])
+            self._bar.set_description_str(TITLES[event.stage])
             self._stage = event.stage
         if event.energy is not None:
             self._bar.set_postfix(energy=f"{event.energy:.4g}", refresh=False)

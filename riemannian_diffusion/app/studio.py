@@ -107,7 +107,7 @@ class Request:
 
         Raises:
             Cancelled: If `stop` was called.
-            ValueError: As the stage.
+            ValueError: If the stage `invert` refuses an argument.
         """
         generator = torch.Generator().manual_seed(seed)
         with self._turn:
@@ -124,7 +124,7 @@ class Request:
 
         Raises:
             Cancelled: If `stop` was called.
-            ValueError: As the stages.
+            ValueError: If a stage refuses an argument.
         """
         energies = Energies()
 

@@ -161,9 +161,9 @@ class MorphStages(ConditionedModel):
     ) -> MorphPath | list[MorphPath]:
         """Find the path between keyframes.
 
-        The pace is even within a gap between two keyframes: each has as many frames as it is
-        given, whatever its length. So the speed jumps at a keyframe where the lengths per frame
-        differ; `path.speeds` are the speeds of the gaps.
+        Within a gap, frames are about evenly spaced in metric length. Each gap has as many frames
+        as it is given, whatever its length, so the speed jumps at a keyframe where the lengths per
+        frame differ. `path.speeds` are the speeds of the gaps.
 
         Args:
             keys: Keyframes, or a list of them, which is solved side by side.

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind, check_not_negative
 from riemannian_diffusion.metrics.base import Metric, dot
+from riemannian_diffusion.metrics.departures import departure_of
+from riemannian_diffusion.paths import segment_lengths
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.score.where import Where
 
@@ -76,6 +78,13 @@ class SteinScoreMetric(Metric):
         gram = gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         weights = torch.linalg.solve(gram, _along(normals, p))  # (K, S)
         return p - (weights[:, None] @ normals).view_as(p)
+
+    def arc_lengths(self, path: Tensor, energies: Tensor) -> Tensor:
+        """The flat lengths of the segments of a path, `(K - 1,)`."""
+        return segment_lengths(path).cpu().double()
+
+    def _departure(self, path, where, values=None):
+        return departure_of(self.score, path, where)
 
     def differentiable(self) -> SteinScoreMetric:
         """The metric, or a copy of it that differentiates its score."""

@@ -45,7 +45,8 @@ class Geodesic:
         energy: Energy of the path through `nodes`. An optimised energy can miss high energies
             between its points. This energy is evaluated on more and more sub-chords, until it
             changes by at most 5 %.
-        lower_bound: A lower bound of the energy of all paths between these points; 0 if unknown.
+        lower_bound: A lower bound of the energy of all paths between these points. If it is
+            unknown, 0, or minus infinity if energies may be negative.
         num_evals: Number of evaluations of energy and gradient, over all starts and metrics.
         status: "converged", "max_evals", "nonfinite" or "rounding"; `message` says what to do.
         iterates: Number of evaluations and optimised energy, at the start and after every

@@ -273,7 +273,7 @@ class Run:
             near = excess is not None and excess <= rtol * abs(energy)
             now.close = now.close + 1 if near else 0
             above_bound = energy - self._lower_bound()
-            at_bound = excess is not None and 0 <= above_bound <= rtol * energy
+            at_bound = excess is not None and 0 <= above_bound <= rtol * abs(energy)
             ended = now.close >= _PATIENCE or at_bound
             if step.state is not None:
                 now.solver = step.state

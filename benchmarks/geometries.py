@@ -274,7 +274,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         "--geometries", nargs="+", choices=NAMES, metavar="NAME", default=list(NAMES)
     )
     parser.add_argument("--num-points", type=int, default=25)
-    parser.add_argument("--train-steps", type=int, default=4000, help="steps of learned scores")
+    parser.add_argument("--train-steps", type=int, default=10000, help="steps of learned scores")
     parser.add_argument(
         "--max-samples", type=int, default=2048, help="largest number of samples of a roadmap"
     )

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from riemannian_diffusion import DiffusionScore
 from riemannian_diffusion.files import write_atomically
 
+BATCH = 256  # points of a training step
+
 
 class Denoiser(nn.Module):
     """A small network that predicts clean points, with the interface of diffusers."""
@@ -44,13 +46,13 @@ def train(problem: Problem, num_steps: int, seed: int) -> Denoiser:
         model = Denoiser(problem.points.shape[1])
     weights = problem.weights
     weights = torch.ones(len(problem.points)) if weights is None else weights
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     for _ in range(num_steps):
-        index = torch.multinomial(weights, 512, replacement=True, generator=generator)
+        index = torch.multinomial(weights, BATCH, replacement=True, generator=generator)
         clean = problem.points[index].float()
         timesteps = (
-            999 * torch.rand(512, generator=generator) ** 2
+            999 * torch.rand(BATCH, generator=generator) ** 2
         ).long()  # most timesteps have weak noise
         alpha, sigma = alphas[timesteps, None], sigmas[timesteps, None]
         noisy = alpha * clean + sigma * torch.randn(clean.shape, generator=generator)

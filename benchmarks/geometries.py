@@ -118,6 +118,7 @@ GEOMETRIES = (
     Geometry("lerp", "noise", METHODS["lerp"]),
     Geometry("slerp", "noise", METHODS["slerp"]),
     Geometry("COG", "noise", curve(cog)),
+    Geometry("split", "noise", METHODS["split"]),
     Geometry("NAO", "noise", METHODS["nao"]),
     Geometry("NoiseDiffusion", "noise", METHODS["noise_diffusion"]),
     Geometry("density geodesic", "noise", METHODS["density"]),

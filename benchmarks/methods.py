@@ -31,7 +31,7 @@ from riemannian_diffusion import (
     sdedit,
     slerp,
 )
-from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion
+from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion, split
 
 STRENGTH, NUM_STEPS = 0.6, 50  # settings of noise space, as in arXiv 2510.05509
 NUM_RELAXATIONS = 10
@@ -157,6 +157,11 @@ def density(case: Case, x0: Tensor, x1: Tensor) -> Found:
     options = {"generator": case.generator}
     path = density_geodesic(case.levels, timestep, x0, x1, case.num_frames, **options)
     return Found(path, "own rule")
+
+
+def split_path(case: Case, x0: Tensor, x1: Tensor) -> Found:
+    """The path of clean estimates by lerp and noise estimates by slerp."""
+    return Found(split(case.levels(max(case.timesteps)), x0, x1, case.num_frames))
 
 
 def noisy_blend(case: Case, x0: Tensor, x1: Tensor) -> Found:
@@ -323,6 +328,7 @@ EXTENSIONS: dict[str, Extension] = {  # each gives `(num_steps + 1, *shape)`, la
 METHODS: dict[str, Method] = {
     "lerp": curve(lerp),
     "slerp": curve(slerp),
+    "split": in_noise_space(split_path),
     "nao": curve(nao, "own rule"),
     "noise_diffusion": in_noise_space(noisy_blend),
     "density": in_noise_space(density),

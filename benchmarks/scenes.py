@@ -63,6 +63,7 @@ SPACES = {"noise": 0.6, "clean": 0.2}  # strength of the noise in each space
 METHODS: dict[str, list[tuple[str, str]]] = {  # the space and the metric of each solve
     "lerp": [("noise", "lerp")],
     "slerp": [("noise", "slerp")],
+    "split": [("noise", "split")],
     "nao": [("noise", "nao")],
     "noise_diffusion": [("noise", "noise_diffusion")],
     "density": [("noise", "density")],

@@ -124,6 +124,7 @@ GEOMETRIES = (  # name, space and label
     ("lerp", "noise", "lerp"),
     ("slerp", "noise", "slerp"),
     ("COG", "noise", "COG"),
+    ("split", "noise", "`split`"),
     ("NAO", "noise", "NAO"),
     ("NoiseDiffusion", "noise", "NoiseDiffusion"),
     ("density geodesic", "noise", "density geodesic"),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         fit_lora,
         interpolated_attention,
     )
+    from riemannian_diffusion.baselines import split
     from riemannian_diffusion.ddim import (
         ddim_step,
         invert,
@@ -82,6 +83,7 @@ else:  # `geodesics` is not listed: it is the subpackage, callable like the func
                 "fit_lora",
                 "interpolated_attention",
             ),
+            "baselines": ("split",),
             "ddim": ("ddim_step", "invert", "invert_steps", "sample", "sample_steps", "sdedit"),
             "events": ("Event",),
             "geodesics": ("Adam", "Geodesic", "Iterate", "PathLBFGS", "Solver", "geodesic"),
@@ -185,6 +187,7 @@ __all__ = [
     "second_fundamental_form",
     "slerp",
     "speed",
+    "split",
     "split_tangent",
     "tangent_basis",
     "tangent_spectrum",

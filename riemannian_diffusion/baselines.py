@@ -16,6 +16,7 @@ from torch import Tensor
 from riemannian_diffusion.arguments import (
     check_callable,
     check_finite,
+    check_kind,
     check_not_negative,
     check_points,
     check_whole,
@@ -38,6 +39,50 @@ def chi_log_density(norm: Tensor, dim: int) -> Tensor:
     """
     constant = (dim / 2 - 1) * math.log(2) + math.lgamma(dim / 2)
     return (dim - 1) * norm.log() - norm.square() / 2 - constant
+
+
+@torch.no_grad()
+def split(score: ScoreModel, x0: Tensor, x1: Tensor, num_points: int, *, pair: int = 0) -> Tensor:
+    """Interpolate the clean estimates linearly and the noise estimates spherically.
+
+    It is the mixing rule of FlowMorph (WACV 2026):
+    `x(u) = alpha lerp(clean0, clean1) + sigma slerp(eps0, eps1)`. The two estimates of an end are
+    `eps = -sigma score(x)` and `alpha clean = x - sigma eps`. Norms of the noise change linearly.
+    The score is evaluated at the two ends only. If the data are a single point, the path is slerp
+    about that point. With a `SharedNoiseScore` the path is nearly straight, because both ends have
+    about the same noise. `partial(split, score)` is a start for `geodesic`.
+
+    Args:
+        score: The score at the level of `x0` and `x1`, also of a rectified flow.
+        x0: The first noisy point, `shape`.
+        x1: The last noisy point, `shape`.
+        num_points: Number of points of the path, at least 2.
+        pair: Index of this pair of points. The score of `x0` is read at the start of its path, and
+            that of `x1` at the end, so that each end has its own prompt.
+
+    Returns:
+        The path, `(num_points, *shape)`; its end points equal `x0` and `x1` bit for bit.
+
+    Raises:
+        ValueError: If the shapes differ, values are not finite, `num_points` is less than 2, or
+            the noise estimates are opposite, because then no arc between them is the shortest.
+    """
+    check_kind(ScoreModel, score=score)
+    straight = lerp(x0, x1, num_points)  # checks the ends
+    scores = score(torch.stack([x0, x1]), Where([0.0, 1.0], pair))
+    if not scores.isfinite().all():
+        raise ValueError("split: `score` must be finite at `x0` and `x1`, but is not.")
+    noise0, noise1 = -score.sigma * scores
+    try:
+        noise = slerp(noise0, noise1, num_points)
+    except ValueError as error:
+        raise ValueError(
+            "split: the noise estimates of `x0` and `x1` are opposite, so no arc between them is "
+            "the shortest. Take lerp, or move one of the points."
+        ) from error
+    # alpha lerp(clean0, clean1) is the straight path without sigma lerp(eps0, eps1)
+    path = straight + score.sigma * (noise - lerp(noise0, noise1, num_points))
+    return torch.cat([x0[None], path[1:-1], x1[None]])
 
 
 @torch.inference_mode(False)

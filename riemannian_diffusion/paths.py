@@ -17,10 +17,13 @@ from riemannian_diffusion.arguments import (
 
 
 class HasEnergy(Protocol):
-    """An object, such as a `Metric`, that defines an energy for every segment of a path."""
+    """An object, such as a `Metric`, that defines energies and lengths of a path's segments."""
 
     def energy(self, path: Tensor) -> Tensor:
         """The energy of each segment, `(K, *shape) -> (K - 1,)`."""
+
+    def lengths_from(self, path: Tensor, energies: Tensor) -> Tensor:
+        """The length of each segment, from its energy, `(K - 1,)`."""
 
 
 def lerp(x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
@@ -124,9 +127,9 @@ def segment_lengths(path: Tensor, metric: HasEnergy | None = None) -> Tensor:
         raise ValueError(f"`path` must be points (K, *shape), but got {tuple(path.shape)}.")
     if metric is None:
         return (path[1:] - path[:-1]).flatten(1).norm(dim=1)
-    if not hasattr(metric, "energy"):
+    if not hasattr(metric, "lengths_from"):
         raise ValueError(f"`metric` must be a Metric, but got {kind_of(metric)}.")
-    return (2 * metric.energy(path) / (len(path) - 1)).clamp(min=0).sqrt()
+    return metric.lengths_from(path, metric.energy(path))
 
 
 def resample(path: Tensor, num_points: int, *, metric: HasEnergy | None = None) -> Tensor:

@@ -7,19 +7,29 @@ import math
 import numpy as np
 import pytest
 import torch
-from models import randn
+from diffusers import FlowMatchEulerDiscreteScheduler
+from models import embeddings, prompted_score_unet, randn
 from scipy import interpolate, optimize, stats
 from torch import Tensor
 from torch.testing import assert_close
 from uses import P, Q, levels
 
-from riemannian_diffusion import GaussianMixtureScore, ScoreModel, lerp
+from riemannian_diffusion import (
+    DenoiserScore,
+    DiffusionScore,
+    GaussianMixtureScore,
+    ScoreModel,
+    SharedNoiseScore,
+    lerp,
+    slerp,
+)
 from riemannian_diffusion.baselines import (
     chi_log_density,
     density_geodesic,
     nao,
     natural_spline,
     noise_diffusion,
+    split,
 )
 
 
@@ -205,8 +215,73 @@ def test_a_straighter_path_where_the_exponent_is_small():
     assert heights[0] > heights[1] > heights[2] > 0
 
 
+@pytest.mark.parametrize("std", [0.0, 0.7])
+def test_split_of_a_gaussian_in_closed_form(std):
+    """Estimates of a Gaussian are linear: noise is `share` of the way to its mean."""
+    mean, alpha, sigma = randn(1, 5, seed=3), 0.8, 0.6
+    score = GaussianMixtureScore(mean, sigma, std=std, alpha=alpha)
+    x0, x1 = randn(2, 5, seed=4)
+    share, centre = sigma**2 / (sigma**2 + (alpha * std) ** 2), alpha * mean[0]
+    a, b = x0 - centre, x1 - centre
+    angle = torch.arccos(torch.dot(a, b) / (a.norm() * b.norm()))
+    u = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
+    arc = (torch.sin((1 - u) * angle) * a / a.norm() + torch.sin(u * angle) * b / b.norm()) * (
+        torch.lerp(a.norm(), b.norm(), u) / torch.sin(angle)
+    )
+    expected = centre + (1 - share) * torch.lerp(a, b, u) + share * arc
+    assert_close(split(score, x0, x1, 9), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_split_evaluates_each_end_under_its_own_prompt():
+    """The prompts of pair 1 stand at the ends of its path; levels are those of a flow."""
+    prompts, flow = embeddings(2, 2), FlowMatchEulerDiscreteScheduler()
+    model, ends = prompted_score_unet(), randn(2, 2, 8, 8, seed=1)
+
+    def score(hidden):
+        return DiffusionScore(model, flow, 600, encoder_hidden_states=hidden)
+
+    path = split(score(prompts), *ends, 5, pair=1)
+    parts = [score(prompts[1, i : i + 1]) for i in (0, 1)]
+    noises = [-0.6 * part(x[None])[0] for part, x in zip(parts, ends, strict=True)]
+    cleans = [(x - 0.6 * eps) / 0.4 for x, eps in zip(ends, noises, strict=True)]
+    assert_close(path, 0.4 * lerp(*cleans, 5) + 0.6 * slerp(*noises, 5), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_split_keeps_its_ends_and_their_dtype(dtype):
+    x0, x1 = randn(2, 3, 4).to(dtype)
+    path = split(GaussianMixtureScore(randn(4, 3, 4, seed=2), 0.5), x0, x1, 4)
+    assert path.dtype == dtype and path.isfinite().all() and not path.requires_grad
+    assert torch.equal(path[0], x0) and torch.equal(path[-1], x1)
+
+
+def test_split_is_straight_where_the_noise_does_not_turn():
+    x0, x1 = randn(2, 5, seed=4)
+    point = GaussianMixtureScore(x0[None], 0.5)  # the noise of x0 is 0
+    assert_close(split(point, x0, x1, 5), lerp(x0, x1, 5))
+    assert_close(split(point, x0 + x1, x0 + 3 * x1, 5), lerp(x0 + x1, x0 + 3 * x1, 5))
+
+
+def test_split_under_a_shared_noise_is_that_of_the_noisy_points():
+    score, noise = GaussianMixtureScore(randn(4, 5), 0.6, alpha=0.8), randn(5, seed=1)
+    ends = randn(2, 5, seed=2)
+    noisy = split(score, *(0.8 * ends + 0.6 * noise), 7)
+    path = split(SharedNoiseScore(score, noise), *ends, 7)
+    assert_close(path, (noisy - 0.6 * noise) / 0.8, rtol=1e-9, atol=1e-9)
+
+
 POINT = torch.zeros(3)
 BAD = [
+    (
+        lambda: split(GaussianMixtureScore(POINT[None], 1.0), POINT + 1, POINT - 1, 3),
+        "split: the noise estimates of `x0` and `x1` are opposite",
+    ),
+    (
+        lambda: split(DenoiserScore(lambda x: x / 0, 1.0), POINT, POINT, 3),
+        "split: `score` must be finite at `x0` and `x1`",
+    ),
+    (lambda: split(GaussianMixtureScore(POINT[None], 1.0), POINT, P[:2], 3), "must have one shape"),
+    (lambda: split(None, POINT, POINT, 3), "`score` must be a ScoreModel, but got NoneType"),
     (lambda: nao(POINT, torch.ones(4), 3), r"must have one shape"),
     (lambda: nao(POINT, POINT, 1), r"`num_points` must be a whole number of at least 2, but got 1"),
     (lambda: nao(POINT, POINT, 3, gap_weight=-1), r"`gap_weight` must not be negative, but got -1"),

@@ -139,11 +139,18 @@ BAD = [
     (["ok.png", "ok.png", "--guidance", "nan", "-o", "x.gif"], "--guidance must be a finite"),
     (["ok.png", "ok.png", "--frames", "1", "-o", "x.gif"], "--frames must be at least 2, but got"),
     (["ok.png", "ok.png", "--frames", "3", "4", "-o", "x.gif"], "one for each of 1 gaps"),
+    (
+        ["ok.png", "ok.png", "--init", "split", "--space", "clean", "-o", "x.gif"],
+        "--init 'split' needs --space 'noise', but got 'clean'",
+    ),
     (["ok.png@0", "ok.png", "-o", "x.gif"], "or none of them: ok.png has none"),
     (["ok.png@1", "ok.png@2", "-o", "x.gif"], "must rise from 0, but got 1, 2"),
     (["ok.png@0", "ok.png@4", "--frames", "5", "-o", "x.gif"], "--frames exclude each other"),
     (["model@0", "-o", "x.gif"], "but model is a folder or a video"),
-    (["-o", "x.gif", "--init", "flat"], "must be slerp, lerp, roadmap, a folder of images or"),
+    (
+        ["-o", "x.gif", "--init", "flat"],
+        "must be slerp, lerp, split, roadmap, a folder of images or",
+    ),
     (
         [
             "ok.png",

@@ -6,6 +6,7 @@ import doctest
 import importlib
 import inspect
 import math
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -25,6 +26,7 @@ from models import (
     with_lora,
 )
 from PIL import Image
+from torch.testing import assert_close
 
 from riemannian_diffusion import (
     DiffusionScore,
@@ -36,6 +38,7 @@ from riemannian_diffusion import (
     invert,
     lerp,
     slerp,
+    split,
 )
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline, RoadmapStart
 from riemannian_diffusion.pipelines.starts import clean_roadmap
@@ -209,6 +212,26 @@ def test_a_solve_starts_from_its_init(tiny_pipe, keyframes, space):
     both = [tiny_pipe.solve(keys, "euclidean", init=one, **SOLVE) for one in ("slerp", "lerp")]
     least = min(one.geodesics[0].energy for one in both)
     assert given.geodesics[0].energy == pytest.approx(least, rel=1e-5)
+
+
+@pytest.mark.parametrize("score_mode", [None, "conditional"])
+def test_split_reads_each_keyframe_under_its_own_prompt(tiny_pipe, keyframes, score_mode):
+    """Guided, through three keyframes: as a curve in a mode, and as a start as sampling reads."""
+    options = {"guidance_scale": 2.0, "max_batch_size": 1, **INVERT}
+    keys = tiny_pipe.invert(keyframes, ["a", "b", "c"], "d", **options)
+    timestep, mode = keys.levels.schedule.timesteps[0], score_mode or "guided"
+
+    def gap(i, mode):
+        conditions = keys.levels.conditions.at_knots([i, i + 1])
+        score = replace(keys.levels, conditions=conditions)(timestep, mode=mode)
+        return split(score, *keys.points[i : i + 2], 4)
+
+    path = tiny_pipe.solve(keys, "split", num_frames=4, score_mode=score_mode)
+    assert path.geodesics == (None, None) and torch.equal(path.points[[0, 3, 6]], keys.points)
+    for i in (0, 1):
+        assert_close(path.points[3 * i : 3 * i + 4], gap(i, mode), rtol=1e-4, atol=1e-4)
+    start = started(tiny_pipe, keys, "split", score_mode=score_mode)
+    assert_close(start[:4], gap(0, "guided"), rtol=1e-4, atol=1e-4)
 
 
 def _nodes(pipe, keys, init):
@@ -545,10 +568,11 @@ BAD_SOLVE = [
     ({"init": torch.zeros(5, 4, 8, 8)}, r"`init` must be \(4, 4, 8, 8\), but got \(5,"),
     ({"init": torch.full((4, 4, 8, 8), NAN)}, "`init` must be finite"),
     ({"init": []}, "`init` must name at least one start, but got an empty list"),
-    ({"init": 5}, "`init` must be one of slerp, lerp, roadmap, .* but got 5"),
+    ({"init": 5}, "`init` must be one of slerp, lerp, split, roadmap, .* but got 5"),
     ({"init": "graph"}, "`init` must be one of .*roadmap.*, but got 'graph'"),
     ({"init": ["slerp", "graph"]}, "`init` must be one of .*roadmap.*, but got 'graph'"),
     ({"init": lambda *_: 3}, "`init` must return a path, but gave int"),
+    ({"metric": "split", "score_mode": "difference"}, "metric='split' needs estimates of the"),
     ({"init": [A]}, "at least 2 images, but got 1"),
     ({"init": [A[:, :8], B[:, :8]]}, r"images of `init` must have the keyframes' size"),
     ({"init": [A, B * NAN]}, "Image 1 has NaN or infinite values"),
@@ -587,6 +611,12 @@ def test_other_things_than_keyframes_are_refused(pipe, keys, keyframes):
     with pytest.raises(ValueError, match="`init` takes images for two keyframes only"):
         pipe.solve(three, init=list(keyframes), **SOLVE)
     clean = pipe.invert(keyframes[:2], space="clean", **INVERT)
+    for options, message in (
+        ({"init": "split"}, "`init` 'split' needs `space` 'noise', but got 'clean'"),
+        ({"metric": "split"}, "metric='split' needs space='noise', but got 'clean'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe.solve(clean, **options)
     with pytest.raises(ValueError, match="side by side must be in one space"):
         pipe.solve([keys, clean], **SOLVE)
     with pytest.raises(ValueError, match="`max_samples` must be a whole number of at least 1"):

@@ -13,7 +13,8 @@ from riemannian_diffusion.cli.inputs import Inputs
 from riemannian_diffusion.cli.work import Work, solve_options
 from riemannian_diffusion.pipelines import GeodesicInterpolationOutput
 from riemannian_diffusion.pipelines.checks import check_inversion, check_sampling, check_solve
-from riemannian_diffusion.pipelines.morph_stages import check_metric
+from riemannian_diffusion.pipelines.curves import check_metric
+from riemannian_diffusion.pipelines.starts import as_starts
 from riemannian_diffusion.score import Conditions
 from riemannian_diffusion.score.diffusion import is_flow
 
@@ -46,6 +47,7 @@ def morph(
         What the stage `render` returns.
     """
     check_options(args, pipe)
+    as_starts(inputs.starts, args.space)
     metric, third = args.metric, inputs.third
 
     # 1. Find what was kept

@@ -11,9 +11,9 @@ from riemannian_diffusion.runtime import __version__
 # Names that the library defines, repeated here because importing the library takes seconds.
 METRIC_NAMES = (
     *("tangent_normal", "score_jacobian", "stein", "euclidean"),
-    *("slerp", "lerp", "nao", "noise_diffusion", "density"),
+    *("slerp", "lerp", "split", "nao", "noise_diffusion", "density"),
 )
-INIT_NAMES = ("slerp", "lerp", "roadmap")
+INIT_NAMES = ("slerp", "lerp", "split", "roadmap")
 PROTOCOL_NAMES = ("diffmorpher17", "saito11", "saito11_vgg", "saito_video3", "aid", "any")
 
 
@@ -91,9 +91,10 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         type=_start,
         metavar="START",
-        help="where the solve starts: slerp, lerp or roadmap; or a folder of images or a video, "
-        "whose frames lead from the first image to the second (default: slerp, in --space clean "
-        "lerp). Given more than once, it solves from each and keeps the path of least energy",
+        help="where the solve starts: slerp, lerp, split or roadmap; or a folder of images or a "
+        "video, whose frames lead from the first image to the second (default: slerp, in --space "
+        "clean lerp). Given more than once, it solves from each and keeps the path of least "
+        "energy",
     )
     add(
         "--frames",

@@ -34,7 +34,8 @@ class Geodesic:
         energy: Energy of the path, evaluated on twice as many sub-chords as the optimised energy.
             An optimised energy can miss high energies between its points, and this energy shows
             them.
-        lower_bound: A lower bound of the energy of all paths between these points; 0 if unknown.
+        lower_bound: A lower bound of the energy of all paths between these points. If it is
+            unknown, 0, or minus infinity if energies may be negative.
         num_evals: Number of evaluations of energy and gradient, over all starts and metrics.
         status: "converged", "max_evals", "nonfinite" or "rounding"; `message` says what to do.
         iterates: Number of evaluations and optimised energy, at the start and after every

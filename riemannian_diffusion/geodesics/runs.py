@@ -260,7 +260,7 @@ class Run:
             now.stalls = now.stalls + 1 if fell <= rtol * abs(energy) else 0
             now.iterates = [*now.iterates, (self._num_evals(), energy)]
             ended = solver.patience is not None and (
-                now.stalls >= solver.patience or energy - self._lower_bound() <= rtol * energy
+                now.stalls >= solver.patience or energy - self._lower_bound() <= rtol * abs(energy)
             )
             if state:
                 (now.solver,) = state
@@ -292,8 +292,8 @@ class Run:
         now.stage = len(self.metrics) - 1
         fine, status = refine(now.path, 2 * self.options.num_quadrature), now.status
         answer = yield Question(now.stage, fine, differentiate=False)
-        energies = answer.segments.cpu().double().clamp(min=0)
-        lengths = (2 * energies / len(energies)).sqrt()
+        energies = answer.segments.cpu().double()
+        lengths = self.metrics[now.stage].lengths_from(fine, energies).cpu().double()
         energy = float(energies.sum())
         if not math.isfinite(energy):  # perhaps only on the finer sampling
             status, lengths = "nonfinite", segment_lengths(fine).cpu().double()

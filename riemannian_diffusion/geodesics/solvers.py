@@ -75,7 +75,7 @@ class PathLBFGS(Solver):
             energy, gradient = yield points
             inverse_hessian = self._inverse_hessian(points)
             scale = energy / max(flat_energy, 1e-30)  # the metric's typical size
-            if self.precondition and scale > 0:
+            if self.precondition and scale > 1e-6:  # energies with a potential may be about 0
                 inverse_hessian = inverse_hessian / scale
         else:
             points, energy, gradient = state["points"], state["energy"], state["gradient"]

@@ -93,7 +93,18 @@ class Metric(Composite, ABC):
             path: As in `energy`.
             where: As in `energy`.
         """
-        return (2 * self.energy(path, where) / (len(path) - 1)).clamp(min=0).sqrt().sum()
+        return self.lengths_from(path, self.energy(path, where)).sum()
+
+    def lengths_from(self, path: Tensor, energies: Tensor) -> Tensor:
+        """The length of each segment of a path from its energy, `(K - 1,)`.
+
+        A subclass whose energy is not half a squared length overrides it.
+
+        Args:
+            path: The points, `(K, *shape)`.
+            energies: The energy of each segment, `(K - 1,)`.
+        """
+        return (2 * energies / len(energies)).clamp(min=0).sqrt()
 
     def hop_lengths(self, hops: Tensor) -> Tensor:
         """The length of each segment of many short paths, `(H, K, *shape) -> (H, K - 1)`.
@@ -112,8 +123,8 @@ class Metric(Composite, ABC):
         """The lengths of hops under an overridden energy, from known values of each hop."""
         batch = PathBatch(hops.unbind(), [0] * len(hops))
         found = own_energies(type(self).energy, self, batch, values.unbind(), differentiate=False)
-        segments = torch.stack([energies for energies, _, _ in found])
-        return (2 * segments / segments.shape[1]).clamp(min=0).sqrt()
+        pairs = zip(hops, found, strict=True)
+        return torch.stack([self.lengths_from(hop, energies) for hop, (energies, _, _) in pairs])
 
     def energies(
         self,
@@ -209,6 +220,8 @@ class Metric(Composite, ABC):
         self, x0: Tensor, x1: Tensor, pair: int = 0, *, ends: Ends | None = None
     ) -> Tensor:
         """A lower bound of the energy of all paths from `x0` to `x1`, a scalar; 0 if unknown.
+
+        If energies may be negative, an unknown bound is minus infinity.
 
         Args:
             x0: The first point, `shape`.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion
+from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion, split
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.metrics import (
     EuclideanMetric,
@@ -79,6 +79,11 @@ def _density(gap: Gap) -> Tensor:
     )
 
 
+def split_path(gap: Gap, mode: str) -> Tensor:
+    """The path of `split` through a gap, `(F, C, h, w)`, from scores of a mode."""
+    return split(gap.levels(gap.timestep, mode=mode), *gap.ends, gap.num_frames)
+
+
 def _noise_diffusion(gap: Gap) -> Tensor:
     clean0, clean1 = gap.clean
     alpha = gap.levels.schedule.levels[0].alpha
@@ -88,9 +93,39 @@ def _noise_diffusion(gap: Gap) -> Tensor:
 CURVES: dict[str, Callable[[Gap], Tensor]] = {  # for comparison: they are no metric's geodesics
     "slerp": lambda gap: slerp(*gap.ends, gap.num_frames),
     "lerp": lambda gap: lerp(*gap.ends, gap.num_frames),
+    "split": lambda gap: split_path(gap, gap.mode),
     "nao": lambda gap: nao(*gap.ends, gap.num_frames),
     "noise_diffusion": _noise_diffusion,
     "density": _density,
 }
-NOISE_CURVES = ("nao", "noise_diffusion", "density")  # defined in noise space only
+NOISE_CURVES = ("split", "nao", "noise_diffusion", "density")  # defined in noise space only
+MODEL_CURVES = ("split", "density")  # these read the score
 UNIT_CURVES = ("nao", "noise_diffusion")  # where squared factors of data and noise add to 1
+
+
+def check_metric(
+    metric: str | MetricFactory, space: str, is_flow: bool, score_mode: str | None = None
+) -> None:
+    """Refuse what is no metric, or none for a space, a kind of model or a mode of the score.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    names = [*METRICS, *CURVES]
+    if not callable(metric) and metric not in names:
+        raise ValueError(
+            f"`metric` must be one of {', '.join(names)} or a function `ScoreModel -> Metric`, but "
+            f"got {metric!r}."
+        )
+    if metric in NOISE_CURVES and space != "noise":
+        raise ValueError(f"metric={metric!r} needs space='noise', but got {space!r}.")
+    if metric in UNIT_CURVES and is_flow:
+        raise ValueError(
+            f"metric={metric!r} is for models whose squared factors of data and noise add to 1, "
+            "not for rectified flows."
+        )
+    if metric == "split" and score_mode == "difference":
+        raise ValueError(
+            "metric='split' needs estimates of the noise, which score_mode='difference' does not "
+            "give: pass another `score_mode`, or none."
+        )

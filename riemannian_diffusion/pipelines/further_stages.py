@@ -20,11 +20,11 @@ from riemannian_diffusion.pipelines.checks import (
     check_choice,
     check_solve,
 )
-from riemannian_diffusion.pipelines.curves import MetricFactory
+from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
 from riemannian_diffusion.pipelines.model import to_unit
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
-from riemannian_diffusion.pipelines.morph_stages import MorphStages, Step, check_metric
+from riemannian_diffusion.pipelines.morph_stages import MorphStages, Step
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
 from riemannian_diffusion.pipelines.retiming import Distance, find_distance, retiming
 from riemannian_diffusion.pipelines.stages import replaced_times

@@ -18,11 +18,11 @@ from riemannian_diffusion.pipelines.checks import (
     check_sampling,
     check_solve,
 )
-from riemannian_diffusion.pipelines.curves import MetricFactory
+from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
 from riemannian_diffusion.pipelines.further_stages import FurtherStages
 from riemannian_diffusion.pipelines.inputs import Image, split_morphs, to_keyframes
 from riemannian_diffusion.pipelines.morph import check_num_frames
-from riemannian_diffusion.pipelines.morph_stages import Step, check_metric
+from riemannian_diffusion.pipelines.morph_stages import Step
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
 from riemannian_diffusion.score import Conditions

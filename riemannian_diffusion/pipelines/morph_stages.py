@@ -26,11 +26,10 @@ from riemannian_diffusion.pipelines.checks import (
 from riemannian_diffusion.pipelines.conditioning import ConditionedModel
 from riemannian_diffusion.pipelines.curves import (
     CURVES,
-    METRICS,
-    NOISE_CURVES,
-    UNIT_CURVES,
+    MODEL_CURVES,
     Gap,
     MetricFactory,
+    check_metric,
 )
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
@@ -169,21 +168,22 @@ class MorphStages(ConditionedModel):
             keys: Keyframes, or a list of them, which is solved side by side.
             metric: "tangent_normal", "score_jacobian", "stein", "euclidean"; or a factory
                 `ScoreModel -> Metric`; or a curve that is no metric's geodesic: "slerp", "lerp"
-                and, in noise space, "nao", "noise_diffusion" and "density" of
+                and, in noise space, "split", "nao", "noise_diffusion" and "density" of
                 `riemannian_diffusion.baselines`. "noise_diffusion" misses the keyframes.
             num_frames: Frames from each keyframe to the next, both included, at least 2: one number
                 or one for each gap. None takes the keyframes' own `frame_numbers`, or else 17.
             init: Where the solve starts: None is slerp in noise space and lerp in clean space.
-                Otherwise as in `geodesic`; or "roadmap" or a `RoadmapStart`, along samples of the
-                model; or a list of images, such as the frames of a video model, which are brought
-                into the space of the path. From a list of starts, the path of least energy is kept.
+                Otherwise as in `geodesic`; or in noise space "split"; or "roadmap" or a
+                `RoadmapStart`, along samples of the model; or a list of images, such as the frames
+                of a video model, which are brought into the space of the path. From a list of
+                starts, the path of least energy is kept.
             solver: As in `geodesic`.
             max_evals: As in `geodesic`, for each gap.
             rtol: As in `geodesic`.
             num_quadrature: As in `geodesic`.
-            score_mode: The metric's score: "conditional", "guided" or "difference" (see
-                `DiffusionScore`). None takes the one that sampling uses, but for "density" the
-                published "difference".
+            score_mode: The score of the metric, or of "split" and "density": "conditional",
+                "guided" or "difference" (see `DiffusionScore`). None takes the one that sampling
+                uses, but for "density" the published "difference". "split" has no "difference".
             checkpoint: A file that holds the state of the solve after every iteration. If it
                 exists, the solve resumes from it.
             generator: Source of the levels and noises of "density" and of roadmaps.
@@ -215,7 +215,7 @@ class MorphStages(ConditionedModel):
         several = [self.connect(one) for one in several]
         check_solve(solver, max_evals, rtol, num_quadrature, score_mode, generator)
         for one in several:
-            check_metric(metric, one.space, one.levels.schedule.is_flow)
+            check_metric(metric, one.space, one.levels.schedule.is_flow, score_mode)
         starts = [as_starts(init, one.space) for one in several]
         if any(
             len(other) != len(starts[0]) or one.space != several[0].space
@@ -230,7 +230,7 @@ class MorphStages(ConditionedModel):
                 conditions = one.levels.conditions.at_knots([i, i + 1])
                 levels = replace(one.levels, conditions=conditions)
                 gaps.append(Gap(one, i, num, levels, mode, generator))
-        if not isinstance(metric, str) or metric not in CURVES or metric == "density":
+        if not isinstance(metric, str) or metric not in CURVES or metric in MODEL_CURVES:
             for gap in gaps:  # refuses a mode that these conditions do not have
                 gap.levels(gap.timestep, mode=gap.mode)
         events = solving_gaps(
@@ -365,27 +365,6 @@ class MorphStages(ConditionedModel):
         points = points_at(points, u, torch.linspace(0, 1, gap.num_frames, dtype=torch.float64))
         points[0], points[-1] = gap.ends
         return points
-
-
-def check_metric(metric: str | MetricFactory, space: str, is_flow: bool) -> None:
-    """Refuse what is no metric, or none for a space or a kind of model.
-
-    Raises:
-        ValueError: Naming the argument.
-    """
-    names = [*METRICS, *CURVES]
-    if not callable(metric) and metric not in names:
-        raise ValueError(
-            f"`metric` must be one of {', '.join(names)} or a function `ScoreModel -> Metric`, but "
-            f"got {metric!r}."
-        )
-    if metric in NOISE_CURVES and space != "noise":
-        raise ValueError(f"metric={metric!r} needs space='noise', but got {space!r}.")
-    if metric in UNIT_CURVES and is_flow:
-        raise ValueError(
-            f"metric={metric!r} is for models whose squared factors of data and noise add to 1, "
-            "not for rectified flows."
-        )
 
 
 def _joined(keys: Keyframes, found: list[Geodesic | Tensor], metric: str) -> MorphPath:

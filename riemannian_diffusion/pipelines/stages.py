@@ -18,7 +18,13 @@ from riemannian_diffusion.geodesics import Geodesic, Problem, Start, solving
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import points_at
-from riemannian_diffusion.pipelines.curves import CURVES, METRICS, Gap, MetricFactory
+from riemannian_diffusion.pipelines.curves import (
+    CURVES,
+    METRICS,
+    Gap,
+    MetricFactory,
+    split_path,
+)
 from riemannian_diffusion.pipelines.inputs import is_images
 from riemannian_diffusion.pipelines.model import check_finite_values
 from riemannian_diffusion.pipelines.morph import MorphPath
@@ -143,7 +149,9 @@ def _joint_score(gaps: Sequence[Gap]) -> ScoreModel:
 
 
 def _start_of(gap: Gap, start: OneStart, images_to_points) -> Start:
-    """A start as `geodesic` takes it: samples and images as points of the path's space."""
+    """A start as `geodesic` takes it: names of the model's paths, samples and images as points."""
+    if isinstance(start, str) and start == "split":
+        return split_path(gap, gap.levels.mode)
     if isinstance(start, str) and start == "roadmap":
         start = RoadmapStart()
     if isinstance(start, RoadmapStart):

@@ -28,7 +28,7 @@ BEYOND_NOISE = 0.25  # noise level of the denoiser that keeps an extension on th
 TRANSPORT_NOISE = 0.5  # noise level of the denoiser that finds tangents for an analogy
 DRAW_STEPS = 6
 
-NAMED_STARTS = ("slerp", "lerp", "roadmap")
+NAMED_STARTS = ("slerp", "lerp", "split", "roadmap")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def as_starts(init: MorphStart, space: str) -> list[OneStart]:
         space: The space of the path.
 
     Raises:
-        ValueError: If a name is unknown or there is no start.
+        ValueError: If a name is unknown, there is no start, or "split" starts in clean space.
     """
     if init is None:
         return ["slerp" if space == "noise" else "lerp"]
@@ -78,6 +78,8 @@ def as_starts(init: MorphStart, space: str) -> list[OneStart]:
                 f"`init` must be one of {', '.join(NAMED_STARTS)}, a path, a RoadmapStart, a list "
                 f"of images or a function, but got {one!r}."
             )
+        if isinstance(one, str) and one == "split" and space != "noise":
+            raise ValueError(f"`init` 'split' needs `space` 'noise', but got {space!r}.")
     return starts
 
 

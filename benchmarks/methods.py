@@ -25,6 +25,8 @@ from riemannian_diffusion import (
     invert,
     length,
     lerp,
+    refine,
+    relax,
     resample,
     roadmap,
     sample,
@@ -139,6 +141,15 @@ def solved(metric: Callable[[ScoreModel], Metric]) -> Method:
     return in_noise_space(path)
 
 
+def clean_scores(case: Case, timesteps: Sequence[int]) -> list[ScoreModel]:
+    """Scores in clean space at several timesteps, under the same noises."""
+    state, scores = case.generator.get_state(), []
+    for timestep in timesteps:
+        case.generator.set_state(state)
+        scores.append(case.clean_score(timestep))
+    return scores
+
+
 def solve_clean(
     case: Case,
     metric: Callable[[ScoreModel], Metric],
@@ -149,13 +160,8 @@ def solve_clean(
     max_evals=200,
 ) -> Tensor:
     """A geodesic in clean space, at the case's timestep or at several timesteps in turn."""
-    state = case.generator.get_state()
-    metrics = []
-    for timestep in timesteps or [case.metric_timestep]:
-        case.generator.set_state(state)  # all timesteps have the same noises
-        metrics.append(metric(case.clean_score(timestep)))
     found = geodesic(
-        metrics,
+        [metric(score) for score in clean_scores(case, timesteps or [case.metric_timestep])],
         case.x0,
         case.x1,
         num_points=case.num_frames,
@@ -229,6 +235,18 @@ def relaxed(case: Case) -> Tensor:
     return path
 
 
+def relaxed_starts(case: Case) -> Tensor:
+    """A straight path and the roadmap's, both relaxed; the one of less energy."""
+    timesteps = [case.metric_timestep, half_as_noisy(case.metric_timestep)]
+    scores = clean_scores(case, timesteps)
+    metric = TangentNormalMetric(scores[-1])
+    straight = lerp(case.x0, case.x1, case.num_frames)
+    starts = [straight, roadmap_of(case)(case.x0, case.x1, case.num_frames)]
+    paths = [relax(scores, start) for start in starts]
+    with torch.no_grad():
+        return min(paths, key=lambda path: float(metric.energy(refine(path, 3)).sum()))
+
+
 def continuation(case: Case) -> Tensor:
     """The tangent-normal geodesic from a straight start, at ever weaker noise from t = 600."""
     tops = [round(t) for t in torch.linspace(600, case.metric_timestep, 11).tolist()]
@@ -293,6 +311,7 @@ METHODS: dict[str, Method] = {
     "roadmap": lambda case: roadmap_of(case)(case.x0, case.x1, case.num_frames),
     "roadmap, relaxed": relaxed,
     "both starts": both_starts,
+    "relax": relaxed_starts,
 }
 CLEAN_METHODS: dict[str, Method] = {  # metrics in clean space from a straight start
     "straight": lambda case: lerp(case.x0, case.x1, case.num_frames),

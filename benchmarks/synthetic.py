@@ -2,10 +2,13 @@
 
     python benchmarks/synthetic.py [--score learned] [--problems C-shape torus ...]
         [--methods straight "both starts" ...] [--num-points 25] [--figures FOLDER]
+    python benchmarks/synthetic.py --held-out
 
 The data are a C-shape, two moons, a swiss roll, circles with even and uneven density, a flat torus
 and k-spheres of k = 1 to 10 in R^100. Their score is exact, or that of a small network that is
-trained here in seconds. There is one row per manifold and method, with these columns:
+trained here in seconds. `--held-out` takes six curves instead, with evenly spaced and with random
+points. They are set aside for testing: no setting was chosen on them. There is one row per manifold
+and method, with these columns:
 
     dist, worst  mean and largest distance of the path's points to the manifold
     rms          root mean square error to the true geodesic at equal fractions
@@ -32,7 +35,7 @@ import frame
 import torch
 from diffusers import DDIMScheduler
 from methods import CLEAN_METHODS, METHODS, Case, Counting
-from problems import SIGMA, Problem, benchmark_problems
+from problems import SIGMA, Problem, benchmark_problems, held_out_problems
 from torch import Tensor, nn
 
 from riemannian_diffusion import (
@@ -169,6 +172,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     names = [problem.name for problem in benchmark_problems()]
     parser = frame.parser(__doc__, cpu_only=True)
     parser.add_argument("--score", choices=("exact", "learned"), default="exact")
+    parser.add_argument(
+        "--held-out", action="store_true", help="six curves for testing, instead of --problems"
+    )
     parser.add_argument("--problems", nargs="+", choices=names, metavar="NAME", default=names)
     parser.add_argument(
         "--methods", nargs="+", choices=ALL_METHODS, metavar="NAME", default=list(ALL_METHODS)
@@ -186,9 +192,8 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     """Measures of every manifold and method."""
     asked = [0]
     per_evaluation = 3 * (args.num_points - 1) + 1
-    for problem in benchmark_problems():
-        if problem.name not in args.problems:
-            continue
+    problems = (p for p in benchmark_problems() if p.name in args.problems)
+    for problem in held_out_problems() if args.held_out else problems:
         num_steps = args.train_steps if args.score == "learned" else None
         levels = levels_of(problem, asked, num_steps, args.seed)
         paths = {}

@@ -25,7 +25,6 @@ from riemannian_diffusion.score.where import Where
 
 REACH = 2.0  # the largest move of a point in one step, in standard deviations of the noise
 PROBE = 0.5  # the largest step of a finite difference, in standard deviations of the noise
-NUM_FREE = 3  # steps that may make the path longer, because it may start off the manifold
 
 
 @torch.no_grad()
@@ -44,8 +43,7 @@ def relax(
 
     1. Shorten the path along the manifold. The tangential part of `w` is a finite difference of
        the denoiser, `(D(x + h w) - D(x)) / h`. The points move to where a flat manifold would have
-       its geodesic, but at most by twice the noise. A step that made the path longer is undone, and
-       half of it is tried.
+       its geodesic, but at most by twice the noise, and less far after a step that went too far.
     2. Project the points onto the manifold by `2 D(x) - D(D(x))`. The denoiser also moves points
        along the manifold, towards denser data. The second term takes this tangential motion out.
     3. Re-space the points evenly.
@@ -63,14 +61,14 @@ def relax(
         path: Clean points `x_0`, `(K, *shape)`. Scores are read at `alpha x_0`, without noise, or
             with the noise of a `SharedNoiseScore`. Paths in noise space cannot be relaxed.
         num_steps: Largest number of steps with each score. Per interior point a step costs 4
-            forward passes, or 2 if it is undone. The last projection costs 2.
+            forward passes, and the last projection 2.
         rtol: The steps with a score end when no point moves by more than this share of the length
             of the path.
         pair: Index of the path, for scores that differ between paths.
 
     Returns:
-        The relaxed path, `(K, *shape)`. It is evenly spaced in flat length before a last projection
-        onto the manifold. Its ends are those of `path` bit for bit.
+        The relaxed path, `(K, *shape)`, evenly spaced in flat length. Its ends are those of `path`
+        bit for bit.
 
     Raises:
         ValueError: If an argument is out of range, the last two scores have the same noise, or a
@@ -86,13 +84,14 @@ def relax(
     noises = [one.sigma / one.alpha for one in scores]
     for denoise, noise in zip(denoisers, noises, strict=True):
         x = _relaxed(denoise, noise, x, num_steps, rtol)
-    x = x[1:-1]  # evenly spaced on the chords of the manifold
     if len(scores) == 1:
-        x = _projected(denoisers[0], x)
+        last = _projected(denoisers[0], x[1:-1])
     else:
-        (coarse, fine), (first, last) = noises[-2:], (denoise(x) for denoise in denoisers[-2:])
-        x = (coarse**2 * last - fine**2 * first) / (coarse**2 - fine**2)
-    return _joined(path, x.to(path))
+        coarse, fine = noises[-2] ** 2, noises[-1] ** 2
+        first, last = (denoise(x[1:-1]) for denoise in denoisers[-2:])
+        last = (coarse * last - fine * first) / (coarse - fine)
+    x = resample(_joined(x, last), len(path))
+    return _joined(path, x[1:-1].to(path))
 
 
 Denoiser = Callable[[Tensor], Tensor]
@@ -116,22 +115,19 @@ def _denoiser(score: ScoreModel, places: Where) -> Denoiser:
 def _relaxed(denoise: Denoiser, noise: float, x: Tensor, num_steps: int, rtol: float) -> Tensor:
     """The path `(K, *shape)` after the steps with one denoiser."""
     inverse = _inverse_laplacian(x)
-    move, share, shortest = torch.zeros_like(x[1:-1]), 1.0, torch.inf
+    move, share = torch.zeros_like(x[1:-1]), 1.0
     for step in range(num_steps):
-        new = resample(_joined(x, _projected(denoise, x[1:-1] + share * move)), len(x))
-        moved = _largest(new - x)
-        if step >= NUM_FREE and float(length(new)) > shortest:
-            share /= 2
-        else:
-            x, shortest = new, float(length(new))
-            share = min(1.0, 1.5 * share)
-            bend = x[2:] - 2 * x[1:-1] + x[:-2]
-            scale = PROBE * noise / _largest(bend)
-            tangential = (denoise(x[1:-1] + scale * bend) - denoise(x[1:-1])) / scale
-            move = (inverse @ tangential.flatten(1)).view_as(tangential)
-            move = move * min(1.0, REACH * noise / _largest(move))
-        if step and moved <= rtol * shortest:
+        before, last = x, move
+        x = resample(_joined(x, _projected(denoise, x[1:-1] + share * move)), len(x))
+        if step and _largest(x - before) <= rtol * float(length(x)):
             break
+        bend = x[2:] - 2 * x[1:-1] + x[:-2]
+        scale = PROBE * noise / _largest(bend)
+        tangential = (denoise(x[1:-1] + scale * bend) - denoise(x[1:-1])) / scale
+        move = (inverse @ tangential.flatten(1)).view_as(tangential)
+        move = move * min(1.0, REACH * noise / _largest(move))
+        back = float((move * last).sum()) < 0  # the last move went too far
+        share = share / 2 if back else min(1.0, 1.5 * share)
     return x
 
 

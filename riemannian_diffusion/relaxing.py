@@ -25,6 +25,7 @@ from riemannian_diffusion.score.where import Where
 
 REACH = 2.0  # the largest move of a point in one step, in standard deviations of the noise
 PROBE = 0.5  # the largest step of a finite difference, in standard deviations of the noise
+Denoiser = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -92,9 +93,6 @@ def relax(
         last = (coarse * last - fine * first) / (coarse - fine)
     x = resample(_joined(x, last), len(path))
     return _joined(path, x[1:-1].to(path))
-
-
-Denoiser = Callable[[Tensor], Tensor]
 
 
 def _denoiser(score: ScoreModel, places: Where) -> Denoiser:

@@ -2,12 +2,13 @@
 
     python benchmarks/geometries.py [--scores exact learned] [--samples lattice 0 1 2]
         [--manifolds C-shape "two moons" ...] [--geometries Stein slerp ...] [--num-points 25]
-        [--work FOLDER] [--part 1/2] [--figures FOLDER]
+        [--work FOLDER] [--part 1/2] [--figures FOLDER] [--held-out]
 
 The data are a C-shape, two moons, a swiss roll, circles of even and uneven density, a flat torus
 and k-spheres of k = 1 to 10 in R^100. Samples are a lattice (k-spheres: a closed form) or
 4,000 random points of three seeds. The score is exact, or that of a small network that is trained
-here on the same points. There is one row per geometry, manifold, samples and score:
+here on the same points. `--held-out` takes six curves instead that are set aside for testing: no
+setting was chosen on them. There is one row per geometry, manifold, samples and score:
 
     space           "noise": between ends inverted to 0.6 of 50 steps, and sampled back; "clean":
                     the score at noise 0.1, read at clean points, from a straight start
@@ -57,7 +58,7 @@ from geometries_others import (
 )
 from learned import exact_levels, network_levels, trained
 from methods import METHODS, Case, Count, Found, Method, curve, finer, solve_clean, solved
-from problems import SIGMA, Problem, benchmark_problems
+from problems import SIGMA, Problem, benchmark_problems, held_out_problems
 from torch import Tensor
 
 from riemannian_diffusion import (
@@ -139,6 +140,7 @@ GEOMETRIES = (
     Geometry("score Jacobian", "clean", lambda c: solve_clean(c, ScoreJacobianMetric)),
     Geometry("tangent-normal", "clean", lambda c: solve_clean(c, TangentNormalMetric)),
     Geometry("roadmap", "clean", METHODS["roadmap"]),
+    Geometry("relax", "clean", METHODS["relax"]),
     Geometry("both starts, then finer", "clean", finer),
 )
 NAMES = tuple(dict.fromkeys(geometry.name for geometry in GEOMETRIES))
@@ -272,6 +274,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     )
     parser.add_argument("--manifolds", nargs="+", choices=names, metavar="NAME", default=names)
     parser.add_argument(
+        "--held-out", action="store_true", help="six curves for testing, instead of --manifolds"
+    )
+    parser.add_argument(
         "--geometries", nargs="+", choices=NAMES, metavar="NAME", default=list(NAMES)
     )
     parser.add_argument("--num-points", type=int, default=25)
@@ -292,12 +297,13 @@ def main(argv: list[str] | None = None) -> list[dict]:
 def measure(args: argparse.Namespace) -> Iterator[dict]:
     """Rows of every manifold and geometry, and their summaries."""
     work, rows, seconds = Work(args), [], []
+    problems = held_out_problems if args.held_out else benchmark_problems
     blocks = [
         Block(score, samples, problem)
         for score in args.scores
         for samples in args.samples
-        for problem in benchmark_problems(None if samples == "lattice" else int(samples))
-        if problem.name in args.manifolds
+        for problem in problems(None if samples == "lattice" else int(samples))
+        if args.held_out or problem.name in args.manifolds
     ]
     index, num = args.part
     blocks = blocks[index - 1 :: num]

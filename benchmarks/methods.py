@@ -25,6 +25,8 @@ from riemannian_diffusion import (
     invert,
     length,
     lerp,
+    refine,
+    relax,
     resample,
     roadmap,
     sample,
@@ -186,6 +188,15 @@ def found_by(solve: Geodesic) -> Found:
     return Found(solve.path, solve.status)
 
 
+def clean_scores(case: Case, timesteps: Sequence[int]) -> list[ScoreModel]:
+    """Scores in clean space at several timesteps, under the same noises."""
+    state, scores = case.generator.get_state(), []
+    for timestep in timesteps:
+        case.generator.set_state(state)
+        scores.append(case.clean_score(timestep))
+    return scores
+
+
 def solve_clean(
     case: Case,
     metric: Callable[[ScoreModel], Metric],
@@ -195,11 +206,7 @@ def solve_clean(
     max_evals: int = 200,
 ) -> Found:
     """A geodesic in clean space, at the case's timestep or at several timesteps in turn."""
-    state = case.generator.get_state()
-    metrics = []
-    for timestep in timesteps or [case.metric_timestep]:
-        case.generator.set_state(state)  # all timesteps have the same noises
-        metrics.append(metric(case.clean_score(timestep)))
+    metrics = [metric(score) for score in clean_scores(case, timesteps or [case.metric_timestep])]
     num = case.num_frames
     return found_by(
         geodesic(metrics, case.x0, case.x1, num_points=num, init=init, max_evals=max_evals)
@@ -275,6 +282,19 @@ def relaxed(case: Case) -> Found:
     return Found(path, "own rule")
 
 
+def relaxed_starts(case: Case) -> Found:
+    """A straight path and the roadmap's, both relaxed; the one of less energy."""
+    timesteps = [case.metric_timestep, half_as_noisy(case.metric_timestep)]
+    scores = clean_scores(case, timesteps)
+    metric = TangentNormalMetric(scores[-1])
+    straight = lerp(case.x0, case.x1, case.num_frames)
+    starts = [straight, roadmap_of(case)(case.x0, case.x1, case.num_frames)]
+    paths = [relax(scores, start) for start in starts]
+    with torch.no_grad():
+        best = min(paths, key=lambda path: float(metric.energy(refine(path, 3)).sum()))
+    return Found(best, "own rule")
+
+
 def continuation(case: Case) -> Found:
     """The tangent-normal geodesic from a straight start, at ever weaker noise from t = 600."""
     tops = [round(t) for t in torch.linspace(600, case.metric_timestep, 11).tolist()]
@@ -340,4 +360,5 @@ METHODS: dict[str, Method] = {
     "roadmap": along_roadmap,
     "roadmap, relaxed": relaxed,
     "both starts": both_starts,
+    "relax": relaxed_starts,
 }

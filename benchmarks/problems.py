@@ -412,3 +412,117 @@ def benchmark_problems(seed: int | None = None) -> Iterator[Problem]:
     yield torus(6, shift=1.0, seed=seed)
     for k in range(1, 11):
         yield hypersphere(k, 100, seed=seed)
+
+
+def _curve(
+    name: str, function: Callable[[Tensor], Tensor], *, span: tuple[float, float], seed: int | None
+) -> Problem:
+    """A curve in its own coordinates, from parameters `(K,)` to points `(K, n)`.
+
+    The geodesic joins two points of the curve at fractions `span` of its length. Points are evenly
+    spaced, or, with a seed, random.
+    """
+    t = torch.linspace(0, 1, 40001, dtype=torch.float64)
+    dense = function(t)
+    arc = torch.cat([t[:1], (dense[1:] - dense[:-1]).norm(dim=1).cumsum(0)])
+
+    def at(u: Tensor) -> Tensor:  # fractions of the length (K,) -> (K, n)
+        place = u.contiguous() * arc[-1]
+        index = torch.searchsorted(arc, place).clamp(1, len(arc) - 1)
+        share = (place - arc[index - 1]) / (arc[index] - arc[index - 1])
+        return function(torch.lerp(t[index - 1], t[index], share))
+
+    u = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    if seed is not None:
+        u = _uniform(seed)[:, 0]
+    start, end = span
+    return _problem(
+        name,
+        at(u),
+        lambda u: at(start + (end - start) * u[:, 0]),
+        dense.shape[1],
+        (end - start) * float(arc[-1]),
+        _nearest(dense[::4]),
+    )
+
+
+def _columns(*columns: Tensor) -> Tensor:
+    return torch.stack(columns, 1)
+
+
+def limacon(seed: int | None = None) -> Problem:
+    """A heart-shaped curve without a cusp, `r = 1.2 + 0.8 cos t`."""
+
+    def at(u: Tensor) -> Tensor:
+        t = 2 * math.pi * u
+        return (1.2 + 0.8 * t.cos())[:, None] * _columns(t.cos(), t.sin())
+
+    return _curve("limacon", at, span=(0.2, 0.65), seed=seed)
+
+
+def spiral(seed: int | None = None) -> Problem:
+    """An Archimedean spiral in the plane with a distance of 0.63 between its turns."""
+
+    def at(u: Tensor) -> Tensor:
+        t = math.pi * (1 + 3 * u)
+        return 0.1 * t[:, None] * _columns(t.cos(), t.sin())
+
+    return _curve("spiral", at, span=(0.1, 0.9), seed=seed)
+
+
+def tennis_ball(seed: int | None = None) -> Problem:
+    """The seam of a tennis ball, a curve on the unit sphere."""
+
+    def at(u: Tensor) -> Tensor:
+        t, a, b = 2 * math.pi * u, 0.75, 0.25
+        x, y = a * t.cos() + b * (3 * t).cos(), a * t.sin() - b * (3 * t).sin()
+        return _columns(x, y, 2 * math.sqrt(a * b) * (2 * t).sin())
+
+    return _curve("tennis ball", at, span=(0.05, 0.45), seed=seed)
+
+
+def lissajous(seed: int | None = None) -> Problem:
+    """A Lissajous curve with frequencies 1, 1 and 3, a crown."""
+
+    def at(u: Tensor) -> Tensor:
+        t = 2 * math.pi * u
+        return _columns(1.3 * t.cos(), 1.3 * t.sin(), 0.5 * (3 * t).cos())
+
+    return _curve("Lissajous curve", at, span=(0.05, 0.45), seed=seed)
+
+
+def torus_knot(seed: int | None = None) -> Problem:
+    """The (2, 5) torus knot on a torus of radii 2 and 0.8."""
+
+    def at(u: Tensor) -> Tensor:
+        t = 2 * math.pi * u
+        around = 2 + 0.8 * (5 * t).cos()
+        return _columns(around * (2 * t).cos(), around * (2 * t).sin(), 0.8 * (5 * t).sin())
+
+    return _curve("(2, 5) torus knot", at, span=(0.05, 0.35), seed=seed)
+
+
+def random_fourier(seed: int | None = None) -> Problem:
+    """A closed curve in R^20 whose four harmonics have random coefficients."""
+    generator = torch.Generator().manual_seed(20)
+    j = torch.arange(1, 5, dtype=torch.float64)
+    parts = torch.randn(2, 4, 20, generator=generator, dtype=torch.float64) / (3 * j[:, None])
+
+    def at(u: Tensor) -> Tensor:
+        t = 2 * math.pi * u[:, None] * j
+        return t.cos() @ parts[0] + t.sin() @ parts[1]
+
+    return _curve("random Fourier curve in R^20", at, span=(0.05, 0.45), seed=seed)
+
+
+TEST_CURVES = (limacon, spiral, tennis_ball, lissajous, torus_knot, random_fourier)
+
+
+def held_out_problems(seed: int | None = None) -> Iterator[Problem]:
+    """Six curves that are set aside for testing. No setting of any method was chosen on them.
+
+    Args:
+        seed: As in `benchmark_problems`.
+    """
+    for make in (limacon, spiral, tennis_ball, lissajous, torus_knot, random_fourier):
+        yield make(seed)

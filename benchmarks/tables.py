@@ -590,11 +590,33 @@ TABLES = {
                     *(f"curvature of a {k}-sphere at noise 0.1" for k in (1, 2, 5)),
                     "dimension of k-spheres by spectrum: wrong of 100",
                     "dimension of k-spheres by scores: wrong of 100",
+                    *(
+                        f"dimension of {name} by {method}"
+                        for name in ("a point of R^6", "a Gaussian in R^6")
+                        for method in ("spectrum", "scores", "flipd", "loss")
+                    ),
                     "extrapolation by 90 degrees: distance",
                 ),
                 file="geometry",
             )
         ),
+    ),
+    "geometry, probes": Table(
+        ("method", "noise", "distance to the sphere"),
+        [
+            Column("known", "{known:.2f}"),
+            Column("mean ± spread of an estimate", "{mean:.2f} ± {spread:.2f}"),
+            Column("stated standard error", "{std error:.2f}"),
+        ],
+        [
+            Line(
+                (method, str(noise), str(distance)),
+                {"file": "geometry", "estimate": method, "noise": noise, "distance": distance},
+            )
+            for method in ("flipd", "loss")
+            for noise in (0.1, 0.05)
+            for distance in (0.0, 0.1, 0.2)
+        ],
     ),
     "geometry, images": Table(
         ("image",),

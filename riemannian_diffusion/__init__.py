@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         TangentNormalMetric,
     )
     from riemannian_diffusion.paths import adain, length, lerp, refine, resample, slerp, speed
+    from riemannian_diffusion.relaxing import relax
     from riemannian_diffusion.roadmaps import Roadmap, roadmap
     from riemannian_diffusion.score import (
         Condition,
@@ -115,6 +116,7 @@ else:  # `geodesics` is not listed: it is the subpackage, callable like the func
                 "TangentNormalMetric",
             ),
             "paths": ("adain", "length", "lerp", "refine", "resample", "slerp", "speed"),
+            "relaxing": ("relax",),
             "roadmaps": ("Roadmap", "roadmap"),
             "score": (
                 "Condition",
@@ -189,6 +191,7 @@ __all__ = [
     "parallel_transport",
     "read_schedule",
     "refine",
+    "relax",
     "resample",
     "roadmap",
     "sample",

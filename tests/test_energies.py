@@ -182,7 +182,7 @@ def test_pairs_side_by_side_share_the_networks_calls():
     sizes = count_points(score)
     x0, x1 = randn(4, *SHAPE, seed=1), randn(4, *SHAPE, seed=2)
     geodesics(TangentNormalMetric(score), x0, x1, num_points=4, num_quadrature=1, max_evals=3)
-    # the ends, 3 evaluations, a finer sampling, and a still finer one where the energy has not settled
+    # the ends, 3 evaluations, a finer sampling, and a still finer one until the energy settles
     assert sizes[:5] == [8, 8, 8, 8, 4 * 5]
     assert all(size in (11, 22, 33, 44) for size in sizes[5:6])
 

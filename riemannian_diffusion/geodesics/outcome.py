@@ -40,11 +40,12 @@ class Geodesic:
 
     Attributes:
         path: Points at equal distances along the path, `(K, *shape)`. The first and the last point
-            are the given points bit for bit. Distances are lengths in the metric; for metrics that
-            read a score they are flat lengths (see `Metric.arc_lengths`).
-        energy: Energy of the path through `nodes`. An optimised energy can miss high energies
-            between its points. This energy is evaluated on more and more sub-chords, until it
-            changes by at most 5 %.
+            are the given points bit for bit. For metrics that read a score, distances are flat
+            lengths along a smooth curve through the nodes; for others, lengths in the metric along
+            straight lines between the nodes (see `Metric.flat_pace`).
+        energy: Energy of the straight lines between the nodes. An optimised energy can miss high
+            energies between its points. This energy is evaluated on more and more sub-chords, until
+            it changes by at most 5 %.
         lower_bound: A lower bound of the energy of all paths between these points. If it is
             unknown, 0, or minus infinity if energies may be negative.
         num_evals: Number of evaluations of energy and gradient, over all starts and metrics.
@@ -54,8 +55,8 @@ class Geodesic:
         curve: The path with more points, `(N, *shape)`; None takes `path`.
         arc: Length up to each point of the curve, `(N,)`, float64 on the CPU; None takes the flat
             length.
-        nodes: The points that the solver found, `(K, *shape)`; None takes `path`. Straight lines
-            between them give the curve. They are not evenly spaced.
+        nodes: The points that the solver found, `(K, *shape)`, which are not evenly spaced; None
+            takes `path`.
         on_data: Whether the path stays on the data (see `Departure.on_data`); None if the metric
             reads no score.
         energy_change: Relative change of the energy when its sampling was last doubled. If it is

@@ -15,7 +15,7 @@ from riemannian_diffusion.geodesics.outcome import SETTLED, Geodesic
 from riemannian_diffusion.geodesics.problem import Problem
 from riemannian_diffusion.geodesics.solvers import PathLBFGS, Solver
 from riemannian_diffusion.metrics import Departure, Metric, PathEnergy
-from riemannian_diffusion.paths import points_at, refine, segment_lengths
+from riemannian_diffusion.paths import points_at, refine, segment_lengths, smooth
 
 _FAILED = ("nonfinite", "rounding")
 _LEAST_RESOLUTION = 2.0  # smallest length of chords, in rounding errors of the embedding
@@ -318,20 +318,24 @@ class Run:
             ):
                 break
             before = energy
-        if math.isfinite(energy):
-            lengths = metric.arc_lengths(fine, answer.segments)
-        else:  # perhaps only on the finer sampling
-            status, lengths = "nonfinite", segment_lengths(fine).cpu().double()
+        if not math.isfinite(energy):  # perhaps only on the finer sampling
+            status = "nonfinite"
+        if math.isfinite(energy) and not metric.flat_pace:
+            curve, lengths = fine, metric.lengths_from(fine, answer.segments)
+        else:
+            curve = smooth(now.path, factor)
+            lengths = segment_lengths(curve)
+        lengths = lengths.cpu().double()
         arc = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         even = torch.linspace(0, 1, len(now.path), dtype=torch.float64)
         return Geodesic(
-            path=points_at(fine, arc, even),
+            path=points_at(curve, arc, even),
             energy=energy,
             lower_bound=self._lower_bound(),
             num_evals=now.used,
             status=status,
             iterates=tuple(now.iterates),
-            curve=fine,
+            curve=curve,
             arc=arc,
             nodes=now.path,
             on_data=None if answer.departure is None else answer.departure.on_data,

@@ -41,6 +41,10 @@ class Metric(Composite, ABC):
     not change along the path. It may override `energy`, and then the solver minimises that energy.
     """
 
+    # Whether the points of a geodesic are paced by flat length instead of length in the metric.
+    # Metrics that read a score do so. Such a metric keeps a path on the data, but it also lengthens
+    # tangents where the denoiser's Jacobian is no exact projection, as between scattered data.
+    flat_pace = False
     # First and last fraction of a path whose places are not given, and its pair.
     _stretch: tuple[float, float, int] = (0.0, 1.0, 0)
 
@@ -106,19 +110,6 @@ class Metric(Composite, ABC):
             energies: The energy of each segment, `(K - 1,)`.
         """
         return (2 * energies / len(energies)).clamp(min=0).sqrt()
-
-    def arc_lengths(self, path: Tensor, energies: Tensor) -> Tensor:
-        """The lengths of the segments of a geodesic by which its points are paced, `(K - 1,)`.
-
-        They are lengths in the metric. Metrics that read a score override them by flat lengths:
-        such a metric keeps a path on the data, but it also lengthens tangents where the Jacobian of
-        the denoiser is not exactly a projection, for example between scattered data.
-
-        Args:
-            path: The points, `(K, *shape)`.
-            energies: The energy of each segment, `(K - 1,)`, as from `energy`.
-        """
-        return self.lengths_from(path, energies).cpu().double()
 
     def hop_lengths(self, hops: Tensor) -> Tensor:
         """The length of each segment of many short paths, `(H, K, *shape) -> (H, K - 1)`.

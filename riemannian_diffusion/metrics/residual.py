@@ -10,7 +10,6 @@ from torch import Tensor
 from riemannian_diffusion.arguments import check_kind, check_not_negative
 from riemannian_diffusion.metrics.departures import Departure, departure_of
 from riemannian_diffusion.metrics.pullback import PullbackMetric
-from riemannian_diffusion.paths import segment_lengths
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.score.where import Where
 
@@ -20,6 +19,8 @@ class _ScorePullback(PullbackMetric):
 
     There is one residual for each shared noise.
     """
+
+    flat_pace = True
 
     def __init__(self, score: ScoreModel, **weights: float):
         check_kind(ScoreModel, score=score)
@@ -37,10 +38,6 @@ class _ScorePullback(PullbackMetric):
     def embed_jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """The derivative of the embedding along `v`, `(K, S, C, *shape)`."""
         return self._scaled(v, self.score.stack_jvp(x, v, where))
-
-    def arc_lengths(self, path: Tensor, energies: Tensor) -> Tensor:
-        """The flat lengths of the segments of a path, `(K - 1,)`."""
-        return segment_lengths(path).cpu().double()
 
     def _departure(self, path, where, values=None):
         residual = None

@@ -10,7 +10,6 @@ from torch import Tensor
 from riemannian_diffusion.arguments import check_kind, check_not_negative
 from riemannian_diffusion.metrics.base import Metric, dot
 from riemannian_diffusion.metrics.departures import departure_of
-from riemannian_diffusion.paths import segment_lengths
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.score.where import Where
 
@@ -32,6 +31,8 @@ class SteinScoreMetric(Metric):
         normalize: Replace `s` by `sigma s / sqrt(d)`, whose square is about 1 at typical noisy
             points.
     """
+
+    flat_pace = True
 
     def __init__(
         self,
@@ -78,10 +79,6 @@ class SteinScoreMetric(Metric):
         gram = gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         weights = torch.linalg.solve(gram, _along(normals, p))  # (K, S)
         return p - (weights[:, None] @ normals).view_as(p)
-
-    def arc_lengths(self, path: Tensor, energies: Tensor) -> Tensor:
-        """The flat lengths of the segments of a path, `(K - 1,)`."""
-        return segment_lengths(path).cpu().double()
 
     def _departure(self, path, where, values=None):
         return departure_of(self.score, path, where)

@@ -369,7 +369,7 @@ def summary(study: str, rows: list[dict]) -> Iterator[dict]:
         yield {"study": study, "case": "worst on the data", "cases": len(some)} | worst
     elif study == "pace":
         for samples in ("lattice", "random"):
-            some = [row for row in rows if samples in row["case"]]
+            some = [row for row in rows if samples in row["case"].rsplit(", ")[-1]]
             longest = max(abs(row["length"] - 1) for row in some)
             worst = {key: max(row[key] for row in some) for key in ("error", "nodes")}
             case = f"worst, {samples}"

@@ -1,0 +1,101 @@
+"""What a geodesic says of itself, compared with what is true."""
+
+import claims
+import pytest
+import torch
+from claims import along, arcs, clusters, product_case, rings, sphere_case
+from problems import circle, held_out_problems, uneven_circle
+
+from riemannian_diffusion import (
+    EuclideanMetric,
+    ScoreJacobianMetric,
+    SteinScoreMetric,
+    TangentNormalMetric,
+    geodesic,
+    lerp,
+)
+
+
+@pytest.mark.parametrize(
+    "case", [sphere_case(2.9, 0), sphere_case(2.2, 1), product_case(1), product_case(3)]
+)
+def test_converged_means_near_the_geodesic(case):
+    row = claims.convergence(case)
+    assert row["status"] == "converged" and row["on data"]
+    assert 0 <= row["excess"] <= 0.005 and row["error"] <= 0.01
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize("number", [0, 1, 5])
+def test_paths_are_evenly_paced_and_their_length_is_that_along_the_manifold(number, seed):
+    problem = list(held_out_problems(seed))[number]
+    row = claims.pace(problem)
+    assert row["error"] <= 0.01 < row["nodes"]
+    assert abs(row["length"] - 1) <= 0.03 < row["metric length"] - 1
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        rings(0.6, n=5),
+        rings(4.0, n=5),
+        clusters(1.5, seed=3),
+        clusters(0.8, seed=0, spread=0.0),
+        arcs(0.7, seed=1),
+    ],
+    ids=lambda case: case.name,
+)
+def test_a_leap_is_reported(case):
+    found = case.solve(max_evals=60)
+    assert found.on_data is False
+    assert "leaves the data" in found.message
+
+
+@pytest.mark.parametrize(
+    "metric", [TangentNormalMetric, ScoreJacobianMetric, SteinScoreMetric, EuclideanMetric]
+)
+def test_every_metric_that_reads_a_score_tells_data_from_gaps(metric):
+    correct, leap = along(circle(8, shift=1.0)), rings(1.0, n=5)
+    expected = (True, False) if metric is not EuclideanMetric else (None, None)
+    for case, on_data in zip((correct, leap), expected, strict=True):
+        made = EuclideanMetric() if metric is EuclideanMetric else metric(case.score)
+        options = {"num_points": 25, "init": case.start, "max_evals": 1}
+        found = geodesic(made, case.x0, case.x1, **options)
+        assert found.on_data is on_data
+        assert ("leaves the data" in found.message) is (on_data is False)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.0125])
+def test_correct_paths_raise_no_alarm(sigma):
+    for problem in (circle(32, shift=1.0, num=1600), uneven_circle(8, num=1600)):
+        assert along(problem, sigma).solve().on_data
+
+
+def test_energies_are_settled_or_called_too_low():
+    for sigma in (0.1, 0.025):
+        row = claims.energies(along(circle(32, shift=1.0, num=1600), sigma))
+        assert row["stated"] == pytest.approx(1, abs=0.02)
+    for gap in (1.0, 2.0):
+        case = rings(gap, n=5)
+        row, found = claims.energies(case), case.solve(max_evals=100)
+        settled = abs(row["stated change"]) <= 0.05
+        assert settled == ("too low" not in found.message)
+        assert row["optimised"] < row["stated"] <= 1.01
+        assert row["stated"] >= 0.95 or not settled
+
+
+def test_a_solve_ends_where_its_dtype_cannot_resolve_the_energy():
+    case = sphere_case(2.2, 0)
+    x0, x1 = case.x0.float(), case.x1.float()
+    options = {"num_points": 25, "rtol": 0.0, "max_evals": 400}
+    found = geodesic(TangentNormalMetric(case.score), x0, x1, **options)
+    assert found.status == "converged"
+    lowest = min(energy for _, energy in found.iterates)
+    reached = next(num for num, energy in found.iterates if energy <= lowest * (1 + 1e-6))
+    assert found.num_evals <= reached + 24  # two line searches that find no descent
+
+
+def test_a_path_between_equal_points_has_no_departure():
+    case = along(circle(8, shift=1.0))
+    found = geodesic(TangentNormalMetric(case.score), case.x0, case.x0, num_points=5)
+    assert found.on_data and torch.equal(found.path, lerp(case.x0, case.x0, 5))

@@ -27,7 +27,8 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import demo_model
 import frame
@@ -53,6 +54,7 @@ from riemannian_diffusion import (
     length,
     refine,
     resample,
+    slerp,
 )
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
@@ -151,23 +153,19 @@ def product_case(seed: int) -> Case:
 
 
 def convergence_cases() -> Iterator[Case]:
-    """All manifolds from a straight start, and those on which it leaps from the truth."""
+    """All manifolds from a straight start and others, and from the truth where that one leaps."""
     for problem in benchmark_problems():
         yield Case(problem.name, problem.score, problem.x0, problem.x1)
         if problem.name in ("C-shape", "swiss roll in R^20"):
-            case = along(problem)
-            yield Case(f"{problem.name}, from the truth", *vars_of(case))
-    for angle in (2.2, 2.9):
-        yield from (sphere_case(angle, seed) for seed in range(4))
-    yield from (product_case(seed) for seed in range(4))
+            yield replace(along(problem), name=f"{problem.name}, from the truth")
+    for make in (partial(sphere_case, 2.2), partial(sphere_case, 2.9), product_case):
+        for case in map(make, range(4)):
+            start = slerp(case.x0, case.x1, NUM_POINTS)
+            yield case
+            yield replace(case, name=f"{case.name}, from slerp", start=start)
     for seed in range(3):
         problem = circle(5, seed=seed)
         yield Case(f"{problem.name}, random {seed}", problem.score, problem.x0, problem.x1)
-
-
-def vars_of(case: Case) -> tuple:
-    """The attributes of a case after its name, without `leap`."""
-    return case.score, case.x0, case.x1, case.start
 
 
 def convergence(case: Case) -> dict:

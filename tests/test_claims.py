@@ -11,8 +11,10 @@ from riemannian_diffusion import (
     ScoreJacobianMetric,
     SteinScoreMetric,
     TangentNormalMetric,
+    frechet_mean,
     geodesic,
     lerp,
+    parallel_transport,
 )
 
 
@@ -99,3 +101,22 @@ def test_a_path_between_equal_points_has_no_departure():
     case = along(circle(8, shift=1.0))
     found = geodesic(TangentNormalMetric(case.score), case.x0, case.x0, num_points=5)
     assert found.on_data and torch.equal(found.path, lerp(case.x0, case.x0, 5))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_means_and_transport_keep_lengths_between_scattered_data(seed):
+    problem = circle(5, shift=1.0, seed=seed)
+    metric = TangentNormalMetric(problem.score)
+    weights, u = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.0, 0.45, 1.0]).double()
+    points = problem.geodesic(u)
+    mean = frechet_mean(metric, points, weights, init=points[1], num_quadrature=3)
+    assert float((mean - problem.geodesic((weights @ u)[None])[0]).norm()) <= 0.01
+
+    def tangent(u):
+        first, second = problem.geodesic(torch.tensor([u - 1e-5, u + 1e-5]).double())
+        return (second - first) / (second - first).norm()
+
+    path = problem.geodesic(torch.linspace(0, 1, 25).double())
+    for made in (metric, SteinScoreMetric(problem.score)):
+        moved = parallel_transport(made, path, tangent(0.0))
+        assert float((moved[-1] - tangent(1.0)).norm()) <= 0.01

@@ -16,8 +16,9 @@ from riemannian_diffusion.arguments import (
 )
 from riemannian_diffusion.geodesics import Start
 from riemannian_diffusion.geometry.logarithms import logarithms
-from riemannian_diffusion.geometry.tangents import own
+from riemannian_diffusion.geometry.tangents import own, paced_norm
 from riemannian_diffusion.metrics import Metric
+from riemannian_diffusion.paths import length, smooth
 
 
 @torch.inference_mode(False)
@@ -39,6 +40,9 @@ def frechet_mean(
     Each step moves the mean by the weighted mean of the logarithms, `x + sum w_i log_x(p_i)`. The
     geodesics to all points are solved side by side, and each starts from its path of the previous
     step. If a step raises the mean squared distance, this step and all later steps are halved.
+
+    Distances are lengths in the metric; for metrics that read a score, they are the flat lengths of
+    its geodesics.
 
     Args:
         metric: The metric.
@@ -97,13 +101,17 @@ def frechet_mean(
     for _ in range(max_steps):
         options = (num_points, num_quadrature, start, None, 0.1 * rtol**2, max_evals)
         velocities, paths = logarithms(metric, mean.expand_as(points), points, *options)
-        reach = metric.norm(mean.repeat(len(points), *[1] * mean.ndim), velocities)
+        squares = metric.inner(mean.repeat(len(points), *[1] * mean.ndim), velocities, velocities)
+        if metric.flat_pace:
+            for i, path in enumerate(paths):
+                velocities[i], squares[i] = _flat(metric, velocities[i], path)
+        reach = squares.clamp(min=0).sqrt()
         spread = float((weights.flatten() * reach.square()).sum())
         if spread <= (1 + rtol) * least:
             least, base, step = spread, mean, factor * (weights * velocities).sum(0)
         else:  # the step was too long: halve it and all later steps
             factor, step = factor / 2, step / 2
-        size = float(metric.norm(base[None], step[None]))
+        size = float(paced_norm(metric, base, step))
         if size <= rtol * float((weights.flatten() * reach).sum()):
             return base + step
         start = paths + left * (
@@ -116,3 +124,19 @@ def frechet_mean(
         stacklevel=2,
     )
     return base
+
+
+def _flat(metric: Metric, velocity: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
+    """The velocity of a path `(K, *shape)` whose tangential part has the flat length of the path.
+
+    The part that is normal to the data stays, because it brings a mean back to the data.
+
+    Returns:
+        The velocity, `shape`, and its square: flat for the tangential part, and that in the metric
+        for the rest.
+    """
+    x = path[0]
+    rest = velocity - metric.project(x, x, velocity)
+    tangent = velocity - rest
+    tangent = tangent * (length(smooth(path, 4)) / velocity.norm().clamp(min=1e-30))
+    return tangent + rest, tangent.square().sum() + metric.inner(x[None], rest[None], rest[None])[0]

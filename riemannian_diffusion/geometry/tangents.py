@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_points
+from riemannian_diffusion.metrics import Metric
 
 
 def own(*tensors: Tensor) -> list[Tensor]:
@@ -24,3 +25,8 @@ def check_tangent(x: Tensor, v: Tensor) -> None:
             "A point and its tangent must be finite and of one shape, but they are "
             f"{tuple(x.shape)} and {tuple(v.shape)}."
         )
+
+
+def paced_norm(metric: Metric, x: Tensor, v: Tensor) -> Tensor:
+    """The length of a tangent, `shape`: flat if the metric paces geodesics by flat length."""
+    return v.norm() if metric.flat_pace else metric.norm(x[None], v[None])[0]

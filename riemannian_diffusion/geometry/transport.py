@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind, check_points
-from riemannian_diffusion.geometry.tangents import check_tangent, own
+from riemannian_diffusion.geometry.tangents import check_tangent, own, paced_norm
 from riemannian_diffusion.metrics import Metric
 
 
@@ -21,6 +21,9 @@ def parallel_transport(metric: Metric, path: Tensor, v: Tensor) -> Tensor:
     second order. The result agrees with the Levi-Civita connection of the metric to second order in
     the step. The projection alone agrees only to first order, because it shortens the part of a
     tangent along the path.
+
+    Metrics that read a score transport along the data manifold: they project onto its tangents by
+    the denoiser's Jacobian, and keep flat lengths.
 
     Args:
         metric: A `PullbackMetric`.
@@ -44,6 +47,6 @@ def parallel_transport(metric: Metric, path: Tensor, v: Tensor) -> Tensor:
         v = tangents[-1]
         back = metric.project(x1, x0, metric.project(x0, x1, v))
         moved = metric.project(x0, x1, 1.5 * v - 0.5 * back)
-        before, after = (float(metric.norm(x[None], t[None])) for x, t in ((x0, v), (x1, moved)))
+        before, after = (float(paced_norm(metric, x, t)) for x, t in ((x0, v), (x1, moved)))
         tangents.append(moved * (before / after if after else 1.0))
     return torch.stack(tangents)

@@ -1,4 +1,4 @@
-"""A test of whether a path leaves the data, from the denoiser along it."""
+"""Whether a path leaves the data, and the tangents of the data, from the denoiser."""
 
 from __future__ import annotations
 
@@ -67,3 +67,18 @@ class Departure:
 def departure_of(score: ScoreModel, path: Tensor, where: Where) -> Departure:
     """The departure of a path `(K, *shape)`, with one evaluation of the score for each point."""
     return Departure.of(path, -(score.sigma**2) * score.stack(path, where), score.sigma)
+
+
+def on_data_tangents(score: ScoreModel, x: Tensor, v: Tensor) -> Tensor:
+    """Project a tangent at a point onto the tangents of the data, all `shape`.
+
+    Near the data, the Jacobian J of the denoiser is close to this projection. Where it is not
+    exactly one, `3 J^2 - 2 J^3` is closer: its eigenvalues near 0 and 1 are nearer to 0 and 1
+    (McWeeny, Rev. Mod. Phys. 32, 335, 1960).
+    """
+
+    def denoised(v: Tensor) -> Tensor:
+        return v + score.sigma**2 * score.stack_jvp(x[None], v[None]).mean(1)[0]
+
+    twice = denoised(denoised(v))
+    return 3 * twice - 2 * denoised(twice)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind, check_not_negative
-from riemannian_diffusion.metrics.departures import Departure, departure_of
+from riemannian_diffusion.metrics.departures import Departure, departure_of, on_data_tangents
 from riemannian_diffusion.metrics.pullback import PullbackMetric
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.score.where import Where
@@ -38,6 +38,10 @@ class _ScorePullback(PullbackMetric):
     def embed_jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """The derivative of the embedding along `v`, `(K, S, C, *shape)`."""
         return self._scaled(v, self.score.stack_jvp(x, v, where))
+
+    def project(self, here: Tensor, there: Tensor, v: Tensor) -> Tensor:
+        """Project a tangent onto the tangents of the data at the point `there`, all `shape`."""
+        return on_data_tangents(self.score, there, v)
 
     def _departure(self, path, where, values=None):
         residual = None

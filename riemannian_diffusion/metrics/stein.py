@@ -9,7 +9,7 @@ from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind, check_not_negative
 from riemannian_diffusion.metrics.base import Metric, dot
-from riemannian_diffusion.metrics.departures import departure_of
+from riemannian_diffusion.metrics.departures import departure_of, on_data_tangents
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.score.where import Where
 
@@ -79,6 +79,10 @@ class SteinScoreMetric(Metric):
         gram = gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         weights = torch.linalg.solve(gram, _along(normals, p))  # (K, S)
         return p - (weights[:, None] @ normals).view_as(p)
+
+    def project(self, here: Tensor, there: Tensor, v: Tensor) -> Tensor:
+        """Project a tangent onto the tangents of the data at the point `there`, all `shape`."""
+        return on_data_tangents(self.score, there, v)
 
     def _departure(self, path, where, values=None):
         return departure_of(self.score, path, where)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from riemannian_diffusion import (
     Adam,
+    LikelyMetric,
     Metric,
     Roadmap,
     ScoreJacobianMetric,
@@ -292,6 +293,7 @@ METHODS: dict[str, Method] = {
     "noise_diffusion": in_noise_space(noisy_blend),
     "density": in_noise_space(density),
     "stein": stein,
+    "likely": solved(LikelyMetric),
     "score_jacobian": solved(ScoreJacobianMetric),
     "tangent_normal": solved(TangentNormalMetric),
     "clean": lambda case: solve_clean(case, TangentNormalMetric),
@@ -306,6 +308,7 @@ CLEAN_METHODS: dict[str, Method] = {  # metrics in clean space from a straight s
     "clean stein, full gradient": lambda case: solve_clean(
         case, partial(SteinScoreMetric, detach_score=False)
     ),
+    "clean likely": lambda case: solve_clean(case, LikelyMetric),
     "clean score_jacobian": lambda case: solve_clean(case, ScoreJacobianMetric),
     "clean score_jacobian, Adam": lambda case: solve_clean(
         case, ScoreJacobianMetric, solver=Adam(), max_evals=500

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from riemannian_diffusion.levels import Levels, Schedule, read_schedule
     from riemannian_diffusion.metrics import (
         EuclideanMetric,
+        LikelyMetric,
         Metric,
         PullbackMetric,
         ScoreJacobianMetric,
@@ -109,6 +110,7 @@ else:  # `geodesics` is not listed: it is the subpackage, callable like the func
             "levels": ("Levels", "Schedule", "read_schedule"),
             "metrics": (
                 "EuclideanMetric",
+                "LikelyMetric",
                 "Metric",
                 "PullbackMetric",
                 "ScoreJacobianMetric",
@@ -153,6 +155,7 @@ __all__ = [
     "Iterate",
     "Iteration",
     "Levels",
+    "LikelyMetric",
     "LoraMix",
     "ManifoldGuidance",
     "ManifoldGuidedScore",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,8 +59,9 @@ def summarise(morphs: Sequence[Morph]) -> str:
             solved = ("–",) * 4
             if found is not None:
                 on_data = {True: "yes", False: "no", None: "–"}[found.on_data]
+                bound = f"{found.lower_bound:.4g}" if math.isfinite(found.lower_bound) else "–"
                 solved = (
-                    *(f"{found.energy:.4g}", f"{found.lower_bound:.4g}", on_data),
+                    *(f"{found.energy:.4g}", bound, on_data),
                     str(found.num_evals),
                 )
                 notes.append(f"**{name}**, {found.status}: {found.message}")

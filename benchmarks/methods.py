@@ -13,6 +13,7 @@ from torch import Tensor
 
 from riemannian_diffusion import (
     Geodesic,
+    LikelyMetric,
     Metric,
     Roadmap,
     ScoreJacobianMetric,
@@ -333,6 +334,7 @@ METHODS: dict[str, Method] = {
     "noise_diffusion": in_noise_space(noisy_blend),
     "density": in_noise_space(density),
     "stein": stein,
+    "likely": solved(LikelyMetric),
     "score_jacobian": solved(ScoreJacobianMetric),
     "tangent_normal": solved(TangentNormalMetric),
     "clean": lambda case: solve_clean(case, TangentNormalMetric),

@@ -68,6 +68,7 @@ METHODS: dict[str, list[tuple[str, str]]] = {  # the space and the metric of eac
     "noise_diffusion": [("noise", "noise_diffusion")],
     "density": [("noise", "density")],
     "stein": [("noise", "stein")],
+    "likely": [("noise", "likely")],
     "score_jacobian": [("noise", "score_jacobian")],
     "tangent_normal": [("noise", "tangent_normal")],
     "clean": [("clean", "tangent_normal")],

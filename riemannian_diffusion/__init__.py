@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from riemannian_diffusion.levels import Levels, Schedule, read_schedule
     from riemannian_diffusion.metrics import (
         EuclideanMetric,
+        LikelyMetric,
         Metric,
         PullbackMetric,
         ScoreJacobianMetric,
@@ -99,6 +100,7 @@ else:  # `geodesics` is not listed: it is the subpackage, callable like the func
             "levels": ("Levels", "Schedule", "read_schedule"),
             "metrics": (
                 "EuclideanMetric",
+                "LikelyMetric",
                 "Metric",
                 "PullbackMetric",
                 "ScoreJacobianMetric",
@@ -141,6 +143,7 @@ __all__ = [
     "Geodesic",
     "Iterate",
     "Levels",
+    "LikelyMetric",
     "LoraMix",
     "ManifoldGuidance",
     "ManifoldGuidedScore",

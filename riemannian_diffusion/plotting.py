@@ -94,13 +94,17 @@ def _plot_ellipses(axes, metric: Metric, centre, half, num: int, size: float, li
 def plot_energy(axes: Axes, solves: Mapping[str, Sequence[Iterate]]) -> None:
     """Plot the optimised energy of solves against their number of evaluations.
 
+    The scale is logarithmic if all energies are positive.
+
     Args:
         axes: The axes on which to draw.
         solves: Iterates of each solve, by its name.
     """
     for name, iterates in solves.items():
         counts, energies = [i.num_evals for i in iterates], [i.energy for i in iterates]
-        axes.semilogy(counts, energies, label=name)
+        axes.plot(counts, energies, label=name)
+    if all(i.energy > 0 for iterates in solves.values() for i in iterates):
+        axes.set_yscale("log")
     axes.set_xlabel("evaluations of energy and gradient")
     axes.set_ylabel("energy")
     axes.legend(fontsize=8)

@@ -58,6 +58,13 @@ def test_gif_and_report(run, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_report_has_no_lower_bound_where_none_is_known(run, tmp_path):
+    assert run("morph.png", "--metric", "likely", "--init", "split") == 0
+    text = (tmp_path / "morph.json").read_text()
+    (found,) = json.loads(text, parse_constant=pytest.fail)["geodesics"]
+    assert found["lower_bound"] is None and found["num_evals"] == 3
+
+
 def test_default_dtype_of_each_device():
     assert default_dtype("cuda:1") == "float16"
     assert default_dtype(torch.device("cpu")) == default_dtype("mps") == "float32"

@@ -13,6 +13,7 @@ from riemannian_diffusion import (
     DiffusionScore,
     EuclideanMetric,
     GaussianMixtureScore,
+    LikelyMetric,
     PathLBFGS,
     PullbackMetric,
     ScoreJacobianMetric,
@@ -38,6 +39,7 @@ METRICS = {
     "score Jacobian": lambda score: ScoreJacobianMetric(score, ridge=0.1),
     "Stein": SteinScoreMetric,
     "Stein, full gradient": lambda score: SteinScoreMetric(score, detach_score=False),
+    "likely": LikelyMetric,
 }
 every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
 
@@ -134,7 +136,7 @@ PAIRED = {
 }
 
 
-@pytest.mark.parametrize("metric", [TangentNormalMetric, SteinScoreMetric])
+@pytest.mark.parametrize("metric", [TangentNormalMetric, SteinScoreMetric, LikelyMetric])
 @pytest.mark.parametrize("options, noise", PAIRED.values(), ids=PAIRED.keys())
 def test_pairs_side_by_side_are_single_pairs(metric, options, noise):
     score = unet_score(**options, max_batch_size=7)

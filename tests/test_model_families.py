@@ -18,6 +18,7 @@ from models import (
     INVERT,
     KINDS,
     PROMPTED,
+    SOLVE,
     counting,
     make,
     morph,
@@ -152,6 +153,24 @@ def test_metrics_read_the_model_in_both_modes(kind, keyframes):
     with torch.no_grad():
         forward, reverse = (score.jvp(x, v, where) * w).sum(), (score.vjp(x, w, where) * v).sum()
     torch.testing.assert_close(forward, reverse, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_split_and_likely_need_no_backward_pass(kind, keyframes):
+    pipe = make(kind)
+    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+
+    def forward_only(*_):
+        assert not torch.is_grad_enabled()
+
+    network.register_forward_hook(forward_only)
+    keys = pipe.invert(keyframes[:2], prompts(kind), **INVERT)
+    split = pipe.solve(keys, "split", num_frames=4)
+    found = pipe.solve(keys, "likely", init="split", **SOLVE)
+    (solved,) = found.geodesics
+    assert solved.iterates[-1][1] < solved.iterates[0][1]
+    for path in (split, found):
+        assert torch.equal(path.points[[0, -1]], keys.points) and path.points.isfinite().all()
 
 
 def test_sizes_condition_xl(keyframes):

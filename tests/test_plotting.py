@@ -59,6 +59,10 @@ def test_energies_speeds_and_spectra(axes):
     iterates = [Iterate(torch.zeros(3, 2), 10.0 / i, 2 * i) for i in range(1, 4)]
     plot_energy(axes, {"solve": iterates})
     assert axes.lines[0].get_xydata().tolist() == [[2, 10], [4, 5], [6, pytest.approx(10 / 3)]]
+    assert axes.get_yscale() == "log"
+    axes.clear()
+    plot_energy(axes, {"solve": [*iterates, Iterate(torch.zeros(3, 2), -1.0, 8)]})
+    assert axes.lines[0].get_ydata()[-1] == -1 and axes.get_yscale() == "linear"
     axes.clear()
     path = torch.tensor([[0.0, 0], [1, 0], [4, 0]])
     plot_speed(axes, {"path": path}, EuclideanMetric())

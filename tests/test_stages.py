@@ -40,7 +40,8 @@ from riemannian_diffusion import (
     slerp,
     split,
 )
-from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline, RoadmapStart
+from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline, MorphPath, RoadmapStart
+from riemannian_diffusion.pipelines.curves import METRICS
 from riemannian_diffusion.pipelines.starts import clean_roadmap
 
 NAN, INF = math.nan, math.inf
@@ -336,7 +337,7 @@ def test_metrics_may_be_several_from_coarse_to_fine(tiny_pipe, keys):
     assert path.geodesics[0].lower_bound == pytest.approx(alone.geodesics[0].lower_bound)
 
 
-@pytest.mark.parametrize("metric", ["tangent_normal", "score_jacobian", "stein", "euclidean"])
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("space", ["noise", "clean"])
 def test_named_metrics_lower_their_energy(pipe, metric, space):
     keys = pipe.invert([A, B], space=space, generator=seeded(), **INVERT)
@@ -345,6 +346,15 @@ def test_named_metrics_lower_their_energy(pipe, metric, space):
     energies = [energy for _, energy in found.iterates]
     assert path.metric == metric and path.points.isfinite().all()
     assert energies[-1] <= energies[0] and found.lower_bound <= found.energy * (1 + 1e-4)
+
+
+def test_an_unknown_lower_bound_is_saved_and_loaded(pipe, keys, tmp_path):
+    path = pipe.solve(keys, "likely", **SOLVE)
+    path.save(tmp_path / "path.safetensors")
+    loaded = MorphPath.load(tmp_path / "path.safetensors")
+    (found,), (expected,) = loaded.geodesics, path.geodesics
+    assert found.lower_bound == -INF and found.energy == expected.energy
+    assert torch.equal(found.arc, expected.arc)
 
 
 # ------------------------------------------------------------------------------- side by side

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ def summarise(morphs: Sequence[Morph]) -> str:
             name = f"{morph.name}, gap {i + 1}" if len(morph.geodesics) > 1 else morph.name
             solved = ("–", "–", "–")
             if found is not None:
-                solved = (f"{found.energy:.4g}", f"{found.lower_bound:.4g}", str(found.num_evals))
+                bound = f"{found.lower_bound:.4g}" if math.isfinite(found.lower_bound) else "–"
+                solved = (f"{found.energy:.4g}", bound, str(found.num_evals))
                 notes.append(f"**{name}**, {found.status}: {found.message}")
             lines.append(f"| {' | '.join((name, *solved, errors, f'{morph.seconds:.1f}'))} |")
     return "\n".join(lines) + "\n\n" + "\n\n".join(notes)

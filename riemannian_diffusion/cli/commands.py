@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 import warnings
@@ -179,7 +180,7 @@ def describe_geodesic(found) -> dict:
     return {
         "energy": found.iterates[-1][1] if found.iterates else found.energy,
         "finer_energy": found.energy,
-        "lower_bound": found.lower_bound,
+        "lower_bound": found.lower_bound if math.isfinite(found.lower_bound) else None,
         "length": found.length,
         "num_evals": found.num_evals,
         "status": found.status,

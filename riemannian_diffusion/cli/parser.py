@@ -10,7 +10,7 @@ from riemannian_diffusion.runtime import __version__
 
 # Names that the library defines, repeated here because importing the library takes seconds.
 METRIC_NAMES = (
-    *("tangent_normal", "score_jacobian", "stein", "euclidean"),
+    *("tangent_normal", "score_jacobian", "stein", "likely", "euclidean"),
     *("slerp", "lerp", "split", "nao", "noise_diffusion", "density"),
 )
 INIT_NAMES = ("slerp", "lerp", "split", "roadmap")

@@ -8,12 +8,14 @@ denoised point.
 
 from riemannian_diffusion.metrics.base import Metric
 from riemannian_diffusion.metrics.energies import PathEnergy
+from riemannian_diffusion.metrics.likely import LikelyMetric
 from riemannian_diffusion.metrics.pullback import EuclideanMetric, PullbackMetric
 from riemannian_diffusion.metrics.residual import ScoreJacobianMetric, TangentNormalMetric
 from riemannian_diffusion.metrics.stein import SteinScoreMetric
 
 __all__ = [
     "EuclideanMetric",
+    "LikelyMetric",
     "Metric",
     "PathEnergy",
     "PullbackMetric",

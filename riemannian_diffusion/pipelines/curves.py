@@ -12,6 +12,7 @@ from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusio
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.metrics import (
     EuclideanMetric,
+    LikelyMetric,
     Metric,
     ScoreJacobianMetric,
     SteinScoreMetric,
@@ -27,6 +28,7 @@ METRICS: dict[str, MetricFactory] = {
     "tangent_normal": TangentNormalMetric,
     "score_jacobian": ScoreJacobianMetric,
     "stein": SteinScoreMetric,
+    "likely": LikelyMetric,
     "euclidean": lambda score: EuclideanMetric(),
 }
 

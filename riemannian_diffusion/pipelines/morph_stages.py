@@ -166,10 +166,11 @@ class MorphStages(ConditionedModel):
 
         Args:
             keys: Keyframes, or a list of them, which is solved side by side.
-            metric: "tangent_normal", "score_jacobian", "stein", "euclidean"; or a factory
-                `ScoreModel -> Metric`; or a curve that is no metric's geodesic: "slerp", "lerp"
-                and, in noise space, "split", "nao", "noise_diffusion" and "density" of
-                `riemannian_diffusion.baselines`. "noise_diffusion" misses the keyframes.
+            metric: "tangent_normal", "score_jacobian", "stein", "likely" (`LikelyMetric`, without
+                backward passes of the network), "euclidean"; or a factory `ScoreModel -> Metric`;
+                or a curve that is no metric's geodesic: "slerp", "lerp" and, in noise space,
+                "split", "nao", "noise_diffusion" and "density" of `riemannian_diffusion.baselines`.
+                "noise_diffusion" misses the keyframes.
             num_frames: Frames from each keyframe to the next, both included, at least 2: one number
                 or one for each gap. None takes the keyframes' own `frame_numbers`, or else 17.
             init: Where the solve starts: None is slerp in noise space and lerp in clean space.

@@ -63,6 +63,7 @@ from torch import Tensor
 
 from riemannian_diffusion import (
     Adam,
+    LikelyMetric,
     ScoreJacobianMetric,
     SteinScoreMetric,
     TangentNormalMetric,
@@ -125,11 +126,13 @@ GEOMETRIES = (
     Geometry("density geodesic", "noise", METHODS["density"]),
     Geometry("Stein", "noise", METHODS["stein"]),
     Geometry("score Jacobian", "noise", jacobian_by_recipe),
+    Geometry("likely", "noise", METHODS["likely"]),
     Geometry("tangent-normal", "noise", METHODS["tangent_normal"]),
     Geometry("straight line", "clean", lambda c: Found(lerp(c.x0, c.x1, c.num_frames))),
     Geometry("Fisher-Rao", "clean", lambda c: solve_clean(c, FisherRaoMetric)),
     Geometry("density", "clean", lambda c: solve_clean(c, DensityMetric)),
     Geometry("force matching", "clean", likely_by_force),
+    Geometry("likely", "clean", lambda c: solve_clean(c, LikelyMetric)),
     Geometry("Stein", "clean", lambda c: solve_clean(c, SteinScoreMetric)),
     Geometry(
         "Stein, full gradient",

@@ -130,11 +130,13 @@ GEOMETRIES = (  # name, space and label
     ("density geodesic", "noise", "density geodesic"),
     ("Stein", "noise", "Stein, its recipe"),
     ("score Jacobian", "noise", "score Jacobian, its recipe"),
+    ("likely", "noise", "likely"),
     ("tangent-normal", "noise", "tangent-normal"),
     ("straight line", "clean", "straight line"),
     ("Fisher-Rao", "clean", "Fisher-Rao"),
     ("density", "clean", "density"),
     ("force matching", "clean", "force matching"),
+    ("likely", "clean", "likely"),
     ("Stein", "clean", "Stein"),
     ("Stein, full gradient", "clean", "Stein, full gradient"),
     ("mixture", "clean", "mixture"),
@@ -205,6 +207,7 @@ def _geometries(score: str) -> list[Line]:
     ]
 
 
+C_SHAPE = {"file": "c_shape_11", "manifold": "C-shape", "samples": "lattice"}
 DIGITS = _values(
     *("on:.0%", "distance:.3f", "angle:.1f", "rms:.3f", "jump:.3f"),
     *("PSNR:.1f", "SSIM:.3f", "FID:.1f", "evals:.0f"),
@@ -286,7 +289,7 @@ TABLES = {
         ("method", "space"),
         _values("standard deviation of the steps=std:.4f", "length over the true length=len:.2f"),
         [
-            Line((label, space), {"file": "c_shape_11", "geometry": name, "space": space})
+            Line((label, space), {"geometry": name, "space": space, **C_SHAPE})
             for name, space, label in GEOMETRIES
             if name in ("slerp", "score Jacobian", "tangent-normal", "both starts, then finer")
         ],

@@ -126,6 +126,16 @@ MANIFOLDS = (
 )
 
 
+HELD_OUT = tuple(
+    name + points
+    for name in (
+        *("limacon", "spiral", "tennis ball", "Lissajous curve", "(2, 5) torus knot"),
+        "random Fourier curve in R^20",
+    )
+    for points in ("", *(f", random points {seed}" for seed in range(3)))
+)
+
+
 def _values(*keys: str) -> list[Column]:
     """Columns with one value in each cell, given as "key:format" or "title=key:format"."""
     return [
@@ -150,6 +160,19 @@ def _synthetic(file: str) -> Table:
     columns.append(Column("default", f"**{text}**", default))
     columns.append(Column("evaluations of the default", "{evals:.0f}", default))
     return Table(("manifold",), columns, list(_lines("manifold", MANIFOLDS, file=file)))
+
+
+def _relaxed(manifolds: Sequence[str], file: str) -> Table:
+    columns = [
+        Column(f"{title}{what}", text, {"method": method})
+        for what, text in (("", "{rms:.2g} / {jump:.2f}"), (", evaluations", "{evals:.0f}"))
+        for method, title in {
+            "both starts, then finer": "default",
+            "roadmap, relaxed": "roadmap, smoothed",
+            "relax": "`relax`",
+        }.items()
+    ]
+    return Table(("manifold",), columns, list(_lines("manifold", manifolds, file=file)))
 
 
 DIGITS = _values(
@@ -243,6 +266,8 @@ TABLES = {
         ],
         list(_lines("manifold", MANIFOLDS, file="synthetic_exact")),
     ),
+    "synthetic, relaxed": _relaxed(MANIFOLDS, "synthetic_relax"),
+    "synthetic, held out": _relaxed(HELD_OUT, "synthetic_held_out"),
     "C-shape, ten steps": Table(
         ("method",),
         _values("standard deviation of the steps=std:.4f", "length over the true length=len:.2f"),

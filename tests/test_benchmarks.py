@@ -52,6 +52,16 @@ def test_on_smooth_manifolds_the_metric_is_enough():
         assert found["straight"]["rms"] > 20 * clean["rms"]
 
 
+def test_relaxed_paths_halve_the_error_on_curves_that_were_set_aside():
+    """On every curve that is evenly sampled, with fewer evaluations."""
+    options = ["--held-out", "--methods", "both starts, then finer", "relax"]
+    rows = [row for row in synthetic.main(options) if "random points" not in row["manifold"]]
+    assert len(rows) == 12
+    for default, relaxed in zip(rows[::2], rows[1::2], strict=True):
+        assert relaxed["rms"] < 0.5 * default["rms"] and relaxed["evals"] < default["evals"]
+        assert relaxed["worst"] < 0.005 and relaxed["jump"] < 1.01
+
+
 def test_a_learned_score_finds_the_geodesic_too(tmp_path):
     pytest.importorskip("matplotlib")
     options = ["--score", "learned", "--problems", "C-shape", "--methods", *METHODS]

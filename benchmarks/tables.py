@@ -143,6 +143,7 @@ GEOMETRIES = (  # name, space and label
     ("score Jacobian", "clean", "score Jacobian"),
     ("tangent-normal", "clean", "tangent-normal"),
     ("roadmap", "clean", "roadmap"),
+    ("relax", "clean", "`relax`"),
     ("both starts, then finer", "clean", "**default**"),
 )
 MANIFOLDS = {
@@ -153,6 +154,16 @@ MANIFOLDS = {
     "uneven circle in R^8": "uneven circle",
     "flat torus in R^6": "torus",
     **{f"{k}-sphere in R^100": f"{k}-sphere" for k in (1, 2, 3, 5, 10)},
+}
+
+
+HELD_OUT = {
+    "limacon": "limacon",
+    "spiral": "spiral",
+    "tennis ball": "tennis ball",
+    "Lissajous curve": "Lissajous curve",
+    "(2, 5) torus knot": "torus knot",
+    "random Fourier curve in R^20": "Fourier curve",
 }
 
 
@@ -171,13 +182,13 @@ def _lines(key: str, names: Mapping | Sequence, **where) -> Iterator[Line]:
         yield Line((label,), {key: value, **where})
 
 
-def _errors(score: str) -> Table:
-    """Errors of all geometries on most manifolds."""
+def _errors(score: str, manifolds: Mapping[str, str], file: str = "geometries") -> Table:
+    """Errors of all geometries on some manifolds."""
     columns = [
         Column(title, "{lattice:.2g} / {random:.2g}", {"manifold": name})
-        for name, title in MANIFOLDS.items()
+        for name, title in manifolds.items()
     ]
-    return Table(("geometry", "space"), columns, _geometries(score))
+    return Table(("geometry", "space"), columns, _geometries(score, file))
 
 
 def _medians(score: str) -> Table:
@@ -195,12 +206,12 @@ def _medians(score: str) -> Table:
         Column("failed", "{failed} of {rows}", lattice),
         Column("failed, random", "{failed} of {rows}", random),
     ]
-    return Table(("geometry", "space"), columns, _geometries(score))
+    return Table(("geometry", "space"), columns, _geometries(score, "geometries"))
 
 
-def _geometries(score: str) -> list[Line]:
+def _geometries(score: str, file: str) -> list[Line]:
     """One line for each geometry. Rows without samples are those of `_errors`."""
-    where = {"file": "geometries", "score": score, "samples": None}
+    where = {"file": file, "score": score, "samples": None}
     return [
         Line((label, space), where | {"geometry": name, "space": space})
         for name, space, label in GEOMETRIES
@@ -281,9 +292,10 @@ IMPORTS = (
 )
 
 TABLES = {
-    "geometries, exact score": _errors("exact"),
+    "geometries, exact score": _errors("exact", MANIFOLDS),
     "geometries, exact score, medians": _medians("exact"),
-    "geometries, learned score": _errors("learned"),
+    "geometries, learned score": _errors("learned", MANIFOLDS),
+    "geometries, held-out curves": _errors("exact", HELD_OUT, "geometries_held_out"),
     "geometries, learned score, medians": _medians("learned"),
     "C-shape, ten steps": Table(
         ("method", "space"),

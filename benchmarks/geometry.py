@@ -4,7 +4,9 @@
 
 Exponential and logarithm maps, transport and means are tested on a sphere in latitude and
 longitude. Dimension and curvature are tested on exact scores of k-spheres in R^100 at noise 0.1.
-Extrapolation by 90 degrees is tested on the exact score of a circle. The last rows have dimensions
+Extrapolation by 90 degrees is tested on the exact score of a circle. Cheap estimates of dimension
+are tested on and beside a 3-sphere: "mean" and "spread" are over 400 estimates, and "std error" is
+the mean of the standard errors that the estimates state. The last rows have dimensions
 of images that are known by construction: renders of one kind of solid have five factors, digits
 rotated through all angles have one. `--data` adds the digits. "gap" is the gap in the spectrum that
 the estimate found. A wide gap means a safe estimate.
@@ -18,7 +20,7 @@ from collections.abc import Iterator
 
 import frame
 import torch
-from problems import HypersphereScore, circle
+from problems import HypersphereScore, circle, hypersphere
 from torch import Tensor
 
 from riemannian_diffusion import (
@@ -36,6 +38,9 @@ from riemannian_diffusion import (
     parallel_transport,
     tangent_basis,
 )
+from riemannian_diffusion.tangent import Dimension
+
+METHODS = ("spectrum", "scores", "flipd", "loss")
 
 
 class Sphere(PullbackMetric):
@@ -129,6 +134,12 @@ def by_scores(seed: int) -> Iterator[dict]:
             yield row(f"curvature of a {k}-sphere at noise 0.1", 1.0, bend)
     for method, number in wrong.items():
         yield row(f"dimension of k-spheres by {method}: wrong of 100", 0, number)
+    nowhere = torch.zeros(6, dtype=torch.float64)
+    for name, known, spread in (("a point of R^6", 0, 0.0), ("a Gaussian in R^6", 6, 1.0)):
+        score = GaussianMixtureScore(nowhere[None], 0.1, std=spread)
+        for method in METHODS:
+            found = intrinsic_dimension(score, nowhere[None], method=method, num_samples=100)
+            yield row(f"dimension of {name} by {method}", known, int(found.dimension))
     problem = circle(8, angle=1.0)
     path = problem.geodesic(torch.linspace(0, 1, 17))
     longer = extrapolate(path, math.pi / 2, project=problem.score.denoise)
@@ -136,11 +147,35 @@ def by_scores(seed: int) -> Iterator[dict]:
     yield row("extrapolation by 90 degrees: distance", 0.0, float((longer[-1] - true).norm()))
 
 
+def by_probes(seed: int, *, num_points: int = 400, num_probes: int = 8) -> Iterator[dict]:
+    """Cheap estimates of the dimension of a 3-sphere in R^100, on it and beside it."""
+    sphere = hypersphere(3, 100)
+    normal = (sphere.points - sphere.score.centre)[:num_points]
+    for noise in (0.1, 0.05):
+        score = sphere.level(1.0, noise)
+        for method in ("flipd", "loss"):
+            for distance in (0.0, 0.1, 0.2):
+                x = score.centre + (1 + distance) * normal
+                generator = torch.Generator().manual_seed(seed)
+                options = {"method": method, "num_samples": num_probes, "generator": generator}
+                found = intrinsic_dimension(score, x, **options)
+                yield {
+                    "estimate": method,
+                    "noise": noise,
+                    "distance": distance,
+                    "known": 3 + (distance / noise) ** 2,
+                    "mean": float(found.estimate.mean()),
+                    "spread": float(found.estimate.std()),
+                    "std error": float(found.std_error.mean()),
+                }
+
+
 def of_images(data: str | None, num_kinds: int, seed: int) -> Iterator[dict]:
     """Dimensions of images, where they are known by construction."""
 
-    def rows(names: list[str], known: int, found: tuple[Tensor, Tensor]) -> Iterator[dict]:
-        for name, dimension, gap in zip(names, *(part.tolist() for part in found), strict=True):
+    def rows(names: list[str], known: int, found: Dimension) -> Iterator[dict]:
+        columns = found.dimension.tolist(), found.gap.tolist()
+        for name, dimension, gap in zip(names, *columns, strict=True):
             yield {"image": name, "known": known, "dimension": dimension, "gap": gap}
 
     score, points = _encoded_renders(seed)
@@ -191,6 +226,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     """Rows with errors of known values, then rows with dimensions of images."""
     yield from on_a_sphere()
     yield from by_scores(args.seed)
+    yield from by_probes(args.seed)
     yield from of_images(args.data, args.kinds, args.seed)
 
 

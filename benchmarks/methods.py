@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from riemannian_diffusion import (
-    Adam,
+    Geodesic,
     LikelyMetric,
     Metric,
     Roadmap,
@@ -26,6 +26,8 @@ from riemannian_diffusion import (
     invert,
     length,
     lerp,
+    refine,
+    relax,
     resample,
     roadmap,
     sample,
@@ -39,17 +41,49 @@ NUM_RELAXATIONS = 10
 STEIN_TIMESTEP = 290  # here abar is 0.42, as at Stable Diffusion's t = 400 of arXiv 2505.11128
 
 
+Levels = Callable[[int], ScoreModel]
+
+
+@dataclass
+class Count:
+    """Numbers of points at which scores were evaluated.
+
+    Attributes:
+        points: All points.
+        with_gradient: The points at which the score was evaluated for a reverse pass.
+    """
+
+    points: int = 0
+    with_gradient: int = 0
+
+
 class Counting(ScoreModel):
     """A score model that counts the points at which it is evaluated."""
 
-    def __init__(self, score: ScoreModel, counter: list[int]):
-        self.score, self.counter = score, counter
+    def __init__(self, score: ScoreModel, count: Count):
+        self.score, self.count = score, count
         self.alpha, self.sigma = score.alpha, score.sigma
 
     def __call__(self, x: Tensor) -> Tensor:
         """The score, `(K, *shape) -> (K, *shape)`."""
-        self.counter[0] += len(x)
+        self.count.points += len(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            self.count.with_gradient += len(x)
         return self.score(x)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method found.
+
+    Attributes:
+        path: The path, `(K, *shape)`.
+        status: The status of the geodesic's solve; "formula" for a path without a solve, and "own
+            rule" for a method that ends by its own rule.
+    """
+
+    path: Tensor
+    status: str = "formula"
 
 
 @dataclass
@@ -70,7 +104,7 @@ class Case:
         generator: Source of random numbers.
     """
 
-    levels: Callable[[int], ScoreModel]
+    levels: Levels
     x0: Tensor
     x1: Tensor
     num_frames: int
@@ -97,52 +131,71 @@ class Case:
         return SharedNoiseScore(self.levels(timestep), noise)
 
 
-Method = Callable[[Case], Tensor]
+Method = Callable[[Case], Found]
 Extension = Callable[[Case, Tensor, int], Tensor]
 
 
-def in_noise_space(make_path: Callable[[Case, Tensor, Tensor], Tensor]) -> Method:
+def in_noise_space(make_path: Callable[[Case, Tensor, Tensor], Found]) -> Method:
     """A method that draws its path between inverted end points and then samples it back."""
 
-    def frames(case: Case) -> Tensor:
+    def frames(case: Case) -> Found:
         ends = torch.stack([case.x0, case.x1])
         ends = invert(case.levels, ends, case.timesteps, fixed_point_iterations=5)
-        return sample(case.levels, make_path(case, *ends), case.timesteps)
+        found = make_path(case, *ends)
+        return replace(found, path=sample(case.levels, found.path, case.timesteps))
 
     return frames
 
 
-def curve(function) -> Method:
+def curve(function, status: str = "formula") -> Method:
     """A method whose path between inverted end points needs no model."""
-    return in_noise_space(lambda case, x0, x1: function(x0, x1, case.num_frames))
+    return in_noise_space(
+        lambda case, x0, x1: Found(function(x0, x1, num_points=case.num_frames), status)
+    )
 
 
-def density(case: Case, x0: Tensor, x1: Tensor) -> Tensor:
+def density(case: Case, x0: Tensor, x1: Tensor) -> Found:
     """A probability-density geodesic. Without prompts, its direction is half the noise."""
     timestep = max(case.timesteps)
     options = {"generator": case.generator}
-    return density_geodesic(case.levels, timestep, x0, x1, case.num_frames, **options)
+    path = density_geodesic(case.levels, timestep, x0, x1, case.num_frames, **options)
+    return Found(path, "own rule")
 
 
-def split_path(case: Case, x0: Tensor, x1: Tensor) -> Tensor:
+def split_path(case: Case, x0: Tensor, x1: Tensor) -> Found:
     """The path of clean estimates by lerp and noise estimates by slerp."""
-    return split(case.levels(max(case.timesteps)), x0, x1, case.num_frames)
+    return Found(split(case.levels(max(case.timesteps)), x0, x1, case.num_frames))
 
 
-def noisy_blend(case: Case, x0: Tensor, x1: Tensor) -> Tensor:
+def noisy_blend(case: Case, x0: Tensor, x1: Tensor) -> Found:
     """The path of NoiseDiffusion."""
     alpha = case.levels(max(case.timesteps)).alpha
-    return noise_diffusion(x0, x1, case.num_frames, clean0=case.x0, clean1=case.x1, alpha=alpha)
+    options = {"clean0": case.x0, "clean1": case.x1, "alpha": alpha}
+    return Found(noise_diffusion(x0, x1, case.num_frames, **options))
 
 
-def solved(metric: Callable[[ScoreModel], Metric]) -> Method:
+def solved(metric: Callable[[ScoreModel], Metric], **options) -> Method:
     """A method that solves for a geodesic in noise space, from slerp (arXiv 2510.05509)."""
 
-    def path(case: Case, x0: Tensor, x1: Tensor) -> Tensor:
-        score = case.levels(max(case.timesteps))
-        return geodesic(metric(score), x0, x1, num_points=case.num_frames).path
+    def path(case: Case, x0: Tensor, x1: Tensor) -> Found:
+        score, num = case.levels(max(case.timesteps)), case.num_frames
+        return found_by(geodesic(metric(score), x0, x1, num_points=num, init="slerp", **options))
 
     return in_noise_space(path)
+
+
+def found_by(solve: Geodesic) -> Found:
+    """The path and the status of a solve."""
+    return Found(solve.path, solve.status)
+
+
+def clean_scores(case: Case, timesteps: Sequence[int]) -> list[ScoreModel]:
+    """Scores in clean space at several timesteps, under the same noises."""
+    state, scores = case.generator.get_state(), []
+    for timestep in timesteps:
+        case.generator.set_state(state)
+        scores.append(case.clean_score(timestep))
+    return scores
 
 
 def solve_clean(
@@ -151,25 +204,14 @@ def solve_clean(
     init="lerp",
     *,
     timesteps: Sequence[int] | None = None,
-    solver=None,
-    max_evals=200,
-) -> Tensor:
+    max_evals: int = 200,
+) -> Found:
     """A geodesic in clean space, at the case's timestep or at several timesteps in turn."""
-    state = case.generator.get_state()
-    metrics = []
-    for timestep in timesteps or [case.metric_timestep]:
-        case.generator.set_state(state)  # all timesteps have the same noises
-        metrics.append(metric(case.clean_score(timestep)))
-    found = geodesic(
-        metrics,
-        case.x0,
-        case.x1,
-        num_points=case.num_frames,
-        init=init,
-        solver=solver,
-        max_evals=max_evals,
+    metrics = [metric(score) for score in clean_scores(case, timesteps or [case.metric_timestep])]
+    num = case.num_frames
+    return found_by(
+        geodesic(metrics, case.x0, case.x1, num_points=num, init=init, max_evals=max_evals)
     )
-    return found.path
 
 
 def half_as_noisy(timestep: int) -> int:
@@ -179,28 +221,29 @@ def half_as_noisy(timestep: int) -> int:
     return int((noises - noises[timestep] / 2).abs().argmin())
 
 
-def both_starts(case: Case, timesteps: Sequence[int] | None = None) -> Tensor:
+def both_starts(case: Case, timesteps: Sequence[int] | None = None) -> Found:
     """The tangent-normal geodesic of least energy from a straight start and from the roadmap."""
     starts = ["lerp", roadmap_of(case)]
     return solve_clean(case, TangentNormalMetric, starts, timesteps=timesteps, max_evals=400)
 
 
-def finer(case: Case) -> Tensor:
+def finer(case: Case) -> Found:
     """The path of `both_starts`, solved at the case's timestep and then at half its noise."""
     return both_starts(case, [case.metric_timestep, half_as_noisy(case.metric_timestep)])
 
 
-def stein(case: Case) -> Tensor:
+def stein(case: Case) -> Found:
     """The method of arXiv 2505.11128.
 
     It solves for a geodesic from slerp under one shared noise, then denoises its points.
     """
     level, score = case.levels(STEIN_TIMESTEP), case.clean_score(STEIN_TIMESTEP, 1)
     metric = SteinScoreMetric(score)
-    path = geodesic(metric, case.x0, case.x1, num_points=case.num_frames).path
+    solve = geodesic(metric, case.x0, case.x1, num_points=case.num_frames, init="slerp")
+    path = solve.path
     timesteps = [t for t in case.timesteps if t <= STEIN_TIMESTEP]
     frames = sample(case.levels, level.alpha * path + level.sigma * score.noise, timesteps)
-    return torch.cat([path[:1], frames[1:-1], path[-1:]])
+    return Found(torch.cat([path[:1], frames[1:-1], path[-1:]]), solve.status)
 
 
 def roadmap_of(case: Case) -> Roadmap:
@@ -224,18 +267,36 @@ def roadmap_of(case: Case) -> Roadmap:
     )
 
 
-def relaxed(case: Case) -> Tensor:
+def along_roadmap(case: Case) -> Found:
+    """The path of the roadmap."""
+    return Found(roadmap_of(case)(case.x0, case.x1, case.num_frames), "own rule")
+
+
+def relaxed(case: Case) -> Found:
     """The path of the roadmap, smoothed and denoised in turn. This shortens it on the manifold."""
     score = case.clean_score(case.metric_timestep)
-    path = roadmap_of(case)(case.x0, case.x1, case.num_frames)
+    path = along_roadmap(case).path
     for _ in range(NUM_RELAXATIONS):
         smooth = path[1:-1] / 2 + path[:-2] / 4 + path[2:] / 4
         path = torch.cat([path[:1], score.denoise(smooth), path[-1:]])
         path = resample(path, case.num_frames)
-    return path
+    return Found(path, "own rule")
 
 
-def continuation(case: Case) -> Tensor:
+def relaxed_starts(case: Case) -> Found:
+    """A straight path and the roadmap's, both relaxed; the one of less energy."""
+    timesteps = [case.metric_timestep, half_as_noisy(case.metric_timestep)]
+    scores = clean_scores(case, timesteps)
+    metric = TangentNormalMetric(scores[-1])
+    straight = lerp(case.x0, case.x1, case.num_frames)
+    starts = [straight, roadmap_of(case)(case.x0, case.x1, case.num_frames)]
+    paths = [relax(scores, start) for start in starts]
+    with torch.no_grad():
+        best = min(paths, key=lambda path: float(metric.energy(refine(path, 3)).sum()))
+    return Found(best, "own rule")
+
+
+def continuation(case: Case) -> Found:
     """The tangent-normal geodesic from a straight start, at ever weaker noise from t = 600."""
     tops = [round(t) for t in torch.linspace(600, case.metric_timestep, 11).tolist()]
     return solve_clean(case, TangentNormalMetric, timesteps=tops)
@@ -260,7 +321,7 @@ def noise_on(function) -> Extension:
 
     def points(case: Case, path: Tensor, num_steps: int) -> Tensor:
         u = 1 + torch.arange(num_steps + 1) / (len(path) - 1)
-        return in_noise_space(lambda _, x0, x1: function(x0, x1, u))(case)
+        return in_noise_space(lambda _, x0, x1: Found(function(x0, x1, u)))(case).path
 
     return points
 
@@ -289,7 +350,7 @@ METHODS: dict[str, Method] = {
     "lerp": curve(lerp),
     "slerp": curve(slerp),
     "split": in_noise_space(split_path),
-    "nao": curve(nao),
+    "nao": curve(nao, "own rule"),
     "noise_diffusion": in_noise_space(noisy_blend),
     "density": in_noise_space(density),
     "stein": stein,
@@ -298,23 +359,8 @@ METHODS: dict[str, Method] = {
     "tangent_normal": solved(TangentNormalMetric),
     "clean": lambda case: solve_clean(case, TangentNormalMetric),
     "continuation": continuation,
-    "roadmap": lambda case: roadmap_of(case)(case.x0, case.x1, case.num_frames),
+    "roadmap": along_roadmap,
     "roadmap, relaxed": relaxed,
     "both starts": both_starts,
-}
-CLEAN_METHODS: dict[str, Method] = {  # metrics in clean space from a straight start
-    "straight": lambda case: lerp(case.x0, case.x1, case.num_frames),
-    "clean stein": lambda case: solve_clean(case, SteinScoreMetric),
-    "clean stein, full gradient": lambda case: solve_clean(
-        case, partial(SteinScoreMetric, detach_score=False)
-    ),
-    "clean likely": lambda case: solve_clean(case, LikelyMetric),
-    "clean score_jacobian": lambda case: solve_clean(case, ScoreJacobianMetric),
-    "clean score_jacobian, Adam": lambda case: solve_clean(
-        case, ScoreJacobianMetric, solver=Adam(), max_evals=500
-    ),
-    "clean tangent_normal, Adam": lambda case: solve_clean(
-        case, TangentNormalMetric, solver=Adam(), max_evals=500
-    ),
-    "both starts, then finer": finer,
+    "relax": relaxed_starts,
 }

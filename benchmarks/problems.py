@@ -1,7 +1,9 @@
 """Manifolds whose geodesics are known, with the exact score of points spread over them.
 
-Noise sigma blurs the pattern of points at distance `h` to a share `exp(-2 (pi sigma / h)^2)` of its
-height. Here the share is less than 1e-8 at sigma = 0.1, so the score is that of the manifold.
+The points form a lattice, or they are random samples. Noise sigma blurs a lattice of points at
+distance `h` to a share `exp(-2 (pi sigma / h)^2)` of its height. Here the share is less than 1e-8
+at sigma = 0.1, so the score is that of the manifold. The score of random samples is that of a data
+set: it also has their chance clusters and gaps.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor
 from riemannian_diffusion import GaussianMixtureScore, ScoreModel
 
 SIGMA = 0.1
+NUM_RANDOM = 4000  # number of random samples of a manifold
 
 
 class HypersphereScore(ScoreModel):
@@ -155,6 +158,17 @@ def _around(num: int) -> Tensor:  # (num, 1), angles
     return torch.arange(num, dtype=torch.float64)[:, None] * (2 * math.pi / num)
 
 
+def _uniform(seed: int, k: int = 1) -> Tensor:  # (NUM_RANDOM, k) in [0, 1)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(NUM_RANDOM, k, generator=generator, dtype=torch.float64)
+
+
+def _directions(seed: int, k: int) -> Tensor:  # (NUM_RANDOM, k), uniform on the unit sphere in R^k
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(NUM_RANDOM, k, generator=generator, dtype=torch.float64)
+    return points / points.norm(dim=1, keepdim=True)
+
+
 def _circle(t: Tensor) -> Tensor:  # (K, 1) -> (K, 2)
     return torch.cat([t.cos(), t.sin()], 1)
 
@@ -163,11 +177,13 @@ def _off_circle(p: Tensor) -> Tensor:
     return (p.norm(dim=1) - 1).abs()
 
 
-def circle(n: int, *, angle: float = 2.2, num: int = 400, shift: float = 0.0) -> Problem:
-    """The unit circle in R^n."""
+def circle(
+    n: int, *, angle: float = 2.2, num: int = 400, shift: float = 0.0, seed: int | None = None
+) -> Problem:
+    """The unit circle in R^n. Here and below, a seed replaces the lattice by random samples."""
     return _problem(
         f"circle in R^{n}",
-        _circle(_around(num)),
+        _circle(_around(num) if seed is None else 2 * math.pi * _uniform(seed)),
         lambda u: _circle(0.3 + angle * u),
         n,
         angle,
@@ -176,9 +192,25 @@ def circle(n: int, *, angle: float = 2.2, num: int = 400, shift: float = 0.0) ->
     )
 
 
-def uneven_circle(n: int, *, angle: float = 2.2, num: int = 400, shift: float = 1.0) -> Problem:
-    """The unit circle in R^n. Its points are twenty times as dense on one side as on the other."""
-    t = _around(num)
+def uneven_circle(
+    n: int, *, angle: float = 2.2, num: int = 400, shift: float = 1.0, seed: int | None = None
+) -> Problem:
+    """The unit circle in R^n. It is twenty times as dense on one side as on the other.
+
+    Points of the lattice have weights. Random samples are drawn from the density and have none.
+    """
+
+    def density(t: Tensor) -> Tensor:
+        return (1.5 * (t - 1.2).cos()).exp().squeeze(1)
+
+    t, weights = _around(num), None
+    if seed is None:
+        weights = density(t)
+    else:
+        dense = _around(200_000)
+        shares = density(dense).cumsum(0)
+        index = torch.searchsorted(shares, shares[-1] * _uniform(seed)[:, 0])
+        t = dense[index]
     return _problem(
         f"uneven circle in R^{n}",
         _circle(t),
@@ -187,15 +219,18 @@ def uneven_circle(n: int, *, angle: float = 2.2, num: int = 400, shift: float = 
         angle,
         _off_circle,
         shift=shift,
-        weights=(1.5 * (t - 1.2).cos()).exp().squeeze(1),
+        weights=weights,
     )
 
 
-def sphere(n: int, *, angle: float = 2.2, num: int = 2400, shift: float = 0.0) -> Problem:
-    """The unit 2-sphere in R^n, covered by a Fibonacci spiral."""
+def sphere(
+    n: int, *, angle: float = 2.2, num: int = 2400, shift: float = 0.0, seed: int | None = None
+) -> Problem:
+    """The unit 2-sphere in R^n, covered by a Fibonacci spiral or by random samples."""
     i = torch.arange(num, dtype=torch.float64) + 0.5
     z, longitude = 1 - 2 * i / num, math.pi * (1 + 5**0.5) * i
     radius = (1 - z * z).sqrt()
+    spiral = torch.stack([radius * longitude.cos(), radius * longitude.sin(), z], 1)
 
     def great_circle(u: Tensor) -> Tensor:
         t = 0.4 + angle * u
@@ -203,7 +238,7 @@ def sphere(n: int, *, angle: float = 2.2, num: int = 2400, shift: float = 0.0) -
 
     return _problem(
         f"2-sphere in R^{n}",
-        torch.stack([radius * longitude.cos(), radius * longitude.sin(), z], 1),
+        spiral if seed is None else _directions(seed, 3),
         great_circle,
         n,
         angle,
@@ -212,11 +247,14 @@ def sphere(n: int, *, angle: float = 2.2, num: int = 2400, shift: float = 0.0) -
     )
 
 
-def hypersphere(k: int, n: int, *, angle: float = 2.2, shift: float = 1.0) -> Problem:
-    """The unit k-sphere in R^n, with its score in closed form."""
+def hypersphere(
+    k: int, n: int, *, angle: float = 2.2, shift: float = 1.0, seed: int | None = None
+) -> Problem:
+    """The unit k-sphere in R^n, with its score in closed form or with that of random samples."""
     basis = _embedding(k + 1, n)
-    generator = torch.Generator().manual_seed(k)
-    points = torch.randn(4000, k + 1, generator=generator, dtype=torch.float64)
+
+    def whole(alpha: float, sigma: float) -> ScoreModel:
+        return HypersphereScore(basis, shift * basis[:, 0], sigma, alpha=alpha)
 
     def great_circle(u: Tensor) -> Tensor:
         rest = torch.zeros(len(u), k - 1, dtype=torch.float64)
@@ -224,18 +262,23 @@ def hypersphere(k: int, n: int, *, angle: float = 2.2, shift: float = 1.0) -> Pr
 
     return _problem(
         f"{k}-sphere in R^{n}",
-        points / points.norm(dim=1, keepdim=True),
+        _directions(k if seed is None else seed, k + 1),
         great_circle,
         n,
         angle,
         _off_circle,
         shift=shift,
-        level=lambda alpha, sigma: HypersphereScore(basis, shift * basis[:, 0], sigma, alpha=alpha),
+        level=whole if seed is None else None,
     )
 
 
 def torus(
-    n: int, *, angles: tuple[float, float] = (1.7, 1.3), num: int = 64, shift: float = 0.0
+    n: int,
+    *,
+    angles: tuple[float, float] = (1.7, 1.3),
+    num: int = 64,
+    shift: float = 0.0,
+    seed: int | None = None,
 ) -> Problem:
     """The flat torus in R^n, a product of two unit circles. Geodesics are straight in angles."""
 
@@ -250,7 +293,7 @@ def torus(
 
     return _problem(
         f"flat torus in R^{n}",
-        at(torch.cartesian_prod(t, t)),
+        at(torch.cartesian_prod(t, t) if seed is None else 2 * math.pi * _uniform(seed, 2)),
         lambda u: at(start + turn * u),
         n,
         math.hypot(*angles),
@@ -264,16 +307,17 @@ def _nearest(curve: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda p: torch.cdist(p, curve.to(p)).min(1).values
 
 
-def c_shape(*, num: int = 600) -> Problem:
+def c_shape(*, num: int = 600, seed: int | None = None) -> Problem:
     """Three quarters of the unit circle in the plane. Its tips are nearer in a straight line."""
 
     def at(u: Tensor) -> Tensor:
         return _circle(math.pi * (0.25 + 1.5 * u))
 
     dense = at(torch.linspace(0, 1, 20001, dtype=torch.float64)[:, None])
+    lattice = torch.linspace(0, 1, num, dtype=torch.float64)[:, None]
     return _problem(
         "C-shape",
-        at(torch.linspace(0, 1, num, dtype=torch.float64)[:, None]),
+        at(lattice if seed is None else _uniform(seed)),
         lambda u: at(0.05 + 0.9 * u),
         2,
         0.9 * 1.5 * math.pi,
@@ -281,7 +325,7 @@ def c_shape(*, num: int = 600) -> Problem:
     )
 
 
-def two_moons(*, num: int = 400) -> Problem:
+def two_moons(*, num: int = 400, seed: int | None = None) -> Problem:
     """Two half circles that interlock. The geodesic follows one, past the tip of the other."""
     t = torch.linspace(0, math.pi, num, dtype=torch.float64)[:, None]
     shift = torch.tensor([0.5, 0.25], dtype=torch.float64)
@@ -290,10 +334,14 @@ def two_moons(*, num: int = 400) -> Problem:
         upper = _circle(t)
         return upper - shift, torch.tensor([1, 0.5], dtype=torch.float64) - upper - shift
 
+    points = torch.cat(moons(t))
+    if seed is not None:
+        place, side = _uniform(seed, 2).split(1, dim=1)
+        points = torch.where(side < 0.5, *moons(math.pi * place))
     dense = torch.linspace(0, math.pi, 10001, dtype=torch.float64)[:, None]
     return _problem(
         "two moons",
-        torch.cat(moons(t)),
+        points,
         lambda u: moons(math.pi * (0.9 - 0.8 * u))[0],
         2,
         0.8 * math.pi,
@@ -301,7 +349,7 @@ def two_moons(*, num: int = 400) -> Problem:
     )
 
 
-def swiss_roll(n: int) -> Problem:
+def swiss_roll(n: int, *, seed: int | None = None) -> Problem:
     """A rolled-up strip in R^n, `r = t / 10` over a turn and a half, width 1.
 
     It is flat: geodesics are straight in its arc length and its width.
@@ -325,6 +373,8 @@ def swiss_roll(n: int) -> Problem:
         torch.linspace(0, total, round(total / 0.05), dtype=torch.float64),
         torch.linspace(0, 1, 21, dtype=torch.float64),
     )
+    if seed is not None:
+        grid = _uniform(seed, 2) * torch.tensor([total, 1.0], dtype=torch.float64)
     spiral = torch.stack([0.1 * t * t.cos(), 0.1 * t * t.sin()], 1)[::4]
 
     def distance(p: Tensor) -> Tensor:
@@ -345,16 +395,134 @@ def all_problems() -> list[Problem]:
     return [circle(2), circle(8), circle(32), sphere(10), torus(6)]
 
 
-def benchmark_problems() -> Iterator[Problem]:
+def benchmark_problems(seed: int | None = None) -> Iterator[Problem]:
     """All manifolds of the benchmark.
 
     Circles, spheres and tori are moved off the origin, because slerp would be exact otherwise.
+
+    Args:
+        seed: Seed of random samples, uniform in the measure of each manifold. None takes lattices,
+            and closed forms of the scores of k-spheres.
     """
-    yield c_shape()
-    yield two_moons()
-    yield swiss_roll(20)
-    yield circle(32, shift=1.0)
-    yield uneven_circle(8)
-    yield torus(6, shift=1.0)
+    yield c_shape(seed=seed)
+    yield two_moons(seed=seed)
+    yield swiss_roll(20, seed=seed)
+    yield circle(32, shift=1.0, seed=seed)
+    yield uneven_circle(8, seed=seed)
+    yield torus(6, shift=1.0, seed=seed)
     for k in range(1, 11):
-        yield hypersphere(k, 100)
+        yield hypersphere(k, 100, seed=seed)
+
+
+def _curve(
+    name: str, function: Callable[[Tensor], Tensor], *, span: tuple[float, float], seed: int | None
+) -> Problem:
+    """A curve in its own coordinates, from parameters `(K,)` to points `(K, n)`.
+
+    The geodesic joins two points of the curve at fractions `span` of its length. Points are evenly
+    spaced, or, with a seed, random.
+    """
+    t = torch.linspace(0, 1, 40001, dtype=torch.float64)
+    dense = function(t)
+    arc = torch.cat([t[:1], (dense[1:] - dense[:-1]).norm(dim=1).cumsum(0)])
+
+    def at(u: Tensor) -> Tensor:  # fractions of the length (K,) -> (K, n)
+        place = u.contiguous() * arc[-1]
+        index = torch.searchsorted(arc, place).clamp(1, len(arc) - 1)
+        share = (place - arc[index - 1]) / (arc[index] - arc[index - 1])
+        return function(torch.lerp(t[index - 1], t[index], share))
+
+    u = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    if seed is not None:
+        u = _uniform(seed)[:, 0]
+    start, end = span
+    return _problem(
+        name,
+        at(u),
+        lambda u: at(start + (end - start) * u[:, 0]),
+        dense.shape[1],
+        (end - start) * float(arc[-1]),
+        _nearest(dense[::4]),
+    )
+
+
+def _columns(*columns: Tensor) -> Tensor:
+    return torch.stack(columns, 1)
+
+
+def limacon(seed: int | None = None) -> Problem:
+    """A heart-shaped curve without a cusp, `r = 1.2 + 0.8 cos t`."""
+
+    def at(u: Tensor) -> Tensor:
+        t = 2 * math.pi * u
+        return (1.2 + 0.8 * t.cos())[:, None] * _columns(t.cos(), t.sin())
+
+    return _curve("limacon", at, span=(0.2, 0.65), seed=seed)
+
+
+def spiral(seed: int | None = None) -> Problem:
+    """An Archimedean spiral in the plane with a distance of 0.63 between its turns."""
+
+    def at(u: Tensor) -> Tensor:
+        t = math.pi * (1 + 3 * u)
+        return 0.1 * t[:, None] * _columns(t.cos(), t.sin())
+
+    return _curve("spiral", at, span=(0.1, 0.9), seed=seed)
+
+
+def tennis_ball(seed: int | None = None) -> Problem:
+    """The seam of a tennis ball, a curve on the unit sphere."""
+
+    def at(u: Tensor) -> Tensor:
+        t, a, b = 2 * math.pi * u, 0.75, 0.25
+        x, y = a * t.cos() + b * (3 * t).cos(), a * t.sin() - b * (3 * t).sin()
+        return _columns(x, y, 2 * math.sqrt(a * b) * (2 * t).sin())
+
+    return _curve("tennis ball", at, span=(0.05, 0.45), seed=seed)
+
+
+def lissajous(seed: int | None = None) -> Problem:
+    """A Lissajous curve with frequencies 1, 1 and 3, a crown."""
+
+    def at(u: Tensor) -> Tensor:
+        t = 2 * math.pi * u
+        return _columns(1.3 * t.cos(), 1.3 * t.sin(), 0.5 * (3 * t).cos())
+
+    return _curve("Lissajous curve", at, span=(0.05, 0.45), seed=seed)
+
+
+def torus_knot(seed: int | None = None) -> Problem:
+    """The (2, 5) torus knot on a torus of radii 2 and 0.8."""
+
+    def at(u: Tensor) -> Tensor:
+        t = 2 * math.pi * u
+        around = 2 + 0.8 * (5 * t).cos()
+        return _columns(around * (2 * t).cos(), around * (2 * t).sin(), 0.8 * (5 * t).sin())
+
+    return _curve("(2, 5) torus knot", at, span=(0.05, 0.35), seed=seed)
+
+
+def random_fourier(seed: int | None = None) -> Problem:
+    """A closed curve in R^20 whose four harmonics have random coefficients."""
+    generator = torch.Generator().manual_seed(20)
+    j = torch.arange(1, 5, dtype=torch.float64)
+    parts = torch.randn(2, 4, 20, generator=generator, dtype=torch.float64) / (3 * j[:, None])
+
+    def at(u: Tensor) -> Tensor:
+        t = 2 * math.pi * u[:, None] * j
+        return t.cos() @ parts[0] + t.sin() @ parts[1]
+
+    return _curve("random Fourier curve in R^20", at, span=(0.05, 0.45), seed=seed)
+
+
+TEST_CURVES = (limacon, spiral, tennis_ball, lissajous, torus_knot, random_fourier)
+
+
+def held_out_problems(seed: int | None = None) -> Iterator[Problem]:
+    """Six curves that are set aside for testing. No setting of any method was chosen on them.
+
+    Args:
+        seed: As in `benchmark_problems`.
+    """
+    for make in (limacon, spiral, tennis_ball, lissajous, torus_knot, random_fourier):
+        yield make(seed)

@@ -40,11 +40,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DModel
 from digits import NUM_ANGLES, load_mnist, orbits, rotate
-from methods import EXTENSIONS, METHODS, Case, Counting
+from methods import EXTENSIONS, METHODS, Case, Count, Counting, Levels
 from PIL import Image
 from torch import Tensor, nn
 
-from riemannian_diffusion import DiffusionScore, GaussianMixtureScore, ScoreModel
+from riemannian_diffusion import DiffusionScore, GaussianMixtureScore
 from riemannian_diffusion.evaluation import frechet_distance, largest_step, psnr, ssim
 
 NUM_FRAMES = 25
@@ -55,25 +55,25 @@ METRIC_TIMESTEP = 100  # in clean space; its noise is a third of the data's rang
 DRAW_TIMESTEPS = {"exact": (470, 530, 590), "learned": (300, 400, 470, 530)}
 
 
-def exact_levels(curves: Tensor, counter: list[int]) -> Callable[[int], ScoreModel]:
+def exact_levels(curves: Tensor, count: Count) -> Levels:
     """The exact score of the curves' points at the levels of diffusers' usual schedule."""
     abar = DDIMScheduler().alphas_cumprod
     points = F.pixel_unshuffle(curves.flatten(0, 1), 2)
 
     @cache
-    def level(timestep: int) -> ScoreModel:
+    def level(timestep: int) -> Counting:
         alpha = float(abar[timestep].sqrt())
         sigma = float((1 - abar[timestep]).sqrt())
-        return Counting(GaussianMixtureScore(points, sigma, alpha=alpha), counter)
+        return Counting(GaussianMixtureScore(points, sigma, alpha=alpha), count)
 
     return level
 
 
-def learned_levels(model: Path, counter: list[int], device: str) -> Callable[[int], ScoreModel]:
+def learned_levels(model: Path, count: Count, device: str) -> Levels:
     """The trained model's score at each timestep."""
     unet = UNet2DModel.from_pretrained(model / "unet", torch_dtype=torch.float32).to(device).eval()
     scheduler = DDIMScheduler.from_pretrained(model / "scheduler")
-    return cache(lambda t: Counting(DiffusionScore(unet, scheduler, t), counter))
+    return cache(lambda t: Counting(DiffusionScore(unet, scheduler, t), count))
 
 
 def train_classifier(root: str | None, seed: int) -> Callable[[Tensor], Tensor]:
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
 def measure(args: argparse.Namespace) -> Iterator[dict]:
     """Rows with means of every angle and method."""
     warnings.filterwarnings("ignore", message="FID of")
-    device, asked = args.device, [0]
+    device, asked = args.device, Count()
     curves, features = orbits(args.data), train_classifier(args.data, args.seed)
     if args.score == "exact":
         levels = exact_levels(curves.to(device), asked)
@@ -189,14 +189,14 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
                     max_samples=args.max_samples,
                     generator=torch.Generator().manual_seed(args.seed),
                 )
-                asked[0] = 0
+                asked.points = 0
                 frames = F.pixel_shuffle(draw(case, (kind, start)).detach(), 2).cpu()
                 if not frames.isfinite().all():
                     missed += 1
                     continue
                 first = start + degrees if beyond else start
                 values, truth = measures_of(frames, curves[kind], first, beyond or degrees)
-                rows.append(values | {"evals": asked[0] / POINTS_PER_EVALUATION})
+                rows.append(values | {"evals": asked.points / POINTS_PER_EVALUATION})
                 drawn.append(frames[1:-1]), true.append(truth)
                 if beyond or degrees != args.degrees[0]:
                     continue
@@ -214,7 +214,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
         for name in args.methods:
 
             def draw(case: Case, key, name=name, paths=paths) -> Tensor:
-                frames = METHODS[name](case)
+                frames = METHODS[name](case).path
                 if name == args.basis:
                     paths[key] = frames
                 return frames

@@ -120,10 +120,40 @@ METHODS = {
     "both starts": "both starts",
 }
 PUBLISHED = tuple(METHODS)[:8]
-MANIFOLDS = (
-    *("C-shape", "two moons", "swiss roll in R^20", "circle in R^32", "uneven circle in R^8"),
-    *("flat torus in R^6", *(f"{k}-sphere in R^100" for k in range(1, 11))),
+GEOMETRIES = (  # name, space and label
+    ("lerp", "noise", "lerp"),
+    ("slerp", "noise", "slerp"),
+    ("COG", "noise", "COG"),
+    ("split", "noise", "`split`"),
+    ("NAO", "noise", "NAO"),
+    ("NoiseDiffusion", "noise", "NoiseDiffusion"),
+    ("density geodesic", "noise", "density geodesic"),
+    ("Stein", "noise", "Stein, its recipe"),
+    ("likely", "noise", "likely"),
+    ("score Jacobian", "noise", "score Jacobian, its recipe"),
+    ("tangent-normal", "noise", "tangent-normal"),
+    ("straight line", "clean", "straight line"),
+    ("Fisher-Rao", "clean", "Fisher-Rao"),
+    ("density", "clean", "density"),
+    ("force matching", "clean", "force matching"),
+    ("likely", "clean", "likely"),
+    ("Stein", "clean", "Stein"),
+    ("Stein, full gradient", "clean", "Stein, full gradient"),
+    ("mixture", "clean", "mixture"),
+    ("score Jacobian", "clean", "score Jacobian"),
+    ("tangent-normal", "clean", "tangent-normal"),
+    ("roadmap", "clean", "roadmap"),
+    ("both starts, then finer", "clean", "**default**"),
 )
+MANIFOLDS = {
+    "C-shape": "C-shape",
+    "two moons": "two moons",
+    "swiss roll in R^20": "swiss roll",
+    "circle in R^32": "circle",
+    "uneven circle in R^8": "uneven circle",
+    "flat torus in R^6": "torus",
+    **{f"{k}-sphere in R^100": f"{k}-sphere" for k in (1, 2, 3, 5, 10)},
+}
 
 
 def _values(*keys: str) -> list[Column]:
@@ -141,15 +171,40 @@ def _lines(key: str, names: Mapping | Sequence, **where) -> Iterator[Line]:
         yield Line((label,), {key: value, **where})
 
 
-def _synthetic(file: str) -> Table:
-    text = "{rms:.2g} / {jump:.2f}"
-    named = {name: METHODS[name] for name in ("lerp", "slerp", "stein", "score_jacobian")}
-    columns = [Column(title, text, {"method": name}) for name, title in named.items()]
-    columns.append(Column("tangent-normal, straight start", text, {"method": "clean"}))
-    default = {"method": "both starts, then finer"}
-    columns.append(Column("default", f"**{text}**", default))
-    columns.append(Column("evaluations of the default", "{evals:.0f}", default))
-    return Table(("manifold",), columns, list(_lines("manifold", MANIFOLDS, file=file)))
+def _errors(score: str) -> Table:
+    """Errors of all geometries on most manifolds."""
+    columns = [
+        Column(title, "{lattice:.2g} / {random:.2g}", {"manifold": name})
+        for name, title in MANIFOLDS.items()
+    ]
+    return Table(("geometry", "space"), columns, _geometries(score))
+
+
+def _medians(score: str) -> Table:
+    """Medians of all geometries over all manifolds."""
+    lattice, random = ({"manifold": "median", "samples": s} for s in ("lattice", "random"))
+    columns = [
+        Column("error", "{error:.2g}", lattice),
+        Column("error, random", "{error:.2g}", random),
+        Column("at its own pace", "{own pace:.2g}", lattice),
+        Column("at its own pace, random", "{own pace:.2g}", random),
+        Column("largest step", "{jump:.2f}", lattice),
+        Column("length", "{len:.3f}", lattice),
+        Column("points", "{points:.0f}", lattice),
+        Column("with gradient", "{with gradient:.0f}", lattice),
+        Column("failed", "{failed} of {rows}", lattice),
+        Column("failed, random", "{failed} of {rows}", random),
+    ]
+    return Table(("geometry", "space"), columns, _geometries(score))
+
+
+def _geometries(score: str) -> list[Line]:
+    """One line for each geometry. Rows without samples are those of `_errors`."""
+    where = {"file": "geometries", "score": score, "samples": None}
+    return [
+        Line((label, space), where | {"geometry": name, "space": space})
+        for name, space, label in GEOMETRIES
+    ]
 
 
 DIGITS = _values(
@@ -225,39 +280,18 @@ IMPORTS = (
 )
 
 TABLES = {
-    "synthetic, exact score": _synthetic("synthetic_exact"),
-    "synthetic, learned score": _synthetic("synthetic_learned"),
-    "synthetic, clean space": Table(
-        ("manifold",),
-        [
-            Column(title, "{rms:.2g}", {"method": name})
-            for name, title in {
-                "clean stein": "Stein",
-                "clean stein, full gradient": "Stein, full gradient",
-                "clean score_jacobian": "score Jacobian",
-                "clean": "tangent-normal",
-                "roadmap": "roadmap alone",
-                "both starts": "both starts at noise 0.1",
-                "both starts, then finer": "default",
-            }.items()
-        ],
-        list(_lines("manifold", MANIFOLDS, file="synthetic_exact")),
-    ),
+    "geometries, exact score": _errors("exact"),
+    "geometries, exact score, medians": _medians("exact"),
+    "geometries, learned score": _errors("learned"),
+    "geometries, learned score, medians": _medians("learned"),
     "C-shape, ten steps": Table(
-        ("method",),
+        ("method", "space"),
         _values("standard deviation of the steps=std:.4f", "length over the true length=len:.2f"),
-        list(
-            _lines(
-                "method",
-                {
-                    "tangent_normal": "tangent-normal",
-                    "score_jacobian": "score Jacobian",
-                    "slerp": "slerp",
-                    "both starts, then finer": "default",
-                },
-                file="c_shape_11",
-            )
-        ),
+        [
+            Line((label, space), {"file": "c_shape_11", "geometry": name, "space": space})
+            for name, space, label in GEOMETRIES
+            if name in ("slerp", "score Jacobian", "tangent-normal", "both starts, then finer")
+        ],
     ),
     "digits, exact score": Table(
         ("method",),
@@ -558,11 +592,33 @@ TABLES = {
                     *(f"curvature of a {k}-sphere at noise 0.1" for k in (1, 2, 5)),
                     "dimension of k-spheres by spectrum: wrong of 100",
                     "dimension of k-spheres by scores: wrong of 100",
+                    *(
+                        f"dimension of {name} by {method}"
+                        for name in ("a point of R^6", "a Gaussian in R^6")
+                        for method in ("spectrum", "scores", "flipd", "loss")
+                    ),
                     "extrapolation by 90 degrees: distance",
                 ),
                 file="geometry",
             )
         ),
+    ),
+    "geometry, probes": Table(
+        ("method", "noise", "distance to the sphere"),
+        [
+            Column("known", "{known:.2f}"),
+            Column("mean ± spread of an estimate", "{mean:.2f} ± {spread:.2f}"),
+            Column("stated standard error", "{std error:.2f}"),
+        ],
+        [
+            Line(
+                (method, str(noise), str(distance)),
+                {"file": "geometry", "estimate": method, "noise": noise, "distance": distance},
+            )
+            for method in ("flipd", "loss")
+            for noise in (0.1, 0.05)
+            for distance in (0.0, 0.1, 0.2)
+        ],
     ),
     "geometry, images": Table(
         ("image",),

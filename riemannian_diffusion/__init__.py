@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Adam,
         Geodesic,
         Iterate,
+        Iteration,
         PathLBFGS,
         Solver,
         geodesic,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         TangentNormalMetric,
     )
     from riemannian_diffusion.paths import adain, length, lerp, refine, resample, slerp, speed
+    from riemannian_diffusion.relaxing import relax
     from riemannian_diffusion.roadmaps import Roadmap, roadmap
     from riemannian_diffusion.score import (
         Condition,
@@ -87,7 +89,15 @@ else:  # `geodesics` is not listed: it is the subpackage, callable like the func
             "baselines": ("split",),
             "ddim": ("ddim_step", "invert", "invert_steps", "sample", "sample_steps", "sdedit"),
             "events": ("Event",),
-            "geodesics": ("Adam", "Geodesic", "Iterate", "PathLBFGS", "Solver", "geodesic"),
+            "geodesics": (
+                "Adam",
+                "Geodesic",
+                "Iterate",
+                "Iteration",
+                "PathLBFGS",
+                "Solver",
+                "geodesic",
+            ),
             "geometry": (
                 "analogy",
                 "exponential_map",
@@ -108,6 +118,7 @@ else:  # `geodesics` is not listed: it is the subpackage, callable like the func
                 "TangentNormalMetric",
             ),
             "paths": ("adain", "length", "lerp", "refine", "resample", "slerp", "speed"),
+            "relaxing": ("relax",),
             "roadmaps": ("Roadmap", "roadmap"),
             "score": (
                 "Condition",
@@ -142,6 +153,7 @@ __all__ = [
     "GaussianMixtureScore",
     "Geodesic",
     "Iterate",
+    "Iteration",
     "Levels",
     "LikelyMetric",
     "LoraMix",
@@ -182,6 +194,7 @@ __all__ = [
     "parallel_transport",
     "read_schedule",
     "refine",
+    "relax",
     "resample",
     "roadmap",
     "sample",

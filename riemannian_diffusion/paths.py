@@ -107,6 +107,34 @@ def refine(path: Tensor, factor: int) -> Tensor:
     return torch.cat([(start + u * step).flatten(0, 1), path[-1:]])
 
 
+def smooth(path: Tensor, factor: int) -> Tensor:
+    """Points on a smooth curve through the points of a path.
+
+    `(K, *shape) -> ((K - 1) factor + 1, *shape)`. The given points stay. Between them, the curve is
+    a cubic whose slopes are those of the parabolas through three neighbours (de Boor, A Practical
+    Guide to Splines, chapter IV), as a function of the length along the path. Straight segments
+    between points of a curve cut its corners by a share of the squared step; this curve does not.
+    """
+    check_kind(Tensor, path=path)
+    check_whole(1, factor=factor)
+    if len(path) < 3:
+        return refine(path, factor)
+    x = path.detach().flatten(1)
+    steps = (x[1:] - x[:-1]).norm(dim=1, keepdim=True)
+    slopes = (x[1:] - x[:-1]) / steps.clamp(min=1e-30)
+    before, after = steps[:-1], steps[1:]
+    both = (before + after).clamp(min=1e-30)
+    inner = (after * slopes[:-1] + before * slopes[1:]) / both
+    first = slopes[:1] + (slopes[:1] - slopes[1:2]) * (before / both)[:1]
+    last = slopes[-1:] + (slopes[-1:] - slopes[-2:-1]) * (after / both)[-1:]
+    tangents = torch.cat([first, inner, last])[:, None]  # (K, 1, d)
+    u = (torch.arange(factor, dtype=x.dtype, device=x.device) / factor)[:, None]  # (factor, 1)
+    bend = u * (1 - u) * steps[:, None]  # (K - 1, factor, 1)
+    chord = torch.lerp(x[:-1, None], x[1:, None], u) + bend * (1 - 2 * u) * -slopes[:, None]
+    curve = chord + bend * ((1 - u) * tangents[:-1] - u * tangents[1:])
+    return torch.cat([curve.flatten(0, 1), x[-1:]]).view(-1, *path.shape[1:])
+
+
 def length(path: Tensor, metric: HasEnergy | None = None) -> Tensor:
     """The length of a path, a scalar, in a metric; None measures in flat space."""
     return segment_lengths(path, metric).sum()

@@ -9,6 +9,7 @@ All functions use only products with `J` and `J^T`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from riemannian_diffusion.arguments import (
     is_whole,
 )
 from riemannian_diffusion.score.model import ScoreModel
+from riemannian_diffusion.score.shared_noise import SharedNoiseScore
 from riemannian_diffusion.score.where import Where
 
 NUM_SPARE = 8  # extra tangents in the subspace iteration
@@ -46,15 +48,21 @@ class Dimension(NamedTuple):
     """The dimension of the manifold at K points, and how certain it is.
 
     Attributes:
-        dimension: Dimension at each point, `(K,)`, int64.
+        dimension: Dimension at each point, `(K,)`, int64, from 0 to the number of values of a
+            point.
         gap: Difference of the two singular values on either side of the dimension, `(K,)`, in
             [0, 1]. Near 1 the dimension is certain. Below about 0.5 the noise is as large as the
             radius of curvature or the spread of the data, and the dimension depends on the noise
-            level. Near 0 the dimension is undefined.
+            level. Near 0 the dimension is undefined. NaN for "flipd" and "loss".
+        estimate: The dimension before it was rounded to a whole number, `(K,)`.
+        std_error: Standard error of the mean over the probes of "flipd" and "loss", `(K,)`. It
+            does not contain the bias of the method. NaN for "spectrum" and "scores".
     """
 
     dimension: Tensor
     gap: Tensor
+    estimate: Tensor
+    std_error: Tensor
 
 
 @torch.no_grad()
@@ -138,39 +146,69 @@ def intrinsic_dimension(
 ) -> Dimension:
     """Estimate the dimension of the data manifold at points on or near it.
 
+    A point has d values. Each method can answer 0 (a single point) to d (a density on all of
+    space), at a noise below the spread of the data and the radius of curvature. The methods are:
+
+    - "spectrum": Singular values of the denoiser's Jacobian, until they fall below a tenth. The
+      dimension is the index of the widest gap between neighbours. The gaps above the first value,
+      up to 1, and below the last of d values, down to 0, count too. Per point this costs `m + 8`
+      forward-mode and as many reverse-mode products for each iteration of `tangent_spectrum`, where
+      m = 8, 16, ... exceeds the dimension.
+    - "scores": Scores at noisy points around x span the normal space (Stanczuk et al., arXiv
+      2212.12611). The widest gap between the singular values of the scores, without their mean,
+      gives the dimension of the normal space. Per point this costs `num_samples` forward passes,
+      more than d.
+    - "flipd": `tr J_D + |r|^2 / sigma^2` with the residual `r = x - D(x)` (FLIPD, Kamkari et al.,
+      arXiv 2406.03537). It equals d plus the slope of the log-density in `log sigma`. The trace is
+      estimated by `num_samples` products with random signs (Hutchinson). Per point this costs one
+      forward pass and `num_samples` forward-mode products.
+    - "loss": The mean of `|D(x + sigma e) - x|^2 / sigma^2` over noises e, a scaled denoising loss
+      (arXiv 2510.12975). Per point this costs `num_samples` forward passes.
+
+    "flipd" and "loss" are means over probes with a standard error of about
+    `sqrt(2 dimension / num_samples)`. Away from the manifold they grow by the squared distance over
+    `sigma^2`, so along a path they also show which points are off the data. They need noiseless
+    points `alpha x_0`, a small sigma and a score without guidance.
+
     Args:
         score: The score.
         x: Points `(K, *shape)`.
-        method: "spectrum" or "scores". "spectrum" computes singular values of the denoiser's
-            Jacobian until they fall below a tenth. The dimension is the index of the widest gap
-            between neighbouring values. "scores" takes scores at noisy points around x, which span
-            the normal space (Stanczuk et al., arXiv 2212.12611). The widest gap between their
-            singular values gives the dimension of the normal space. This method takes more samples
-            than a point has values.
-        max_dim: Largest dimension that "spectrum" looks for; None takes the number of values of a
-            point.
-        num_samples: Number of samples of "scores"; None takes 4 times the number of values of a
-            point.
+        method: "spectrum", "scores", "flipd" or "loss".
+        max_dim: Largest dimension that "spectrum" looks for; None takes d.
+        num_samples: Number of noises or probes at each point. "scores" takes at least d + 1; None
+            takes 4 d, or 64 if that is more. "flipd" and "loss" take at least 2; None takes 8.
         generator: Source of tangents or noises; None takes a generator seeded with 0.
         where: As in `tangent_spectrum`.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or "flipd" or "loss" is given a score that adds
+            noise to its points.
     """
     check_kind(ScoreModel, score=score)
     size = _size_of(x)
-    if method not in ("spectrum", "scores"):
-        raise ValueError(f"`method` must be 'spectrum' or 'scores', but got {method!r}.")
+    methods = ("spectrum", "scores", "flipd", "loss")
+    if method not in methods:
+        raise ValueError(f"`method` must be one of {', '.join(methods)}, but got {method!r}.")
     most = size if max_dim is None else max_dim
     if not (is_whole(most) and 1 <= most <= size):
         raise ValueError(f"`max_dim` must be in [1, {size}], but got {max_dim}.")
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     check_kind(torch.Generator, generator=generator)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     if method == "scores":
-        num = 4 * size if num_samples is None else num_samples
-        check_whole(size, num_samples=num)
+        num = max(4 * size, 64) if num_samples is None else num_samples
+        check_whole(size + 1, num_samples=num)
         return _dimension_from_scores(score, x, num, generator, where)
+    if method != "spectrum":
+        num = 8 if num_samples is None else num_samples
+        check_whole(2, num_samples=num)
+        if isinstance(score, SharedNoiseScore):
+            raise ValueError(
+                f"`score` adds a shared noise to its points, but method {method!r} needs noiseless "
+                "points: pass the score inside, `score.score`, and points `alpha x_0`."
+            )
+        return _dimension_from_probes(score, x, method, num, generator, where)
     rank = min(most, 7)
     while True:  # one value more than dimensions, to see the drop after the last dimension
         num = min(size, rank + 1)
@@ -179,10 +217,18 @@ def intrinsic_dimension(
         if rank == most or float(values[:, -1].max()) < 0.1:
             break
         rank = min(most, 2 * rank + 1)
-    if num == size:
-        values = torch.cat([values, values.new_zeros(len(x), 1)], 1)
-    gap, index = values.clamp(max=1).diff(dim=1).neg().max(1)
-    return Dimension(index + 1, gap)
+    return _at_widest_gap(values, complete=num == size)
+
+
+def _at_widest_gap(values: Tensor, *, complete: bool) -> Dimension:
+    """The number of singular values `(K, N)` above the widest gap.
+
+    The values fall, and lie around 1 and 0. A gap above the first value gives 0. If the values are
+    complete, a gap below the last one gives N.
+    """
+    ends = [values.new_ones(len(values), 1), values, values.new_zeros(len(values), complete)]
+    gap, index = torch.cat(ends, 1).clamp(max=1).diff(dim=1).neg().max(1)
+    return Dimension(index, gap, index.to(values), torch.full_like(gap, math.nan))
 
 
 def _dimension_from_scores(
@@ -193,11 +239,37 @@ def _dimension_from_scores(
         noise = torch.randn(num, *point.shape, generator=generator, device=generator.device).to(x)
         places = None if where is None else where[[i] * num]
         scores = score(point + score.sigma * noise, places).flatten(1)
-        values = torch.linalg.svdvals(score.sigma * scores) / num**0.5
-        values = torch.cat([values[:1], values]).clamp(max=1)  # no gap before the first
-        gap, index = values.diff().neg().max(0)
-        found.append((point.numel() - index, gap))
-    return Dimension(*(torch.stack(column) for column in zip(*found, strict=True)))
+        # the mean score is long, but tangential, where the data have a density in all of space
+        found.append(torch.linalg.svdvals(score.sigma * (scores - scores.mean(0))) / num**0.5)
+    normal = _at_widest_gap(torch.stack(found), complete=True)
+    size = x[0].numel()
+    return normal._replace(dimension=size - normal.dimension, estimate=size - normal.estimate)
+
+
+def _dimension_from_probes(
+    score: ScoreModel,
+    x: Tensor,
+    method: str,
+    num: int,
+    generator: torch.Generator,
+    where: Where | None,
+) -> Dimension:
+    points = x.flatten(1)
+    noise = torch.randn(len(x), num, points.shape[1], generator=generator, device=generator.device)
+    noise = noise.to(x)
+    if method == "flipd":
+        signs = noise.sign()
+        off = (score.sigma * score(x, where)).flatten(1).square().sum(1)  # |r|^2 / sigma^2
+        places = None if where is None else where.repeat_interleave(num)
+        probes = (signs * _each(score.jvp, score.sigma, x, signs, places)).sum(2) + off[:, None]
+    else:
+        noisy = (points[:, None] + score.sigma * noise).view(-1, *x.shape[1:])
+        places = None if where is None else where.repeat_interleave(num)
+        clean = score.denoise(noisy, places).view_as(noise)
+        probes = ((clean - points[:, None]) / score.sigma).square().sum(2)
+    estimate, std_error = probes.mean(1), probes.std(1) / num**0.5
+    dimension = estimate.round().clamp(0, points.shape[1]).long()
+    return Dimension(dimension, torch.full_like(estimate, math.nan), estimate, std_error)
 
 
 @torch.no_grad()

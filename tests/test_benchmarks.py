@@ -5,6 +5,7 @@ from __future__ import annotations
 import adaptation
 import analogies
 import cost
+import geometries
 import memory
 import precision
 import pytest
@@ -12,11 +13,11 @@ import retiming
 import scale
 import scenes
 import solvers
-import synthetic
 from tables import select
 
 pytestmark = pytest.mark.slow
-METHODS = ["straight", "slerp", "stein", "score_jacobian", "clean", "both starts"]
+LATTICE = ["--scores", "exact", "--samples", "lattice"]
+DEFAULT = "both starts, then finer"
 
 
 def one(rows, **where):
@@ -30,34 +31,44 @@ def by_method(rows, **where):
     return {row["method"]: row for row in select(rows, **where)}
 
 
+def by_geometry(rows, manifold):
+    """The measures of all geometries on a manifold."""
+    found = (row for row in rows if row["manifold"] == manifold and "status" in row)
+    return {(row["geometry"], row["space"]): row for row in found}
+
+
 def test_only_a_roadmap_finds_the_geodesic_if_a_straight_start_leaps():
     names = ["C-shape", "swiss roll in R^20"]
-    rows = synthetic.main(["--problems", *names, "--methods", *METHODS])
+    rows = geometries.main([*LATTICE, "--manifolds", *names])
     for name in names:
-        found = by_method(rows, manifold=name)
-        best = found.pop("both starts")
-        assert len(found) == 5 and all(row["rms"] > 10 * best["rms"] for row in found.values())
-        assert best["worst"] < 0.01 and best["jump"] < 1.2 and best["evals"] < 400
-        assert found["slerp"]["jump"] > 2 * best["jump"]
+        found = by_geometry(rows, name)
+        del found["roadmap", "clean"]
+        best = found.pop((DEFAULT, "clean"))
+        assert len(found) > 15 and all(r["error"] > 10 * best["error"] for r in found.values())
+        assert best["dist"] < 0.01 and best["jump"] < 1.2 and best["points"] < 30_000
+        assert found["slerp", "noise"]["jump"] > 2 * best["jump"]
 
 
 def test_on_smooth_manifolds_the_metric_is_enough():
     names = ["circle in R^32", "uneven circle in R^8", "flat torus in R^6", "3-sphere in R^100"]
-    rows = synthetic.main(["--problems", *names, "--methods", *METHODS])
+    options = ["--geometries", "slerp", "straight line", "tangent-normal", "Fisher-Rao"]
+    rows = geometries.main([*LATTICE, "--manifolds", *names, *options])
     for name in names:
-        found = by_method(rows, manifold=name)
-        clean, slerp = found["clean"], found["slerp"]
-        assert clean["rms"] < 0.3 * slerp["rms"] and clean["jump"] < slerp["jump"]
-        assert clean["worst"] < 0.01 and abs(clean["len"] - 1) < 0.01
-        assert found["straight"]["rms"] > 20 * clean["rms"]
+        found = by_geometry(rows, name)
+        clean, slerp = found["tangent-normal", "clean"], found["slerp", "noise"]
+        assert clean["own pace"] < 0.3 * slerp["own pace"] and clean["jump"] < slerp["jump"]
+        assert clean["dist"] < 0.01 and abs(clean["len"] - 1) < 0.01
+        assert found["straight line", "clean"]["error"] > 20 * clean["error"]
+        assert found["Fisher-Rao", "clean"]["error"] > 20 * clean["error"]
 
 
 def test_a_learned_score_finds_the_geodesic_too(tmp_path):
     pytest.importorskip("matplotlib")
-    options = ["--score", "learned", "--problems", "C-shape", "--methods", *METHODS]
-    found = by_method(synthetic.main([*options, "--figures", str(tmp_path)]))
-    best = found["both starts"]
-    assert best["rms"] < 0.1 * found["slerp"]["rms"] and best["worst"] < 0.1
+    options = ["--scores", "learned", "--samples", "0", "--manifolds", "C-shape"]
+    options += ["--geometries", "slerp", DEFAULT, "--figures", str(tmp_path)]
+    found = by_geometry(geometries.main(options), "C-shape")
+    best = found[DEFAULT, "clean"]
+    assert best["error"] < 0.1 * found["slerp", "noise"]["error"] and best["dist"] < 0.1
     assert (tmp_path / "C-shape.png").stat().st_size > 5000
 
 

@@ -29,18 +29,16 @@ from riemannian_diffusion import (
     lerp,
     slerp,
 )
-from riemannian_diffusion.geodesics import Problem, solving
+from riemannian_diffusion.geodesics import Iteration, Problem, solving
 
 
 class Descent(Solver):
     """Gradient descent: a solver from outside the package that gives no state."""
 
-    patience = None
-
     def iterate(self, points, flat_energy, max_evals):
         while True:
             energy, gradient = yield points
-            yield points, energy
+            yield Iteration(points, energy)
             points = points - 1e-4 * gradient
 
 

@@ -175,7 +175,7 @@ def test_every_pair_ends_when_it_has_converged(solver):
         mine = [iterate for iterate in seen if iterate.pair == i]
         assert mine[-1].num_evals <= found.num_evals
         assert torch.equal(mine[0].path[-1], x1[i])
-    if solver.patience is not None:
+    if isinstance(solver, PathLBFGS):
         assert together[0].num_evals != together[1].num_evals
 
 
@@ -184,7 +184,9 @@ def test_pairs_side_by_side_share_the_networks_calls():
     sizes = count_points(score)
     x0, x1 = randn(4, *SHAPE, seed=1), randn(4, *SHAPE, seed=2)
     geodesics(TangentNormalMetric(score), x0, x1, num_points=4, num_quadrature=1, max_evals=3)
-    assert sizes == [8, 8, 8, 8, 4 * 5]  # the ends, 3 evaluations, the finer sampling
+    # the ends, 3 evaluations, a finer sampling, and a still finer one until the energy settles
+    assert sizes[:5] == [8, 8, 8, 8, 4 * 5]
+    assert all(size in (11, 22, 33, 44) for size in sizes[5:6])
 
 
 def test_starts_of_every_pair():
@@ -252,7 +254,7 @@ def test_custom_metrics_keep_prompts_noises_and_limits(metric, noises):
     factor = 2 if metric is Doubled else 1
     for one, other in zip(found, expected, strict=True):
         assert one.energy == pytest.approx(factor * other.energy, rel=1e-6)
-        assert_close(one.path, other.path, rtol=1e-5, atol=1e-6)
+        assert_close(one.nodes, other.nodes, rtol=1e-5, atol=1e-6)
     assert max(sizes) == 5 and metric(read).rounding == score.rounding
 
 
@@ -354,7 +356,7 @@ def test_differences_below_the_networks_rounding_are_refused():
     refused = geodesic(metric, problem.x0, near, init="lerp")
     assert refused.status == "rounding" and refused.num_evals == 1
     assert "wider dtype" in refused.message
-    assert torch.equal(refused.path, lerp(problem.x0, near, 17))
+    assert torch.equal(refused.nodes, lerp(problem.x0, near, 17))
     assert geodesic(metric, problem.x0, problem.x1, init="lerp").status == "converged"
     same = geodesic(
         metric, problem.x0, problem.x0

@@ -219,7 +219,7 @@ def test_logarithms_under_a_path_of_prompts_start_at_its_first():
     metric = ScoreJacobianMetric(score, ridge=1.0)
     x, y = randn(2, 2, 8, 8, seed=1)
     options = {"num_points": 5, "num_quadrature": 1, "init": "lerp", "rtol": 1e-9}
-    path = geodesic(metric, x, y, max_evals=500, **options).path
+    path = geodesic(metric, x, y, max_evals=500, **options).nodes
     start = path[0].clone().requires_grad_()
     energy = metric.energy(torch.cat([start[None], path[1:]])).sum()
     (expected,) = torch.autograd.grad(energy, start)

@@ -19,7 +19,16 @@ PACKAGE = ROOT.name
 # A module may import from its own layer and from those before it.
 LAYERS = (
     *("lazy", "runtime", "arguments", "files", "events", "score", "paths", "metrics", "ddim"),
-    *("tangent", "geodesics", "geometry", "roadmaps", "baselines", "guidance", "levels"),
+    *(
+        "tangent",
+        "geodesics",
+        "geometry",
+        "relaxing",
+        "roadmaps",
+        "baselines",
+        "guidance",
+        "levels",
+    ),
     "measures",
     *("media", "adaptation", "plotting", "pipelines", "evaluation", "demo", "app", "cli"),
     "__main__",

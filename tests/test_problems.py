@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 from models import randn
-from problems import HypersphereScore, all_problems, benchmark_problems, hypersphere
+from problems import (
+    NUM_RANDOM,
+    HypersphereScore,
+    all_problems,
+    benchmark_problems,
+    hypersphere,
+)
 from scipy import integrate, special
 from torch.testing import assert_close
 
@@ -98,3 +104,31 @@ def test_swiss_roll_arc_length():
     problem = next(p for p in PROBLEMS if p.name.startswith("swiss"))
     roll, _ = integrate.quad(lambda t: 0.1 * np.hypot(t, 1), 1.5 * np.pi, 4.5 * np.pi)
     assert problem.length == pytest.approx(math.hypot(0.6 * roll, 0.6), rel=1e-9)
+
+
+def test_random_samples_are_uniform_on_their_manifolds():
+    """They lie on the manifold, and their mean is that of its measure, within 5 standard errors."""
+    drawn = list(benchmark_problems(seed=3))
+    again = list(benchmark_problems(seed=3))
+    for problem, same, lattice in zip(drawn, again, benchmark_problems(), strict=True):
+        assert problem.name == lattice.name and problem.weights is None
+        assert problem.points.shape[0] == NUM_RANDOM
+        assert torch.equal(problem.points, same.points)
+        assert float(problem.distance(problem.points).max()) < 1e-3
+        assert isinstance(problem.score, GaussianMixtureScore)
+        weights = torch.ones(len(lattice.points)) if lattice.weights is None else lattice.weights
+        share = (weights / weights.sum()).double()
+        centre = share @ lattice.points
+        if isinstance(lattice.score, HypersphereScore):
+            centre = lattice.score.centre
+        bound = 5 * problem.points.std(0).norm() / NUM_RANDOM**0.5
+        assert float((problem.points.mean(0) - centre).norm()) < bound, problem.name
+    other = next(iter(benchmark_problems(seed=4)))
+    assert not torch.equal(other.points, drawn[0].points)
+
+
+def test_random_samples_of_the_uneven_circle_follow_its_density():
+    problem = next(p for p in benchmark_problems(seed=0) if p.name.startswith("uneven"))
+    inside = (problem.points - problem.plane[:, 0]) @ problem.plane
+    mean = float((torch.atan2(inside[:, 1], inside[:, 0]) - 1.2).cos().mean())
+    assert mean == pytest.approx(special.i1(1.5) / special.i0(1.5), abs=0.05)

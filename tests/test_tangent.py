@@ -14,6 +14,7 @@ from riemannian_diffusion import (
     DiffusionScore,
     GaussianMixtureScore,
     ScoreModel,
+    SharedNoiseScore,
     demo,
     intrinsic_dimension,
     normal_curvature,
@@ -43,6 +44,24 @@ def sphere(k, n=100, *, sigma=0.1, radius=1.0, num=3, seed=0):
     score = HypersphereScore(basis, torch.zeros(n).double(), sigma, alpha=radius)
     points = randn(num, k + 1, seed=seed + 1)
     return score, radius * points / points.norm(dim=1, keepdim=True) @ basis.T
+
+
+class Flat(ScoreModel):
+    """The exact score of a normal distribution on an affine subspace.
+
+    Args:
+        basis: Orthonormal columns `(n, k)`.
+        centre: Mean `(n,)`.
+        spread: Standard deviation of the clean data.
+    """
+
+    def __init__(self, basis, centre, sigma, *, spread=1.0, alpha=1.0):
+        self.basis, self.centre, self.sigma, self.alpha = basis, centre, sigma, alpha
+        self.share = (alpha * spread) ** 2 / ((alpha * spread) ** 2 + sigma**2)
+
+    def __call__(self, x):
+        away = x - self.alpha * self.centre
+        return (self.share * away @ self.basis @ self.basis.mT - away) / self.sigma**2
 
 
 def dense(score, x):
@@ -111,8 +130,103 @@ def test_the_dimension_of_a_subspace_of_half_the_dimension():
     found = intrinsic_dimension(score, randn(2, 40))
     assert found.dimension.tolist() == [20, 20]
     assert_close(found.gap, torch.ones(2).double())
-    everything = intrinsic_dimension(Linear(torch.eye(6).double()), randn(1, 6))
-    assert everything.dimension.tolist() == [6]
+
+
+METHODS = ["spectrum", "scores", "flipd", "loss"]
+each_method = pytest.mark.parametrize("method", METHODS)
+
+
+@each_method
+@pytest.mark.parametrize("k", range(7))
+def test_every_method_answers_every_dimension(method, k):
+    """From a point to a density on all of R^6, at points of the data."""
+    basis, centre = torch.linalg.qr(randn(6, 6))[0][:, :k], 3 * randn(6, seed=1)
+    score = Flat(basis, centre, 0.05, alpha=0.8)
+    x = 0.8 * (centre + randn(4, k, seed=2) @ basis.mT)
+    num = 2000 if method in ("flipd", "loss") else None
+    found = intrinsic_dimension(score, x, method=method, num_samples=num)
+    assert found.dimension.tolist() == [k] * 4 and found.dimension.dtype == torch.int64
+    assert_close(found.estimate, torch.full((4,), k).double(), rtol=0, atol=0.3)
+    assert (found.gap > 0.4).all() or found.gap.isnan().all()
+
+
+@each_method
+def test_points_of_one_batch_may_have_different_dimensions(method):
+    """Lattices that fill a point, a line, a plane and space, far from each other."""
+    line = torch.linspace(-2, 2, 17).double()
+    centres = 20 * torch.eye(4, 3).double()
+    parts = [torch.zeros(1, 3).double()]
+    for k in (1, 2, 3):
+        lattice = torch.cartesian_prod(*[line] * k).view(-1, k)
+        parts.append(torch.cat([lattice, lattice.new_zeros(len(lattice), 3 - k)], 1))
+    score = GaussianMixtureScore(
+        torch.cat([p + c for p, c in zip(parts, centres, strict=True)]), 0.3
+    )
+    num = 2000 if method in ("flipd", "loss") else None
+    found = intrinsic_dimension(score, centres, method=method, num_samples=num)
+    assert found.dimension.tolist() == [0, 1, 2, 3]
+
+
+def gaussian_off_its_plane():
+    """A normal distribution on the plane of 3 axes of R^8, and points off the plane."""
+    score = Flat(torch.eye(8, 3).double(), 2 * randn(8), 0.4, spread=0.7, alpha=0.6)
+    away = 0.5 * randn(5, 8, seed=1)
+    share = (0.6 * 0.7) ** 2 / ((0.6 * 0.7) ** 2 + 0.4**2)
+    residual = torch.cat([(1 - share) * away[:, :3], away[:, 3:]], 1)
+    return score, 0.6 * score.centre + away, share, residual.square().sum(1) / 0.4**2
+
+
+def test_flipd_of_a_gaussian_is_exact():
+    """Random signs give the exact trace of a diagonal Jacobian."""
+    score, x, share, off = gaussian_off_its_plane()
+    found = intrinsic_dimension(score, x, method="flipd", num_samples=2)
+    assert_close(found.estimate, 3 * share + off, rtol=1e-12, atol=1e-12)
+    assert (found.std_error < 1e-12).all()
+
+
+def test_flipd_is_the_slope_of_the_log_density_in_the_noise():
+    means, alpha, sigma = randn(7, 3), 0.6, 0.3
+    clean = 0.5 * randn(4, 3, seed=1)
+    score = GaussianMixtureScore(means, sigma, alpha=alpha)
+    found = intrinsic_dimension(score, alpha * clean, method="flipd", num_samples=4000)
+    noises = [sigma / alpha * math.exp(h) for h in (1e-4, -1e-4)]
+    ahead, behind = (GaussianMixtureScore(means, noise).log_prob(clean) for noise in noises)
+    expected = 3 + (ahead - behind) / 2e-4
+    assert ((found.estimate - expected).abs() < 4 * found.std_error + 1e-5).all()
+    assert (found.std_error < 0.1).all()
+
+
+def test_the_loss_of_a_gaussian_and_its_standard_error():
+    score, x, share, off = gaussian_off_its_plane()
+    found = intrinsic_dimension(score, x.repeat(300, 1), method="loss")
+    estimates, errors = (part.view(300, 5) for part in (found.estimate, found.std_error))
+    expected = 3 * share**2 + off
+    assert_close(estimates.mean(0), expected, rtol=0.03, atol=0)
+    assert_close(errors.square().mean(0).sqrt(), estimates.std(0), rtol=0.2, atol=0)
+
+
+@pytest.mark.parametrize("method", ["flipd", "loss"])
+def test_cheap_estimates_of_a_sphere_and_their_growth_away_from_it(method):
+    score, x = sphere(3, sigma=0.05, num=200)
+    found = intrinsic_dimension(score, torch.cat([x, 1.2 * x]), method=method)
+    on, off = found.estimate.split(200)
+    assert abs(float(on.mean()) - 3) < 0.2 and 0.5 < float(on.std()) < 1.1
+    assert abs(float(off.mean()) - (3 + (0.2 / 0.05) ** 2)) < 1.5
+
+
+@pytest.mark.parametrize("method", ["flipd", "loss"])
+def test_probes_are_read_under_the_prompt_of_their_point(method):
+    unet = prompted_score_unet()
+    prompts, x = 3 * randn(2, 5, 6, seed=3), randn(2, 2, 8, 8, seed=4)
+
+    def estimate(hidden, where=None):
+        score = DiffusionScore(unet, DDIMScheduler(), 300, encoder_hidden_states=hidden)
+        return intrinsic_dimension(score, x, method=method, where=where).estimate
+
+    both = estimate(prompts, Where([0.0, 1.0]))
+    first, second = estimate(prompts[:1]), estimate(prompts[1:])
+    assert_close(both, torch.stack([first[0], second[1]]), rtol=1e-9, atol=0)
+    assert not torch.allclose(both, first, rtol=1e-4)
 
 
 def test_a_dimension_larger_than_asked_for_shows_no_gap():
@@ -198,11 +312,19 @@ SCORE, POINT = SCORES["not symmetric"][0], randn(1, 12)
         (lambda: tangent_basis(SCORE, POINT, 13), r"`rank` must be in \[1, 12\], but got 13"),
         (lambda: tangent_spectrum(SCORE, POINT[0], 2), r"points \(K, \*shape\), but it is \(12,\)"),
         (lambda: tangent_spectrum(SCORE, POINT * math.nan, 2), "`x` must be .* finite values"),
-        (lambda: intrinsic_dimension(SCORE, POINT, method="pca"), "'scores', but got 'pca'"),
+        (lambda: intrinsic_dimension(SCORE, POINT, method="pca"), "loss, but got 'pca'"),
         (lambda: intrinsic_dimension(SCORE, POINT, max_dim=99), r"`max_dim` must be in \[1, 12\]"),
         (
             lambda: intrinsic_dimension(SCORE, POINT, method="scores", num_samples=5),
-            "`num_samples` must be a whole number of at least 12, but got 5",
+            "`num_samples` must be a whole number of at least 13, but got 5",
+        ),
+        (
+            lambda: intrinsic_dimension(SCORE, POINT, method="loss", num_samples=1),
+            "`num_samples` must be a whole number of at least 2, but got 1",
+        ),
+        (
+            lambda: intrinsic_dimension(SharedNoiseScore(SCORE, POINT[0]), POINT, method="flipd"),
+            "`score` adds a shared noise .* pass the score inside",
         ),
     ],
 )

@@ -46,17 +46,21 @@ def write_files(morph: Morph, folder: Path, fps: float) -> tuple[str, str]:
 
 def summarise(morphs: Sequence[Morph]) -> str:
     """A table of the morphs in Markdown, one row for every gap, and what their states mean."""
-    titles = ("metric", "energy", "lower bound", "evaluations", "reconstruction error", "seconds")
+    titles = (
+        *("metric", "energy", "lower bound", "stays on the data", "evaluations"),
+        *("reconstruction error", "seconds"),
+    )
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     notes = []
     for morph in morphs:
         errors = ", ".join(f"{error:.2g}" for error in morph.errors)
         for i, found in enumerate(morph.geodesics):
             name = f"{morph.name}, gap {i + 1}" if len(morph.geodesics) > 1 else morph.name
-            solved = ("–", "–", "–")
+            solved = ("–",) * 4
             if found is not None:
+                on_data = {True: "yes", False: "no", None: "–"}[found.on_data]
                 bound = f"{found.lower_bound:.4g}" if math.isfinite(found.lower_bound) else "–"
-                solved = (f"{found.energy:.4g}", bound, str(found.num_evals))
+                solved = (f"{found.energy:.4g}", bound, on_data, str(found.num_evals))
                 notes.append(f"**{name}**, {found.status}: {found.message}")
             lines.append(f"| {' | '.join((name, *solved, errors, f'{morph.seconds:.1f}'))} |")
     return "\n".join(lines) + "\n\n" + "\n\n".join(notes)

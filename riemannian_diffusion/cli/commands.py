@@ -182,6 +182,8 @@ def describe_geodesic(found) -> dict:
         "finer_energy": found.energy,
         "lower_bound": found.lower_bound if math.isfinite(found.lower_bound) else None,
         "length": found.length,
+        "energy_change": found.energy_change,
+        "on_data": found.on_data,
         "num_evals": found.num_evals,
         "status": found.status,
         "message": found.message,

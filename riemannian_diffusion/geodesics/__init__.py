@@ -6,14 +6,16 @@ from types import ModuleType
 
 from riemannian_diffusion.geodesics.outcome import Geodesic
 from riemannian_diffusion.geodesics.problem import Problem, Start
-from riemannian_diffusion.geodesics.runs import Iterate
-from riemannian_diffusion.geodesics.solvers import Adam, PathLBFGS, Solver
+from riemannian_diffusion.geodesics.runs import RTOL, Iterate
+from riemannian_diffusion.geodesics.solvers import Adam, Iteration, PathLBFGS, Solver
 from riemannian_diffusion.geodesics.solving import geodesic, geodesics, solving
 
 __all__ = [
+    "RTOL",
     "Adam",
     "Geodesic",
     "Iterate",
+    "Iteration",
     "PathLBFGS",
     "Problem",
     "Solver",

@@ -13,8 +13,10 @@ from torch import Tensor
 from riemannian_diffusion.arguments import check_tensor
 from riemannian_diffusion.paths import points_at, segment_lengths
 
+SETTLED = 0.05  # largest relative change of a settled energy when its sampling is doubled
 MESSAGES = {
-    "converged": "The energy no longer falls by more than `rtol`.",
+    "converged": "The energy is within `rtol` of the minimum near this path, by the solver's "
+    "estimate.",
     "max_evals": "The energy was still falling when `max_evals` was reached: raise it, or take a "
     "coarser `rtol`.",
     "nonfinite": "The model returned a non-finite value; the path is the best finite one before "
@@ -24,29 +26,45 @@ MESSAGES = {
 }
 
 
+OFF_DATA = (
+    "The path leaves the data: along it, the model's denoised points jump, or the points move away "
+    "from them. Its middle shows what the model does not know. Start from another path, such as a "
+    "roadmap, or solve at a higher noise level."
+)
+UNSETTLED = "The energy is too low: it still changed by {:.0%} when its sampling was last doubled."
+
+
 @dataclass(frozen=True, eq=False)
 class Geodesic:
     """A path of least energy between two points, and how it was found.
 
     Attributes:
-        path: Points of the path, `(K, *shape)`. The first and the last point are the given points
-            bit for bit.
-        energy: Energy of the path, evaluated on twice as many sub-chords as the optimised energy.
-            An optimised energy can miss high energies between its points, and this energy shows
-            them.
+        path: Points at equal distances along the path, `(K, *shape)`. The first and the last point
+            are the given points bit for bit. For metrics that read a score, distances are flat
+            lengths along a smooth curve through the nodes; for others, lengths in the metric along
+            straight lines between the nodes (see `Metric.flat_pace`).
+        energy: Energy of the straight lines between the nodes. An optimised energy can miss high
+            energies between its points. This energy is evaluated on more and more sub-chords, until
+            it changes by at most 5 %.
         lower_bound: A lower bound of the energy of all paths between these points. If it is
             unknown, 0, or minus infinity if energies may be negative.
         num_evals: Number of evaluations of energy and gradient, over all starts and metrics.
         status: "converged", "max_evals", "nonfinite" or "rounding"; `message` says what to do.
         iterates: Number of evaluations and optimised energy, at the start and after every
             iteration. They belong to the last metric that was solved, and to the best start.
-        curve: The path with more points, `(N, *shape)`; None takes the path itself.
-        arc: Metric length up to each point of the curve, `(N,)`, float64 on the CPU. None takes the
-            flat length. If the energy is not finite, a solve also stores the flat length.
+        curve: The path with more points, `(N, *shape)`; None takes `path`.
+        arc: Length up to each point of the curve, `(N,)`, float64 on the CPU; None takes the flat
+            length.
+        nodes: The points that the solver found, `(K, *shape)`, which are not evenly spaced; None
+            takes `path`.
+        on_data: Whether the path stays on the data (see `Departure.on_data`); None if the metric
+            reads no score.
+        energy_change: Relative change of the energy when its sampling was last doubled. If it is
+            larger than 5 %, the energy is only a lower estimate.
 
     Raises:
         ValueError: If `path` has fewer than 2 points, `status` is unknown, or the shapes of
-            `curve`, `arc` and `path` do not fit.
+            `curve`, `arc`, `nodes` and `path` do not fit.
     """
 
     path: Tensor
@@ -57,6 +75,9 @@ class Geodesic:
     iterates: tuple[tuple[int, float], ...] = ()
     curve: Tensor = field(default=None, repr=False)  # type: ignore[assignment]
     arc: Tensor = field(default=None, repr=False)  # type: ignore[assignment]
+    nodes: Tensor = field(default=None, repr=False)  # type: ignore[assignment]
+    on_data: bool | None = None
+    energy_change: float = 0.0
 
     def __post_init__(self):
         check_tensor(path=self.path)
@@ -68,8 +89,9 @@ class Geodesic:
             raise ValueError(f"`status` must be one of {list(MESSAGES)}, but got {self.status!r}.")
         if self.curve is None and self.arc is not None:
             raise ValueError("`arc` is the length along `curve`: give both, or neither.")
-        if self.curve is None:
-            object.__setattr__(self, "curve", self.path)
+        for name in ("curve", "nodes"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.path)
         if self.arc is None:
             lengths = segment_lengths(self.curve.detach()).cpu().double()
             arc = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
@@ -79,21 +101,31 @@ class Geodesic:
                 f"`curve` must be (N, *shape) and `arc` (N,), but got {tuple(self.curve.shape)} "
                 f"and {tuple(self.arc.shape)} for a path {tuple(self.path.shape)}."
             )
+        if self.nodes.shape != self.path.shape:
+            raise ValueError(
+                f"`nodes` must be {tuple(self.path.shape)} like `path`, but got "
+                f"{tuple(self.nodes.shape)}."
+            )
         records = tuple((int(num), float(energy)) for num, energy in self.iterates)
         object.__setattr__(self, "iterates", records)
 
     @property
     def message(self) -> str:
-        """What the status means, and what to do if the solve has not converged."""
-        return MESSAGES[self.status]
+        """What the result means, and what to do if it is not good."""
+        sentences = [MESSAGES[self.status]]
+        if abs(self.energy_change) > SETTLED:
+            sentences.append(UNSETTLED.format(abs(self.energy_change)))
+        if self.on_data is False:
+            sentences.append(OFF_DATA)
+        return " ".join(sentences)
 
     @property
     def length(self) -> float:
-        """Metric length of the path along `curve`; NaN if the energy is not finite."""
+        """Length of the path, as `arc` measures it; NaN if the energy is not finite."""
         return float(self.arc[-1]) if math.isfinite(self.energy) else math.nan
 
     def __call__(self, u: Tensor | Sequence[float] | float) -> Tensor:
-        """Points at fractions of the metric length.
+        """Points at fractions of the length.
 
         Args:
             u: Fractions `(U,)` or a single number, in [0, 1]. Fractions 0 and 1 give the end points
@@ -125,12 +157,16 @@ class Geodesic:
         tensors = {"path": self.path, "arc": self.arc}
         if self.curve is not self.path:
             tensors["curve"] = self.curve
+        if self.nodes is not self.path:
+            tensors["nodes"] = self.nodes
         values = {
             "energy": self.energy,
             "lower_bound": self.lower_bound,
             "num_evals": self.num_evals,
             "status": self.status,
             "iterates": [list(record) for record in self.iterates],
+            "on_data": self.on_data,
+            "energy_change": self.energy_change,
         }
         return tensors, values
 
@@ -138,4 +174,5 @@ class Geodesic:
     def from_tensors(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Geodesic:
         """The geodesic from which `to_tensors` made these, bit for bit."""
         path = tensors["path"]
-        return cls(path=path, curve=tensors.get("curve", path), arc=tensors["arc"], **values)
+        curve, nodes = (tensors.get(name, path) for name in ("curve", "nodes"))
+        return cls(path=path, curve=curve, arc=tensors["arc"], nodes=nodes, **values)

@@ -11,14 +11,18 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind, check_not_negative, check_whole
-from riemannian_diffusion.geodesics.outcome import Geodesic
+from riemannian_diffusion.geodesics.outcome import SETTLED, Geodesic
 from riemannian_diffusion.geodesics.problem import Problem
 from riemannian_diffusion.geodesics.solvers import PathLBFGS, Solver
-from riemannian_diffusion.metrics import Metric, PathEnergy
-from riemannian_diffusion.paths import refine, segment_lengths
+from riemannian_diffusion.metrics import Departure, Metric, PathEnergy
+from riemannian_diffusion.paths import points_at, refine, segment_lengths, smooth
 
 _FAILED = ("nonfinite", "rounding")
 _LEAST_RESOLUTION = 2.0  # smallest length of chords, in rounding errors of the embedding
+RTOL = 1e-4  # default relative tolerance
+_PATIENCE = 3  # number of iterations in a row that must be close to the minimum
+_LEAST_TO_REFINE = 20.0  # smallest resolution at which a finer sampling shows more than rounding
+_FINEST = 8  # largest number of finer sub-chords for each sub-chord that was optimised
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Options:
     Attributes:
         num_quadrature: Number of sub-chords of each segment, at least 1.
         solver: The solver.
-        rtol: Relative tolerance of the energy.
+        rtol: Largest share of the energy by which a converged path may lie above the minimum, as
+            the solver estimates it.
         max_evals: Largest number of evaluations of energy and gradient for each problem.
 
     Raises:
@@ -37,7 +42,7 @@ class Options:
 
     num_quadrature: int = 3
     solver: Solver = field(default_factory=PathLBFGS)
-    rtol: float = 1e-3
+    rtol: float = RTOL
     max_evals: int = 200
 
     def __post_init__(self):
@@ -73,11 +78,13 @@ class Question:
         stage: Index of the metric.
         path: The path, `(K, *shape)`.
         differentiate: Whether the gradient is needed, too.
+        departures: Whether to return how far the path departs from the data, too.
     """
 
     stage: int
     path: Tensor
     differentiate: bool
+    departures: bool = False
 
 
 @dataclass
@@ -95,7 +102,7 @@ class Standing:
         evals: Number of evaluations under this metric.
         best_path: The path of least energy under this metric.
         best_energy: Energy of `best_path`.
-        stalls: Number of the latest iterations in a row that hardly lowered the energy.
+        close: Number of the latest iterations in a row that were close to the minimum.
         iterates: Number of evaluations and energy at the end of each iteration.
         solver: The state of the solver after the last iteration; None before the first.
     """
@@ -110,7 +117,7 @@ class Standing:
     evals: int
     best_path: Tensor
     best_energy: float
-    stalls: int
+    close: int
     iterates: list[tuple[int, float]]
     solver: dict[str, Any] | None
 
@@ -152,7 +159,8 @@ class Run:
         self._steps = self._solve()
         self._advance(None)
         for answer in [] if state is None else state["log"]:
-            self.take(PathEnergy(**answer))
+            departure = answer["departure"] and Departure(**answer["departure"])
+            self.take(PathEnergy(**answer | {"departure": departure}))
 
     def take(self, answer: PathEnergy) -> list[Iterate]:
         """Continue with the answer to the question; return the iterates up to the next question."""
@@ -162,7 +170,11 @@ class Run:
     def state(self) -> dict[str, Any]:
         """The state of the run: the progress at the last iteration, and the answers since then."""
         names = [item.name for item in fields(PathEnergy)]
-        log = [{name: getattr(answer, name) for name in names} for answer in self.log]
+        log: list[dict[str, Any]] = []
+        for answer in self.log:
+            log.append({name: getattr(answer, name) for name in names})
+            if answer.departure is not None:
+                log[-1]["departure"] = dict(vars(answer.departure))
         return {"standing": self._kept, "log": log}
 
     def _fresh(self, path: Tensor) -> dict[str, Any]:
@@ -175,7 +187,7 @@ class Run:
             "evals": 0,
             "best_path": path,
             "best_energy": math.inf,
-            "stalls": 0,
+            "close": 0,
             "iterates": [],
             "solver": None,
         }
@@ -220,7 +232,7 @@ class Run:
         """Minimise the energy under one metric."""
         now, options = self.now, self.options
         if now.solver is None:
-            now.evals, now.stalls, now.iterates = 0, 0, []
+            now.evals, now.close, now.iterates = 0, 0, []
             now.best_path, now.best_energy = now.path, math.inf
             self._keep()
         for_start = (options.max_evals - now.spent) // (len(self.problem.starts) - now.start)
@@ -238,11 +250,12 @@ class Run:
         given = [] if now.solver is None else [now.solver]
         steps = solver.iterate(now.path[1:-1].flatten(1), flat, budget, *given)
         answer: tuple[float, Tensor] | None = None
+        excess: float | None = None
         while True:
             try:
                 step = steps.send(answer)
             except StopIteration:
-                return "converged" if solver.patience is not None else "max_evals"
+                return "max_evals" if excess is None else "converged"
             if isinstance(step, Tensor):
                 if now.evals >= budget:
                     return "max_evals"
@@ -255,18 +268,18 @@ class Run:
                     now.best_energy, now.best_path = energy, self._whole(step.detach())
                 answer = energy, gradient
                 continue
-            (points, energy, *state), answer = step, None
-            fell = now.iterates[-1][1] - energy if now.iterates else math.inf
-            now.stalls = now.stalls + 1 if fell <= rtol * abs(energy) else 0
+            answer, energy, excess = None, step.energy, step.excess
             now.iterates = [*now.iterates, (self._num_evals(), energy)]
-            ended = solver.patience is not None and (
-                now.stalls >= solver.patience or energy - self._lower_bound() <= rtol * abs(energy)
-            )
-            if state:
-                (now.solver,) = state
+            near = excess is not None and excess <= rtol * abs(energy)
+            now.close = now.close + 1 if near else 0
+            above_bound = energy - self._lower_bound()
+            at_bound = excess is not None and 0 <= above_bound <= rtol * abs(energy)
+            ended = now.close >= _PATIENCE or at_bound
+            if step.state is not None:
+                now.solver = step.state
                 if not ended:
                     self._keep()
-            yield Iterate(self._whole(points), energy, self._num_evals(), self.index)
+            yield Iterate(self._whole(step.points), energy, self._num_evals(), self.index)
             if ended:
                 return "converged"
 
@@ -289,17 +302,45 @@ class Run:
         """The geodesic along the path that was found, by its energy on a finer sampling."""
         self._keep()
         now = self.now
-        now.stage = len(self.metrics) - 1
-        fine, status = refine(now.path, 2 * self.options.num_quadrature), now.status
-        answer = yield Question(now.stage, fine, differentiate=False)
-        energies = answer.segments.cpu().double()
-        lengths = self.metrics[now.stage].lengths_from(fine, energies).cpu().double()
-        energy = float(energies.sum())
+        now.stage, metric = len(self.metrics) - 1, self.metrics[-1]
+        before, factor = now.best_energy, self.options.num_quadrature
+        while True:
+            factor *= 2
+            fine, status = refine(now.path, factor), now.status
+            answer = yield Question(now.stage, fine, differentiate=False, departures=True)
+            energy = float(answer.segments.cpu().double().sum())
+            change = (energy - before) / abs(energy) if energy else 0.0
+            if (
+                not math.isfinite(energy)
+                or abs(change) <= SETTLED
+                or factor >= _FINEST * self.options.num_quadrature
+                or answer.resolution < _LEAST_TO_REFINE
+            ):
+                break
+            before = energy
         if not math.isfinite(energy):  # perhaps only on the finer sampling
-            status, lengths = "nonfinite", segment_lengths(fine).cpu().double()
+            status = "nonfinite"
+        if math.isfinite(energy) and not metric.flat_pace:
+            curve, lengths = fine, metric.lengths_from(fine, answer.segments)
+        else:
+            curve = smooth(now.path, factor)
+            lengths = segment_lengths(curve)
+        lengths = lengths.cpu().double()
         arc = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        bound, records = self._lower_bound(), tuple(now.iterates)
-        return Geodesic(now.path, energy, bound, now.used, status, records, fine, arc)
+        even = torch.linspace(0, 1, len(now.path), dtype=torch.float64)
+        return Geodesic(
+            path=points_at(curve, arc, even),
+            energy=energy,
+            lower_bound=self._lower_bound(),
+            num_evals=now.used,
+            status=status,
+            iterates=tuple(now.iterates),
+            curve=curve,
+            arc=arc,
+            nodes=now.path,
+            on_data=None if answer.departure is None else answer.departure.on_data,
+            energy_change=change if math.isfinite(change) else 0.0,
+        )
 
     def _lower_bound(self) -> float:
         """The lower bound of the energy under the metric of this stage."""

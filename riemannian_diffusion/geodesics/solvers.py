@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -17,34 +18,44 @@ State = dict[str, Any]
 Evaluating = Generator[Tensor, tuple[float, Tensor], T]
 
 
-class Solver(ABC):
-    """An algorithm that lowers the energy of a path; `iterate` receives the problem.
+@dataclass(frozen=True, eq=False)
+class Iteration:
+    """The end of an iteration of a solver.
 
     Attributes:
-        patience: Number of iterations in a row, each of which lowers the energy by less than the
-            share `rtol`, after which the solve has converged. None for solvers that always use all
-            their evaluations.
+        points: The points between the ends, `(K - 2, d)`.
+        energy: Their energy.
+        excess: An estimate of how far the energy lies above the minimum; None if the solver has
+            none. A solve converges by this estimate, so without it, all evaluations are used.
+        state: A state from which the solver can continue: a dict of tensors, numbers and lists of
+            these, which is not changed later. None if the solver cannot continue. A checkpoint then
+            records every evaluation.
     """
 
-    patience: int | None
+    points: Tensor
+    energy: float
+    excess: float | None = None
+    state: State | None = None
+
+
+class Solver(ABC):
+    """An algorithm that lowers the energy of a path; `iterate` receives the problem."""
 
     @abstractmethod
     def iterate(
         self, points: Tensor, flat_energy: float, max_evals: int, state: State | None = None
-    ) -> Generator[Tensor | tuple, tuple[float, Tensor] | None, None]:
+    ) -> Generator[Tensor | Iteration, tuple[float, Tensor] | None, None]:
         """Request evaluations and report iterations until the energy falls no more.
 
         `energy, gradient = yield points` evaluates the points between the ends, `(K - 2, d)`.
-        `yield points, energy, state` ends an iteration. The first iteration ends at the given
-        points. A solver may leave out the state and the argument `state`. A checkpoint then records
-        every evaluation.
+        `yield Iteration(points, energy)` ends an iteration. The first iteration ends at the given
+        points. A solver that reports no states may leave out the argument `state`.
 
         Args:
             points: The points of the first path between its ends, `(K - 2, d)`.
             flat_energy: Energy of the first path in flat space.
             max_evals: Largest number of evaluations.
-            state: A state that was yielded before, after which the solver continues. States are
-                dicts of tensors, numbers and lists of these, and are not changed later. None starts
+            state: The state of an earlier iteration, after which the solver continues. None starts
                 at `points`.
         """
 
@@ -61,8 +72,6 @@ class PathLBFGS(Solver):
         history_size: Number of stored pairs of a step and a change of the gradient, at least 1.
         precondition: Whether to use the preconditioner; False gives plain L-BFGS.
     """
-
-    patience = 3
 
     def __init__(self, history_size: int = 10, precondition: bool = True):
         check_whole(1, history_size=history_size)
@@ -82,23 +91,23 @@ class PathLBFGS(Solver):
             inverse_hessian = state["inverse_hessian"]
             pairs = [(moved, change, rho) for moved, change, rho in state["pairs"]]
 
-        def kept() -> State:
-            return {
-                "points": points,
-                "energy": energy,
-                "gradient": gradient,
-                "inverse_hessian": inverse_hessian,
-                "pairs": list(pairs),
-            }
-
-        if state is None:
-            yield points, energy, kept()
+        report = state is None
         while True:
             direction = -self._apply_inverse(pairs, inverse_hessian, gradient)
             slope = _inner(direction, gradient)
             if slope >= 0 and pairs:  # rounding errors have spoiled the history
-                pairs.clear()
+                pairs = []
                 continue
+            if report:
+                kept = {
+                    "points": points,
+                    "energy": energy,
+                    "gradient": gradient,
+                    "inverse_hessian": inverse_hessian,
+                    "pairs": pairs,
+                }
+                # the quadratic model of the energy falls by half of the slope
+                yield Iteration(points, energy, -0.5 * slope, kept)
             first = 1.0
             if not pairs and not self.precondition:
                 first = min(1.0, 1 / float(gradient.abs().sum().clamp(min=1e-30)))
@@ -108,15 +117,15 @@ class PathLBFGS(Solver):
             if step is None:
                 if not pairs:
                     return  # no descent along the preconditioned gradient: a minimum up to rounding
-                pairs.clear()
+                pairs, report = [], False
                 continue
+            report = True
             size, energy, new_gradient = step
             change, moved = new_gradient - gradient, size * direction
             points, gradient = points + moved, new_gradient
             curvature = _inner(moved, change)
             if curvature > 0:
                 pairs = [*pairs, (moved, change, 1 / curvature)][-self.history_size :]
-            yield points, energy, kept()
 
     def _inverse_hessian(self, points: Tensor) -> Tensor:
         num = len(points)
@@ -153,8 +162,6 @@ class Adam(Solver):
         final_lr: Last learning rate, in the units of the points, positive and at most `lr`.
     """
 
-    patience = None
-
     def __init__(self, lr: float = 1e-3, final_lr: float = 1e-4):
         check_finite(lr=lr, final_lr=final_lr)
         if not lr >= final_lr > 0:
@@ -175,7 +182,7 @@ class Adam(Solver):
                 energy, points.grad = yield points.clone()
                 kept = {"points": points.clone(), "gradient": points.grad, "step": step}
                 kept["moments"] = {n: m.clone() for n, m in optimizer.state[points].items()}
-                yield points.clone(), energy, kept
+                yield Iteration(points.clone(), energy, state=kept)
             state = None
             cosine = 0.5 + 0.5 * math.cos(math.pi * step / max(1, max_evals - 1))
             optimizer.param_groups[0]["lr"] = self.final_lr + (self.lr - self.final_lr) * cosine
@@ -200,11 +207,13 @@ def _strong_wolfe(
         The size of the step, and the energy and the gradient after it. If no step satisfies the
         conditions, those of the step with the lowest energy. None if no step lowered the energy.
     """
-    rounding = 4 * torch.finfo(torch.float32).eps * abs(energy0)
+    rounding = 4 * torch.finfo(points.dtype).eps * abs(energy0)
     low: _Tried = (0.0, energy0, None, slope0)
     high: _Tried | None = None
     size = first
     for _ in range(12):
+        if size * abs(slope0) <= rounding:  # rounding errors hide what the step would change
+            break
         energy, gradient = yield points + size * direction
         slope = _inner(gradient, direction)
         here = (size, energy, gradient, slope)

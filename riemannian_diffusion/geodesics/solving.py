@@ -13,7 +13,7 @@ from riemannian_diffusion.arguments import check_callable, check_points
 from riemannian_diffusion.geodesics import checkpoints
 from riemannian_diffusion.geodesics.outcome import Geodesic
 from riemannian_diffusion.geodesics.problem import Problem, Start, check_ends, listed
-from riemannian_diffusion.geodesics.runs import Iterate, Options, Run
+from riemannian_diffusion.geodesics.runs import RTOL, Iterate, Options, Run
 from riemannian_diffusion.geodesics.solvers import PathLBFGS, Solver
 from riemannian_diffusion.metrics import Metric, PathEnergy
 from riemannian_diffusion.score.model import plain_attributes
@@ -28,7 +28,7 @@ def solving(
     *,
     num_quadrature: int = 3,
     solver: Solver | None = None,
-    rtol: float = 1e-3,
+    rtol: float = RTOL,
     max_evals: int = 200,
     checkpoint: str | Path | None = None,
 ) -> Generator[Iterate, None, list[Geodesic]]:
@@ -98,17 +98,19 @@ def _answers(
     ends: Sequence[dict],
 ) -> list[tuple[Run, PathEnergy]]:
     """The answers to the questions of all runs, those on one metric in one batch."""
-    groups: dict[tuple[int, bool], list[tuple[Run, Tensor]]] = {}
+    groups: dict[tuple[int, bool, bool], list[tuple[Run, Tensor]]] = {}
     for run in runs:
         if run.question is not None:
-            key = first[run.question.stage], run.question.differentiate
-            groups.setdefault(key, []).append((run, run.question.path))
+            asked = run.question
+            key = first[asked.stage], asked.differentiate, asked.departures
+            groups.setdefault(key, []).append((run, asked.path))
     answers: dict[int, PathEnergy] = {}
-    for (stage, differentiate), group in groups.items():
+    for (stage, differentiate, departures), group in groups.items():
         found = metrics[stage].energies(
             [path for _, path in group],
             [run.problem.pair for run, _ in group],
             differentiate=differentiate,
+            departures=departures,
             ends=ends[stage],
         )
         answers |= {run.index: answer for (run, _), answer in zip(group, found, strict=True)}
@@ -124,7 +126,7 @@ def geodesic(
     num_quadrature: int = 3,
     init: Start | Sequence[Start] = None,
     solver: Solver | None = None,
-    rtol: float = 1e-3,
+    rtol: float = RTOL,
     max_evals: int = 200,
     callback: Callback | None = None,
     checkpoint: str | Path | None = None,
@@ -149,9 +151,12 @@ def geodesic(
             start has an equal share of the remaining evaluations, and the geodesic with the least
             `Geodesic.energy` is returned.
         solver: The solver; None takes `PathLBFGS()`.
-        rtol: Relative tolerance. The solve has converged when three iterations in a row lower the
-            energy by less than this share, or when the energy exceeds its lower bound by less than
-            this share.
+        rtol: Relative tolerance. The solver estimates how far the energy lies above the minimum of
+            its valley. The solve has converged when this excess is at most this share of the energy
+            in three iterations in a row, or when the energy exceeds its lower bound by at most this
+            share. The estimate is half of `g^T H g`, where H is the solver's inverse Hessian and g
+            the gradient. The default brought the energy within 0.5 % of the minimum, and the points
+            within 1 % of the length of the geodesic, on all manifolds of the benchmarks.
         max_evals: Largest number of evaluations of energy and gradient, over all starts and
             metrics.
         callback: A function that is called with an `Iterate` after every iteration.
@@ -182,7 +187,7 @@ def geodesics(
     num_quadrature: int = 3,
     init: Start | Sequence[Start] = None,
     solver: Solver | None = None,
-    rtol: float = 1e-3,
+    rtol: float = RTOL,
     max_evals: int = 200,
     callback: Callback | None = None,
     checkpoint: str | Path | None = None,

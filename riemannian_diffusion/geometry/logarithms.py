@@ -90,7 +90,7 @@ def logarithms(
         same = one.status == "rounding" and not metric.distinguishes(first, last, where)
         if one.status in ("nonfinite", "rounding") and not same:
             raise ValueError(f"No geodesic was found: {one.message}")
-    paths = torch.stack([one.path for one in found])
+    paths = torch.stack([one.nodes for one in found])
     velocities = paths[:, -1] - paths[:, 0]  # kept if a network cannot tell the ends apart
     rows = [i for i, one in enumerate(found) if one.status != "rounding"]
     if rows:

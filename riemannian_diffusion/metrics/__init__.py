@@ -7,6 +7,7 @@ denoised point.
 """
 
 from riemannian_diffusion.metrics.base import Metric
+from riemannian_diffusion.metrics.departures import Departure
 from riemannian_diffusion.metrics.energies import PathEnergy
 from riemannian_diffusion.metrics.likely import LikelyMetric
 from riemannian_diffusion.metrics.pullback import EuclideanMetric, PullbackMetric
@@ -14,6 +15,7 @@ from riemannian_diffusion.metrics.residual import ScoreJacobianMetric, TangentNo
 from riemannian_diffusion.metrics.stein import SteinScoreMetric
 
 __all__ = [
+    "Departure",
     "EuclideanMetric",
     "LikelyMetric",
     "Metric",

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.metrics.departures import Departure
 from riemannian_diffusion.metrics.energies import (
     PathBatch,
     PathEnergy,
@@ -40,6 +41,10 @@ class Metric(Composite, ABC):
     not change along the path. It may override `energy`, and then the solver minimises that energy.
     """
 
+    # Whether the points of a geodesic are paced by flat length instead of length in the metric.
+    # Metrics that read a score do so. Such a metric keeps a path on the data, but it also lengthens
+    # tangents where the denoiser's Jacobian is no exact projection, as between scattered data.
+    flat_pace = False
     # First and last fraction of a path whose places are not given, and its pair.
     _stretch: tuple[float, float, int] = (0.0, 1.0, 0)
 
@@ -132,6 +137,7 @@ class Metric(Composite, ABC):
         pairs: Sequence[int] | None = None,
         *,
         differentiate: bool = False,
+        departures: bool = False,
         ends: Ends | None = None,
     ) -> list[PathEnergy]:
         """Compute the energies of many paths, and their gradients, in common batches.
@@ -145,6 +151,8 @@ class Metric(Composite, ABC):
             pairs: For each path, the index of the pair of ends that it joins. None gives each path
                 its own index.
             differentiate: Whether to return gradients.
+            departures: Whether to return how far the paths depart from the data. It costs no
+                evaluation if the metric is pulled back by the denoiser, else one for each point.
             ends: A dict in which this metric stores values at the ends of each pair, in order to
                 evaluate them only once. Each metric needs its own dict.
 
@@ -153,9 +161,12 @@ class Metric(Composite, ABC):
         """
         batch = PathBatch(paths, range(len(paths)) if pairs is None else pairs)
         ends = {} if ends is None else ends
-        return within_memory(self, batch, lambda: self._energies(batch, differentiate, ends))
+        asked = differentiate, departures
+        return within_memory(self, batch, lambda: self._energies(batch, *asked, ends))
 
-    def _energies(self, batch: PathBatch, differentiate: bool, ends: Ends) -> list[PathEnergy]:
+    def _energies(
+        self, batch: PathBatch, differentiate: bool, departures: bool, ends: Ends
+    ) -> list[PathEnergy]:
         middles, steps, places = batch.segments()
         numbers = [len(path) - 1 for path in batch.paths]
         rows = [slice(sum(numbers[:i]), sum(numbers[: i + 1])) for i in range(len(batch))]
@@ -201,8 +212,18 @@ class Metric(Composite, ABC):
                 if overridden:
                     gradient[1:-1] += found[i][2][1:-1]
             segments = found[i][0] if overridden else weights[row] * table[row]
-            answers.append(PathEnergy(segments, gradient))
+            departure = self._departure(path, batch.places[i]) if departures else None
+            answers.append(PathEnergy(segments, gradient, departure=departure))
         return answers
+
+    def _departure(
+        self, path: Tensor, where: Where, values: Tensor | None = None
+    ) -> Departure | None:
+        """How far a path departs from the data; None if the metric reads no score.
+
+        `values` are the embeddings of its points, for metrics with an embedding.
+        """
+        return None
 
     def _serving(self, path: Tensor, places: Where, values: Tensor) -> dict[str, Callable]:
         """An `inner` with known values on the segments of a path; it evaluates all others."""

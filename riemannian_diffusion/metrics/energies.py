@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.metrics.departures import Departure
 from riemannian_diffusion.score.where import Where
 
 if TYPE_CHECKING:
@@ -27,11 +28,14 @@ class PathEnergy:
             ends, which are fixed. None if it was not requested.
         resolution: Root mean square chord of the embedding divided by the rounding error of its
             values; infinite without a network or without an embedding.
+        departure: How far the path departs from the data; None if it was not requested, or the
+            metric reads no score.
     """
 
     segments: Tensor
     gradient: Tensor | None = None
     resolution: float = torch.inf
+    departure: Departure | None = None
 
 
 class PathBatch:

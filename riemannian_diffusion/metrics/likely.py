@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from riemannian_diffusion.arguments import check_kind, check_not_negative
 from riemannian_diffusion.metrics.base import Ends, Metric, dot
+from riemannian_diffusion.metrics.departures import Departure
 from riemannian_diffusion.metrics.energies import PathBatch, PathEnergy, own_energies, same_places
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.score.where import Where
@@ -39,9 +40,11 @@ class LikelyMetric(Metric):
         lam: Weight of the log-density in squared units of the points, non-negative. The default is
             for points of variance about 1. The effect of `lam` across the data grows with
             `1 / sigma^2`, and that along the data does not depend on the noise level. A large value
-            gathers points where the density is high. At high noise in many dimensions it pulls
-            paths towards the mean of the data.
+            gathers the solver's nodes where the density is high, and leads paths there. At high
+            noise in many dimensions it pulls paths towards the mean of the data.
     """
+
+    flat_pace = True
 
     def __init__(self, score: ScoreModel, *, lam: float = 10.0):
         check_kind(ScoreModel, score=score)
@@ -65,7 +68,7 @@ class LikelyMetric(Metric):
             where: As in `Metric.energy`.
         """
         step, num, where = path[1:] - path[:-1], len(path) - 1, self._places(path, where)
-        gains: Tensor = _Gains.apply(path, self._scores(path, where))
+        gains: Tensor = _Gains.apply(path, self._scores(path, where).mean(1))
         lam = self.lam * float(where.u[-1] - where.u[0]) ** 2
         return 0.5 * num * dot(step, step) - lam * (gains[1:] + gains[:-1]) / (2 * num)
 
@@ -94,15 +97,22 @@ class LikelyMetric(Metric):
             "are unstable: solve between two points, or use extrapolate."
         )
 
-    def _energies(self, batch: PathBatch, differentiate: bool, ends: Ends) -> list[PathEnergy]:
+    def _energies(
+        self, batch: PathBatch, differentiate: bool, departures: bool, ends: Ends
+    ) -> list[PathEnergy]:
         scores = self._scores(torch.cat(batch.paths), Where.cat(batch.places))
         known = scores.split([len(path) for path in batch.paths])
+        found = own_energies(type(self).energy, self, batch, known, differentiate)
         answers = []
-        for segments, _, gradient in own_energies(
-            type(self).energy, self, batch, known, differentiate
-        ):
-            gradient[[0, -1]] = 0  # the ends are fixed
-            answers.append(PathEnergy(segments, gradient if differentiate else None))
+        for path, values, (segments, _, by_path) in zip(batch.paths, known, found, strict=True):
+            departure, gradient = None, None
+            if departures:
+                sigma = self.score.sigma
+                departure = Departure.of(path, -(sigma**2) * values, sigma)
+            if differentiate:
+                gradient = by_path
+                gradient[[0, -1]] = 0  # the ends are fixed
+            answers.append(PathEnergy(segments, gradient, departure=departure))
         return answers
 
     def _serving(self, path: Tensor, places: Where, values: Tensor) -> dict[str, Callable]:
@@ -117,7 +127,8 @@ class LikelyMetric(Metric):
 
     @torch.no_grad()
     def _scores(self, x: Tensor, where: Where) -> Tensor:
-        return self.score(x.detach(), where)
+        """All S scores at each point, `(K, S, *shape)`, without a graph."""
+        return self.score.stack(x.detach(), where)
 
 
 class _Gains(torch.autograd.Function):

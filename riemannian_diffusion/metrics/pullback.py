@@ -127,9 +127,11 @@ class PullbackMetric(Metric):
 
     # ------------------------------------------------------------------------------ many paths
 
-    def _energies(self, batch: PathBatch, differentiate: bool, ends: Ends) -> list[PathEnergy]:
+    def _energies(
+        self, batch: PathBatch, differentiate: bool, departures: bool, ends: Ends
+    ) -> list[PathEnergy]:
         if type(self).energy is Metric.energy:  # a subclass chose the energy from `inner`
-            return super()._energies(batch, differentiate, ends)
+            return super()._energies(batch, differentiate, departures, ends)
         points, places = batch.between()  # (n, *shape)
         num, numbers = len(points), [len(path) - 2 for path in batch.paths]
         embedded_ends = self._embedded_ends(batch, ends)  # (A, 2, *embedding shape)
@@ -193,7 +195,10 @@ class PullbackMetric(Metric):
                     whole[1:-1] += found[i][2][1:-1]
             segments = found[i][0] if overridden else 0.5 * len(squares) * squares
             resolution = size / self.rounding if self.rounding and size else torch.inf
-            answers.append(PathEnergy(segments, whole, resolution))
+            departure = None
+            if departures:
+                departure = self._departure(path, batch.places[i], table[row])
+            answers.append(PathEnergy(segments, whole, resolution, departure))
         return answers
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind, check_not_negative
+from riemannian_diffusion.metrics.departures import Departure, departure_of
 from riemannian_diffusion.metrics.pullback import PullbackMetric
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.score.where import Where
@@ -18,6 +19,8 @@ class _ScorePullback(PullbackMetric):
 
     There is one residual for each shared noise.
     """
+
+    flat_pace = True
 
     def __init__(self, score: ScoreModel, **weights: float):
         check_kind(ScoreModel, score=score)
@@ -35,6 +38,18 @@ class _ScorePullback(PullbackMetric):
     def embed_jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """The derivative of the embedding along `v`, `(K, S, C, *shape)`."""
         return self._scaled(v, self.score.stack_jvp(x, v, where))
+
+    def _departure(self, path, where, values=None):
+        residual = None
+        if values is not None and type(self).embed is _ScorePullback.embed:
+            residual = self._residual(values)
+        if residual is None:
+            return departure_of(self.score, path, where)
+        return Departure.of(path, residual * residual.shape[1] ** 0.5, self.score.sigma)
+
+    @abstractmethod
+    def _residual(self, values: Tensor) -> Tensor | None:
+        """The residuals `(K, S, *shape)` in embeddings, or None if these do not hold them."""
 
     def _scaled(self, x: Tensor, scores: Tensor) -> Tensor:
         return self._combine(x[:, None], -(self.score.sigma**2) * scores) / scores.shape[1] ** 0.5
@@ -63,6 +78,9 @@ class ScoreJacobianMetric(_ScorePullback):
             parts.append(self.ridge**0.5 * x.expand_as(residual))
         return torch.stack(parts, 2)
 
+    def _residual(self, values: Tensor) -> Tensor:
+        return -values[:, :, 0]
+
 
 class TangentNormalMetric(_ScorePullback):
     """The metric `G = kn J_r^T J_r + kt J_D^T J_D`, which makes steps off the manifold expensive.
@@ -89,3 +107,6 @@ class TangentNormalMetric(_ScorePullback):
         return torch.stack(
             [self.normal_weight**0.5 * residual, self.tangent_weight**0.5 * (x - residual)], 2
         )
+
+    def _residual(self, values: Tensor) -> Tensor | None:
+        return values[:, :, 0] / self.normal_weight**0.5 if self.normal_weight else None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind, check_not_negative
 from riemannian_diffusion.metrics.base import Metric, dot
+from riemannian_diffusion.metrics.departures import departure_of
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.score.where import Where
 
@@ -30,6 +31,8 @@ class SteinScoreMetric(Metric):
         normalize: Replace `s` by `sigma s / sqrt(d)`, whose square is about 1 at typical noisy
             points.
     """
+
+    flat_pace = True
 
     def __init__(
         self,
@@ -76,6 +79,9 @@ class SteinScoreMetric(Metric):
         gram = gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         weights = torch.linalg.solve(gram, _along(normals, p))  # (K, S)
         return p - (weights[:, None] @ normals).view_as(p)
+
+    def _departure(self, path, where, values=None):
+        return departure_of(self.score, path, where)
 
     def differentiable(self) -> SteinScoreMetric:
         """The metric, or a copy of it that differentiates its score."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind, check_not_negative
 from riemannian_diffusion.events import Event, Listener
+from riemannian_diffusion.geodesics import RTOL
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.pipelines.checks import (
     OUTPUT_TYPES,
@@ -156,7 +157,7 @@ class FurtherStages(MorphStages):
         conditions: Conditions | None = None,
         metric: str | MetricFactory | None = None,
         max_evals: int = 200,
-        rtol: float = 1e-3,
+        rtol: float = RTOL,
         num_quadrature: int = 3,
         callback_on_step_end: Step | None = None,
         on_event: Listener | None = None,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind
 from riemannian_diffusion.events import Event, Listener, run
-from riemannian_diffusion.geodesics import Geodesic, Solver
+from riemannian_diffusion.geodesics import RTOL, Geodesic, Solver
 from riemannian_diffusion.paths import adain as matched
 from riemannian_diffusion.paths import points_at
 from riemannian_diffusion.pipelines.checks import (
@@ -151,7 +151,7 @@ class MorphStages(ConditionedModel):
         init: MorphStart = None,
         solver: Solver | None = None,
         max_evals: int = 200,
-        rtol: float = 1e-3,
+        rtol: float = RTOL,
         num_quadrature: int = 3,
         score_mode: str | None = None,
         checkpoint: str | os.PathLike | None = None,
@@ -160,7 +160,7 @@ class MorphStages(ConditionedModel):
     ) -> MorphPath | list[MorphPath]:
         """Find the path between keyframes.
 
-        Within a gap, frames are about evenly spaced in metric length. Each gap has as many frames
+        Within a gap, frames are evenly spaced in the space of the path. Each gap has as many frames
         as it is given, whatever its length, so the speed jumps at a keyframe where the lengths per
         frame differ. `path.speeds` are the speeds of the gaps.
 

@@ -1,0 +1,69 @@
+"""A test of whether a path leaves the data, from the denoiser along it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from riemannian_diffusion.score.model import ScoreModel
+from riemannian_diffusion.score.where import Where
+
+_LARGEST_EXCESS = 1.0  # of the residual over that at the ends, in standard deviations of the noise
+_LARGEST_SHARE = 0.1  # the same, as a share of the residual at the ends
+_LARGEST_STRETCH = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Departure:
+    """How far the points of a path lie from the data, and how far the denoiser moves between them.
+
+    A path leaves the data in two ways. Its points may move away from the data: the residual grows.
+    Or it may leap from one part of the data to another: the denoised points then move much farther
+    than the points. Between two points at distance `d`, the largest stretch is `d^2 / (4 sigma^2)`
+    and the largest residual is about `d / 2`. Data with gaps narrower than about four standard
+    deviations of the noise count as connected, because the noise fills these gaps.
+
+    Attributes:
+        residuals: Norm of the residual `x - D(x)` at each point in standard deviations of the
+            noise, `(K,)`.
+        stretches: For each segment, the distance between the denoised points divided by the
+            distance between the points, `(K - 1,)`.
+    """
+
+    residuals: Tensor
+    stretches: Tensor
+
+    @classmethod
+    def of(cls, path: Tensor, residual: Tensor, sigma: float) -> Departure:
+        """The departure of a path.
+
+        Args:
+            path: The points, `(K, *shape)`.
+            residual: Their residuals under S shared noises, `(K, S, *shape)`.
+            sigma: Standard deviation of the noise, positive.
+        """
+        denoised = (path[:, None] - residual).flatten(2)
+        moved = (denoised[1:] - denoised[:-1]).norm(dim=2).mean(1)
+        steps = (path[1:] - path[:-1]).flatten(1).norm(dim=1)
+        stretches = torch.where(steps > 0, moved / steps.clamp(min=1e-30), 1.0)
+        return cls(residual.flatten(2).norm(dim=2).mean(1) / sigma, stretches)
+
+    @property
+    def on_data(self) -> bool:
+        """Whether the path stays on the data.
+
+        The residual may exceed the larger one at the ends by one standard deviation and a tenth of
+        that residual. The stretch may be up to 3. The benchmark of departures chose these limits.
+        """
+        at_ends = float(self.residuals[[0, -1]].max())
+        excess = float(self.residuals.max()) - at_ends
+        small = excess <= _LARGEST_EXCESS + _LARGEST_SHARE * at_ends
+        return small and bool((self.stretches <= _LARGEST_STRETCH).all())
+
+
+@torch.no_grad()
+def departure_of(score: ScoreModel, path: Tensor, where: Where) -> Departure:
+    """The departure of a path `(K, *shape)`, with one evaluation of the score for each point."""
+    return Departure.of(path, -(score.sigma**2) * score.stack(path, where), score.sigma)

@@ -27,6 +27,7 @@ class OwnEnergy(Metric):
         pairs=None,
         *,
         differentiate: bool = False,
+        departures: bool = False,
         ends=None,
     ) -> list[PathEnergy]:
         """The energies of many paths, and their gradients, as in `Metric.energies`."""

@@ -60,10 +60,7 @@ def summarise(morphs: Sequence[Morph]) -> str:
             if found is not None:
                 on_data = {True: "yes", False: "no", None: "–"}[found.on_data]
                 bound = f"{found.lower_bound:.4g}" if math.isfinite(found.lower_bound) else "–"
-                solved = (
-                    *(f"{found.energy:.4g}", bound, on_data),
-                    str(found.num_evals),
-                )
+                solved = (f"{found.energy:.4g}", bound, on_data, str(found.num_evals))
                 notes.append(f"**{name}**, {found.status}: {found.message}")
             lines.append(f"| {' | '.join((name, *solved, errors, f'{morph.seconds:.1f}'))} |")
     return "\n".join(lines) + "\n\n" + "\n\n".join(notes)

@@ -11,7 +11,11 @@ from torch.autograd.function import once_differentiable
 
 from riemannian_diffusion.arguments import check_kind, check_not_negative
 from riemannian_diffusion.metrics.base import Ends, Metric, dot
+<<<<<<< HEAD
 from riemannian_diffusion.metrics.departures import Departure, on_data_tangents
+=======
+from riemannian_diffusion.metrics.departures import Departure, on_data_tangents
+>>>>>>> h_curves
 from riemannian_diffusion.metrics.energies import PathBatch, PathEnergy, own_energies, same_places
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.score.where import Where
@@ -40,8 +44,8 @@ class LikelyMetric(Metric):
         lam: Weight of the log-density in squared units of the points, non-negative. The default is
             for points of variance about 1. The effect of `lam` across the data grows with
             `1 / sigma^2`, and that along the data does not depend on the noise level. A large value
-            gathers points where the density is high. At high noise in many dimensions it pulls
-            paths towards the mean of the data.
+            gathers the solver's nodes where the density is high, and leads paths there. At high
+            noise in many dimensions it pulls paths towards the mean of the data.
     """
 
     flat_pace = True
@@ -68,7 +72,7 @@ class LikelyMetric(Metric):
             where: As in `Metric.energy`.
         """
         step, num, where = path[1:] - path[:-1], len(path) - 1, self._places(path, where)
-        gains: Tensor = _Gains.apply(path, self._scores(path, where))
+        gains: Tensor = _Gains.apply(path, self._scores(path, where).mean(1))
         lam = self.lam * float(where.u[-1] - where.u[0]) ** 2
         return 0.5 * num * dot(step, step) - lam * (gains[1:] + gains[:-1]) / (2 * num)
 
@@ -97,6 +101,13 @@ class LikelyMetric(Metric):
             "are unstable: solve between two points, or use extrapolate."
         )
 
+<<<<<<< HEAD
+    def project(self, here: Tensor, there: Tensor, v: Tensor) -> Tensor:
+        """Project a tangent onto the tangents of the data at the point `there`, all `shape`."""
+        return on_data_tangents(self.score, there, v)
+
+=======
+>>>>>>> h_curves
     def project(self, here: Tensor, there: Tensor, v: Tensor) -> Tensor:
         """Project a tangent onto the tangents of the data at the point `there`, all `shape`."""
         return on_data_tangents(self.score, there, v)
@@ -108,12 +119,24 @@ class LikelyMetric(Metric):
         known = scores.split([len(path) for path in batch.paths])
         found = own_energies(type(self).energy, self, batch, known, differentiate)
         answers = []
+<<<<<<< HEAD
         for path, here, (segments, _, gradient) in zip(batch.paths, known, found, strict=True):
             gradient[[0, -1]] = 0  # the ends are fixed
             residual = -(self.score.sigma**2) * here[:, None]
             departure = Departure.of(path, residual, self.score.sigma) if departures else None
             whole = gradient if differentiate else None
             answers.append(PathEnergy(segments, whole, departure=departure))
+=======
+        for path, values, (segments, _, by_path) in zip(batch.paths, known, found, strict=True):
+            departure, gradient = None, None
+            if departures:
+                sigma = self.score.sigma
+                departure = Departure.of(path, -(sigma**2) * values, sigma)
+            if differentiate:
+                gradient = by_path
+                gradient[[0, -1]] = 0  # the ends are fixed
+            answers.append(PathEnergy(segments, gradient, departure=departure))
+>>>>>>> h_curves
         return answers
 
     def _serving(self, path: Tensor, places: Where, values: Tensor) -> dict[str, Callable]:
@@ -128,7 +151,8 @@ class LikelyMetric(Metric):
 
     @torch.no_grad()
     def _scores(self, x: Tensor, where: Where) -> Tensor:
-        return self.score(x.detach(), where)
+        """All S scores at each point, `(K, S, *shape)`, without a graph."""
+        return self.score.stack(x.detach(), where)
 
 
 class _Gains(torch.autograd.Function):

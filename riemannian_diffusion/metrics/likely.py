@@ -11,11 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from riemannian_diffusion.arguments import check_kind, check_not_negative
 from riemannian_diffusion.metrics.base import Ends, Metric, dot
-<<<<<<< HEAD
 from riemannian_diffusion.metrics.departures import Departure, on_data_tangents
-=======
-from riemannian_diffusion.metrics.departures import Departure, on_data_tangents
->>>>>>> h_curves
 from riemannian_diffusion.metrics.energies import PathBatch, PathEnergy, own_energies, same_places
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.score.where import Where
@@ -101,13 +97,6 @@ class LikelyMetric(Metric):
             "are unstable: solve between two points, or use extrapolate."
         )
 
-<<<<<<< HEAD
-    def project(self, here: Tensor, there: Tensor, v: Tensor) -> Tensor:
-        """Project a tangent onto the tangents of the data at the point `there`, all `shape`."""
-        return on_data_tangents(self.score, there, v)
-
-=======
->>>>>>> h_curves
     def project(self, here: Tensor, there: Tensor, v: Tensor) -> Tensor:
         """Project a tangent onto the tangents of the data at the point `there`, all `shape`."""
         return on_data_tangents(self.score, there, v)
@@ -119,14 +108,6 @@ class LikelyMetric(Metric):
         known = scores.split([len(path) for path in batch.paths])
         found = own_energies(type(self).energy, self, batch, known, differentiate)
         answers = []
-<<<<<<< HEAD
-        for path, here, (segments, _, gradient) in zip(batch.paths, known, found, strict=True):
-            gradient[[0, -1]] = 0  # the ends are fixed
-            residual = -(self.score.sigma**2) * here[:, None]
-            departure = Departure.of(path, residual, self.score.sigma) if departures else None
-            whole = gradient if differentiate else None
-            answers.append(PathEnergy(segments, whole, departure=departure))
-=======
         for path, values, (segments, _, by_path) in zip(batch.paths, known, found, strict=True):
             departure, gradient = None, None
             if departures:
@@ -136,7 +117,6 @@ class LikelyMetric(Metric):
                 gradient = by_path
                 gradient[[0, -1]] = 0  # the ends are fixed
             answers.append(PathEnergy(segments, gradient, departure=departure))
->>>>>>> h_curves
         return answers
 
     def _serving(self, path: Tensor, places: Where, values: Tensor) -> dict[str, Callable]:

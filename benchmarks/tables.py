@@ -144,8 +144,8 @@ GEOMETRIES = (  # name, space and label
     ("score Jacobian", "clean", "score Jacobian"),
     ("tangent-normal", "clean", "tangent-normal"),
     ("roadmap", "clean", "roadmap"),
-    ("relax", "clean", "`relax`"),
-    ("both starts, then finer", "clean", "**default**"),
+    ("both starts, then finer", "clean", "both starts, solved"),
+    ("relax", "clean", "**both starts, relaxed**"),
 )
 MANIFOLDS = {
     "C-shape": "C-shape",
@@ -183,42 +183,49 @@ def _lines(key: str, names: Mapping | Sequence, **where) -> Iterator[Line]:
         yield Line((label,), {key: value, **where})
 
 
-def _errors(score: str, manifolds: Mapping[str, str], file: str = "geometries") -> Table:
+def _errors(file: str, manifolds: Mapping[str, str], *, random: bool) -> Table:
     """Errors of all geometries on some manifolds."""
-    columns = [
-        Column(title, "{lattice:.2g} / {random:.2g}", {"manifold": name})
-        for name, title in manifolds.items()
-    ]
-    return Table(("geometry", "space"), columns, _geometries(score, file))
+    text = "{lattice:.2g} / {random:.2g}" if random else "{lattice:.2g}"
+    columns = [Column(title, text, {"manifold": name}) for name, title in manifolds.items()]
+    return Table(("geometry", "space"), columns, _geometries(file))
 
 
-def _medians(score: str) -> Table:
+def _medians(file: str, *, random: bool) -> Table:
     """Medians of all geometries over all manifolds."""
-    lattice, random = ({"manifold": "median", "samples": s} for s in ("lattice", "random"))
+    lattice, others = ({"manifold": "median", "samples": s} for s in ("lattice", "random"))
     columns = [
         Column("error", "{error:.2g}", lattice),
-        Column("error, random", "{error:.2g}", random),
         Column("at its own pace", "{own pace:.2g}", lattice),
-        Column("at its own pace, random", "{own pace:.2g}", random),
         Column("largest step", "{jump:.2f}", lattice),
         Column("length", "{len:.3f}", lattice),
         Column("points", "{points:.0f}", lattice),
         Column("with gradient", "{with gradient:.0f}", lattice),
         Column("failed", "{failed} of {rows}", lattice),
-        Column("failed, random", "{failed} of {rows}", random),
     ]
-    return Table(("geometry", "space"), columns, _geometries(score, "geometries"))
+    if random:
+        columns += [
+            Column("error, random", "{error:.2g}", others),
+            Column("at its own pace, random", "{own pace:.2g}", others),
+            Column("failed, random", "{failed} of {rows}", others),
+        ]
+    return Table(("geometry", "space"), columns, _geometries(file))
 
 
-def _geometries(score: str, file: str) -> list[Line]:
+def _geometries(file: str) -> list[Line]:
     """One line for each geometry. Rows without samples are those of `_errors`."""
-    where = {"file": file, "score": score, "samples": None}
     return [
-        Line((label, space), where | {"geometry": name, "space": space})
+        Line((label, space), {"file": file, "samples": None, "geometry": name, "space": space})
         for name, space, label in GEOMETRIES
     ]
 
 
+CLAIMS = {"file": "claims"}
+ENERGIES = (
+    *("circle in R^32", "circle in R^32, noise 0.05", "circle in R^32, noise 0.025"),
+    *("uneven circle in R^8", "uneven circle in R^8, noise 0.025"),
+    *(f"two circles, gap {gap:.2f}" for gap in (0.5, 1, 2, 4)),
+    *(f"two clouds of radius 0, gap {gap:.2f}, seed 0" for gap in (0.5, 1, 2, 4)),
+)
 C_SHAPE = {"file": "c_shape_11", "manifold": "C-shape", "samples": "lattice"}
 DIGITS = _values(
     *("on:.0%", "distance:.3f", "angle:.1f", "rms:.3f", "jump:.3f"),
@@ -293,18 +300,46 @@ IMPORTS = (
 )
 
 TABLES = {
-    "geometries, exact score": _errors("exact", MANIFOLDS),
-    "geometries, exact score, medians": _medians("exact"),
-    "geometries, learned score": _errors("learned", MANIFOLDS),
-    "geometries, held-out curves": _errors("exact", HELD_OUT, "geometries_held_out"),
-    "geometries, learned score, medians": _medians("learned"),
+    "geometries, exact score": _errors("geometries_exact", MANIFOLDS, random=True),
+    "geometries, exact score, medians": _medians("geometries_exact", random=True),
+    "geometries, learned score": _errors("geometries_learned", MANIFOLDS, random=False),
+    "geometries, learned score, medians": _medians("geometries_learned", random=False),
+    "geometries, held-out curves": _errors("geometries_held_out", HELD_OUT, random=True),
+    "claims, convergence": Table(
+        ("study",),
+        _values("cases", "excess energy=excess:.1e", "distance from the minimum=error:.1e"),
+        [Line(("convergence",), CLAIMS | {"study": "convergence", "case": "worst on the data"})],
+    ),
+    "claims, pace": Table(
+        ("curves",),
+        _values(
+            *("cases", "length=length error:.1%", "path=error:.4f", "nodes of the solver=nodes:.4f")
+        ),
+        [
+            Line((label,), CLAIMS | {"study": "pace", "case": f"worst, {label}"})
+            for label in ("lattice", "random")
+        ],
+    ),
+    "claims, departures": Table(
+        ("what",),
+        _values("cases", "wrong"),
+        list(_lines("case", ("false alarms", "missed leaps"), study="departures", **CLAIMS)),
+    ),
+    "claims, energies": Table(
+        ("case",),
+        _values(
+            *("stated=stated:.3f", "optimised=optimised:.3f", "stated change=stated change:.1%"),
+            "sub-chords",
+        ),
+        list(_lines("case", ENERGIES, study="energies", **CLAIMS)),
+    ),
     "C-shape, ten steps": Table(
         ("method", "space"),
         _values("standard deviation of the steps=std:.4f", "length over the true length=len:.2f"),
         [
             Line((label, space), {"geometry": name, "space": space, **C_SHAPE})
             for name, space, label in GEOMETRIES
-            if name in ("slerp", "score Jacobian", "tangent-normal", "both starts, then finer")
+            if name in ("slerp", "score Jacobian", "tangent-normal", "relax")
         ],
     ),
     "digits, exact score": Table(

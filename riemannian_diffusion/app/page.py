@@ -22,9 +22,8 @@ from riemannian_diffusion.app.outputs import (
     write_files,
 )
 from riemannian_diffusion.app.studio import Cancelled, Morph, Studio
-from riemannian_diffusion.pipelines.curves import CURVES, METRICS
+from riemannian_diffusion.pipelines.curves import CURVES, METRICS, check_metric
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
-from riemannian_diffusion.pipelines.morph_stages import check_metric
 from riemannian_diffusion.score.diffusion import is_flow
 
 NO_METRIC = "none"

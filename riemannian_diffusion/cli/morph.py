@@ -13,7 +13,7 @@ from riemannian_diffusion.cli.inputs import Inputs
 from riemannian_diffusion.cli.work import Work, solve_options
 from riemannian_diffusion.pipelines import GeodesicInterpolationOutput
 from riemannian_diffusion.pipelines.checks import check_inversion, check_sampling, check_solve
-from riemannian_diffusion.pipelines.morph_stages import check_metric
+from riemannian_diffusion.pipelines.curves import check_metric
 from riemannian_diffusion.score import Conditions
 from riemannian_diffusion.score.diffusion import is_flow
 
@@ -24,7 +24,7 @@ def check_options(args: argparse.Namespace, pipe: Any) -> None:
     Raises:
         ValueError: Naming the argument of the library.
     """
-    check_inversion(args.space, args.strength, args.steps, 0, args.max_batch_size, None)
+    check_inversion(args.space, args.strength, args.steps, None, args.max_batch_size, None)
     check_metric(args.metric, args.space, is_flow(pipe.scheduler))
     check_solve(None, args.max_evals, 0.0, 1, None, None)
     check_sampling(args.adain, args.attention_interpolation, args.space, None)

@@ -94,3 +94,24 @@ CURVES: dict[str, Callable[[Gap], Tensor]] = {  # for comparison: they are no me
 }
 NOISE_CURVES = ("nao", "noise_diffusion", "density")  # defined in noise space only
 UNIT_CURVES = ("nao", "noise_diffusion")  # where squared factors of data and noise add to 1
+
+
+def check_metric(metric: str | MetricFactory, space: str, is_flow: bool) -> None:
+    """Refuse what is no metric, or none for a space or a kind of model.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    names = [*METRICS, *CURVES]
+    if not callable(metric) and metric not in names:
+        raise ValueError(
+            f"`metric` must be one of {', '.join(names)} or a function `ScoreModel -> Metric`, but "
+            f"got {metric!r}."
+        )
+    if metric in NOISE_CURVES and space != "noise":
+        raise ValueError(f"metric={metric!r} needs space='noise', but got {space!r}.")
+    if metric in UNIT_CURVES and is_flow:
+        raise ValueError(
+            f"metric={metric!r} is for models whose squared factors of data and noise add to 1, "
+            "not for rectified flows."
+        )

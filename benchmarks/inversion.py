@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import frame
+import numpy as np
 import torch
 from demo_model import held_out
 from diffusers import DDIMScheduler
@@ -54,6 +55,7 @@ class Counted(ScoreModel):
         self.score, self.counts = score, counts
 
     def __call__(self, x: Tensor, where: Where | None = None) -> Tensor:
+        """The score at each point, `(K, *shape)`."""
         self.counts.append(len(x))
         return self.score(x, where)
 
@@ -149,7 +151,7 @@ def unknown(seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     page = Image.new("L", (64, 64), 255)
     ImageDraw.Draw(page).text((2, 2), "THE QUICK\nBROWN FOX\nJUMPS OVER\nTHE DOG", fill=0)
-    text = torch.tensor(list(page.getdata())).view(1, 64, 64).expand(3, -1, -1) / 255
+    text = torch.from_numpy(np.array(page)).expand(3, -1, -1) / 255
     y, x = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 64), indexing="ij")
     clouds = torch.nn.functional.interpolate(
         torch.rand(1, 3, 6, 6, generator=generator), size=64, mode="bicubic"

@@ -360,8 +360,7 @@ class FurtherStages(MorphStages):
                 shown = to_unit((yield from self._decoding(mine, max_batch_size)))
                 pasted = keys.pixels[-1:]
             errors = (shown - keys.pixels).square().flatten(1).mean(1)
-            known = torch.zeros_like(errors) if alone is None else alone
-            lost = inversion_warning(errors, known, keys.pixels)
+            lost = None if alone is None else inversion_warning(errors, alone, keys.pixels)
             if paste:
                 frames[places] = pasted
             frames = _POSTPROCESSOR.postprocess(

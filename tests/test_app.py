@@ -230,6 +230,8 @@ def test_summary(morphs):
     assert "tangent_normal, gap 2" in text and morphs[0].geodesics[0].message in text
     assert f"{morphs[0].geodesics[1].lower_bound:.4g}" in text
     assert "| slerp, gap 1 | – | – | – |" in text
+    for morph in morphs:  # one model has warned of the same images twice
+        assert morph.warnings and text.count(f"**Warning:** {morph.warnings[0]}") == 1
 
 
 def test_an_unknown_lower_bound_is_left_out(tiny_pipe, pictures):

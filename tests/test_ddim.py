@@ -1,6 +1,7 @@
 """DDIM compared with diffusers' schedulers, with its own inverse, and with a closed form."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -145,6 +146,108 @@ def test_samples_invert_to_their_noise():
     clean = sample(mixture_levels, noise, TIMESTEPS)
     again = invert(mixture_levels, clean, TIMESTEPS, fixed_point_iterations=60)
     assert_close(again, noise, rtol=0, atol=1e-9)
+
+
+# ------------------------------------------------------------------------------- hard round trips
+
+
+class Counting(GaussianMixtureScore):
+    """Records the number of points of every evaluation."""
+
+    sizes: list
+
+    def __call__(self, x, where=None):
+        self.sizes.append(len(x))
+        return super().__call__(x, where)
+
+
+def coarse_levels(seed, std, sizes=None):
+    """Six narrow Gaussians in R^3."""
+    means = randn(6, 3, seed=seed)
+
+    def level(timestep):
+        abar = float(SCHEDULER.alphas_cumprod[timestep])
+        kind = GaussianMixtureScore if sizes is None else Counting
+        made = kind(means, (1 - abar) ** 0.5, std=std, alpha=abar**0.5)
+        made.sizes = sizes
+        return made
+
+    return means, level
+
+
+def errors_of(levels, x, noise, timesteps):
+    return (sample(levels, noise, timesteps) - x).norm(dim=1) / x.norm(dim=1)
+
+
+@pytest.mark.parametrize("num_steps", [5, 10, 50])
+def test_iterations_never_harm(num_steps):
+    """Between modes, fixed-point iteration diverges; the better inverse is kept, with a warning."""
+    timesteps = range(1, 1000, 1000 // num_steps)
+    better = failed = 0
+    for seed in range(4):
+        _, levels = coarse_levels(seed, 0.1)
+        x = randn(8, 3, seed=seed + 100)  # anywhere, not near the modes
+        plain = errors_of(
+            levels, x, invert(levels, x, timesteps, fixed_point_iterations=0), timesteps
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = errors_of(levels, x, invert(levels, x, timesteps), timesteps)
+        assert (found <= plain * (1 + 1e-9)).all()
+        assert bool(caught) == bool((found > 0.05).any())
+        better, failed = better + int((found < plain / 10).sum()), failed + len(caught)
+    assert better >= 10 and failed >= 1
+
+
+def test_few_points_are_evaluated():
+    """Near the data, a fine schedule needs few iterations, and those at its cleanest levels."""
+    sizes = []
+    means, levels = coarse_levels(0, 0.3, sizes)
+    x = means + 0.3 * randn(6, 3, seed=1)
+    noise = invert(levels, x, TIMESTEPS)
+    assert len(TIMESTEPS) * len(x) <= sum(sizes) < 1.5 * len(TIMESTEPS) * len(x)
+    assert 0 < min(sizes) < len(x)  # points that have converged are left out
+    assert errors_of(levels, x, noise, TIMESTEPS).max() < 5e-3
+
+
+@pytest.mark.parametrize("num_steps", [5, 30])
+def test_other_points_do_not_matter(num_steps):
+    timesteps = range(1, 1000, 1000 // num_steps)
+    means, levels = coarse_levels(0, 0.2)
+    x = torch.cat([means + 0.2 * randn(6, 3, seed=1), randn(3, 3, seed=2)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        together = invert(levels, x, timesteps)
+        alone = torch.cat([invert(levels, point[None], timesteps) for point in x])
+    assert_close(together, alone, rtol=1e-6, atol=1e-9)
+
+
+def test_tolerance_bounds_the_round_trip():
+    errors = []
+    x = randn(5, 1, 2, 2) + 0.3 * randn(5, 1, 2, 2, seed=1)
+    for tol in (1e-2, 1e-4, 1e-6, 0.0):
+        noise = invert(mixture_levels, x, TIMESTEPS, tol=tol)
+        back = sample(mixture_levels, noise, TIMESTEPS)
+        missed = (back - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
+        errors.append(float(missed.max()))
+        assert errors[-1] < 10 * tol + 1e-10
+    assert errors[0] > 1e-4  # the first tolerance is used
+
+
+def test_zero_is_inverted():
+    levels = gaussian_levels(20, randn(2, 3), 0.5)
+    x = torch.zeros(2, 2, 3).double()
+    back = sample(levels, invert(levels, x, range(20)), range(20))
+    assert_close(back, x, rtol=0, atol=2e-3)
+
+
+def test_infinite_noise_is_not_hidden():
+    class Broken(GaussianMixtureScore):
+        def __call__(self, x, where=None):
+            return super().__call__(x, where) * NAN_
+
+    x = randn(2, 3)
+    assert invert(lambda t: Broken(x, 0.5), x, [1, 2]).isnan().all()
 
 
 # ------------------------------------------------------------------------------------- closed form
@@ -306,6 +409,11 @@ def test_the_loops_are_differentiable():
 def test_bad_arguments(function, options, message):
     with pytest.raises(ValueError, match=message):
         function(**{"model": mixture_levels, "x": randn(2, 1, 2, 2), "timesteps": [1]} | options)
+
+
+def test_bad_tolerance():
+    with pytest.raises(ValueError, match="`tol` must not be negative, but got -1"):
+        invert(mixture_levels, randn(2, 1, 2, 2), [1], tol=-1.0)
 
 
 def test_bad_number_of_iterations():

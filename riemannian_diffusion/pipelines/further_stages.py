@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,9 +25,10 @@ from riemannian_diffusion.pipelines.checks import (
 from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
 from riemannian_diffusion.pipelines.model import to_unit
-from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
+from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, chained
 from riemannian_diffusion.pipelines.morph_stages import MorphStages, Step
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
+from riemannian_diffusion.pipelines.quality import autoencoder_warning, inversion_warning
 from riemannian_diffusion.pipelines.retiming import Distance, find_distance, retiming
 from riemannian_diffusion.pipelines.stages import replaced_times
 from riemannian_diffusion.pipelines.starts import continuation, transported
@@ -222,7 +224,7 @@ class FurtherStages(MorphStages):
         third = self._run(self._inverting(draft, None), on_event)
         ours = keys.levels.conditions
         first = ours.at_knots([0])
-        bridge = _chain([(keys, 0), (third, 0)], Conditions.through([(first, 1), (theirs, 1)]))
+        bridge = chained([(keys, 0), (third, 0)], Conditions.through([(first, 1), (theirs, 1)]))
         options = {"max_evals": max_evals, "rtol": rtol, "num_quadrature": num_quadrature}
         solved = self.solve(bridge, metric, num_frames=len(path), on_event=on_event, **options)
         found = self.sample(
@@ -232,7 +234,7 @@ class FurtherStages(MorphStages):
             on_event=on_event,
         )
         turned = ours.at_knots([1, 0])
-        three = _chain(
+        three = chained(
             [(keys, 1), (keys, 0), (third, 0)], Conditions.through([(turned, 2), (theirs, 1)])
         )
         whole = MorphPath(
@@ -304,10 +306,13 @@ class FurtherStages(MorphStages):
             on_event: Receives events; None shows progress bars.
 
         Returns:
-            The frames, and the reconstruction errors of the keyframes.
+            The frames, the reconstruction errors of the keyframes, and warnings about them.
 
         Raises:
             ValueError: If a path has not been sampled, or an argument is out of range.
+
+        Warns:
+            UserWarning: If inversion and sampling lose more than a tenth of a keyframe's variance.
 
         Examples:
             >>> from PIL import Image
@@ -340,9 +345,10 @@ class FurtherStages(MorphStages):
         """Events of decoding; returns the entries of the output."""
         keys, latents = path.keys, path.shown
         mine = _sampled(path)[path.key_indices]  # the keyframes' clean latents
-        flags = None
+        alone, flags = keys.autoencoder_error, None
         if output_type == "latent":
             frames, errors = latents, (mine - keys.clean).square().flatten(1).mean(1)
+            lost = inversion_warning(errors, torch.zeros_like(errors), keys.clean)
         else:
             decoded = yield from self._decoding(latents, max_batch_size)
             frames, flags = self._check_safety(decoded)
@@ -355,13 +361,20 @@ class FurtherStages(MorphStages):
                 shown = to_unit((yield from self._decoding(mine, max_batch_size)))
                 pasted = keys.pixels[-1:]
             errors = (shown - keys.pixels).square().flatten(1).mean(1)
+            lost = None if alone is None else inversion_warning(errors, alone, keys.pixels)
             if paste:
                 frames[places] = pasted
             frames = _POSTPROCESSOR.postprocess(
                 frames, output_type, do_denormalize=[False] * len(frames)
             )
-        geodesics = list(path.geodesics)
-        return frames, geodesics, path.points, errors.tolist(), flags, path
+        if lost is not None:
+            warnings.warn(lost, stacklevel=2)
+        found = autoencoder_warning(alone, keys.pixels), lost
+        return (
+            *(frames, list(path.geodesics), path.points, errors.tolist(), flags, path),
+            None if alone is None else alone.tolist(),
+            [text for text in found if text is not None],
+        )
 
 
 def _untransported(path: MorphPath) -> MorphPath:
@@ -385,16 +398,3 @@ def _sampled(path: MorphPath) -> Tensor:
     if path.latents is None:
         raise ValueError("This path has no clean latents yet: call `pipe.sample(path)` first.")
     return path.latents
-
-
-def _chain(parts: Sequence[tuple[Keyframes, int]], conditions: Conditions) -> Keyframes:
-    """Single keyframes of several, in order, under conditions of their own."""
-    first = parts[0][0]
-    pixels, clean, points = (
-        torch.stack([getattr(keys, name)[i] for keys, i in parts])
-        for name in ("pixels", "clean", "points")
-    )
-    levels = replace(first.levels, conditions=conditions)
-    return replace(
-        first, pixels=pixels, clean=clean, points=points, levels=levels, frame_numbers=None
-    )

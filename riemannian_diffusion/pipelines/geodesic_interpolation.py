@@ -27,8 +27,6 @@ from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
 from riemannian_diffusion.score import Conditions
 
-FIXED_POINT_ITERATIONS = 5
-
 
 class GeodesicInterpolationMixin(FurtherStages):
     """Morphs images into each other along geodesics of a diffusion model's data manifold.
@@ -106,7 +104,7 @@ class GeodesicInterpolationMixin(FurtherStages):
             on_event: Receives the events of all stages; None shows progress bars.
 
         Returns:
-            The frames, the geodesics, the reconstruction errors and the path.
+            The frames, the geodesics, the reconstruction errors, the path and warnings.
 
         Raises:
             ValueError: If an argument is out of range, the images' sizes differ or do not fit the
@@ -116,7 +114,7 @@ class GeodesicInterpolationMixin(FurtherStages):
         # 1. Check everything before the work begins; one morph is a batch of one
         single, morphs, prompts = split_morphs(image, prompt)
         check_inversion(
-            *(space, strength, num_inference_steps, FIXED_POINT_ITERATIONS),
+            *(space, strength, num_inference_steps, None),
             *(max_batch_size, generator),
         )
         check_metric(metric, space, self._is_flow)
@@ -140,7 +138,6 @@ class GeodesicInterpolationMixin(FurtherStages):
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 conditions=mine,
-                fixed_point_iterations=FIXED_POINT_ITERATIONS,
                 max_batch_size=max_batch_size,
                 generator=generator,
                 on_event=on_event,

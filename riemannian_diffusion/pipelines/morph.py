@@ -16,7 +16,7 @@ from riemannian_diffusion.geodesics import Geodesic
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.paths import length
 from riemannian_diffusion.pipelines import storage
-from riemannian_diffusion.score import Where
+from riemannian_diffusion.score import Conditions, Where
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +34,13 @@ class Keyframes:
         levels: The model under the keyframes' conditions; its schedule holds the steps between the
             clean latents and the points, or in clean space the level of the metric.
         noise: The noise `(C, h, w)` under which a path in clean space is read; else None.
-        fixed_point_iterations: Evaluations per step of inversion after the first.
+        fixed_point_iterations: Evaluations per step of inversion after the first; None where each
+            step took as many as it needed.
         frame_numbers: The number of each keyframe's frame, rising from 0; None where the keyframes
             are not placed.
         model: A digest of the model that made the points.
+        autoencoder_error: Mean squared error of each image, encoded and decoded `(P,)`; None if it
+            is unknown.
     """
 
     pixels: Tensor
@@ -46,9 +49,10 @@ class Keyframes:
     space: str
     levels: Levels
     noise: Tensor | None = None
-    fixed_point_iterations: int = 5
+    fixed_point_iterations: int | None = None
     frame_numbers: tuple[int, ...] | None = None
     model: str = ""
+    autoencoder_error: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -115,8 +119,9 @@ class Keyframes:
     def _packed(self) -> tuple[storage.Tensors, storage.Settings]:
         tensors, levels = storage.pack_levels(self.levels)
         tensors |= {"pixels": self.pixels, "clean": self.clean, "points": self.points}
-        if self.noise is not None:
-            tensors["noise"] = self.noise
+        for name in ("noise", "autoencoder_error"):
+            if getattr(self, name) is not None:
+                tensors[name] = getattr(self, name)
         names = ("space", "fixed_point_iterations", "frame_numbers", "model")
         return tensors, {"levels": levels} | {name: getattr(self, name) for name in names}
 
@@ -130,7 +135,24 @@ class Keyframes:
             settings["fixed_point_iterations"],
             None if numbers is None else tuple(numbers),
             settings["model"],
+            tensors.get("autoencoder_error"),
         )
+
+
+def chained(parts: Sequence[tuple[Keyframes, int]], conditions: Conditions) -> Keyframes:
+    """Single keyframes of several, in order, under conditions of their own."""
+    first = parts[0][0]
+
+    def stacked(name: str) -> Tensor | None:
+        values = [getattr(keys, name) for keys, _ in parts]
+        if any(value is None for value in values):
+            return None
+        return torch.stack([one[i] for one, (_, i) in zip(values, parts, strict=True)])
+
+    names = ("pixels", "clean", "points", "autoencoder_error")
+    own: dict[str, Any] = {name: stacked(name) for name in names}
+    levels = replace(first.levels, conditions=conditions)
+    return replace(first, levels=levels, frame_numbers=None, **own)
 
 
 def check_num_frames(num_frames: Any, num_gaps: int) -> list[int]:

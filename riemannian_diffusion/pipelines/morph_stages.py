@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +33,10 @@ from riemannian_diffusion.pipelines.curves import (
     check_metric,
 )
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
+from riemannian_diffusion.pipelines.model import to_unit
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
 from riemannian_diffusion.pipelines.progress import ProgressBars
+from riemannian_diffusion.pipelines.quality import autoencoder_warning
 from riemannian_diffusion.pipelines.stages import (
     inverting,
     sampling,
@@ -66,7 +69,7 @@ class MorphStages(ConditionedModel):
         guidance_scale: float = 1.0,
         guidance_damping: float = 0.0,
         conditions: Conditions | None = None,
-        fixed_point_iterations: int = 5,
+        fixed_point_iterations: int | None = None,
         frame_numbers: Sequence[int] | None = None,
         max_batch_size: int | None = 8,
         generator: torch.Generator | None = None,
@@ -102,6 +105,9 @@ class MorphStages(ConditionedModel):
         Raises:
             ValueError: If an argument is out of range, the images' sizes differ or do not fit the
                 model, or the scheduler has no levels of the model's kind.
+
+        Warns:
+            UserWarning: If the autoencoder loses more than a tenth of an image's variance.
 
         Examples:
             >>> from PIL import Image
@@ -319,15 +325,19 @@ class MorphStages(ConditionedModel):
         self, draft: Keyframes, generator: torch.Generator | None
     ) -> Generator[Event, Any, Keyframes]:
         """Events of encoding and inversion; returns the keyframes with latents and points."""
-        levels = draft.levels
-        clean = yield from self._encoding(draft.pixels, levels.max_batch_size)
+        levels, pixels = draft.levels, draft.pixels
+        clean = yield from self._encoding(pixels, levels.max_batch_size)
+        decoded = to_unit(run(self._decoding(clean, levels.max_batch_size)))
+        error = (decoded - pixels).square().flatten(1).mean(1)
+        if (text := autoencoder_warning(error, pixels)) is not None:
+            warnings.warn(text, stacklevel=2)
         points, noise = clean, draft.noise
         if draft.space == "clean":
             if noise is None:
                 noise = randn_tensor(clean.shape[1:], generator, clean.device, clean.dtype)
         else:
             points = yield from inverting(levels, clean, draft.where, draft.fixed_point_iterations)
-        return replace(draft, clean=clean, points=points, noise=noise)
+        return replace(draft, clean=clean, points=points, noise=noise, autoencoder_error=error)
 
     def _sampling(
         self, path: MorphPath, on_step: OnStep

@@ -23,6 +23,11 @@ class GeodesicInterpolationOutput(BaseOutput):
             in [0, 1] (of latents for `output_type="latent"`).
         nsfw_content_detected: One flag per frame, or None without a safety checker.
         path: The `MorphPath`, which further stages take and which can be saved.
+        autoencoder_error: Mean squared error of each keyframe, encoded and decoded, of images in
+            [0, 1]: the part of `reconstruction_error` that no inversion can avoid. None if the
+            keyframes come from a file that lacks it.
+        warnings: Sentences about keyframes that the model does not know or the morph does not show.
+            Each was also a `UserWarning` of the stage that found it.
     """
 
     frames: Any
@@ -31,3 +36,5 @@ class GeodesicInterpolationOutput(BaseOutput):
     reconstruction_error: Any
     nsfw_content_detected: Any
     path: Any
+    autoencoder_error: Any
+    warnings: Any

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from riemannian_diffusion.adaptation import interpolated_attention
 from riemannian_diffusion.arguments import kind_of
-from riemannian_diffusion.ddim import invert, invert_steps, sample_steps
-from riemannian_diffusion.events import Event
+from riemannian_diffusion.ddim import invert_steps, sample_steps
+from riemannian_diffusion.events import Event, run
 from riemannian_diffusion.geodesics import Geodesic, Problem, Start, solving
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.metrics import Metric
@@ -33,7 +33,7 @@ from riemannian_diffusion.score import Conditions, ScoreModel, SharedNoiseScore,
 
 
 def inverting(
-    levels: Levels, clean: Tensor, where: Where, fixed_point_iterations: int
+    levels: Levels, clean: Tensor, where: Where, fixed_point_iterations: int | None
 ) -> Generator[Event, Any, Tensor]:
     """Invert clean latents `(K, C, h, w)` to the noisiest step of the levels' schedule."""
     schedule = levels.schedule
@@ -167,15 +167,8 @@ def to_path_space(gap: Gap, clean: Tensor) -> Tensor:
     """Clean latents `(F, C, h, w)` along a gap as points of the path's space."""
     if gap.keys.space == "clean":
         return clean.clone()
-    schedule = gap.levels.schedule
-    return invert(
-        gap.levels,
-        clean,
-        schedule.timesteps,
-        final_abar=schedule.final_abar,
-        fixed_point_iterations=gap.keys.fixed_point_iterations,
-        where=Where.even(len(clean)),
-    )
+    where = Where.even(len(clean))
+    return run(inverting(gap.levels, clean, where, gap.keys.fixed_point_iterations))
 
 
 class InterpolatedAttentionScore(ScoreModel):

@@ -1,12 +1,10 @@
-"""Deterministic DDIM between noise levels, forwards and backwards (Song et al., arXiv 2010.02502).
+"""Inversion of DDIM: from clean points to the noise that sampling turns into them.
 
-In the coordinates `z = x / alpha` and `tau = sigma / alpha`, a DDIM step is the Euler step
-`z' = z + (tau' - tau) eps`. Sampling evaluates `eps` at the start of its step. Inversion must undo
-exactly that step, so it evaluates `eps` at the end of its own step. This is an implicit equation.
-Its first guess extrapolates `eps` from the last two levels; Anderson acceleration (Walker and Ni,
-SIAM J. Numer. Anal. 49, 2011) solves it where that guess is not good enough, which is at the two or
-three cleanest levels. For a rectified flow, `x = (1 - t) x_0 + t eps`, the same formula is the
-Euler step along the velocity `v`, `x' = x + (t' - t) v`.
+Sampling evaluates `eps` at the start of its step. Inversion must undo exactly that step, so it
+evaluates `eps` at the end of its own step. This is an implicit equation. Its first guess
+extrapolates `eps` from the last two levels. Where that is not good enough, which is at the two or
+three cleanest levels, Anderson acceleration solves it (Walker and Ni, SIAM J. Numer. Anal. 49,
+2011).
 
 For the exact model of a Gaussian mixture, each step of sampling is a strictly monotone map, so the
 equation has one root at most. But plain fixed-point iteration need not find it: between modes, at
@@ -18,25 +16,23 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.arguments import (
-    check_callable,
-    check_kind,
-    check_not_negative,
-    check_points,
-    check_tensor,
-    check_whole,
-    is_finite,
+from riemannian_diffusion.arguments import check_not_negative, check_points, check_whole
+from riemannian_diffusion.ddim.steps import (
+    Factors,
+    Levels,
+    factors_of,
+    level_of,
+    sample,
+    sorted_timesteps,
+    step,
 )
 from riemannian_diffusion.score import ScoreModel, Where
-
-Levels = Callable[[float], ScoreModel]
-Factors = tuple[float, float]  # of the data and of the noise at a level
 
 MAX_ITERATIONS = 20  # evaluations per step after the first, where their number is not given
 MEMORY = 2  # former iterates that Anderson acceleration uses
@@ -45,29 +41,6 @@ DOUBT = 0.01  # a larger residual after the last iteration makes a point doubtfu
 DOUBT_AT_FIRST = 0.05  # so does a larger residual of an extrapolated guess
 POOR = 0.01  # a doubtful point with a larger round-trip error is also inverted without iterations
 FAILED = 0.05  # a larger round-trip error is worth a warning
-
-
-def ddim_step(x: Tensor, eps: Tensor, abar_from: float, abar_to: float) -> Tensor:
-    """Take one deterministic step between two noise levels, in either direction.
-
-    Args:
-        x: Points `(K, *shape)` at the level `abar_from`.
-        eps: The predicted noise, `(K, *shape)`.
-        abar_from: Squared factor of the clean data at the start of the step, in (0, 1].
-        abar_to: Squared factor of the clean data at the end of the step, in (0, 1].
-
-    Returns:
-        Points `(K, *shape)` at the level `abar_to`.
-
-    Raises:
-        ValueError: If a level lies outside (0, 1], or the shapes differ.
-    """
-    check_tensor(x=x, eps=eps)
-    if x.shape != eps.shape:
-        raise ValueError(
-            f"`x` and `eps` must have one shape, but got {tuple(x.shape)} and {tuple(eps.shape)}."
-        )
-    return _step(x, eps, _factors("abar_from", abar_from), _factors("abar_to", abar_to))
 
 
 def invert(
@@ -96,8 +69,9 @@ def invert(
             as many as each point needs to reach `tol`, at most 20. With 0 this is the usual
             approximate inversion, which evaluates `eps` at the start of its step.
         tol: Where `fixed_point_iterations` is None: the residual at which the iteration of a step
-            ends, non-negative. The residual is the distance between the point from which the step
-            starts and the point to which sampling returns, relative to the norm of that point.
+            ends, non-negative. The residual is the distance by which sampling misses the point
+            where the step started, in units of the clean data, relative to the norm of the clean
+            point.
         where: The places of the points on their paths, for scores that change along the path.
 
     Returns:
@@ -123,70 +97,6 @@ def invert(
     return points
 
 
-def sample(
-    model: Levels,
-    x: Tensor,
-    timesteps: Iterable[float],
-    *,
-    final_abar: float = 1.0,
-    where: Where | None = None,
-) -> Tensor:
-    """Turn noisy points into clean points.
-
-    Args:
-        model: As in `invert`.
-        x: Points `(K, *shape)` at the noisiest of the timesteps.
-        timesteps: As in `invert`.
-        final_abar: As in `invert`.
-        where: As in `invert`.
-
-    Returns:
-        Clean points `(K, *shape)`.
-
-    Raises:
-        ValueError: As in `invert`.
-    """
-    steps = sample_steps(model, x, timesteps, final_abar=final_abar, where=where)
-    return deque(steps, maxlen=1).pop()
-
-
-def sdedit(
-    model: Levels,
-    x: Tensor,
-    timesteps: Iterable[float],
-    *,
-    final_abar: float = 1.0,
-    generator: torch.Generator | None = None,
-    where: Where | None = None,
-) -> Tensor:
-    """Add noise to clean points and sample back: SDEdit (Meng et al., arXiv 2108.01073).
-
-    Args:
-        model: As in `invert`.
-        x: Clean points `(K, *shape)`.
-        timesteps: The timesteps of the noisy levels to visit, in any order. The added noise is that
-            of the noisiest level.
-        final_abar: As in `invert`.
-        generator: Source of the noise.
-        where: As in `invert`.
-
-    Returns:
-        Samples of the model near the given points, `(K, *shape)`. More noise moves them farther.
-
-    Raises:
-        ValueError: As in `invert`.
-    """
-    check_points(x=x)
-    levels = _checked(timesteps)
-    level = _level(model, levels[-1])
-    if generator is not None:
-        check_kind(torch.Generator, generator=generator)
-    device = x.device if generator is None else generator.device
-    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
-    noisy = level.alpha * x + level.sigma * noise
-    return sample(model, noisy, levels, final_abar=final_abar, where=where)
-
-
 def invert_steps(
     model: Levels,
     x: Tensor,
@@ -201,30 +111,6 @@ def invert_steps(
     steps = _inversion(model, x, timesteps, final_abar, fixed_point_iterations, tol, where)
     for points, _ in steps:
         yield points
-
-
-def sample_steps(
-    model: Levels,
-    x: Tensor,
-    timesteps: Iterable[float],
-    *,
-    final_abar: float = 1.0,
-    where: Where | None = None,
-) -> Generator[Tensor, Tensor | None, None]:
-    """Yield the points of `sample` after each of its steps.
-
-    If the caller sends points back to the generator, the next step starts from them.
-    """
-    check_points(x=x)
-    levels = _checked(timesteps)[::-1]
-    for i, timestep in enumerate(levels):
-        level, target = _level(model, timestep), _factors("final_abar", final_abar)
-        if i + 1 < len(levels):
-            following = _level(model, levels[i + 1])
-            target = following.alpha, following.sigma
-        x = _step(x, -level.sigma * level(x, where), (level.alpha, level.sigma), target)
-        sent = yield x
-        x = x if sent is None else sent
 
 
 def _inversion(
@@ -248,20 +134,22 @@ def _inversion(
         tol = 0.0
     explicit = fixed_point_iterations == 0
     num = MAX_ITERATIONS if fixed_point_iterations is None else fixed_point_iterations
-    x, current = clean, _factors("final_abar", final_abar)
+    x, current, norms = clean, factors_of("final_abar", final_abar), None
     errors = clean.new_zeros(len(clean))
     doubtful = errors > 0
     noises: list[tuple[float, Tensor]] = []  # sigma / alpha and eps of the last two levels
     visited: dict[float, ScoreModel] = {}
-    pending = _checked(timesteps)
+    pending = sorted_timesteps(timesteps)
     for timestep in pending:
-        level = visited[timestep] = _level(model, timestep)
+        level = visited[timestep] = level_of(model, timestep)
         target = level.alpha, level.sigma
         ratio = level.sigma / level.alpha
+        if norms is None:  # where data are 0, noise gives the scale
+            norms = _norms(clean).clamp_min(ratio * clean[0].numel() ** 0.5)
         guess = x
         if noises and not explicit:
-            guess = _step(x, _extrapolated(noises, ratio), current, target)
-        found = _solve(_ImplicitStep(level, x, current, where), guess, num, tol)
+            guess = step(x, _extrapolated(noises, ratio), current, target)
+        found = _solve(_ImplicitStep(level, x, current, where, norms), guess, num, tol)
         if not explicit:
             errors = errors.maximum(found.residual)
             doubtful = doubtful | (found.residual > DOUBT)
@@ -272,7 +160,7 @@ def _inversion(
         if len(visited) == len(pending) and doubtful.any():
             which = doubtful.nonzero()[:, 0]
             here = None if where is None else where[which]
-            better, error = _better(visited, clean[which], x[which], final_abar, here)
+            better, error = _better(visited, clean[which], x[which], norms[which], final_abar, here)
             x, errors = x.index_copy(0, which, better), errors.index_copy(0, which, error)
         yield x, errors
 
@@ -295,28 +183,27 @@ class _ImplicitStep:
         x: Points where it starts, `(K, *shape)`.
         start: Factors of data and noise where it starts.
         where: The places of the points, or None.
+        norms: Norms of the clean points, `(K,)`.
     """
 
     level: ScoreModel
     x: Tensor
     start: Factors
     where: Where | None
+    norms: Tensor
 
     def __call__(self, points: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate `eps` at some of the points.
 
         Returns:
-            The noise and the change `step(x, eps(p)) - p`, like `points`, and the residual: the
-            distance between `x` and the points to which sampling takes `points`, relative to the
-            norm of `x`, or to that of the step's noise where `x` is smaller.
+            The noise and the change `step(x, eps(p)) - p`, like `points`, and the residual `(K,)`.
         """
-        level, x = self.level, self.x[which]
+        level = self.level
         where = None if self.where is None else self.where[which]
         noise = -level.sigma * level(points, where)
-        change = _step(x, noise, self.start, (level.alpha, level.sigma)) - points
-        scale = self.start[0] / level.alpha
-        least = scale * level.sigma * x[0].numel() ** 0.5
-        return noise, change, scale * _norms(change) / _norms(x).clamp_min(least)
+        change = step(self.x[which], noise, self.start, (level.alpha, level.sigma)) - points
+        # Sampling misses `x / alpha` by as much as the change, once both are divided by alpha.
+        return noise, change, _norms(change) / (level.alpha * self.norms[which])
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,12 +216,12 @@ class _Solution:
     residual: Tensor
 
 
-def _solve(step: _ImplicitStep, guess: Tensor, iterations: int, tol: float) -> _Solution:
+def _solve(equation: _ImplicitStep, guess: Tensor, iterations: int, tol: float) -> _Solution:
     """Solve the equation of a step, each point until its residual is `tol`."""
     tol = max(tol, 4 * torch.finfo(guess.dtype).eps)
     which = torch.arange(len(guess), device=guess.device)  # the points that have not converged
     points, history = guess, list[tuple[Tensor, Tensor]]()
-    noise, change, residual = step(points, which)
+    noise, change, residual = equation(points, which)
     best, least, first = [points, noise, change], residual, residual
     for _ in range(iterations):
         going = (least[which] > tol) & residual.isfinite()
@@ -343,7 +230,7 @@ def _solve(step: _ImplicitStep, guess: Tensor, iterations: int, tol: float) -> _
         which, history = which[going], [(p[going], c[going]) for p, c in history]
         history = [*history[-MEMORY:], (points[going], change[going])]
         points = _mixed(history)
-        noise, change, residual = step(points, which)
+        noise, change, residual = equation(points, which)
         better = residual < least[which]
         chosen = which[better]
         least = least.index_copy(0, chosen, residual[better])
@@ -379,26 +266,25 @@ def _better(
     visited: dict[float, ScoreModel],
     clean: Tensor,
     points: Tensor,
+    norms: Tensor,
     final_abar: float,
     where: Where | None,
 ) -> tuple[Tensor, Tensor]:
     """The better of inverted points and those without iterations, with their round-trip errors."""
     timesteps, model = list(visited), visited.__getitem__
-    first = visited[timesteps[0]]
-    least = first.sigma / first.alpha * clean[0].numel() ** 0.5
 
     @torch.no_grad()
-    def error_of(noisy: Tensor, clean: Tensor, where: Where | None) -> Tensor:
+    def miss(noisy: Tensor, clean: Tensor, where: Where | None) -> Tensor:
         back = sample(model, noisy, timesteps, final_abar=final_abar, where=where)
-        return _norms(back - clean) / _norms(clean).clamp_min(least)
+        return _norms(back - clean)
 
-    errors = error_of(points, clean, where)
+    errors = miss(points, clean, where) / norms
     which = (errors > POOR).nonzero()[:, 0]
     if len(which) == 0:
         return points, errors
     some, here = clean[which], None if where is None else where[which]
     *_, (others, _) = _inversion(model, some, timesteps, final_abar, 0, 0.0, here)
-    error = error_of(others, some, here)
+    error = miss(others, some, here) / norms[which]
     wins = error < errors[which]
     which = which[wins]
     return points.index_copy(0, which, others[wins]), errors.index_copy(0, which, error[wins])
@@ -407,40 +293,3 @@ def _better(
 def _norms(x: Tensor) -> Tensor:
     """The norm of each point, `(K,)`."""
     return x.flatten(1).norm(dim=1)
-
-
-def _level(model: Levels, timestep: float) -> ScoreModel:
-    check_callable(model=model)
-    level = model(timestep)
-    if not isinstance(level, ScoreModel):
-        raise ValueError(
-            f"`model` must give a ScoreModel for timestep {timestep}, but gave "
-            f"{type(level).__name__}."
-        )
-    return level
-
-
-def _factors(name: str, abar: float) -> Factors:
-    """The factors of the data and of the noise at a level."""
-    if not (is_finite(abar) and 0 < abar <= 1):
-        raise ValueError(f"`{name}` must be in (0, 1], but got {abar}.")
-    return abar**0.5, (1 - abar) ** 0.5
-
-
-def _step(x: Tensor, eps: Tensor, start: Factors, end: Factors) -> Tensor:
-    """One DDIM step between levels that are given by their factors of data and noise."""
-    clean = (x - start[1] * eps) / start[0]
-    return end[0] * clean + end[1] * eps
-
-
-def _checked(timesteps: Iterable[float]) -> list[float]:
-    """The timesteps as numbers, from clean to noisy."""
-    if not isinstance(timesteps, Iterable):
-        raise ValueError(f"`timesteps` must be one or more different levels, but got {timesteps}.")
-    levels = [t.item() if isinstance(t, Tensor) else t for t in timesteps]
-    if not all(map(is_finite, levels)):
-        raise ValueError(f"`timesteps` must be finite numbers, but got {levels}.")
-    levels.sort()
-    if not levels or len(set(levels)) < len(levels):
-        raise ValueError(f"`timesteps` must be one or more different levels, but got {levels}.")
-    return levels

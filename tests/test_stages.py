@@ -194,8 +194,9 @@ def test_keyframes_at_chosen_frames(tiny_pipe, keyframes):
 
 
 def started(pipe, keys, init, **options):
-    """The path after one evaluation, which is the start."""
-    return pipe.solve(keys, "euclidean", init=init, num_frames=4, max_evals=1, **options).points
+    """The nodes of each gap after one evaluation, which are those of the start."""
+    path = pipe.solve(keys, "euclidean", init=init, num_frames=4, max_evals=1, **options)
+    return [found.nodes for found in path.geodesics]
 
 
 @pytest.mark.parametrize("space", ["noise", "clean"])
@@ -203,7 +204,7 @@ def test_a_solve_starts_from_its_init(tiny_pipe, keyframes, space):
     keys = tiny_pipe.invert(keyframes[:2], space=space, generator=seeded(), **INVERT)
     ends = keys.points
     usual = {"noise": slerp, "clean": lerp}[space](*ends, 4)
-    assert torch.equal(started(tiny_pipe, keys, None), usual)
+    assert torch.equal(started(tiny_pipe, keys, None)[0], usual)
     bent = lerp(*ends, 4) + 0.1
     bent[0], bent[-1] = ends
     close = {"atol": 1e-5, "rtol": 1e-5}
@@ -231,10 +232,8 @@ def test_split_reads_each_keyframe_under_its_own_prompt(tiny_pipe, keyframes, sc
     assert path.geodesics == (None, None) and torch.equal(path.points[[0, 3, 6]], keys.points)
     for i in (0, 1):
         assert_close(path.points[3 * i : 3 * i + 4], gap(i, mode), rtol=1e-4, atol=1e-4)
-    options = {"init": "split", "num_frames": 4, "max_evals": 1, "score_mode": score_mode}
-    started = tiny_pipe.solve(keys, "euclidean", **options)
-    for i, found in enumerate(started.geodesics):
-        assert_close(found.nodes, gap(i, "guided"), rtol=1e-4, atol=1e-4)
+    for i, start in enumerate(started(tiny_pipe, keys, "split", score_mode=score_mode)):
+        assert_close(start, gap(i, "guided"), rtol=1e-4, atol=1e-4)
 
 
 def _nodes(pipe, keys, init):
@@ -275,8 +274,8 @@ def test_a_solve_may_start_from_a_roadmap(tiny_pipe, keyframes, space):
     """The start is the roadmap between the clean latents, inverted in noise space."""
     options = INVERT | {"space": space}
     keys = tiny_pipe.invert(keyframes[:2], ["a", "b"], generator=seeded(3), **options)
-    solve = {"num_frames": 4, "max_evals": 1, "init": RoadmapStart(max_samples=60)}
-    first, again = (tiny_pipe.solve(keys, generator=seeded(4), **solve).points for _ in range(2))
+    start = RoadmapStart(max_samples=60)
+    (first,), (again,) = (started(tiny_pipe, keys, start, generator=seeded(4)) for _ in range(2))
     assert torch.equal(first, again) and torch.equal(first[[0, -1]], keys.points)
 
     hidden = tiny_pipe.encode_prompt(["a", "b"], "cpu", 1, False)[0]

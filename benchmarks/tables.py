@@ -294,6 +294,15 @@ REFERENCE_CASES = (
 
 COMPARED = ("four metrics", "four curves", "re-time a path", "extend a path by half")
 
+INVERSION_RULES = {"none": "no iterations", "five": "five iterations", "default": "default"}
+INVERSION_PROBLEMS = {
+    "pair": "the shipped pair",
+    "scenes": "held-out scenes",
+    "unknown": "unknown pictures",
+    "mixture, draws": "mixtures in R^3, draws",
+    "mixture, anywhere": "mixtures in R^3, anywhere",
+}
+
 IMPORTS = (
     *("import torch", "riemannian-diffusion --help", "import riemannian_diffusion"),
     *("the geometry", "the pipelines"),
@@ -764,6 +773,33 @@ TABLES = {
         ("what",),
         _values("stages", "whole calls=calls", "ratio:.3f"),
         list(_lines("what", COMPARED, file="stages")),
+    ),
+    "inversion": Table(
+        ("problem", "steps", "strength"),
+        [
+            *(
+                Column(
+                    f"{title}: passes, errors",
+                    "{passes:.0f}, {median:.0e} / {greatest:.0e}",
+                    {"rule": rule},
+                )
+                for rule, title in INVERSION_RULES.items()
+            ),
+            Column("five: worse", "{worse}", {"rule": "five"}),
+            Column("default: worse, silent", "{worse}, {silent}", {"rule": "default"}),
+        ],
+        [
+            Line(
+                (name, str(steps), f"{strength:g}"),
+                {"file": "inversion", "problem": problem, "steps": steps, "strength": strength},
+            )
+            for problem, name in INVERSION_PROBLEMS.items()
+            for steps, strength in (
+                ((50, 1.0), (25, 1.0), (10, 1.0), (5, 1.0))
+                if problem.startswith("mixture")
+                else ((50, 0.6), (25, 0.6), (10, 0.6), (50, 1.0), (5, 1.0))
+            )
+        ],
     ),
     "references": Table(
         ("case",),

@@ -38,7 +38,7 @@ MAX_ITERATIONS = 20  # evaluations per step after the first, where their number 
 MEMORY = 2  # former iterates that Anderson acceleration uses
 RIDGE = 1e-6  # keeps its least squares regular, relative to the columns of the matrix
 DOUBT = 0.01  # a larger residual after the last iteration makes a point doubtful
-DOUBT_AT_FIRST = 0.05  # so does a larger residual of an extrapolated guess
+DOUBT_AT_FIRST = 0.02  # so does a larger residual of an extrapolated guess
 POOR = 0.01  # a doubtful point with a larger round-trip error is also inverted without iterations
 FAILED = 0.05  # a larger round-trip error is worth a warning
 

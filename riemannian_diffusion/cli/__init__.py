@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 
+from riemannian_diffusion.cli.flags import with_flags
 from riemannian_diffusion.cli.parser import parse
 
 __all__ = ["main"]
-
-FLAGS = {  # arguments of the library whose flags have other names
-    "num_frames": "--frames",
-    "num_inference_steps": "--steps",
-    "guidance_scale": "--guidance",
-    "share": "--extrapolate",
-    "distance": "--retime",
-}
-SAME = (  # arguments whose flags have the same name
-    *("strength", "space", "metric", "init", "prompt", "negative_prompt", "max_evals"),
-    *("guidance_damping", "attention_interpolation", "adain", "max_batch_size"),
-)
-FLAGS |= {name: f"--{name.replace('_', '-')}" for name in SAME}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,8 +40,3 @@ def main(argv: list[str] | None = None) -> int:
         print("riemannian-diffusion: interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def with_flags(message: str) -> str:
-    """A message of the library with flags in place of the arguments that it quotes."""
-    return re.sub(r"`(\w+)`", lambda found: FLAGS.get(found[1], found[0]), message)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from riemannian_diffusion.cli import with_flags
+from riemannian_diffusion.cli.flags import with_flags
 from riemannian_diffusion.cli.inputs import read_inputs
 from riemannian_diffusion.files import write_atomically
 from riemannian_diffusion.media import write_frames

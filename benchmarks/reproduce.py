@@ -239,6 +239,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
 
     # 2. Measure the frames by the paper's protocols
     wanted, sides, notes = {pair.name for pair in pairs_of(args)}, set(), []
+    protocols = list(recipe.protocols)
     for method in args.methods:
         folder = args.output / method
         files = find_sequences(folder) if folder.is_dir() else []
@@ -247,7 +248,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
             notes.append(f"{method}: all pairs failed, see {args.output / 'failed' / method}.")
             continue
         sides |= {one.resolution for one in files}
-        for protocol in recipe.protocols:
+        for i, protocol in enumerate(protocols):
             fitting = at_any_size(protocol, files[0].resolution)
             with warnings.catch_warnings():  # they are among the notes
                 warnings.simplefilter("ignore", UserWarning)
@@ -260,6 +261,8 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
                     skip_missing=True,
                 )
             notes += notes_on(found)
+            measured = tuple(result.measure for result in found.results)
+            protocols[i] = replace(protocol, measures=measured)  # does not ask for weights again
             yield from rows_of(found, method, args)
 
     # 3. Say what the figures do not say themselves

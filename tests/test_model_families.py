@@ -273,7 +273,7 @@ def test_digits_through_their_own_model():
         assert max(out.reconstruction_error) < 1e-4
         changes[name] = rmse(out.frames[:-1], out.frames[1:])
     assert changes["geodesic"].max() < 0.95 * changes["slerp"].max()
-    assert changes["retime"].std() < 0.1 * changes["geodesic"].std()
+    assert changes["retime"].std() < 0.2 * changes["geodesic"].std()
     assert changes["retime"].sum() < 1.2 * changes["geodesic"].sum()
 
 

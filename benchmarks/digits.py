@@ -14,6 +14,7 @@ from torch import Tensor
 
 ENVIRONMENT = "RIEMANNIAN_DIFFUSION_MNIST"
 NUM_ANGLES = 720
+NUM_SEEN = 9000  # models and classifiers are trained on digits before this index only
 SIZE = 32
 
 
@@ -66,9 +67,10 @@ def rotate(images: Tensor, angles: Tensor) -> Tensor:
     return 2 * F.avg_pool2d(turned, 4).clamp(0, 1) - 1
 
 
-def orbits(root: str | None = None) -> Tensor:
-    """The first digit of each kind, rotated by 720 angles, `(10, 720, 1, 32, 32)` in [-1, 1]."""
-    images, labels = load_mnist(root)
+def orbits(images: Tensor) -> Tensor:
+    """Rotate images `(N, 28, 28)` in [0, 1] by 720 angles: `(N, 720, 1, 32, 32)` in [-1, 1]."""
     angles = torch.arange(NUM_ANGLES) * (2 * math.pi / NUM_ANGLES)
-    first = [images[labels == kind][:1].expand(90, -1, -1) for kind in range(10)]
-    return torch.stack([torch.cat([rotate(f, a) for a in angles.split(90)]) for f in first])
+    turned = [
+        torch.cat([rotate(i.expand(90, -1, -1), a) for a in angles.split(90)]) for i in images
+    ]
+    return torch.stack(turned)

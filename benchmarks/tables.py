@@ -83,8 +83,12 @@ class _Missing:
 
 @cache
 def results(name: str) -> list[dict]:
-    """Rows of the newest results with a name, such as "cost_sd15", that were measured on a CPU."""
-    paths = sorted(RESULTS.glob(f"????-??-??_{name}_cpu.json"))
+    """Rows of the newest results with a name, such as "cost_sd15", on any device."""
+    paths = sorted(
+        path
+        for device in ("cpu", "cuda")
+        for path in RESULTS.glob(f"????-??-??_{name}_{device}.json")
+    )
     if not paths:
         raise ValueError(f"{RESULTS} has no results of {name!r}.")
     return json.loads(paths[-1].read_text())["rows"]
@@ -234,6 +238,11 @@ DIGITS = _values(
 FEWER = _values("paths", "on:.0%", "distance:.3f", "angle:.1f", "rms:.3f", "jump:.3f", "evals:.0f")
 EXACT, STARTS = "rotated_mnist_exact", "rotated_mnist_exact_starts"
 LEARNED = "rotated_mnist_learned"
+UNSEEN = "rotated_mnist_unseen"
+ON_UNSEEN = (
+    *("lerp", "slerp", "score_jacobian", "tangent_normal", "clean"),
+    *("roadmap, relaxed", "both starts"),
+)
 AT_60 = {"degrees": 60, "beyond": 0}
 STILL = {
     "still": "standing still",
@@ -410,6 +419,35 @@ TABLES = {
             )
             for degrees in (30, 90)
             for name in ("lerp", "slerp", "score_jacobian", "roadmap, relaxed")
+        ],
+    ),
+    "digits, unseen": Table(
+        ("degrees", "method"),
+        [*FEWER[:1], *FEWER[2:], *_values("FID:.0f", "energy:.2f")],
+        [
+            Line(
+                (str(degrees), METHODS[name]),
+                {"file": file, "degrees": degrees, "beyond": 0, "method": name},
+            )
+            for degrees, file, names in (
+                (15, f"{UNSEEN}_others", ("lerp", "slerp", "roadmap, relaxed")),
+                (30, f"{UNSEEN}_30", ("slerp", "roadmap, relaxed")),
+                (60, f"{UNSEEN}_60", ON_UNSEEN),
+                (90, f"{UNSEEN}_others", ("lerp", "slerp", "roadmap, relaxed")),
+            )
+            for name in names
+        ],
+    ),
+    "digits, unseen, beyond": Table(
+        ("after", "method"),
+        [*FEWER[:1], *FEWER[2:-1], *_values("error of the last frame=last:.1f")],
+        [
+            Line(
+                (f"{degrees} degrees", WALKS[name]),
+                {"file": f"{UNSEEN}_{degrees}", "degrees": degrees, "beyond": 30, "method": name},
+            )
+            for degrees in (30, 60)
+            for name in WALKS
         ],
     ),
     "scenes": Table(

@@ -1,10 +1,13 @@
 """Train the Stable Diffusion model that ships with the package, on images of its own renderer.
 
     python examples/train_demo_model.py --output my_model --work my_checkpoints
+        [--start MODEL --vae-steps 0] [--minutes 60]
 
 There are three stages: render the images, train the autoencoder, and train the U-Net with its text
-encoder in the latent space. A stage that was interrupted continues from its files in `--work`. The
-result is a folder that `StableDiffusionPipeline.from_pretrained` can load.
+encoder in the latent space. A stage that was interrupted continues from its files in `--work`. With
+`--start` the weights are first those of an earlier result. With `--vae-steps 0` its autoencoder is
+kept. The result is a folder that `StableDiffusionPipeline.from_pretrained` can load. On a CUDA
+device the networks run in bfloat16 and the U-Net is compiled.
 `benchmarks/demo_model.py` measures the model on held-out scenes.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import time
 from pathlib import Path
 
@@ -95,8 +99,9 @@ def make_models(
     return vae, unet, text_encoder, scheduler
 
 
-def render_images(path: Path, num: int, seed: int) -> dict[str, Tensor]:
+def render_images(path: Path, num: int, seed: int, device: str) -> dict[str, Tensor]:
     """Render `num` scenes, equally many of each kind; return uint8 images, factors and kinds."""
+    at_once = 32 if device == "cpu" else 512
     if path.exists():
         return load_file(path)
     factors = random_factors(num, torch.Generator().manual_seed(seed))
@@ -105,8 +110,9 @@ def render_images(path: Path, num: int, seed: int) -> dict[str, Tensor]:
     start = time.time()
     with torch.no_grad():
         for k, kind in enumerate(KINDS):
-            for index in (kinds == k).nonzero()[:, 0].split(32):
-                images[index] = (render(kind, factors[index]) * 255).round().byte()
+            for index in (kinds == k).nonzero()[:, 0].split(at_once):
+                drawn = render(kind, factors[index].to(device))
+                images[index] = (drawn * 255).round().byte().cpu()
             print(f"rendered {kind} in {time.time() - start:.0f} s", flush=True)
     data = {"images": images, "factors": factors, "kinds": kinds}
     save(data, path)
@@ -121,7 +127,10 @@ def save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 class Trainer:
-    """AdamW with warm-up, a final decay, a moving average of the weights, and checkpoints."""
+    """AdamW with warm-up, a final decay, a moving average of the weights, and checkpoints.
+
+    The training ends after `num_steps` steps, or after `seconds` if that is earlier.
+    """
 
     def __init__(
         self,
@@ -132,27 +141,29 @@ class Trainer:
         lr: float,
         decay_share: float,
         ema: float,
+        seconds: float = math.inf,
     ):
         """Load the checkpoint at `path` if it exists. `step` counts the steps that are done."""
         self.model, self.path, self.num_steps, self.lr = model, path, num_steps, lr
-        self.decay_share, self.ema_rate = decay_share, ema
+        self.decay_share, self.ema_rate, self.seconds = decay_share, ema, seconds
+        fused = next(model.parameters()).is_cuda
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=lr, weight_decay=1e-4, betas=(0.9, 0.99)
+            model.parameters(), lr=lr, weight_decay=1e-4, betas=(0.9, 0.99), fused=fused
         )
         self.ema = copy.deepcopy(model).requires_grad_(False)
         self.step, self.start = 0, time.time()
         if path.exists():
             self._load()
-        self.first = self.step
+        self.first, self.share, self.saved = self.step, self.step / num_steps, self.start
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the training goes on."""
+        return self.share < 1
 
     def update(self, loss: Tensor) -> None:
-        """Take one step of the optimiser; write a checkpoint every 250 steps and at the end."""
-        decay_start = self.num_steps * (1 - self.decay_share)
-        decay = (
-            (self.num_steps - self.step) / (self.num_steps - decay_start)
-            if self.step > decay_start
-            else 1.0
-        )
+        """Take one step of the optimiser; write a checkpoint every minute and at the end."""
+        decay = min(1.0, (1 - self.share) / self.decay_share)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * min(1.0, (self.step + 1) / 100) * decay
         self.optimizer.zero_grad(set_to_none=True)
@@ -162,10 +173,15 @@ class Trainer:
         self.step += 1
         rate = min(self.ema_rate, self.step / (self.step + 10))
         with torch.no_grad():
-            for average, value in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(value, 1 - rate)
-        if self.step % 250 == 0 or self.step == self.num_steps:
-            self._save()
+            averages, values = (list(m.parameters()) for m in (self.ema, self.model))
+            torch._foreach_lerp_(averages, values, 1 - rate)
+        if self.step % 10 == 0 or self.step == self.num_steps:
+            loss.item()  # the clock is read when the device has finished
+            now = time.time()
+            self.share = max(self.step / self.num_steps, (now - self.start) / self.seconds)
+            if not self.unfinished or now - self.saved > 60:
+                self.saved = now
+                self._save()
 
     def report(self, text: str) -> None:
         """Print a line of progress."""
@@ -187,7 +203,7 @@ class Trainer:
         save(tensors, self.path)
 
     def _load(self) -> None:
-        tensors = load_file(self.path)
+        tensors = load_file(self.path, device=str(next(self.model.parameters()).device))
         self.step = int(tensors["step"])
         pairs = zip(self.model.named_parameters(), self.ema.parameters(), strict=True)
         with torch.no_grad():
@@ -211,7 +227,7 @@ def train_vae(
     vae = vae.to(device, memory_format=torch.channels_last)
     trainer = Trainer(vae, path, num_steps=num_steps, lr=1e-3, decay_share=0.5, ema=0.995)
     generator = torch.Generator().manual_seed(trainer.step)
-    while trainer.step < num_steps:
+    while trainer.unfinished:
         index = torch.randint(len(data["images"]), (12,), generator=generator)
         images = (data["images"][index].to(device).float() / 127.5 - 1).contiguous(
             memory_format=torch.channels_last
@@ -237,8 +253,7 @@ def train_vae(
 def encode(vae: AutoencoderKL, images: Tensor, device: str) -> Tensor:
     """Means of the posteriors of images, without the scaling factor."""
     batches = [
-        vae.encode(b.to(device).float() / 127.5 - 1).latent_dist.mean.cpu()
-        for b in images.split(64)
+        vae.encode(b.to(device).float() / 127.5 - 1).latent_dist.mean for b in images.split(64)
     ]
     return torch.cat(batches)
 
@@ -250,7 +265,10 @@ def train_unet(
     latents: Tensor,
     data: dict[str, Tensor],
     path: Path,
+    *,
     num_steps: int,
+    batch: int,
+    seconds: float,
     device: str,
 ) -> nn.ModuleDict:
     """Train the U-Net and the text encoder; return them with averaged weights.
@@ -269,31 +287,38 @@ def train_unet(
     hues, kinds = data["factors"][:, HUE_COLUMN].tolist(), data["kinds"].tolist()
     full = torch.tensor([number[caption(KINDS[k], h)] for k, h in zip(kinds, hues, strict=True)])
     no_hue = torch.tensor([number[f"a {KINDS[k]}"] for k in kinds])
+    full, no_hue = full.to(device), no_hue.to(device)
 
     model = model.to(device, memory_format=torch.channels_last)
-    trainer = Trainer(model, path, num_steps=num_steps, lr=6e-4, decay_share=0.3, ema=0.998)
-    generator = torch.Generator().manual_seed(trainer.step)
-    abar = scheduler.alphas_cumprod
-    running = 0.0
-    while trainer.step < num_steps:
-        index = torch.randint(len(latents), (64,), generator=generator)
-        chance = torch.rand(64, generator=generator)
+    trainer = Trainer(
+        model, path, num_steps=num_steps, lr=6e-4, decay_share=0.3, ema=0.998, seconds=seconds
+    )
+    on_cuda = latents.is_cuda
+    if on_cuda:
+        model["unet"].compile()
+    draw = {"generator": torch.Generator(device).manual_seed(trainer.step), "device": device}
+    abar = scheduler.alphas_cumprod.to(device)
+    running = None
+    while trainer.unfinished:
+        index = torch.randint(len(latents), (batch,), **draw)
+        chance = torch.rand(batch, **draw)
         prompt = torch.where(chance < EMPTY_PROMPT_SHARE + NO_HUE_SHARE, no_hue[index], full[index])
         prompt = torch.where(chance < EMPTY_PROMPT_SHARE, 0, prompt)
-        timesteps = torch.randint(len(abar), (64,), generator=generator)
-        noise = torch.randn(64, *latents.shape[1:], generator=generator)
+        timesteps = torch.randint(len(abar), (batch,), **draw)
+        noise = torch.randn(batch, *latents.shape[1:], **draw)
         alpha, sigma = (a.sqrt()[timesteps, None, None, None] for a in (abar, 1 - abar))
         noisy, velocity = (
             alpha * latents[index] + sigma * noise,
             alpha * noise - sigma * latents[index],
         )
-        hidden = model["text_encoder"](tokens).last_hidden_state[prompt.to(device)]
-        output = model["unet"](noisy.to(device), timesteps.to(device), hidden).sample
-        loss = F.mse_loss(output, velocity.to(device))
+        with torch.autocast(noise.device.type, torch.bfloat16, enabled=on_cuda):
+            hidden = model["text_encoder"](tokens).last_hidden_state[prompt]
+            output = model["unet"](noisy, timesteps, hidden).sample
+        loss = F.mse_loss(output.float(), velocity)
         trainer.update(loss)
-        running += 0.02 * (loss.item() - running) if running else loss.item()
-        if trainer.step % 50 == 0:
-            trainer.report(f"loss {running:.4f}")
+        running = loss.detach() if running is None else running.lerp(loss.detach(), 0.02)
+        if trainer.step % 50 == 0 or not trainer.unfinished:
+            trainer.report(f"loss {float(running):.4f}")
     return trainer.ema
 
 
@@ -306,26 +331,50 @@ def main(argv: list[str] | None = None) -> None:
         "--output", type=Path, required=True, help="folder of the finished pipeline"
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of images and checkpoints")
+    parser.add_argument("--start", help="folder of a model with the first weights")
     parser.add_argument("--images", type=int, default=20000)
     parser.add_argument("--vae-steps", type=int, default=3600)
     parser.add_argument("--unet-steps", type=int, default=5000)
+    parser.add_argument("--batch", type=int, default=64, help="size of a batch of the U-Net")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="largest duration of this run"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
 
+    if not args.vae_steps and not args.start:
+        parser.error("--vae-steps 0 keeps an autoencoder; name its folder with --start.")
+    start = time.time()
     torch.manual_seed(args.seed)
     args.work.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
     vae, unet, text_encoder, scheduler = make_models(tokenizer)
-    data = render_images(args.work / "images.safetensors", args.images, args.seed)
-    vae = train_vae(vae, data, args.work / "vae.safetensors", args.vae_steps, args.device).eval()
-    latents = encode(vae, data["images"], args.device)
-    vae.register_to_config(scaling_factor=1 / latents.std().item())
+    if args.start:
+        given = StableDiffusionPipeline.from_pretrained(args.start, torch_dtype=torch.float32)
+        vae.register_to_config(scaling_factor=given.vae.config.scaling_factor)
+        for name, part in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
+            part.load_state_dict(getattr(given, name).state_dict())
+    data = render_images(args.work / "images.safetensors", args.images, args.seed, args.device)
+    if args.vae_steps:
+        path = args.work / "vae.safetensors"
+        vae = train_vae(vae.train(), data, path, args.vae_steps, args.device)
+    latents = encode(vae.to(args.device).eval(), data["images"], args.device)
+    if args.vae_steps:
+        vae.register_to_config(scaling_factor=1 / latents.std().item())
     latents *= vae.config.scaling_factor
-    model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    path = args.work / "unet.safetensors"
+    model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).train()
     model = train_unet(
-        model, scheduler, tokenizer, latents, data, path, args.unet_steps, args.device
+        model,
+        scheduler,
+        tokenizer,
+        latents,
+        data,
+        args.work / "unet.safetensors",
+        num_steps=args.unet_steps,
+        batch=args.batch,
+        seconds=60 * args.minutes - (time.time() - start),
+        device=args.device,
     ).eval()
     pipe = StableDiffusionPipeline(
         vae=vae.cpu(),

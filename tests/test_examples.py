@@ -12,6 +12,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from riemannian_diffusion import demo
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -43,6 +45,26 @@ def test_train_demo_model(tmp_path, capsys):
     assert sum(moved) > len(moved) / 2
     for name, value in longer.vae.state_dict().items():
         assert torch.equal(value, pipe.vae.state_dict()[name])
+
+
+def test_train_demo_model_from_an_earlier_result(tmp_path, capsys):
+    example = load("examples", "train_demo_model")
+    arguments = ["--work", str(tmp_path / "work"), "--images", "5", "--device", "cpu"]
+    arguments += ["--output", str(tmp_path / "a"), "--vae-steps", "0", "--unet-steps", "1"]
+    with pytest.raises(SystemExit):
+        example.main(arguments)
+    assert "--start" in capsys.readouterr().err
+    example.main([*arguments, "--start", demo.model_path()])
+    before, after = (
+        StableDiffusionPipeline.from_pretrained(folder)
+        for folder in (demo.model_path(), tmp_path / "a")
+    )
+    assert after.vae.config.scaling_factor == before.vae.config.scaling_factor
+    for name, value in after.vae.state_dict().items():
+        assert torch.equal(value, before.vae.state_dict()[name])
+    old, new = before.unet.state_dict(), after.unet.state_dict()
+    changes = torch.stack([(new[name] - value).abs().max() for name, value in old.items()])
+    assert 0 < changes.max() < 0.01
 
 
 def test_contact_sheet(tmp_path, monkeypatch):

@@ -125,7 +125,6 @@ GEOMETRIES = (
     Geometry("NoiseDiffusion", "noise", METHODS["noise_diffusion"]),
     Geometry("density geodesic", "noise", METHODS["density"]),
     Geometry("Stein", "noise", METHODS["stein"]),
-    Geometry("likely", "noise", METHODS["likely"]),
     Geometry("score Jacobian", "noise", jacobian_by_recipe),
     Geometry("likely", "noise", METHODS["likely"]),
     Geometry("tangent-normal", "noise", METHODS["tangent_normal"]),

@@ -133,7 +133,6 @@ GEOMETRIES = (  # name, space and label
     ("NoiseDiffusion", "noise", "NoiseDiffusion"),
     ("density geodesic", "noise", "density geodesic"),
     ("Stein", "noise", "Stein, its recipe"),
-    ("likely", "noise", "likely"),
     ("score Jacobian", "noise", "score Jacobian, its recipe"),
     ("likely", "noise", "likely"),
     ("tangent-normal", "noise", "tangent-normal"),

@@ -15,10 +15,8 @@ from riemannian_diffusion.paths import points_at, segment_lengths
 
 SETTLED = 0.05  # largest relative change of a settled energy when its sampling is doubled
 MESSAGES = {
-    "converged": "The energy is within `rtol` of the minimum near this path, by the solver's "
-    "estimate.",
-    "max_evals": "The energy was still falling when `max_evals` was reached: raise it, or take a "
-    "coarser `rtol`.",
+    "converged": "By the solver's estimate, the energy is at its minimum near this path.",
+    "max_evals": "The energy was still falling when `max_evals` was reached: raise it.",
     "nonfinite": "The model returned a non-finite value; the path is the best finite one before "
     "that. Check the inputs, or run the network in a wider dtype.",
     "rounding": "Neighbouring points differ by less than the network's dtype resolves; the path is "

@@ -12,7 +12,7 @@ from models import to_pil
 
 from riemannian_diffusion import demo
 from riemannian_diffusion.cli import main
-from riemannian_diffusion.pipelines import Keyframes
+from riemannian_diffusion.pipelines import ImageWarning, Keyframes
 from riemannian_diffusion.pipelines.quality import (
     autoencoder_warning,
     inversion_warning,
@@ -80,7 +80,7 @@ def test_scenes_of_the_model_give_no_warning(shipped_pipe, scenes, space):
 
 
 def test_other_images_give_one_warning(shipped_pipe, strange, tmp_path):
-    with pytest.warns(UserWarning, match="does not know images like keyframes 1 and 2:") as caught:
+    with pytest.warns(ImageWarning, match="does not know images like keyframes 1 and 2:") as caught:
         keys = shipped_pipe.invert(strange, **FEW)
     assert len(caught) == 1
     keys.save(tmp_path / "keys.safetensors")
@@ -100,7 +100,7 @@ def test_frames_that_do_not_show_keyframes_give_a_warning(shipped_pipe, scenes):
     path = shipped_pipe.sample(shipped_pipe.solve(keys, "slerp", num_frames=2))
     spoilt = replace(path, latents=torch.stack([path.latents[0], path.latents[0]]))
     for kind in ("pt", "latent"):
-        with pytest.warns(UserWarning, match="The morph does not show keyframe 2:") as caught:
+        with pytest.warns(ImageWarning, match="The morph does not show keyframe 2:") as caught:
             out = shipped_pipe.render(spoilt, output_type=kind)
         assert len(caught) == 1 and out.warnings == [str(caught[0].message)]
 
@@ -108,7 +108,7 @@ def test_frames_that_do_not_show_keyframes_give_a_warning(shipped_pipe, scenes):
 def test_transport_warns_of_its_image(shipped_pipe, scenes, strange):
     keys = shipped_pipe.invert(scenes[:2], **FEW)
     path = shipped_pipe.sample(shipped_pipe.solve(keys, "lerp", num_frames=2))
-    with pytest.warns(UserWarning, match="does not know images like keyframe 1:"):
+    with pytest.warns(ImageWarning, match="does not know images like keyframe 1:"):
         moved = shipped_pipe.transport(path, strange[0])
     assert "like keyframe 3:" in shipped_pipe.render(moved).warnings[0]
 

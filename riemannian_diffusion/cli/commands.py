@@ -9,8 +9,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +39,16 @@ def run_interpolate(args: argparse.Namespace) -> None:
 
     from riemannian_diffusion.cli.morph import morph  # after reading: this import takes seconds
     from riemannian_diffusion.cli.work import Work, keyframe_settings
+    from riemannian_diffusion.pipelines.quality import ImageWarning
 
     device = args.device or first_device()
     dtype = args.dtype or default_dtype(device)
     work = Work(args.keep, keyframe_settings(args, inputs, dtype), force=args.force)
     pipe = _load(args, device, dtype)
     start = time.perf_counter()
-    with _warnings_in_lines() as show:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImageWarning)  # the output repeats them
         output = morph(args, inputs, pipe, work)
-        for text in output.warnings:  # of kept keyframes, about which no stage has warned
-            show(text)
     frames = output.frames
     if args.ping_pong:
         frames = frames + frames[-2:0:-1]
@@ -75,6 +73,8 @@ def run_interpolate(args: argparse.Namespace) -> None:
     write_frames(frames, args.output, inputs.fps)
     write_atomically(report_path, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
     print(f"{args.output}: {len(frames)} frames in {report['seconds']:.1f} s, report {report_path}")
+    for text in report["warnings"]:
+        print(f"riemannian-diffusion: warning: {text}", file=sys.stderr)
     for i, found in enumerate(report["geodesics"]):
         if found is not None:
             print("  energy {finer_energy:.4g}, {num_evals} evaluations: {message}".format(**found))
@@ -93,29 +93,6 @@ def run_app(args: argparse.Namespace) -> None:
     device = args.device or first_device()
     pipe = _load(args, device, args.dtype or default_dtype(device))
     serve(pipe, args.host, args.port)
-
-
-@contextmanager
-def _warnings_in_lines() -> Iterator[Callable[[str], None]]:
-    """Print warnings for the user to stderr, one line each; yields a function that does so."""
-    shown: set[str] = set()
-
-    def show(text: str) -> None:
-        if text not in shown:
-            shown.add(text)
-            print(f"riemannian-diffusion: warning: {with_flags(text)}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        others = warnings.showwarning
-
-        def receive(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-            if category is UserWarning:
-                show(str(message))
-            else:
-                others(message, category, *place, **more)
-
-        warnings.showwarning = receive
-        yield show
 
 
 def _load(args: argparse.Namespace, device: str, dtype: str) -> Any:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from riemannian_diffusion.pipelines.loading import AutoGeodesicInterpolationPipeline
     from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
     from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
+    from riemannian_diffusion.pipelines.quality import ImageWarning
     from riemannian_diffusion.pipelines.stable_diffusion import (
         GeodesicInterpolationPipeline,
         GeodesicInterpolationXLPipeline,
@@ -26,6 +27,7 @@ else:
             "loading": ("AutoGeodesicInterpolationPipeline",),
             "morph": ("Keyframes", "MorphPath"),
             "output": ("GeodesicInterpolationOutput",),
+            "quality": ("ImageWarning",),
             "stable_diffusion": (
                 "GeodesicInterpolationPipeline",
                 "GeodesicInterpolationXLPipeline",
@@ -44,6 +46,7 @@ __all__ = [
     "GeodesicInterpolationSD3Pipeline",
     "GeodesicInterpolationUnconditionalPipeline",
     "GeodesicInterpolationXLPipeline",
+    "ImageWarning",
     "Keyframes",
     "MorphPath",
     "RoadmapStart",

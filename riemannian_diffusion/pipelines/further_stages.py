@@ -15,6 +15,7 @@ from riemannian_diffusion.arguments import check_kind, check_not_negative
 from riemannian_diffusion.events import Event, Listener
 from riemannian_diffusion.geodesics import RTOL
 from riemannian_diffusion.levels import Levels
+from riemannian_diffusion.pipelines import quality
 from riemannian_diffusion.pipelines.checks import (
     OUTPUT_TYPES,
     check_batch_size,
@@ -28,7 +29,6 @@ from riemannian_diffusion.pipelines.model import to_unit
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, chained
 from riemannian_diffusion.pipelines.morph_stages import MorphStages, Step
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
-from riemannian_diffusion.pipelines.quality import autoencoder_warning, inversion_warning
 from riemannian_diffusion.pipelines.retiming import Distance, find_distance, retiming
 from riemannian_diffusion.pipelines.stages import replaced_times
 from riemannian_diffusion.pipelines.starts import continuation, transported
@@ -312,7 +312,7 @@ class FurtherStages(MorphStages):
             ValueError: If a path has not been sampled, or an argument is out of range.
 
         Warns:
-            UserWarning: If inversion and sampling lose more than a tenth of a keyframe's variance.
+            ImageWarning: If inversion and sampling lose more than a tenth of a keyframe's variance.
 
         Examples:
             >>> from PIL import Image
@@ -348,7 +348,7 @@ class FurtherStages(MorphStages):
         alone, flags = keys.autoencoder_error, None
         if output_type == "latent":
             frames, errors = latents, (mine - keys.clean).square().flatten(1).mean(1)
-            lost = inversion_warning(errors, torch.zeros_like(errors), keys.clean)
+            lost = quality.inversion_warning(errors, torch.zeros_like(errors), keys.clean)
         else:
             decoded = yield from self._decoding(latents, max_batch_size)
             frames, flags = self._check_safety(decoded)
@@ -361,15 +361,15 @@ class FurtherStages(MorphStages):
                 shown = to_unit((yield from self._decoding(mine, max_batch_size)))
                 pasted = keys.pixels[-1:]
             errors = (shown - keys.pixels).square().flatten(1).mean(1)
-            lost = None if alone is None else inversion_warning(errors, alone, keys.pixels)
+            lost = None if alone is None else quality.inversion_warning(errors, alone, keys.pixels)
             if paste:
                 frames[places] = pasted
             frames = _POSTPROCESSOR.postprocess(
                 frames, output_type, do_denormalize=[False] * len(frames)
             )
         if lost is not None:
-            warnings.warn(lost, stacklevel=2)
-        found = autoencoder_warning(alone, keys.pixels), lost
+            warnings.warn(lost, quality.ImageWarning, stacklevel=2)
+        found = quality.autoencoder_warning(alone, keys.pixels), lost
         return (
             *(frames, list(path.geodesics), path.points, errors.tolist(), flags, path),
             None if alone is None else alone.tolist(),

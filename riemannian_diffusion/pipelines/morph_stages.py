@@ -36,7 +36,7 @@ from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
 from riemannian_diffusion.pipelines.model import to_unit
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
 from riemannian_diffusion.pipelines.progress import ProgressBars
-from riemannian_diffusion.pipelines.quality import autoencoder_warning
+from riemannian_diffusion.pipelines.quality import ImageWarning, autoencoder_warning
 from riemannian_diffusion.pipelines.stages import (
     inverting,
     sampling,
@@ -107,7 +107,7 @@ class MorphStages(ConditionedModel):
                 model, or the scheduler has no levels of the model's kind.
 
         Warns:
-            UserWarning: If the autoencoder loses more than a tenth of an image's variance.
+            ImageWarning: If the autoencoder loses more than a tenth of an image's variance.
 
         Examples:
             >>> from PIL import Image
@@ -330,7 +330,7 @@ class MorphStages(ConditionedModel):
         decoded = to_unit(run(self._decoding(clean, levels.max_batch_size)))
         error = (decoded - pixels).square().flatten(1).mean(1)
         if (text := autoencoder_warning(error, pixels)) is not None:
-            warnings.warn(text, stacklevel=2)
+            warnings.warn(text, ImageWarning, stacklevel=2)
         points, noise = clean, draft.noise
         if draft.space == "clean":
             if noise is None:

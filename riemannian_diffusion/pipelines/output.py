@@ -27,7 +27,7 @@ class GeodesicInterpolationOutput(BaseOutput):
             [0, 1]: the part of `reconstruction_error` that no inversion can avoid. None if the
             keyframes come from a file that lacks it.
         warnings: Sentences about keyframes that the model does not know or the morph does not show.
-            Each was also a `UserWarning` of the stage that found it.
+            Each was also an `ImageWarning` of the stage that found it.
     """
 
     frames: Any

@@ -10,6 +10,10 @@ TOO_MUCH = 0.1  # of an image's variance; scenes of the shipped model lose up to
 LEAST_VARIANCE = 0.01  # of an image, lest a flat one is compared with nothing
 
 
+class ImageWarning(UserWarning):
+    """A model does not know an image, or a morph does not show it."""
+
+
 def too_much_lost(errors: Tensor, images: Tensor) -> list[int]:
     """The numbers of the images, from 1, that differ too much from what a model makes of them.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from methods import Count
 from torch.testing import assert_close
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -74,7 +75,7 @@ def test_the_model_of_all_digits_denoises_unseen_digits(load):
     angles = 2 * math.pi * torch.rand(16, generator=generator)
     clean = torch.nn.functional.pixel_unshuffle(digits.rotate(images, angles), 2)
     noise = torch.randn(clean.shape, generator=generator)
-    levels = rotated.learned_levels(folder, [0], "cpu")
+    levels = rotated.learned_levels(folder, Count(), "cpu")
     # noise is 0.34 and 1.24 times the signal; the model of ten digits has errors 0.19 and 0.35
     for timestep, largest in ((100, 0.1), (300, 0.25)):
         score = levels(timestep)

@@ -362,9 +362,12 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
 def summary(study: str, rows: list[dict]) -> Iterator[dict]:
     """What the worst rows of a study are."""
     if study == "convergence":
-        some = [row for row in rows if row["status"] == "converged" and row["on data"]]
-        worst = {key: max(row[key] for row in some) for key in ("excess", "error")}
-        yield {"study": study, "case": "worst on the data", "cases": len(some)} | worst
+        for shipped, case in ((False, "worst on the data"), (True, "worst, shipped model")):
+            some = [row for row in rows if row["case"].startswith("shipped model") == shipped]
+            some = [row for row in some if row["status"] == "converged" and row["on data"]]
+            if some:
+                worst = {key: max(row[key] for row in some) for key in ("excess", "error")}
+                yield {"study": study, "case": case, "cases": len(some)} | worst
     elif study == "pace":
         for samples in ("lattice", "random"):
             some = [row for row in rows if samples in row["case"].rsplit(", ")[-1]]

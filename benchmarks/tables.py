@@ -222,6 +222,12 @@ def _geometries(file: str) -> list[Line]:
     ]
 
 
+FEATURES = ("one distribution", "shifted", "far apart", "wider", "linked to inputs", "128 features")
+INTERVALS = {
+    "mean": ("normal", "lognormal, sigma 0.5", "exponential", "lognormal, sigma 1"),
+    "fid": FEATURES,
+    "kid": FEATURES,
+}
 CLAIMS = {"file": "claims"}
 ENERGIES = (
     *("circle in R^32", "circle in R^32, noise 0.05", "circle in R^32, noise 0.025"),
@@ -323,9 +329,15 @@ TABLES = {
     "geometries, learned score, medians": _medians("geometries_learned", random=False),
     "geometries, held-out curves": _errors("geometries_held_out", HELD_OUT, random=True),
     "claims, convergence": Table(
-        ("study",),
+        ("cases on",),
         _values("cases", "excess energy=excess:.1e", "distance from the minimum=error:.1e"),
-        [Line(("convergence",), CLAIMS | {"study": "convergence", "case": "worst on the data"})],
+        [
+            Line((label,), CLAIMS | {"study": "convergence", "case": case})
+            for label, case in {
+                "known manifolds": "worst on the data",
+                "the shipped model": "worst, shipped model",
+            }.items()
+        ],
     ),
     "claims, pace": Table(
         ("curves",),
@@ -349,6 +361,28 @@ TABLES = {
             "sub-chords",
         ),
         list(_lines("case", ENERGIES, study="energies", **CLAIMS)),
+    ),
+    "intervals": Table(
+        ("measure", "population", "n"),
+        [
+            Column(title, "{coverage:.0%} / {width:.2f}", {"method": method})
+            for method, title in {
+                "percentile": "bootstrap of percentiles",
+                "bca": "BCa bootstrap",
+                "jackknife": "jackknife",
+                "student": "Student's t",
+                "new": "**ours**",
+            }.items()
+        ],
+        [
+            Line(
+                (measure, population, str(num)),
+                {"file": "intervals", "measure": measure, "population": population, "n": num},
+            )
+            for measure, populations in INTERVALS.items()
+            for population in populations
+            for num in ((3, 5, 10, 30) if measure == "mean" else (5, 10, 30))
+        ],
     ),
     "C-shape, ten steps": Table(
         ("method", "space"),

@@ -157,7 +157,8 @@ def geodesic(
             share. The estimate is half of `g^T H g`, where H is the solver's inverse Hessian and g
             the gradient. The default brought the energy within 0.5 % of the minimum, and the points
             within 1 % of the length of the geodesic, on all manifolds of the benchmarks. On the
-            shipped model, valleys are flatter: points ended farther from the minimum.
+            shipped model, valleys are flatter, and both ended farther from the minimum (see
+            `benchmarks/claims.py`). A smaller tolerance costs more evaluations.
         max_evals: Largest number of evaluations of energy and gradient, over all starts and
             metrics.
         callback: A function that is called with an `Iterate` after every iteration.

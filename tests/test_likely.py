@@ -65,7 +65,7 @@ def test_the_gradient_is_that_of_the_exact_log_density():
 
 @pytest.mark.parametrize("k", [0.0, 0.5, 2.0, 3.0, 5.0])
 def test_paths_of_a_gaussian_in_closed_form(k):
-    """From k = 2.1 on energies are negative, because the middle is more likely than the ends."""
+    """Energies are negative for k above 2.1: the middle is more likely than the ends."""
     metric, num = gaussian(k), 65
     found = geodesic(metric, *FAR, num_points=num, num_quadrature=1, rtol=1e-8)
     u = torch.linspace(0, 1, num)

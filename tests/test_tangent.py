@@ -139,7 +139,7 @@ each_method = pytest.mark.parametrize("method", METHODS)
 @each_method
 @pytest.mark.parametrize("k", range(7))
 def test_every_method_answers_every_dimension(method, k):
-    """From a point to a density on all of R^6, at points of the data."""
+    """Data that span k of six dimensions, from a single point to all of R^6."""
     basis, centre = torch.linalg.qr(randn(6, 6))[0][:, :k], 3 * randn(6, seed=1)
     score = Flat(basis, centre, 0.05, alpha=0.8)
     x = 0.8 * (centre + randn(4, k, seed=2) @ basis.mT)

@@ -27,7 +27,7 @@ def check_options(args: argparse.Namespace, pipe: Any) -> None:
     """
     check_inversion(args.space, args.strength, args.steps, None, args.max_batch_size, None)
     check_metric(args.metric, args.space, is_flow(pipe.scheduler))
-    check_solve(None, args.max_evals, 0.0, 1, None, None)
+    check_solve(None, args.max_evals, 0.0, 1, None)
     check_sampling(args.adain, args.attention_interpolation, args.space, None)
     check_not_negative(share=args.extrapolate)
 

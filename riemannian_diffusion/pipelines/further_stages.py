@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
@@ -210,7 +211,7 @@ class FurtherStages(MorphStages):
             )
         metric = path.metric if metric is None else metric
         check_metric(metric, keys.space, keys.levels.schedule.is_flow)
-        check_solve(None, max_evals, rtol, num_quadrature, None, None)
+        check_solve(None, max_evals, rtol, num_quadrature, None)
         check_callback(callback_on_step_end)
         pixels = to_keyframes([image], self._image_channels, self._size_factor, least=1)
         if pixels.shape[1:] != keys.pixels.shape[1:]:
@@ -337,7 +338,8 @@ class FurtherStages(MorphStages):
         made = [self._run(self._rendering(one, *options), on_event) for one in several]
         if isinstance(path, MorphPath):
             return GeodesicInterpolationOutput(*made[0])
-        return GeodesicInterpolationOutput(*map(list, zip(*made, strict=True)))
+        frames, *others = map(list, zip(*made, strict=True))
+        return GeodesicInterpolationOutput(_stacked(frames), *others)
 
     def _rendering(
         self, path: MorphPath, output_type: str, paste: bool, max_batch_size: int | None
@@ -375,6 +377,13 @@ class FurtherStages(MorphStages):
             None if alone is None else alone.tolist(),
             [text for text in found if text is not None],
         )
+
+
+def _stacked(frames: list[Any]) -> Any:
+    """Frames of several morphs as one array or tensor, where they are such and of one shape."""
+    if isinstance(frames[0], list) or len({one.shape for one in frames}) > 1:
+        return frames
+    return torch.stack(frames) if isinstance(frames[0], Tensor) else np.stack(frames)
 
 
 def _untransported(path: MorphPath) -> MorphPath:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import PIL.Image
@@ -19,6 +19,8 @@ Image = PIL.Image.Image | np.ndarray | Tensor
 def split_morphs(image, prompt) -> tuple[bool, list[list[Image]], list[list[str]]]:
     """Whether there is one morph only, and the keyframes and prompts of each morph."""
     _check_is_several(image)
+    if getattr(image, "ndim", 0) == 5:  # (B, P, C, H, W)
+        image = [list(one) for one in image]
     single = not (len(image) > 0 and all(isinstance(i, (list, tuple)) for i in image))
     morphs = [list(image)] if single else [list(i) for i in image]
     if not isinstance(prompt, (str, list, tuple)):
@@ -40,6 +42,19 @@ def split_morphs(image, prompt) -> tuple[bool, list[list[Image]], list[list[str]
                 f"{len(images)} images."
             )
     return single, morphs, prompts
+
+
+def for_each(name: str, value: Any, num: int) -> list[Any]:
+    """One value for all morphs, or a list with one for each, as a list.
+
+    Raises:
+        ValueError: If it is a list of another length.
+    """
+    if not isinstance(value, (list, tuple)):
+        return [value] * num
+    if len(value) != num:
+        raise ValueError(f"`{name}` is for {len(value)} morphs, but `image` has {num}.")
+    return list(value)
 
 
 def _check_is_several(image) -> None:

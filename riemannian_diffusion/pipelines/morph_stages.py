@@ -19,6 +19,7 @@ from riemannian_diffusion.geodesics import RTOL, Geodesic, Solver
 from riemannian_diffusion.paths import adain as matched
 from riemannian_diffusion.paths import points_at
 from riemannian_diffusion.pipelines.checks import (
+    check_generator,
     check_inversion,
     check_sampling,
     check_solve,
@@ -32,7 +33,7 @@ from riemannian_diffusion.pipelines.curves import (
     MetricFactory,
     check_metric,
 )
-from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
+from riemannian_diffusion.pipelines.inputs import Image, for_each, to_keyframes
 from riemannian_diffusion.pipelines.model import to_unit
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
 from riemannian_diffusion.pipelines.preflight import check_model
@@ -168,7 +169,7 @@ class MorphStages(ConditionedModel):
         num_quadrature: int = 3,
         score_mode: str | None = None,
         checkpoint: str | os.PathLike | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         on_event: Listener | None = None,
     ) -> MorphPath | list[MorphPath]:
         """Find the path between keyframes.
@@ -200,7 +201,8 @@ class MorphStages(ConditionedModel):
                 uses, but for "density" the published "difference". "split" has no "difference".
             checkpoint: A file that holds the state of the solve after every iteration. If it
                 exists, the solve resumes from it.
-            generator: Source of the levels and noises of "density" and of roadmaps.
+            generator: Source of the levels and noises of "density" and of roadmaps; for a list of
+                keyframes also a list with one for each.
             on_event: Receives events; None shows progress bars.
 
         Returns:
@@ -227,7 +229,10 @@ class MorphStages(ConditionedModel):
         for one in several:
             check_kind(Keyframes, keys=one)
         several = [self.connect(one) for one in several]
-        check_solve(solver, max_evals, rtol, num_quadrature, score_mode, generator)
+        check_solve(solver, max_evals, rtol, num_quadrature, score_mode)
+        generators = for_each("generator", generator, len(several))
+        for source in generators:
+            check_generator(source)
         for one in several:
             check_metric(metric, one.space, one.levels.schedule.is_flow, score_mode)
         starts = [as_starts(init, one.space) for one in several]
@@ -237,13 +242,13 @@ class MorphStages(ConditionedModel):
         ):
             raise ValueError("Keyframes that are solved side by side must be in one space.")
         gaps = []
-        for one in several:
+        for one, source in zip(several, generators, strict=True):
             frames = one.frames_per_gap(num_frames)
             mode = score_mode or ("difference" if metric == "density" else one.levels.mode)
             for i, num in enumerate(frames):
                 conditions = one.levels.conditions.at_knots([i, i + 1])
                 levels = replace(one.levels, conditions=conditions)
-                gaps.append(Gap(one, i, num, levels, mode, generator))
+                gaps.append(Gap(one, i, num, levels, mode, source))
         if not isinstance(metric, str) or metric not in CURVES or metric in MODEL_CURVES:
             for gap in gaps:  # refuses a mode that these conditions do not have
                 gap.levels(gap.timestep, mode=gap.mode)

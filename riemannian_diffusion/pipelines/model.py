@@ -75,7 +75,7 @@ class MorphableModel:
     _has_ip_adapters = False
     _takes_classes = False
     _additions: tuple[str, ...] = ()  # further embeddings that the network is given
-    _overflows_in_half = False  # the autoencoder overflows in float16 unless its config denies it
+    _overflows_in_half = False  # the autoencoder may overflow in float16: `force_upcast` counts
 
     # What differs between models
 
@@ -138,11 +138,8 @@ class MorphableModel:
     @contextmanager
     def _vae_ready(self) -> Iterator[None]:
         """The autoencoder runs in float32 inside where half precision overflows in it."""
-        dtype, config = self.vae.dtype, self.vae.config
-        defaults = config.get("_use_default_values", ())  # fields that its file leaves out
-        wide = config.get("force_upcast") and (
-            self._overflows_in_half or "force_upcast" not in defaults
-        )
+        dtype = self.vae.dtype
+        wide = self._overflows_in_half and self.vae.config.get("force_upcast")
         upcast = dtype == torch.float16 and wide
         try:
             if upcast:

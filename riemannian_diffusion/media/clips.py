@@ -77,6 +77,13 @@ def read_clip(
     if num == 0:
         raise OSError(f"{path} cannot be read as a video: it has no frames.")
     fps = _rate(times, source.fps)
+    told: set[str] = set()
+
+    def tell_once(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            tell(text)
+
     source.tell_of_facts(num, num / fps, tell)
     places = range(num) if places is None else places
     wanted = [place + num if place < 0 else place for place in places]
@@ -86,8 +93,8 @@ def read_clip(
     found = {}
     for i, (_, picture) in enumerate(source.frames()):
         if i in wanted:
-            image = converted(picture(), "RGB", name=str(path), background=background, tell=tell)
-            found[i] = fitted(image, size)
+            look = {"name": str(path), "background": background, "tell": tell_once}
+            found[i] = fitted(converted(picture(), "RGB", **look), size)
         if len(found) == len(set(wanted)):
             break
     return Clip([found[place] for place in wanted], fps, wanted)
@@ -115,6 +122,7 @@ class _Animation:
         with opened(self.path) as image:
             seconds, timed = 0.0, True
             for frame in ImageSequence.Iterator(image):
+                frame.load()  # the duration of a WebP frame is known now
                 yield seconds if timed else None, frame.copy
                 shown = frame.info.get("duration", 0) / 1000
                 timed &= shown > 0

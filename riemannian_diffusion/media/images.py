@@ -109,8 +109,9 @@ def opened(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        empty = path.is_file() and path.stat().st_size == 0
-        why = "it is empty" if empty else f"{error}{_heif_advice(path)}"
+        why = f"{error}{_heif_advice(path)}".removeprefix(f"{path} ")
+        if path.is_file() and path.stat().st_size == 0:
+            why = "it is empty"
         raise OSError(f"{path} cannot be read as an image: {why}") from error
 
 
@@ -190,10 +191,16 @@ def converted(
     _tell_of_shape(image, name, tell)
     profile, tags = image.info.get("icc_profile"), getattr(image, "tag_v2", {})
     stated, inverted = _stated_white(image, tags), tags.get(PHOTOMETRIC_TAG) == 0
+    is_deep = ";16" in str(getattr(image, "tile", ""))  # Pillow reads 8 bits of 16-bit colours
     image = _upright(image, name, tell)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _in_bytes(image, stated, inverted, name, tell)
+        is_deep = False
     colours, alpha = _split(image)
+    if is_deep and 0 < np.max(colours.getextrema()) < 16:
+        tell(
+            f"{name} holds 16-bit colours below 4096 of 65535: scale them first if it is too dark."
+        )
     colours = _as_srgb(colours, profile, name, tell).convert("RGB")
     if alpha is not None:
         sheet = Image.new("RGB", image.size, background)

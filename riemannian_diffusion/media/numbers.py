@@ -62,7 +62,7 @@ def white_of(
         known = (255, WIDEST) if num_bits is None else (255, 4095, WIDEST)
         white = next((float(w) for w in known if high <= w * slack), 0.0)
     if white == 0 or low < -TOLERANCE * white or (num_bits is None and 1 < high / slack <= 16):
-        kinds = "in [0, 1], or reach to 255 or 65535" if num_bits is None else "from 0 to 65535"
+        kinds = "in [0, 1] (or up to 255 or 65535)" if num_bits is None else "from 0 to 65535"
         raise ValueError(
             f"{name} must have values {kinds}, but they span [{low:.7g}, {high:.7g}]: scale or "
             "clip them."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -50,11 +51,8 @@ def write_frames(frames: list, output: Path, fps: float, *, tell: Tell = warn) -
             write_atomically(output, _grid(frames).save)
     except Exception as error:
         kept = _rescued(frames, output)
-        if kept is None:
-            raise
-        raise OSError(
-            f"{output} cannot be written: {error}. Its frames are in the folder {kept}."
-        ) from error
+        where = "" if kept is None else f". Its frames are in the folder {kept}."
+        raise OSError(f"{output} cannot be written: {error}{where}") from error
 
 
 def _rescued(frames: list, output: Path) -> Path | None:
@@ -118,8 +116,8 @@ def _write_video(frames: list, path: Path, fps: float) -> None:
     from av.video.reformatter import ColorRange, Colorspace
 
     height, width = np.asarray(frames[0]).shape[:2]
-    # A name with a colon would be taken for a protocol, so FFmpeg gets an open file.
-    with path.open("wb") as file, av.open(file, "w", format="mp4") as container:
+    file = io.BytesIO()  # FFmpeg would take a name with a colon for a protocol
+    with av.open(file, "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"qp": "5"})
         stream.width, stream.height = width + width % 2, height + height % 2
@@ -133,6 +131,7 @@ def _write_video(frames: list, path: Path, fps: float) -> None:
             frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    path.write_bytes(file.getbuffer())
 
 
 def _grid(frames: list):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import TypeGuard
 
@@ -103,9 +104,9 @@ def to_pixels(image: Image, index: int, num_channels: int = 3) -> Tensor:
 
     Args:
         image: A PIL image, which is read as `media.converted` says; or an array `(H, W)` or
-            `(H, W, C)`, or a tensor `(C, H, W)`, whose white is what `media.white_of` says. One
-            channel is grey, three are colours, and the last of two or four is opacity. White is
-            behind transparent parts.
+            `(H, W, C)`; or a tensor `(3, H, W)`, of a grey model `(1, H, W)`. One channel of an
+            array is grey, three are colours, and the last of two or four is opacity. White is
+            behind transparent parts. Which number is white, `media.white_of` says.
         index: Number of the image, for messages.
         num_channels: 3 for colours, 1 for greys.
 
@@ -119,9 +120,11 @@ def to_pixels(image: Image, index: int, num_channels: int = 3) -> Tensor:
         label = f"{name} ({file})" if file else name
         try:
             image = np.array(converted(image, "RGB" if num_channels == 3 else "L", name=label))
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, struct.error) as error:
             raise OSError(f"{label} cannot be read: {error}") from error
+    counts = [num_channels]
     if isinstance(image, np.ndarray):
+        counts = [1, 2, 3, 4]
         if image.dtype.kind not in "fiub":
             raise ValueError(f"{name} must hold real numbers, but got {image.dtype}.")
         if image.dtype.byteorder != "=":
@@ -137,7 +140,7 @@ def to_pixels(image: Image, index: int, num_channels: int = 3) -> Tensor:
         raise ValueError(
             f"{name} must be a PIL image, an array or a tensor, but got {type(image).__name__}."
         )
-    if image.ndim != 3 or not 1 <= image.shape[0] <= 4:
+    if image.ndim != 3 or image.shape[0] not in counts:
         raise ValueError(
             f"{name} must be (H, W, {num_channels}) as an array or ({num_channels}, H, W) as a "
             f"tensor, but its channels-first shape is {tuple(image.shape)}."
@@ -157,8 +160,9 @@ def _in_unit_range(image: Tensor, name: str) -> Tensor:
     if image.dtype == torch.bool:
         return values
     num_bits = 8 if image.dtype == torch.uint8 else max(16, 8 * image.element_size())
+    low, high = values.detach().aminmax()
     white = white_of(
-        *(float(values.min()), float(values.max())),
+        *(float(low), float(high)),
         num_bits=None if image.dtype.is_floating_point else num_bits,
         name=name,
     )

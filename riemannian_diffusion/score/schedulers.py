@@ -118,6 +118,21 @@ def check_scheduler(scheduler: Any) -> None:
         )
 
 
+def meaning_of(scheduler: Any) -> dict[str, Any]:
+    """What a scheduler says of its model, whatever its class and its steps, as values of JSON.
+
+    Raises:
+        ValueError: If the scheduler is refused.
+    """
+    check_scheduler(scheduler)
+    flow = is_flow(scheduler)
+    return {
+        "prediction_type": _prediction_type(scheduler),
+        "num_timesteps": num_timesteps(scheduler),
+        "alphas_cumprod": None if flow else scheduler.alphas_cumprod.tolist(),
+    }
+
+
 def num_timesteps(scheduler: Any) -> int:
     """The number of timesteps of training."""
     if is_flow(scheduler):

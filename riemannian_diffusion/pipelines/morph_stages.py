@@ -34,7 +34,7 @@ from riemannian_diffusion.pipelines.curves import (
 )
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
 from riemannian_diffusion.pipelines.model import to_unit
-from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
+from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, learning_together
 from riemannian_diffusion.pipelines.progress import ProgressBars
 from riemannian_diffusion.pipelines.quality import ImageWarning, autoencoder_warning
 from riemannian_diffusion.pipelines.stages import (
@@ -221,7 +221,7 @@ class MorphStages(ConditionedModel):
             raise ValueError("`keys` must be keyframes or a list of them, but got an empty list.")
         for one in several:
             check_kind(Keyframes, keys=one)
-        several = _learning_together([self.connect(one) for one in several])
+        several = learning_together([self.connect(one) for one in several])
         check_solve(solver, max_evals, rtol, num_quadrature, score_mode, generator)
         for one in several:
             check_metric(metric, one.space, one.levels.schedule.is_flow, score_mode)
@@ -381,14 +381,6 @@ class MorphStages(ConditionedModel):
         points = points_at(points, u, torch.linspace(0, 1, gap.num_frames, dtype=torch.float64))
         points[0], points[-1] = gap.ends
         return points
-
-
-def _learning_together(several: Sequence[Keyframes]) -> list[Keyframes]:
-    """Keyframes that share what their stages have learned about memory."""
-    shared = several[0].levels.learned
-    for keys in several[1:]:
-        shared.join(keys.levels.learned)
-    return [replace(keys, levels=replace(keys.levels, learned=shared)) for keys in several]
 
 
 def _joined(keys: Keyframes, found: list[Geodesic | Tensor], metric: str) -> MorphPath:

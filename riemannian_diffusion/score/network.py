@@ -98,8 +98,9 @@ class NetworkScore(ScoreModel):
         self.alpha, self.sigma = level.alpha, level.sigma
         self.conditions, self.mode = conditions, mode
         self.guidance_scale = float(guidance_scale)
-        shared = isinstance(max_batch_size, BatchSize)
-        self.batch_size = max_batch_size if shared else BatchSize(max_batch_size)
+        if not isinstance(max_batch_size, BatchSize):
+            max_batch_size = BatchSize(max_batch_size)
+        self.batch_size = max_batch_size
 
     @property
     def max_batch_size(self) -> int | None:

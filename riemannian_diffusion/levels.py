@@ -10,17 +10,18 @@ import copy
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from riemannian_diffusion.arguments import check_finite, check_not_negative, check_whole
+from riemannian_diffusion.batches import Learned
 from riemannian_diffusion.guidance.score import ManifoldGuidedScore
 from riemannian_diffusion.score.conditions import Condition, Conditions
 from riemannian_diffusion.score.model import ScoreModel
-from riemannian_diffusion.score.network import Level, NetworkScore, Predict
+from riemannian_diffusion.score.network import Level, NetworkScore, Predict, check_weights
 from riemannian_diffusion.score.schedulers import (
     NOISIEST,
     check_scheduler,
@@ -252,9 +253,11 @@ class Levels:
             [0, 1]. Above 0 it is the `damping` of `ManifoldGuidedScore`, and the network is
             evaluated 3 times for each point instead of 2.
         max_batch_size: Largest batch given to the network; None for no limit.
+        learned: The batch sizes that fit into memory, as far as stages have learned them.
 
     Raises:
-        ValueError: If a number is out of range, or guidance lacks negative conditions.
+        ValueError: If a number is out of range, guidance lacks negative conditions, or the
+            network's weights were made in inference mode.
     """
 
     network: nn.Module | None
@@ -264,8 +267,11 @@ class Levels:
     guidance_scale: float = 1.0
     guidance_damping: float = 0.0
     max_batch_size: int | None = None
+    learned: Learned = field(default_factory=Learned)
 
     def __post_init__(self):
+        if self.network is not None:
+            check_weights(self.network)
         check_not_negative(guidance_scale=self.guidance_scale)
         check_finite(guidance_damping=self.guidance_damping)
         if self.max_batch_size is not None:
@@ -329,7 +335,7 @@ class Levels:
 
     def _score(self, level: Level, conditions: Conditions, **options) -> NetworkScore:
         assert self.network is not None and self.predict is not None
-        options["max_batch_size"] = self.max_batch_size
+        options["max_batch_size"] = self.learned.network.limited(self.max_batch_size)
         return NetworkScore(self.network, self.predict, level, conditions, **options)
 
     def _check_difference(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.batches import is_out_of_memory
 from riemannian_diffusion.metrics.departures import Departure
 from riemannian_diffusion.score.where import Where
 
@@ -87,8 +88,8 @@ def within_memory(
     while True:
         try:
             return compute()
-        except torch.OutOfMemoryError:
-            if not metric.use_less_memory(batch.after_start()):
+        except (RuntimeError, MemoryError) as error:
+            if not (is_out_of_memory(error) and metric.use_less_memory(batch.after_start())):
                 raise
 
 

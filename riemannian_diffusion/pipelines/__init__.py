@@ -7,7 +7,7 @@ from riemannian_diffusion.lazy import lazy_names
 if TYPE_CHECKING:
     from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
     from riemannian_diffusion.pipelines.loading import AutoGeodesicInterpolationPipeline
-    from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
+    from riemannian_diffusion.pipelines.morph import Keyframes, MorphOutOfMemoryError, MorphPath
     from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
     from riemannian_diffusion.pipelines.quality import ImageWarning
     from riemannian_diffusion.pipelines.stable_diffusion import (
@@ -25,7 +25,7 @@ else:
         {
             "flux": ("GeodesicInterpolationFluxPipeline",),
             "loading": ("AutoGeodesicInterpolationPipeline",),
-            "morph": ("Keyframes", "MorphPath"),
+            "morph": ("Keyframes", "MorphOutOfMemoryError", "MorphPath"),
             "output": ("GeodesicInterpolationOutput",),
             "quality": ("ImageWarning",),
             "stable_diffusion": (
@@ -48,6 +48,7 @@ __all__ = [
     "GeodesicInterpolationXLPipeline",
     "ImageWarning",
     "Keyframes",
+    "MorphOutOfMemoryError",
     "MorphPath",
     "RoadmapStart",
 ]

@@ -60,7 +60,7 @@ class FurtherStages(MorphStages):
             path: The path.
             distance: "lpips" (needs the package lpips), "rmse", or a function of two batches
                 `(K, 3, H, W)` in [0, 1] -> `(K,)`.
-            max_batch_size: Largest batch given to the autoencoder; None for no limit.
+            max_batch_size: As in `decode`.
             callback_on_step_end: As in `sample`. An interrupted round is dropped.
             on_event: Receives events; None shows progress bars.
 
@@ -87,7 +87,7 @@ class FurtherStages(MorphStages):
         check_callback(callback_on_step_end)
         compare = find_distance(distance, self.device_of_work)
         self._interrupt = False
-        on_step = self._on_step(callback_on_step_end)
+        on_step, learned = self._on_step(callback_on_step_end), path.keys.levels.learned
 
         def show(times: Tensor) -> Generator[Event, Any, tuple[MorphPath, Tensor, bool]]:
             moved = path if torch.equal(times, path.times) else replaced_times(path, times)
@@ -96,7 +96,7 @@ class FurtherStages(MorphStages):
                 moved, proceeds = yield from self._sampling(moved, on_step)
             if not proceeds:
                 return moved, moved.points[:0], False
-            frames = yield from self._decoding(_sampled(moved), max_batch_size)
+            frames = yield from self._decoding(_sampled(moved), max_batch_size, learned)
             return moved, to_unit(frames), True
 
         counts = [gap.stop - gap.start for gap in path.gaps]
@@ -303,7 +303,7 @@ class FurtherStages(MorphStages):
             path: A path, sampled, or a list of them.
             output_type: "pil", "np", "pt" or "latent".
             paste_endpoints: Put the keyframes themselves in place of their reconstructions.
-            max_batch_size: Largest batch given to the autoencoder; None for no limit.
+            max_batch_size: As in `decode`.
             on_event: Receives events; None shows progress bars.
 
         Returns:
@@ -345,14 +345,14 @@ class FurtherStages(MorphStages):
         self, path: MorphPath, output_type: str, paste: bool, max_batch_size: int | None
     ) -> Generator[Event, Any, tuple]:
         """Events of decoding; returns the entries of the output."""
-        keys, latents = path.keys, path.shown
+        keys, latents, learned = path.keys, path.shown, path.keys.levels.learned
         mine = _sampled(path)[path.key_indices]  # the keyframes' clean latents
         alone, flags = keys.autoencoder_error, None
         if output_type == "latent":
             frames, errors = latents, (mine - keys.clean).square().flatten(1).mean(1)
             lost = quality.inversion_warning(errors, torch.zeros_like(errors), keys.clean)
         else:
-            decoded = yield from self._decoding(latents, max_batch_size)
+            decoded = yield from self._decoding(latents, max_batch_size, learned)
             frames, flags = self._check_safety(decoded)
             frames = to_unit(frames)
             if path.transported is None:
@@ -360,7 +360,7 @@ class FurtherStages(MorphStages):
                 shown, pasted = frames[places], keys.pixels
             else:
                 places = [0]
-                shown = to_unit((yield from self._decoding(mine, max_batch_size)))
+                shown = to_unit((yield from self._decoding(mine, max_batch_size, learned)))
                 pasted = keys.pixels[-1:]
             errors = (shown - keys.pixels).square().flatten(1).mean(1)
             lost = None if alone is None else quality.inversion_warning(errors, alone, keys.pixels)

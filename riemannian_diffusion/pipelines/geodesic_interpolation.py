@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind
+from riemannian_diffusion.batches import is_out_of_memory
 from riemannian_diffusion.events import Listener
 from riemannian_diffusion.geodesics import Solver
 from riemannian_diffusion.pipelines.checks import (
@@ -23,7 +24,7 @@ from riemannian_diffusion.pipelines.checks import (
 from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
 from riemannian_diffusion.pipelines.further_stages import FurtherStages
 from riemannian_diffusion.pipelines.inputs import Image, for_each, split_morphs, to_keyframes
-from riemannian_diffusion.pipelines.morph import check_num_frames
+from riemannian_diffusion.pipelines.morph import MorphOutOfMemoryError, check_num_frames
 from riemannian_diffusion.pipelines.morph_stages import Step
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
@@ -126,6 +127,8 @@ class GeodesicInterpolationMixin(FurtherStages):
             ValueError: If an argument is out of range, the images' sizes differ or do not fit the
                 model, counts of images and prompts disagree, or the scheduler has no levels of the
                 model's kind.
+            MorphOutOfMemoryError: If memory runs out after the paths were found, even for batches
+                of one. Its `path` is what was found.
         """
         # 1. Check everything before the work begins; one morph is a batch of one
         single, morphs, prompts = split_morphs(image, prompt)
@@ -177,14 +180,20 @@ class GeodesicInterpolationMixin(FurtherStages):
 
         # 4. Sample clean latents from each path, and 5. decode them
         options: dict[str, Any] = {"callback_on_step_end": callback_on_step_end}
-        sampled = [self.sample(path, on_event=on_event, **options) for path in paths]
-        out = self.render(
-            sampled[0] if single else sampled,
-            output_type=output_type,
-            paste_endpoints=paste_endpoints,
-            max_batch_size=max_batch_size,
-            on_event=on_event,
-        )
+        try:
+            for i, path in enumerate(paths):
+                paths[i] = self.sample(path, on_event=on_event, **options)
+            out = self.render(
+                paths[0] if single else paths,
+                output_type=output_type,
+                paste_endpoints=paste_endpoints,
+                max_batch_size=max_batch_size,
+                on_event=on_event,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MorphOutOfMemoryError(paths[0] if single else paths, error) from error
         return out if return_dict else tuple(getattr(out, field.name) for field in fields(out))
 
 

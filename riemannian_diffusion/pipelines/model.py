@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from riemannian_diffusion.adaptation import LoraMix
 from riemannian_diffusion.arguments import check_points
+from riemannian_diffusion.batches import BatchSize, Learned
 from riemannian_diffusion.events import Event, network_called, run
 from riemannian_diffusion.levels import Schedule, linear_shift, read_schedule
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
@@ -21,6 +22,7 @@ from riemannian_diffusion.score.network import Predict, linear_guidance
 from riemannian_diffusion.score.schedulers import check_scheduler, is_flow
 
 LORA_WEIGHTS = "lora_weights"
+PIXELS_AT_ONCE = 2**20  # of images in one batch of the autoencoder; 1024 x 1024 is one large image
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,8 @@ class MorphableModel:
 
         Args:
             images: Images of one size, as `__call__` takes keyframes.
-            max_batch_size: Largest batch given to the autoencoder; None for no limit.
+            max_batch_size: Largest batch given to the autoencoder, which also gets at most
+                1024 x 1024 pixels at once, but one image at least; None for no limit.
 
         Returns:
             `(P, C, h, w)`, float32: the modes of the posteriors, scaled as the network takes them.
@@ -207,7 +210,8 @@ class MorphableModel:
 
         Args:
             latents: `(K, C, h, w)`, scaled as the network takes them.
-            max_batch_size: Largest batch given to the autoencoder; None for no limit.
+            max_batch_size: Largest batch given to the autoencoder, which also gets at most
+                1024 x 1024 pixels at once, but one image at least; None for no limit.
 
         Returns:
             `(K, 3, H, W)`, float32 in [0, 1]; 1 in place of 3 for models of grey images.
@@ -219,18 +223,21 @@ class MorphableModel:
         return to_unit(run(self._decoding(latents.to(self.device_of_work), max_batch_size)))
 
     def _encoding(
-        self, pixels: Tensor, max_batch_size: int | None
+        self, pixels: Tensor, max_batch_size: int | None, learned: Learned | None = None
     ) -> Generator[Event, Any, Tensor]:
         """Events of encoding; returns clean latents."""
+        size = _batch_size(max_batch_size, learned, pixels.shape[-2] * pixels.shape[-1])
         with self._vae_ready():
-            return (yield from _batches("encode", self._encode_pixels, pixels, max_batch_size))
+            return (yield from _batches("encode", self._encode_pixels, pixels, size))
 
     def _decoding(
-        self, latents: Tensor, max_batch_size: int | None
+        self, latents: Tensor, max_batch_size: int | None, learned: Learned | None = None
     ) -> Generator[Event, Any, Tensor]:
         """Events of decoding; returns frames in about [-1, 1]."""
+        pixels = latents.shape[-2] * latents.shape[-1] * getattr(self, "vae_scale_factor", 1) ** 2
+        size = _batch_size(max_batch_size, learned, pixels)
         with self._vae_ready():
-            return (yield from _batches("decode", self._decode_latents, latents, max_batch_size))
+            return (yield from _batches("decode", self._decode_latents, latents, size))
 
     def _read_schedule(self, num_steps: int, strength: float, size: tuple[int, int]) -> Schedule:
         """The noise levels of this pipeline's scheduler, which must be of the model's kind."""
@@ -250,19 +257,30 @@ class MorphableModel:
         )
 
 
+def _batch_size(max_batch_size: int | None, learned: Learned | None, pixels: int) -> BatchSize:
+    """The batch size of the autoencoder, for images of so many pixels each."""
+    if max_batch_size is not None:
+        max_batch_size = min(max_batch_size, max(1, PIXELS_AT_ONCE // pixels))
+    return (learned or Learned()).autoencoder.limited(max_batch_size)
+
+
 def _batches(
-    stage: str,
-    function: Callable[[Tensor], Tensor],
-    values: Tensor,
-    max_batch_size: int | None,
+    stage: str, function: Callable[[Tensor], Tensor], values: Tensor, size: BatchSize
 ) -> Generator[Event, Any, Tensor]:
     """Events of a function of batches; returns what it gives, in order, checked to be finite."""
-    size = max_batch_size or len(values)
-    pieces: list[Tensor] = []
-    for start in range(0, len(values), size):
-        yield Event(stage, start, len(values))
+
+    def apply(chunk: slice) -> Tensor:
         network_called()
-        pieces.append(function(values[start : start + size]))
+        return function(values[chunk])
+
+    pieces, done = list[Tensor](), 0
+    yield Event(stage, 0, len(values))
+    for piece in size.run(len(values), apply):
+        pieces.append(piece)
+        done += len(piece)
+        if done == len(values):
+            break
+        yield Event(stage, done, len(values))
     found = torch.cat(pieces).contiguous()  # in memory as it will be after loading from a file
     what = {"encode": "Encoding the images", "decode": "Decoding the latents"}[stage]
     check_finite_values(found, what)

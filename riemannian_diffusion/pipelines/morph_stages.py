@@ -35,7 +35,7 @@ from riemannian_diffusion.pipelines.curves import (
 )
 from riemannian_diffusion.pipelines.inputs import Image, for_each, to_keyframes
 from riemannian_diffusion.pipelines.model import to_unit
-from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
+from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, learning_together
 from riemannian_diffusion.pipelines.preflight import check_model
 from riemannian_diffusion.pipelines.progress import ProgressBars
 from riemannian_diffusion.pipelines.quality import ImageWarning, autoencoder_warning
@@ -101,7 +101,9 @@ class MorphStages(ConditionedModel):
             conditions: What `condition` returned, in place of the prompts.
             fixed_point_iterations: As in `riemannian_diffusion.invert`.
             frame_numbers: The number of each keyframe's frame, rising from 0.
-            max_batch_size: Largest batch given to the networks; None for no limit.
+            max_batch_size: Largest batch given to the network, and to the autoencoder as in
+                `decode`; None for no limit. If memory runs out in any stage, the batch is halved,
+                and the stages after it keep to the smaller size.
             generator: Source of the shared noise of `space="clean"`.
             on_event: Receives events; None shows progress bars.
 
@@ -228,7 +230,7 @@ class MorphStages(ConditionedModel):
             raise ValueError("`keys` must be keyframes or a list of them, but got an empty list.")
         for one in several:
             check_kind(Keyframes, keys=one)
-        several = [self.connect(one) for one in several]
+        several = learning_together([self.connect(one) for one in several])
         check_solve(solver, max_evals, rtol, num_quadrature, score_mode)
         generators = for_each("generator", generator, len(several))
         for source in generators:
@@ -287,7 +289,8 @@ class MorphStages(ConditionedModel):
             attention_interpolation: Share of the sampling steps, the first ones, in which the
                 network's self-attention reads keys and values interpolated between those of the
                 keyframes (`riemannian_diffusion.interpolated_attention`, arXiv 2312.07409, there
-                0.6). The frames of a gap then are one batch, whatever `max_batch_size`.
+                0.6). The frames of a gap then are one batch, whatever `max_batch_size`; if memory
+                runs out, they are two or more, each together with the two keyframes.
             callback_on_step_end: Called as `callback(pipe, step, timestep, {"latents": ...})` after
                 every step; it may return changed latents, or set `pipe._interrupt`.
             on_event: Receives events; None shows progress bars.
@@ -338,8 +341,9 @@ class MorphStages(ConditionedModel):
     ) -> Generator[Event, Any, Keyframes]:
         """Events of encoding and inversion; returns the keyframes with latents and points."""
         levels, pixels = draft.levels, draft.pixels
-        clean = yield from self._encoding(pixels, levels.max_batch_size)
-        decoded = to_unit(run(self._decoding(clean, levels.max_batch_size)))
+        batches = levels.max_batch_size, levels.learned
+        clean = yield from self._encoding(pixels, *batches)
+        decoded = to_unit(run(self._decoding(clean, *batches)))
         error = (decoded - pixels).square().flatten(1).mean(1)
         if (text := autoencoder_warning(error, pixels)) is not None:
             warnings.warn(text, ImageWarning, stacklevel=2)
@@ -381,7 +385,8 @@ class MorphStages(ConditionedModel):
             )
         if gap.keys.num_gaps > 1:
             raise ValueError("`init` takes images for two keyframes only, but there are more.")
-        clean = run(self._encoding(pixels.to(gap.keys.clean.device), gap.levels.max_batch_size))
+        pixels = pixels.to(gap.keys.clean.device)
+        clean = run(self._encoding(pixels, gap.levels.max_batch_size, gap.levels.learned))
         clean[0], clean[-1] = gap.clean
         points = to_path_space(gap, clean)
         u = torch.linspace(0, 1, len(points), dtype=torch.float64)

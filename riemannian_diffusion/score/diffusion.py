@@ -40,8 +40,8 @@ class DiffusionScore(NetworkScore):
             eps_neg)` (classifier-free guidance); "difference" takes `eps_cond - eps_neg`.
         max_batch_size: Largest batch given to the network; None for no limit. Longer calls run in
             chunks, and the reverse pass recomputes one chunk at a time. Memory then does not grow
-            with the number of points. `model.enable_gradient_checkpointing()` saves more memory and
-            takes more time.
+            with the number of points. If memory runs out, batches are halved.
+            `model.enable_gradient_checkpointing()` saves more memory and takes more time.
 
     Raises:
         ValueError: If the scheduler has no such levels or an unknown prediction type, the timestep

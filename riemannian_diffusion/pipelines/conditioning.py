@@ -22,6 +22,7 @@ from riemannian_diffusion.pipelines.prompts import (
     given_texts,
     read_options,
 )
+from riemannian_diffusion.pipelines.texts import warn_of_texts
 from riemannian_diffusion.score import Condition, Conditions
 from riemannian_diffusion.score.schedulers import meaning_of
 
@@ -104,6 +105,9 @@ class ConditionedModel(MorphableModel):
             ValueError: If an argument has a wrong shape, two exclude each other, or the model does
                 not take one.
 
+        Warns:
+            TextWarning: If a text encoder does not read a prompt to its end.
+
         Examples:
             >>> from riemannian_diffusion import demo
             >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
@@ -149,6 +153,7 @@ class ConditionedModel(MorphableModel):
         if negatives is None and (negative_prompt_2 or negative_prompt_3):
             negatives = [""] * num
         guided = do_classifier_free_guidance
+        warn_of_texts(self, [*(prompts or ()), *(negatives or ())], max_sequence_length)
         request = TextRequest(prompts, negatives, guided, embeddings, found)
         positive, negative = self._encode_texts(request)
         labelled, unlabelled = self._class_conditions(class_labels)

@@ -313,7 +313,7 @@ class FurtherStages(MorphStages):
             ValueError: If a path has not been sampled, or an argument is out of range.
 
         Warns:
-            ImageWarning: If inversion and sampling lose more than a tenth of a keyframe's variance.
+            ImageWarning: If over a tenth of a keyframe's variance is lost, or frames are blanked.
 
         Examples:
             >>> from PIL import Image
@@ -347,7 +347,7 @@ class FurtherStages(MorphStages):
         """Events of decoding; returns the entries of the output."""
         keys, latents, learned = path.keys, path.shown, path.keys.levels.learned
         mine = _sampled(path)[path.key_indices]  # the keyframes' clean latents
-        alone, flags = keys.autoencoder_error, None
+        alone, flags, dark = keys.autoencoder_error, None, None
         if output_type == "latent":
             frames, errors = latents, (mine - keys.clean).square().flatten(1).mean(1)
             lost = quality.inversion_warning(errors, torch.zeros_like(errors), keys.clean)
@@ -355,23 +355,23 @@ class FurtherStages(MorphStages):
             decoded = yield from self._decoding(latents, max_batch_size, learned)
             frames, flags = self._check_safety(decoded)
             frames = to_unit(frames)
-            if path.transported is None:
+            if path.transported is None:  # errors are those of frames before a checker blanks them
                 places: Any = path.key_indices
-                shown, pasted = frames[places], keys.pixels
+                shown, pasted = to_unit(decoded[places]), keys.pixels
             else:
                 places = [0]
                 shown = to_unit((yield from self._decoding(mine, max_batch_size, learned)))
                 pasted = keys.pixels[-1:]
             errors = (shown - keys.pixels).square().flatten(1).mean(1)
             lost = None if alone is None else quality.inversion_warning(errors, alone, keys.pixels)
+            dark = quality.safety_warning(flags)
             if paste:
                 frames[places] = pasted
-            frames = _POSTPROCESSOR.postprocess(
-                frames, output_type, do_denormalize=[False] * len(frames)
-            )
-        if lost is not None:
-            warnings.warn(lost, quality.ImageWarning, stacklevel=2)
-        found = quality.autoencoder_warning(alone, keys.pixels), lost
+            scaling = [False] * len(frames)
+            frames = _POSTPROCESSOR.postprocess(frames, output_type, do_denormalize=scaling)
+        for text in filter(None, (lost, dark)):
+            warnings.warn(text, quality.ImageWarning, stacklevel=2)
+        found = quality.autoencoder_warning(alone, keys.pixels), lost, dark
         return (
             *(frames, list(path.geodesics), path.points, errors.tolist(), flags, path),
             None if alone is None else alone.tolist(),

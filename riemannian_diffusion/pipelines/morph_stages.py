@@ -46,6 +46,7 @@ from riemannian_diffusion.pipelines.stages import (
     to_path_space,
 )
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
+from riemannian_diffusion.pipelines.texts import warn_of_negative
 from riemannian_diffusion.score import Conditions
 
 T = TypeVar("T")
@@ -116,6 +117,7 @@ class MorphStages(ConditionedModel):
 
         Warns:
             ImageWarning: If the autoencoder loses more than a tenth of an image's variance.
+            TextWarning: If `prompt` is truncated, or `negative_prompt` has no effect.
 
         Examples:
             >>> from PIL import Image
@@ -132,6 +134,7 @@ class MorphStages(ConditionedModel):
             *(max_batch_size, generator),
         )
         check_model(self)
+        warn_of_negative(self, negative_prompt, guidance_scale, true_cfg_scale)
         pixels = to_keyframes(image, self._image_channels, self._size_factor)
         conditions = self._conditions_for(len(pixels), prompt, negative_prompt, conditions)
         size = (pixels.shape[2], pixels.shape[3])

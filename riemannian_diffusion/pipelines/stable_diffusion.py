@@ -111,7 +111,11 @@ class GeodesicInterpolationPipeline(GeodesicInterpolationMixin, StableDiffusionP
         return UNetPrediction(self.unet, options)
 
     def _check_safety(self, frames: Tensor) -> tuple[Tensor, list[bool] | None]:
-        return self.run_safety_checker(frames, frames.device, self.unet.dtype)
+        _, flags = self.run_safety_checker(frames.clone(), frames.device, self.unet.dtype)
+        if flags is not None:
+            frames = frames.clone()
+            frames[torch.tensor(flags, dtype=torch.bool)] = -1.0  # black, as diffusers shows it
+        return frames, flags
 
 
 class GeodesicInterpolationXLPipeline(GeodesicInterpolationMixin, StableDiffusionXLPipeline):

@@ -139,7 +139,7 @@ def linear_shift(scheduler: Any, num_tokens: int) -> float:
 
 
 def even_sigmas(num_steps: int) -> list[float]:
-    """Levels of a flow before the shift, even from 1 down to `1 / num_steps`, as in FluxPipeline."""
+    """Levels of a flow before the shift, from 1 down to `1 / num_steps`, as in FluxPipeline."""
     return torch.linspace(1.0, 1 / num_steps, num_steps, dtype=torch.float64).tolist()
 
 

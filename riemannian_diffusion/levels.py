@@ -139,7 +139,7 @@ def linear_shift(scheduler: Any, num_tokens: int) -> float:
 
 
 def even_sigmas(num_steps: int) -> list[float]:
-    """Levels of a flow before the shift, from 1 down to `1 / num_steps`, as in FluxPipeline."""
+    """Even levels of a flow before the shift, from 1 to `1 / num_steps`, as in FluxPipeline."""
     return torch.linspace(1.0, 1 / num_steps, num_steps, dtype=torch.float64).tolist()
 
 
@@ -214,10 +214,10 @@ def _final_abar(own: Any, noises: list[float] | None) -> float:
         torch.ones(1), own.timesteps[0]
     ) != torch.ones(1)
     if noise and (is_flow(own) or scales):
+        other = "FlowMatchEulerDiscreteScheduler" if is_flow(own) else "DDIMScheduler"
         raise ValueError(
             f"The last step of this {type(own).__name__} ends at sigma {noise:.4g} and not at "
-            "clean data: set its final_sigmas_type to 'zero', or use "
-            f"{'FlowMatchEulerDiscreteScheduler' if is_flow(own) else 'DDIMScheduler'}."
+            f"clean data: use {other}, or options such as final_sigmas_type='zero'."
         )
     return factors_of_noise(own, noise)[0] ** 2
 

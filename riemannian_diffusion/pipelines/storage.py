@@ -83,13 +83,15 @@ def check_savable(scheduler: Any) -> None:
             f"The config of this {name} cannot be saved ({error}): build it with numbers and lists."
         ) from error
     again = type(scheduler).from_config(config)
-    for attribute in ("alphas_cumprod", "final_alpha_cumprod", "shift", "sigma_min", "sigma_max"):
+    names = ("alphas_cumprod", "final_alpha_cumprod", "_shift", "sigma_min", "sigma_max")
+    for attribute in names:
         ours, theirs = (
-            torch.as_tensor(getattr(one, attribute, 0.0)).double() for one in (scheduler, again)
+            torch.as_tensor(vars(one).get(attribute, 0.0)).double().cpu()
+            for one in (scheduler, again)
         )
-        if not torch.equal(ours.cpu(), theirs):
+        if not torch.equal(ours, theirs):
             raise ValueError(
-                f"`{attribute}` of this {name} was changed after it was built, and would be lost "
+                f"`{attribute.strip('_')}` of this {name} was changed after it was built, and would be lost "
                 "in the file: build the scheduler with its values as arguments (`trained_betas`, "
                 "`shift`, ...)."
             )

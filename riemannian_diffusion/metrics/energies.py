@@ -13,6 +13,7 @@ from torch import Tensor
 
 from riemannian_diffusion.batches import is_out_of_memory
 from riemannian_diffusion.metrics.departures import Departure
+from riemannian_diffusion.score.model import outside_inference
 from riemannian_diffusion.score.where import Where
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class PathBatch:
     """
 
     def __init__(self, paths: Sequence[Tensor], pairs: Sequence[int]):
-        self.paths, self.pairs = [path.detach() for path in paths], list(pairs)
+        self.paths = [outside_inference(path).detach() for path in paths]
+        self.pairs = list(pairs)
         if len(self.pairs) != len(self.paths):
             raise ValueError(
                 "`pairs` must have one index for each path, but there are "

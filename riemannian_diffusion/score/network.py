@@ -17,6 +17,7 @@ from riemannian_diffusion.events import network_called
 from riemannian_diffusion.score.attention import forward_mode_attention
 from riemannian_diffusion.score.conditions import Conditions, Named
 from riemannian_diffusion.score.model import ScoreModel, outside_inference, pulled, pushed
+from riemannian_diffusion.score.weights import check_weights, kept_weights, moves_weights
 from riemannian_diffusion.score.where import Where
 
 MODES = ("conditional", "guided", "difference")
@@ -126,7 +127,7 @@ class NetworkScore(ScoreModel):
 
         Memory is linear in the number of tokens.
         """
-        push = _pushed_by_dual_numbers if _moves_weights(self.network) else pushed
+        push = _pushed_by_dual_numbers if moves_weights(self.network) else pushed
 
         def call(chunk: slice) -> Tensor:
             return push(self._at(where, chunk), x[chunk], v[chunk])
@@ -136,7 +137,7 @@ class NetworkScore(ScoreModel):
 
     def vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
         """The product `J(x)^T w` in reverse mode."""
-        saves = _moves_weights(self.network) or _is_checkpointing(self.network)
+        saves = moves_weights(self.network) or _is_checkpointing(self.network)
         pull = _pulled_by_autograd if saves else pulled
 
         def call(chunk: slice) -> Tensor:
@@ -179,7 +180,7 @@ class NetworkScore(ScoreModel):
         def noise(output: Tensor) -> Tensor:
             return noise_from(output, x, self.alpha, self.sigma)
 
-        with frozen(self.network), _saved_weights(self.network):
+        with frozen(self.network), kept_weights(self.network):
             positive = self._output(x, where, self.conditions.positive)
             if self.mode == "conditional":
                 return -noise(positive) / self.sigma
@@ -234,8 +235,7 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx, cotangent: Tensor):
         (points,), (enabled, dtype) = ctx.saved_tensors, ctx.cast
         points = points.detach().requires_grad_()
-        # the network's own checkpoints evaluate its blocks again in the inner reverse pass
-        with frozen(ctx.network), torch.enable_grad(), _saved_weights(ctx.network):
+        with frozen(ctx.network), torch.enable_grad():
             with torch.autocast(ctx.kind, dtype, enabled):
                 value = ctx.function(points)
             return torch.autograd.grad(value, points, cotangent)[0], None, None
@@ -260,42 +260,6 @@ def _pulled_by_autograd(function: Callable[[Tensor], Tensor], x: Tensor, w: Tens
     with torch.inference_mode(False), torch.enable_grad():
         points = outside_inference(x).detach().requires_grad_()
         return torch.autograd.grad(function(points), points, outside_inference(w))[0]
-
-
-def _moves_weights(network: nn.Module) -> bool:
-    """Whether a network casts or moves the weights of each layer around its evaluation.
-
-    diffusers does so with hooks for layerwise casting and for group offloading.
-    """
-    return any(hasattr(module, "_diffusers_hook") for module in network.modules())
-
-
-@contextmanager
-def _saved_weights(network: nn.Module) -> Iterator[None]:
-    """Let the reverse pass use the weights of the evaluation, also if they are moved after it.
-
-    Autograd saves the parameter itself, whose data may be cast or moved before the reverse pass.
-    A detached tensor keeps the data of the evaluation.
-    """
-    if not (torch.is_grad_enabled() and _moves_weights(network)):
-        yield
-        return
-    with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda saved: saved):
-        yield
-
-
-def check_weights(network: nn.Module) -> None:
-    """Refuse weights that cannot be differentiated.
-
-    Raises:
-        ValueError: If weights were made in inference mode.
-    """
-    if any(parameter.is_inference() for parameter in network.parameters()):
-        raise ValueError(
-            f"The weights of {type(network).__name__} were loaded under torch.inference_mode, so "
-            "PyTorch cannot differentiate the network: load the model outside of it. The rest may "
-            "run in that mode."
-        )
 
 
 def _is_checkpointing(network: nn.Module) -> bool:

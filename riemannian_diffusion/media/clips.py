@@ -71,32 +71,30 @@ def read_clip(
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
+    if path.stat().st_size == 0:
+        raise OSError(f"{path} cannot be read as a video: it is empty.")
     source: _Video | _Animation = _Animation(path) if is_image(path) else _Video(path)
     times = [time for time, _ in source.frames()]
     num = len(times)
     if num == 0:
         raise OSError(f"{path} cannot be read as a video: it has no frames.")
     fps = _rate(times, source.fps)
-    told: set[str] = set()
-
-    def tell_once(text: str) -> None:
-        if text not in told:
-            told.add(text)
-            tell(text)
-
     source.tell_of_facts(num, num / fps, tell)
     places = range(num) if places is None else places
     wanted = [place + num if place < 0 else place for place in places]
     for place, given in zip(wanted, places, strict=True):
         if not 0 <= place < num:
             raise ValueError(f"{path} has {num} frames, none with the number {given}.")
+    told: set[str] = set()  # what is so of every frame is told once
+    seen = partial(converted, mode="RGB", name=str(path), background=background, tell=told.add)
     found = {}
     for i, (_, picture) in enumerate(source.frames()):
         if i in wanted:
-            look = {"name": str(path), "background": background, "tell": tell_once}
-            found[i] = fitted(converted(picture(), "RGB", **look), size)
+            found[i] = fitted(seen(picture()), size)
         if len(found) == len(set(wanted)):
             break
+    for text in sorted(told):
+        tell(text)
     return Clip([found[place] for place in wanted], fps, wanted)
 
 

@@ -312,13 +312,16 @@ def _as_srgb(image, profile: bytes | None, name: str, tell: Tell):
             ):
                 raise ValueError(f"it is for {space}")
             image = image.convert(mode)
+        flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
+        if mode == "L":  # LittleCMS's tables for greys are too coarse in dark tones
+            flags |= ImageCms.Flags.NOOPTIMIZE
         return ImageCms.profileToProfile(
             image,
             source,
             ImageCms.createProfile("sRGB"),
             renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
             outputMode="RGB",
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            flags=flags,
         )
     except (ImageCms.PyCMSError, OSError, ValueError, KeyError, ImportError):
         tell(f"{name} has a colour profile that cannot be used: its colours are read as sRGB.")

@@ -81,6 +81,7 @@ def read_schedule(
     *,
     strength: float = 1.0,
     num_tokens: int | None = None,
+    mu: float | None = None,
     even: bool = False,
 ) -> Schedule:
     """The levels that a scheduler visits in a number of steps, or in the last of them.
@@ -91,6 +92,7 @@ def read_schedule(
         num_steps: The number of steps, at least 1.
         strength: The share of the steps, in (0, 1], whose levels are read: the last ones.
         num_tokens: The number of image tokens, on which the shift of some flows depends.
+        mu: The shift itself, for flows with another rule than that of `FluxPipeline`.
         even: For a flow, whether levels are even before the shift, down to `1 / num_steps`.
 
     Raises:
@@ -98,7 +100,7 @@ def read_schedule(
     """
     check_whole(1, num_inference_steps=num_steps)
     if is_flow(scheduler):
-        timesteps = _flow_timesteps(scheduler, num_steps, num_tokens, even)
+        timesteps = _flow_timesteps(scheduler, num_steps, num_tokens, mu, even)
         visited = _last(timesteps, strength)
         return Schedule(tuple(level_at(scheduler, t) for t in visited), 1.0, scheduler)
     level_at(scheduler, 0)  # refuses schedulers without levels of the known kinds
@@ -155,12 +157,12 @@ def _has_own_sigmas(scheduler: Any) -> bool:
 
 
 def _flow_timesteps(
-    scheduler: Any, num_steps: int, num_tokens: int | None, even: bool
+    scheduler: Any, num_steps: int, num_tokens: int | None, mu: float | None, even: bool
 ) -> list[float]:
     """The timesteps that a flow visits, noisiest first."""
     own, options = copy.deepcopy(scheduler), dict[str, Any]()
     if own.config.get("use_dynamic_shifting"):
-        options["mu"] = _shift(own.config, num_tokens)
+        options["mu"] = _shift(own.config, num_tokens) if mu is None else mu
     if even and "sigmas" in inspect.signature(own.set_timesteps).parameters:
         options["sigmas"] = torch.linspace(
             1.0, 1 / num_steps, num_steps, dtype=torch.float64

@@ -10,14 +10,19 @@ import string
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import models_flowa
 import PIL.Image
 import torch
 from diffusers import (
+    AuraFlowPipeline,
     AutoencoderKL,
+    ChromaPipeline,
     DDIMPipeline,
     DDIMScheduler,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -43,6 +48,10 @@ from transformers import (
 )
 
 from riemannian_diffusion.pipelines import (
+    GeodesicInterpolationAuraFlowPipeline,
+    GeodesicInterpolationChromaPipeline,
+    GeodesicInterpolationFlux2KleinPipeline,
+    GeodesicInterpolationFlux2Pipeline,
     GeodesicInterpolationFluxPipeline,
     GeodesicInterpolationPipeline,
     GeodesicInterpolationSD3Pipeline,
@@ -346,6 +355,14 @@ KINDS = {
     "xl": (GeodesicInterpolationXLPipeline, StableDiffusionXLPipeline, stable_diffusion_xl),
     "sd3": (GeodesicInterpolationSD3Pipeline, StableDiffusion3Pipeline, stable_diffusion_3),
     "flux": (GeodesicInterpolationFluxPipeline, FluxPipeline, flux),
+    "flux2": (GeodesicInterpolationFlux2Pipeline, Flux2Pipeline, models_flowa.flux_2),
+    "klein": (
+        GeodesicInterpolationFlux2KleinPipeline,
+        Flux2KleinPipeline,
+        models_flowa.flux_2_klein,
+    ),
+    "chroma": (GeodesicInterpolationChromaPipeline, ChromaPipeline, models_flowa.chroma),
+    "aura": (GeodesicInterpolationAuraFlowPipeline, AuraFlowPipeline, models_flowa.aura_flow),
     "pixels": (GeodesicInterpolationUnconditionalPipeline, DDIMPipeline, unconditional),
 }
 """Kind of model -> this library's pipeline, diffusers' own, and a function of its components."""

@@ -75,6 +75,7 @@ class MorphableModel:
     _has_ip_adapters = False
     _takes_classes = False
     _additions: tuple[str, ...] = ()  # further embeddings that the network is given
+    _repeats_masks = False  # masks may be (P, L C), one number per number of the embeddings
     _overflows_in_half = False  # the autoencoder overflows in float16 unless its config denies it
 
     # What differs between models
@@ -104,6 +105,10 @@ class MorphableModel:
     def _size_factor(self) -> int:
         """The number of pixels of which height and width of an image must be multiples."""
         return self._patch_size * self.vae_scale_factor
+
+    def _mu(self, size: tuple[int, int], num_steps: int) -> float | None:
+        """The shift of a flow, for families with a rule of their own."""
+        return None
 
     def _encode_texts(self, request: TextRequest) -> Encoded:
         """The conditions of prompts, and of the negative prompt; None if none are wanted."""
@@ -240,6 +245,7 @@ class MorphableModel:
             num_steps,
             strength=strength,
             num_tokens=size[0] * size[1] // self._size_factor**2,
+            mu=self._mu(size, num_steps),
             even=self._even_levels,
         )
 

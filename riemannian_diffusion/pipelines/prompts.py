@@ -189,7 +189,8 @@ def check_embeddings(pipe: Any, embeddings: Mapping[str, Tensor]) -> None:
         one, flags = embeddings.get(name), embeddings.get(mask)
         if one is None:
             continue
-        if flags is not None and flags.shape != one.shape[:2]:
+        repeated = pipe._repeats_masks and flags is not None and flags.shape == one.flatten(1).shape
+        if flags is not None and flags.shape != one.shape[:2] and not repeated:
             raise ValueError(
                 f"`{mask}` must be {tuple(one.shape[:2])} as `{name}` is {tuple(one.shape)}, but "
                 f"got {tuple(flags.shape)}."

@@ -374,6 +374,43 @@ def make(kind: str, **options):
     return silent(KINDS[kind][0](**KINDS[kind][2](**options)))
 
 
+def _to_tokens(pipe, latents):
+    return pipe._pack_latents(latents, *latents.shape)
+
+
+def _from_tokens(pipe, tokens):
+    return pipe._unpack_latents(tokens, 16, 16, pipe.vae_scale_factor)
+
+
+def _as_they_are(pipe, latents):
+    return latents
+
+
+def _from_patches(pipe, tokens):
+    return tokens.mT.reshape(len(tokens), -1, 4, 4)
+
+
+TOKENS = {
+    **dict.fromkeys(("flux", "chroma"), (_to_tokens, _from_tokens)),
+    **dict.fromkeys(("flux2", "klein"), (_as_they_are, _from_patches)),
+}
+"""Kind of model -> latents as diffusers' own pipeline takes them, and as its callback sees them."""
+
+
+def visited(kind: str, theirs, start: torch.Tensor, **options) -> list[torch.Tensor]:
+    """Latents after each step of diffusers' own pipeline, from `start` on, with prompt "a"."""
+    into, out = TOKENS.get(kind, (_as_they_are, _as_they_are))
+    found = []
+
+    def look(pipe, step, timestep, values):
+        found.append(out(pipe, values["latents"]))
+        return {}
+
+    kept = {"prompt": "a", "output_type": "latent", "height": 16, "width": 16}
+    theirs(latents=into(theirs, start), callback_on_step_end=look, **kept | options)
+    return found
+
+
 def silent(pipe):
     """The same pipeline, without progress bars."""
     pipe.set_progress_bar_config(disable=True)

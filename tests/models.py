@@ -10,14 +10,19 @@ import string
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import models_flowa
 import PIL.Image
 import torch
 from diffusers import (
+    AuraFlowPipeline,
     AutoencoderKL,
+    ChromaPipeline,
     DDIMPipeline,
     DDIMScheduler,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -43,6 +48,10 @@ from transformers import (
 )
 
 from riemannian_diffusion.pipelines import (
+    GeodesicInterpolationAuraFlowPipeline,
+    GeodesicInterpolationChromaPipeline,
+    GeodesicInterpolationFlux2KleinPipeline,
+    GeodesicInterpolationFlux2Pipeline,
     GeodesicInterpolationFluxPipeline,
     GeodesicInterpolationPipeline,
     GeodesicInterpolationSD3Pipeline,
@@ -346,6 +355,14 @@ KINDS = {
     "xl": (GeodesicInterpolationXLPipeline, StableDiffusionXLPipeline, stable_diffusion_xl),
     "sd3": (GeodesicInterpolationSD3Pipeline, StableDiffusion3Pipeline, stable_diffusion_3),
     "flux": (GeodesicInterpolationFluxPipeline, FluxPipeline, flux),
+    "flux2": (GeodesicInterpolationFlux2Pipeline, Flux2Pipeline, models_flowa.flux_2),
+    "klein": (
+        GeodesicInterpolationFlux2KleinPipeline,
+        Flux2KleinPipeline,
+        models_flowa.flux_2_klein,
+    ),
+    "chroma": (GeodesicInterpolationChromaPipeline, ChromaPipeline, models_flowa.chroma),
+    "aura": (GeodesicInterpolationAuraFlowPipeline, AuraFlowPipeline, models_flowa.aura_flow),
     "pixels": (GeodesicInterpolationUnconditionalPipeline, DDIMPipeline, unconditional),
 }
 """Kind of model -> this library's pipeline, diffusers' own, and a function of its components."""
@@ -355,6 +372,43 @@ PROMPTED = [kind for kind in KINDS if kind != "pixels"]
 def make(kind: str, **options):
     """A pipeline of one kind of model; its function of components takes the options."""
     return silent(KINDS[kind][0](**KINDS[kind][2](**options)))
+
+
+def _to_tokens(pipe, latents):
+    return pipe._pack_latents(latents, *latents.shape)
+
+
+def _from_tokens(pipe, tokens):
+    return pipe._unpack_latents(tokens, 16, 16, pipe.vae_scale_factor)
+
+
+def _as_they_are(pipe, latents):
+    return latents
+
+
+def _from_patches(pipe, tokens):
+    return tokens.mT.reshape(len(tokens), -1, 4, 4)
+
+
+TOKENS = {
+    **dict.fromkeys(("flux", "chroma"), (_to_tokens, _from_tokens)),
+    **dict.fromkeys(("flux2", "klein"), (_as_they_are, _from_patches)),
+}
+"""Kind of model -> latents as diffusers' own pipeline takes them, and as its callback sees them."""
+
+
+def visited(kind: str, theirs, start: torch.Tensor, **options) -> list[torch.Tensor]:
+    """Latents after each step of diffusers' own pipeline, from `start` on, with prompt "a"."""
+    into, out = TOKENS.get(kind, (_as_they_are, _as_they_are))
+    found = []
+
+    def look(pipe, step, timestep, values):
+        found.append(out(pipe, values["latents"]))
+        return {}
+
+    kept = {"prompt": "a", "output_type": "latent", "height": 16, "width": 16}
+    theirs(latents=into(theirs, start), callback_on_step_end=look, **kept | options)
+    return found
 
 
 def silent(pipe):

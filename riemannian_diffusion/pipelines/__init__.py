@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING
 from riemannian_diffusion.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from riemannian_diffusion.pipelines.aura_flow import GeodesicInterpolationAuraFlowPipeline
+    from riemannian_diffusion.pipelines.chroma import GeodesicInterpolationChromaPipeline
     from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
+    from riemannian_diffusion.pipelines.flux_2 import (
+        GeodesicInterpolationFlux2KleinPipeline,
+        GeodesicInterpolationFlux2Pipeline,
+    )
     from riemannian_diffusion.pipelines.loading import AutoGeodesicInterpolationPipeline
     from riemannian_diffusion.pipelines.morph import Keyframes, MorphOutOfMemoryError, MorphPath
     from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
@@ -23,7 +29,13 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "aura_flow": ("GeodesicInterpolationAuraFlowPipeline",),
+            "chroma": ("GeodesicInterpolationChromaPipeline",),
             "flux": ("GeodesicInterpolationFluxPipeline",),
+            "flux_2": (
+                "GeodesicInterpolationFlux2KleinPipeline",
+                "GeodesicInterpolationFlux2Pipeline",
+            ),
             "loading": ("AutoGeodesicInterpolationPipeline",),
             "morph": ("Keyframes", "MorphOutOfMemoryError", "MorphPath"),
             "output": ("GeodesicInterpolationOutput",),
@@ -40,6 +52,10 @@ else:
 
 __all__ = [
     "AutoGeodesicInterpolationPipeline",
+    "GeodesicInterpolationAuraFlowPipeline",
+    "GeodesicInterpolationChromaPipeline",
+    "GeodesicInterpolationFlux2KleinPipeline",
+    "GeodesicInterpolationFlux2Pipeline",
     "GeodesicInterpolationFluxPipeline",
     "GeodesicInterpolationOutput",
     "GeodesicInterpolationPipeline",

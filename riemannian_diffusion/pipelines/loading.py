@@ -6,7 +6,13 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from riemannian_diffusion.pipelines.aura_flow import GeodesicInterpolationAuraFlowPipeline
+from riemannian_diffusion.pipelines.chroma import GeodesicInterpolationChromaPipeline
 from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
+from riemannian_diffusion.pipelines.flux_2 import (
+    GeodesicInterpolationFlux2KleinPipeline,
+    GeodesicInterpolationFlux2Pipeline,
+)
 from riemannian_diffusion.pipelines.stable_diffusion import (
     GeodesicInterpolationPipeline,
     GeodesicInterpolationXLPipeline,
@@ -23,6 +29,14 @@ _PIPELINES = {  # by the class named in the model's model_index.json
     "StableDiffusion3Img2ImgPipeline": GeodesicInterpolationSD3Pipeline,
     "FluxPipeline": GeodesicInterpolationFluxPipeline,
     "FluxImg2ImgPipeline": GeodesicInterpolationFluxPipeline,
+    "FluxInpaintPipeline": GeodesicInterpolationFluxPipeline,
+    "Flux2Pipeline": GeodesicInterpolationFlux2Pipeline,
+    "Flux2KleinPipeline": GeodesicInterpolationFlux2KleinPipeline,
+    "Flux2KleinInpaintPipeline": GeodesicInterpolationFlux2KleinPipeline,
+    "ChromaPipeline": GeodesicInterpolationChromaPipeline,
+    "ChromaImg2ImgPipeline": GeodesicInterpolationChromaPipeline,
+    "ChromaInpaintPipeline": GeodesicInterpolationChromaPipeline,
+    "AuraFlowPipeline": GeodesicInterpolationAuraFlowPipeline,
     "DDPMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "DDIMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "GeodesicInterpolation": GeodesicInterpolationPipeline,  # examples/community/pipeline.py

@@ -14,7 +14,7 @@ from riemannian_diffusion.adaptation import LoraMix
 from riemannian_diffusion.arguments import check_points
 from riemannian_diffusion.batches import BatchSize, Learned
 from riemannian_diffusion.events import Event, network_called, run
-from riemannian_diffusion.levels import Schedule, linear_shift, read_schedule
+from riemannian_diffusion.levels import Schedule, even_sigmas, linear_shift, read_schedule
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
 from riemannian_diffusion.pipelines.latents import decode_images, encode_images, statistics
 from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest
@@ -73,10 +73,12 @@ class MorphableModel:
         register_modules: Any
 
     _is_flow = False  # the network models a rectified flow
+    _even_levels = False  # for a flow: levels are even before the shift
     _patch_size = 1  # latents along each side of a patch
     _has_ip_adapters = False
     _takes_classes = False
     _additions: tuple[str, ...] = ()  # further embeddings that the network is given
+    _repeats_masks = False  # masks may be (P, L C), one number per number of the embeddings
     _overflows_in_half = False  # the autoencoder may overflow in float16: `force_upcast` counts
 
     # What differs between models
@@ -113,7 +115,7 @@ class MorphableModel:
 
     def _sigmas(self, num_steps: int) -> Sequence[float] | None:
         """The levels of a flow before the shift; None for the scheduler's own."""
-        return None
+        return even_sigmas(num_steps) if self._even_levels else None
 
     def _encode_texts(self, request: TextRequest) -> Encoded:
         """The conditions of prompts, and of the negative prompt; None if none are wanted."""

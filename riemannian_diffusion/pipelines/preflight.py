@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-DISTILLED = ("turbo", "lightning", "lcm", "hyper-sd", "schnell", "klein", "distill", "dmd", "pcm")
+DISTILLED = ("turbo", "lightning", "lcm", "hyper-sd", "schnell", "distill", "dmd", "pcm")
 """Parts of the names of models that were distilled to a few steps."""
 
 CLASSES = ("class_embed_type", "num_class_embeds")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.arguments import check_kind, check_points, check_tensor, check_whole
+from riemannian_diffusion.arguments import check_kind, check_points, check_whole
 from riemannian_diffusion.score import Condition
 
 Named = dict[str, Condition]
@@ -181,7 +181,7 @@ def check_embeddings(pipe: Any, embeddings: Mapping[str, Tensor]) -> None:
         for key, rank in ((name, 3), (other, 2), (mask, 2)):
             one = embeddings.get(key)
             if one is not None:
-                check_tensor(**{key: one})
+                check_kind(Tensor, **{key: one})  # masks may be of any dtype
             if one is not None and (one.ndim != rank or one.numel() == 0):
                 last = "L" if key == mask else "C"
                 shape = "(1, L, C) or (P, L, C)" if rank == 3 else f"(1, {last}) or (P, {last})"
@@ -189,7 +189,8 @@ def check_embeddings(pipe: Any, embeddings: Mapping[str, Tensor]) -> None:
         one, flags = embeddings.get(name), embeddings.get(mask)
         if one is None:
             continue
-        if flags is not None and flags.shape != one.shape[:2]:
+        repeated = pipe._repeats_masks and flags is not None and flags.shape == one.flatten(1).shape
+        if flags is not None and flags.shape != one.shape[:2] and not repeated:
             raise ValueError(
                 f"`{mask}` must be {tuple(one.shape[:2])} as `{name}` is {tuple(one.shape)}, but "
                 f"got {tuple(flags.shape)}."

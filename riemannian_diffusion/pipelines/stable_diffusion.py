@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,7 +102,8 @@ class GeodesicInterpolationPipeline(GeodesicInterpolationMixin, StableDiffusionP
         self.register_modules(scheduler=scheduler)
 
     def _encode_texts(self, request: TextRequest) -> Encoded:
-        positive, negative = encode(self, request)
+        with _text_model_found(self.text_encoder):
+            positive, negative = encode(self, request)
         return conditions_of(
             {"encoder_hidden_states": positive},
             {"encoder_hidden_states": negative} if request.guided else None,
@@ -116,6 +118,22 @@ class GeodesicInterpolationPipeline(GeodesicInterpolationMixin, StableDiffusionP
             frames = frames.clone()
             frames[torch.tensor(flags, dtype=torch.bool)] = -1.0  # black, as diffusers shows it
         return frames, flags
+
+
+@contextmanager
+def _text_model_found(encoder: Any) -> Iterator[None]:
+    """Let diffusers find the last norm of CLIP, which it reads for `clip_skip`.
+
+    It looks in `encoder.text_model`. Since transformers 5, that is the encoder itself.
+    """
+    absent = encoder is not None and not hasattr(encoder, "text_model")
+    try:
+        if absent:
+            encoder.__dict__["text_model"] = encoder  # not as a submodule: it would contain itself
+        yield
+    finally:
+        if absent:
+            del encoder.__dict__["text_model"]
 
 
 class GeodesicInterpolationXLPipeline(GeodesicInterpolationMixin, StableDiffusionXLPipeline):

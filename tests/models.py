@@ -10,6 +10,7 @@ import string
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import models_vpfam
 import PIL.Image
 import torch
 from diffusers import (
@@ -20,6 +21,9 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    SanaPipeline,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -45,6 +49,9 @@ from transformers import (
 from riemannian_diffusion.pipelines import (
     GeodesicInterpolationFluxPipeline,
     GeodesicInterpolationPipeline,
+    GeodesicInterpolationPixArtAlphaPipeline,
+    GeodesicInterpolationPixArtSigmaPipeline,
+    GeodesicInterpolationSanaPipeline,
     GeodesicInterpolationSD3Pipeline,
     GeodesicInterpolationUnconditionalPipeline,
     GeodesicInterpolationXLPipeline,
@@ -346,6 +353,15 @@ KINDS = {
     "xl": (GeodesicInterpolationXLPipeline, StableDiffusionXLPipeline, stable_diffusion_xl),
     "sd3": (GeodesicInterpolationSD3Pipeline, StableDiffusion3Pipeline, stable_diffusion_3),
     "flux": (GeodesicInterpolationFluxPipeline, FluxPipeline, flux),
+    "alpha": (
+        *(GeodesicInterpolationPixArtAlphaPipeline, PixArtAlphaPipeline),
+        models_vpfam.pixart_alpha,
+    ),
+    "sigma": (
+        *(GeodesicInterpolationPixArtSigmaPipeline, PixArtSigmaPipeline),
+        models_vpfam.pixart_sigma,
+    ),
+    "sana": (GeodesicInterpolationSanaPipeline, SanaPipeline, models_vpfam.sana),
     "pixels": (GeodesicInterpolationUnconditionalPipeline, DDIMPipeline, unconditional),
 }
 """Kind of model -> this library's pipeline, diffusers' own, and a function of its components."""

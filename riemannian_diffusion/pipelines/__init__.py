@@ -9,7 +9,12 @@ if TYPE_CHECKING:
     from riemannian_diffusion.pipelines.loading import AutoGeodesicInterpolationPipeline
     from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
     from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
+    from riemannian_diffusion.pipelines.pixart import (
+        GeodesicInterpolationPixArtAlphaPipeline,
+        GeodesicInterpolationPixArtSigmaPipeline,
+    )
     from riemannian_diffusion.pipelines.quality import ImageWarning
+    from riemannian_diffusion.pipelines.sana import GeodesicInterpolationSanaPipeline
     from riemannian_diffusion.pipelines.stable_diffusion import (
         GeodesicInterpolationPipeline,
         GeodesicInterpolationXLPipeline,
@@ -27,7 +32,12 @@ else:
             "loading": ("AutoGeodesicInterpolationPipeline",),
             "morph": ("Keyframes", "MorphPath"),
             "output": ("GeodesicInterpolationOutput",),
+            "pixart": (
+                "GeodesicInterpolationPixArtAlphaPipeline",
+                "GeodesicInterpolationPixArtSigmaPipeline",
+            ),
             "quality": ("ImageWarning",),
+            "sana": ("GeodesicInterpolationSanaPipeline",),
             "stable_diffusion": (
                 "GeodesicInterpolationPipeline",
                 "GeodesicInterpolationXLPipeline",
@@ -43,7 +53,10 @@ __all__ = [
     "GeodesicInterpolationFluxPipeline",
     "GeodesicInterpolationOutput",
     "GeodesicInterpolationPipeline",
+    "GeodesicInterpolationPixArtAlphaPipeline",
+    "GeodesicInterpolationPixArtSigmaPipeline",
     "GeodesicInterpolationSD3Pipeline",
+    "GeodesicInterpolationSanaPipeline",
     "GeodesicInterpolationUnconditionalPipeline",
     "GeodesicInterpolationXLPipeline",
     "ImageWarning",

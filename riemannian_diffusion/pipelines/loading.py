@@ -7,6 +7,11 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
+from riemannian_diffusion.pipelines.pixart import (
+    GeodesicInterpolationPixArtAlphaPipeline,
+    GeodesicInterpolationPixArtSigmaPipeline,
+)
+from riemannian_diffusion.pipelines.sana import GeodesicInterpolationSanaPipeline
 from riemannian_diffusion.pipelines.stable_diffusion import (
     GeodesicInterpolationPipeline,
     GeodesicInterpolationXLPipeline,
@@ -23,6 +28,9 @@ _PIPELINES = {  # by the class named in the model's model_index.json
     "StableDiffusion3Img2ImgPipeline": GeodesicInterpolationSD3Pipeline,
     "FluxPipeline": GeodesicInterpolationFluxPipeline,
     "FluxImg2ImgPipeline": GeodesicInterpolationFluxPipeline,
+    "PixArtAlphaPipeline": GeodesicInterpolationPixArtAlphaPipeline,
+    "PixArtSigmaPipeline": GeodesicInterpolationPixArtSigmaPipeline,
+    "SanaPipeline": GeodesicInterpolationSanaPipeline,
     "DDPMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "DDIMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "GeodesicInterpolation": GeodesicInterpolationPipeline,  # examples/community/pipeline.py

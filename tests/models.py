@@ -18,6 +18,7 @@ from diffusers import (
     DDIMPipeline,
     DDIMScheduler,
     DDPMScheduler,
+    DiTPipeline,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -47,6 +48,7 @@ from transformers import (
 )
 
 from riemannian_diffusion.pipelines import (
+    GeodesicInterpolationDiTPipeline,
     GeodesicInterpolationFluxPipeline,
     GeodesicInterpolationPipeline,
     GeodesicInterpolationPixArtAlphaPipeline,
@@ -362,10 +364,11 @@ KINDS = {
         models_vpfam.pixart_sigma,
     ),
     "sana": (GeodesicInterpolationSanaPipeline, SanaPipeline, models_vpfam.sana),
+    "dit": (GeodesicInterpolationDiTPipeline, DiTPipeline, models_vpfam.dit),
     "pixels": (GeodesicInterpolationUnconditionalPipeline, DDIMPipeline, unconditional),
 }
 """Kind of model -> this library's pipeline, diffusers' own, and a function of its components."""
-PROMPTED = [kind for kind in KINDS if kind != "pixels"]
+PROMPTED = [kind for kind in KINDS if kind not in ("dit", "pixels")]
 
 
 def make(kind: str, **options):

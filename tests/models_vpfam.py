@@ -6,8 +6,14 @@ import string
 
 import models
 import torch
-from diffusers import AutoencoderDC, PixArtTransformer2DModel, SanaTransformer2DModel
-from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
+from diffusers import (
+    AutoencoderDC,
+    DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtTransformer2DModel,
+    SanaTransformer2DModel,
+    UNet2DModel,
+)
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
 
@@ -93,8 +99,37 @@ def sana() -> dict:
     encoder, words = gemma()
     return {
         "transformer": transformer.eval(),
-        "scheduler": FlowScheduler(shift=3.0),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
         "vae": vae.eval(),
         "text_encoder": encoder,
         "tokenizer": words,
     }
+
+
+def dit(num_classes: int = 6) -> dict:
+    """Components of a DiT."""
+    torch.manual_seed(0)
+    transformer = DiTTransformer2DModel(
+        sample_size=8,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        in_channels=4,
+        out_channels=8,
+        num_embeds_ada_norm=num_classes,
+    )
+    names = {0: "cat, tabby", 1: "dog", 2: "fox", 3: "hen", 4: "owl", 5: "cow"}
+    return {
+        "transformer": transformer.eval(),
+        "scheduler": models.scheduler(),
+        "vae": models.vae(),
+        "id2label": names,
+    }
+
+
+def class_unet(**options) -> UNet2DModel:
+    """A network of classes in the space of pixels, `(K, 3, 16, 16)`."""
+    unet = models.pixel_unet()
+    torch.manual_seed(0)
+    return UNet2DModel.from_config(unet.config, **options).eval()

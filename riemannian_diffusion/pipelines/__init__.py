@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from riemannian_diffusion.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from riemannian_diffusion.pipelines.dit import GeodesicInterpolationDiTPipeline
     from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
     from riemannian_diffusion.pipelines.loading import AutoGeodesicInterpolationPipeline
     from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
@@ -28,6 +29,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "dit": ("GeodesicInterpolationDiTPipeline",),
             "flux": ("GeodesicInterpolationFluxPipeline",),
             "loading": ("AutoGeodesicInterpolationPipeline",),
             "morph": ("Keyframes", "MorphPath"),
@@ -50,6 +52,7 @@ else:
 
 __all__ = [
     "AutoGeodesicInterpolationPipeline",
+    "GeodesicInterpolationDiTPipeline",
     "GeodesicInterpolationFluxPipeline",
     "GeodesicInterpolationOutput",
     "GeodesicInterpolationPipeline",

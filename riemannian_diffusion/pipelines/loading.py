@@ -6,6 +6,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from riemannian_diffusion.pipelines.dit import GeodesicInterpolationDiTPipeline
 from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
 from riemannian_diffusion.pipelines.pixart import (
     GeodesicInterpolationPixArtAlphaPipeline,
@@ -31,6 +32,7 @@ _PIPELINES = {  # by the class named in the model's model_index.json
     "PixArtAlphaPipeline": GeodesicInterpolationPixArtAlphaPipeline,
     "PixArtSigmaPipeline": GeodesicInterpolationPixArtSigmaPipeline,
     "SanaPipeline": GeodesicInterpolationSanaPipeline,
+    "DiTPipeline": GeodesicInterpolationDiTPipeline,
     "DDPMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "DDIMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "GeodesicInterpolation": GeodesicInterpolationPipeline,  # examples/community/pipeline.py

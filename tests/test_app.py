@@ -165,7 +165,7 @@ def test_repeated_energies_count_once():
     assert energies.solves == [[(1, 5.0), (2, 4.0)], [(1, 7.0), (3, 6.0)]]
 
 
-@pytest.mark.parametrize("kind", ["xl", "sd3", "flux", "pixels"])
+@pytest.mark.parametrize("kind", ["xl", "sd3", "flux", "dit", "pixels"])
 def test_every_kind_of_model(kind, pictures):
     studio, reports = Studio(make(kind)), []
     (morph,) = morphs_of(

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from models import EXACT, FAST, KINDS, make, morph, seeded
+from models import EXACT, FAST, KINDS, PROMPTED, make, morph, seeded
 
 from riemannian_diffusion import DiffusionScore, slerp
 from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion
@@ -236,7 +236,7 @@ def test_chunks_do_not_change_the_frames(tiny_pipe, keyframes, size):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("space", ["noise", "clean"])
 def test_the_call_equals_its_stages(kind, space, keyframes):
-    pipe, prompt = make(kind), "" if kind == "pixels" else ["a", "b"]
+    pipe, prompt = make(kind), ["a", "b"] if kind in PROMPTED else ""
     options = {"space": space, "generator": seeded(), **FAST}
     expected = pipe(keyframes[:2], prompt, output_type="pt", **options)
     options |= {"output_type": "pt", "generator": seeded()}

@@ -17,6 +17,7 @@ from models import (
     FAST,
     INVERT,
     KINDS,
+    PROMPTED,
     SOLVE,
     counting,
     make,
@@ -88,7 +89,7 @@ def test_a_kept_score_gives_the_same_values_after_another_call(kind, keyframes):
         kept.append(score)
         return TangentNormalMetric(score)
 
-    prompted = kind != "pixels"
+    prompted = kind in PROMPTED
     options = FAST | {"output_type": "latent", "max_evals": 1}
     first = options | ({"guidance_scale": 2.0, "negative_prompt": "c"} if prompted else {})
     found = pipe(keyframes[:2], ["a", "b"] if prompted else "", metric=metric, **first)

@@ -7,6 +7,7 @@ from riemannian_diffusion.lazy import lazy_names
 if TYPE_CHECKING:
     from riemannian_diffusion.pipelines.aura_flow import GeodesicInterpolationAuraFlowPipeline
     from riemannian_diffusion.pipelines.chroma import GeodesicInterpolationChromaPipeline
+    from riemannian_diffusion.pipelines.dit import GeodesicInterpolationDiTPipeline
     from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
     from riemannian_diffusion.pipelines.flux_2 import (
         GeodesicInterpolationFlux2KleinPipeline,
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     from riemannian_diffusion.pipelines.loading import AutoGeodesicInterpolationPipeline
     from riemannian_diffusion.pipelines.morph import Keyframes, MorphOutOfMemoryError, MorphPath
     from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
+    from riemannian_diffusion.pipelines.pixart import (
+        GeodesicInterpolationPixArtAlphaPipeline,
+        GeodesicInterpolationPixArtSigmaPipeline,
+    )
     from riemannian_diffusion.pipelines.quality import ImageWarning
+    from riemannian_diffusion.pipelines.sana import GeodesicInterpolationSanaPipeline
     from riemannian_diffusion.pipelines.stable_diffusion import (
         GeodesicInterpolationPipeline,
         GeodesicInterpolationXLPipeline,
@@ -31,6 +37,7 @@ else:
         {
             "aura_flow": ("GeodesicInterpolationAuraFlowPipeline",),
             "chroma": ("GeodesicInterpolationChromaPipeline",),
+            "dit": ("GeodesicInterpolationDiTPipeline",),
             "flux": ("GeodesicInterpolationFluxPipeline",),
             "flux_2": (
                 "GeodesicInterpolationFlux2KleinPipeline",
@@ -39,7 +46,12 @@ else:
             "loading": ("AutoGeodesicInterpolationPipeline",),
             "morph": ("Keyframes", "MorphOutOfMemoryError", "MorphPath"),
             "output": ("GeodesicInterpolationOutput",),
+            "pixart": (
+                "GeodesicInterpolationPixArtAlphaPipeline",
+                "GeodesicInterpolationPixArtSigmaPipeline",
+            ),
             "quality": ("ImageWarning",),
+            "sana": ("GeodesicInterpolationSanaPipeline",),
             "stable_diffusion": (
                 "GeodesicInterpolationPipeline",
                 "GeodesicInterpolationXLPipeline",
@@ -56,10 +68,14 @@ __all__ = [
     "GeodesicInterpolationChromaPipeline",
     "GeodesicInterpolationFlux2KleinPipeline",
     "GeodesicInterpolationFlux2Pipeline",
+    "GeodesicInterpolationDiTPipeline",
     "GeodesicInterpolationFluxPipeline",
     "GeodesicInterpolationOutput",
     "GeodesicInterpolationPipeline",
+    "GeodesicInterpolationPixArtAlphaPipeline",
+    "GeodesicInterpolationPixArtSigmaPipeline",
     "GeodesicInterpolationSD3Pipeline",
+    "GeodesicInterpolationSanaPipeline",
     "GeodesicInterpolationUnconditionalPipeline",
     "GeodesicInterpolationXLPipeline",
     "ImageWarning",

@@ -8,11 +8,17 @@ from diffusers import DiffusionPipeline
 
 from riemannian_diffusion.pipelines.aura_flow import GeodesicInterpolationAuraFlowPipeline
 from riemannian_diffusion.pipelines.chroma import GeodesicInterpolationChromaPipeline
+from riemannian_diffusion.pipelines.dit import GeodesicInterpolationDiTPipeline
 from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
 from riemannian_diffusion.pipelines.flux_2 import (
     GeodesicInterpolationFlux2KleinPipeline,
     GeodesicInterpolationFlux2Pipeline,
 )
+from riemannian_diffusion.pipelines.pixart import (
+    GeodesicInterpolationPixArtAlphaPipeline,
+    GeodesicInterpolationPixArtSigmaPipeline,
+)
+from riemannian_diffusion.pipelines.sana import GeodesicInterpolationSanaPipeline
 from riemannian_diffusion.pipelines.stable_diffusion import (
     GeodesicInterpolationPipeline,
     GeodesicInterpolationXLPipeline,
@@ -37,6 +43,10 @@ _PIPELINES = {  # by the class named in the model's model_index.json
     "ChromaImg2ImgPipeline": GeodesicInterpolationChromaPipeline,
     "ChromaInpaintPipeline": GeodesicInterpolationChromaPipeline,
     "AuraFlowPipeline": GeodesicInterpolationAuraFlowPipeline,
+    "PixArtAlphaPipeline": GeodesicInterpolationPixArtAlphaPipeline,
+    "PixArtSigmaPipeline": GeodesicInterpolationPixArtSigmaPipeline,
+    "SanaPipeline": GeodesicInterpolationSanaPipeline,
+    "DiTPipeline": GeodesicInterpolationDiTPipeline,
     "DDPMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "DDIMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "GeodesicInterpolation": GeodesicInterpolationPipeline,  # examples/community/pipeline.py

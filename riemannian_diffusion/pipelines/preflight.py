@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-DISTILLED = ("turbo", "lightning", "lcm", "hyper-sd", "schnell", "distill", "dmd", "pcm")
+DISTILLED = ("turbo", "lightning", "lcm", "hyper-sd", "schnell", "sprint", "distill", "dmd", "pcm")
 """Parts of the names of models that were distilled to a few steps."""
 
 CLASSES = ("class_embed_type", "num_class_embeds")
@@ -49,6 +49,11 @@ def _check_network(pipe: Any) -> None:
             f"The {kind} has a `time_cond_proj_dim`: it was distilled to a few steps with guidance "
             "as an input (a latent consistency model), so it is not the score of its data. Load "
             "the model from which it was distilled."
+        )
+    if config.get("guidance_embeds") and not pipe._embeds_guidance:
+        raise ValueError(
+            f"The {kind} takes guidance as an input (`guidance_embeds` in its config), which "
+            f"{type(pipe).__name__} does not give: load a model without it."
         )
     channels = config.get("in_channels")
     wanted = pipe._input_channels

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ Encoded = tuple[Named, Named | None]
 
 WIDTHS = ("caption_channels", "cap_feat_dim", "joint_attention_dim", "cross_attention_dim")
 """Names under which a network's config states the width of prompt embeddings; the first counts."""
+
+MASK = "encoder_attention_mask"
+"""Name under which networks take the mask of prompt embeddings: 1 for a token, 0 for padding."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,32 @@ def encode(pipe: Any, request: TextRequest) -> tuple[Any, ...]:
     further = {name: None for name in ("prompt_2", "prompt_3") if name in known}
     given = {**arguments, **further, **request.embeddings, **request.options}
     return pipe.encode_prompt(**given)
+
+
+def encode_masked(
+    pipe: Any, request: TextRequest, defaults: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Embeddings and their mask, of pipelines whose `encode_prompt` returns these two first.
+
+    Args:
+        pipe: The pipeline.
+        request: One half of a request.
+        defaults: Arguments of `encode_prompt` where the request has none.
+
+    Returns:
+        `encoder_hidden_states` `(P, L, C)`, zero where there is padding, so that a token which only
+        one of two prompts has is interpolated with zero; and `encoder_attention_mask` `(P, L)`.
+    """
+    options = {**defaults, **request.options}
+    hidden, mask = encode(pipe, replace(request, options=options))[:2]
+    mask = mask.to(hidden.device)
+    return {"encoder_hidden_states": hidden * mask[..., None], MASK: mask}
+
+
+def defaults_of(function: Callable, *names: str) -> dict[str, Any]:
+    """The default values of a function's arguments."""
+    parameters = inspect.signature(function).parameters
+    return {name: parameters[name].default for name in names}
 
 
 def conditions_of(

@@ -10,6 +10,7 @@ import string
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import models_flowb
 import PIL.Image
 import torch
 from diffusers import (
@@ -347,6 +348,7 @@ KINDS = {
     "sd3": (GeodesicInterpolationSD3Pipeline, StableDiffusion3Pipeline, stable_diffusion_3),
     "flux": (GeodesicInterpolationFluxPipeline, FluxPipeline, flux),
     "pixels": (GeodesicInterpolationUnconditionalPipeline, DDIMPipeline, unconditional),
+    **models_flowb.KINDS,
 }
 """Kind of model -> this library's pipeline, diffusers' own, and a function of its components."""
 PROMPTED = [kind for kind in KINDS if kind != "pixels"]

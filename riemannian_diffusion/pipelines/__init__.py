@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
     from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
     from riemannian_diffusion.pipelines.quality import ImageWarning
+    from riemannian_diffusion.pipelines.qwen_image import GeodesicInterpolationQwenImagePipeline
     from riemannian_diffusion.pipelines.stable_diffusion import (
         GeodesicInterpolationPipeline,
         GeodesicInterpolationXLPipeline,
@@ -28,6 +29,7 @@ else:
             "morph": ("Keyframes", "MorphPath"),
             "output": ("GeodesicInterpolationOutput",),
             "quality": ("ImageWarning",),
+            "qwen_image": ("GeodesicInterpolationQwenImagePipeline",),
             "stable_diffusion": (
                 "GeodesicInterpolationPipeline",
                 "GeodesicInterpolationXLPipeline",
@@ -43,6 +45,7 @@ __all__ = [
     "GeodesicInterpolationFluxPipeline",
     "GeodesicInterpolationOutput",
     "GeodesicInterpolationPipeline",
+    "GeodesicInterpolationQwenImagePipeline",
     "GeodesicInterpolationSD3Pipeline",
     "GeodesicInterpolationUnconditionalPipeline",
     "GeodesicInterpolationXLPipeline",

@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
+from riemannian_diffusion.pipelines.qwen_image import GeodesicInterpolationQwenImagePipeline
 from riemannian_diffusion.pipelines.stable_diffusion import (
     GeodesicInterpolationPipeline,
     GeodesicInterpolationXLPipeline,
@@ -23,6 +24,8 @@ _PIPELINES = {  # by the class named in the model's model_index.json
     "StableDiffusion3Img2ImgPipeline": GeodesicInterpolationSD3Pipeline,
     "FluxPipeline": GeodesicInterpolationFluxPipeline,
     "FluxImg2ImgPipeline": GeodesicInterpolationFluxPipeline,
+    "QwenImagePipeline": GeodesicInterpolationQwenImagePipeline,
+    "QwenImageImg2ImgPipeline": GeodesicInterpolationQwenImagePipeline,
     "DDPMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "DDIMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "GeodesicInterpolation": GeodesicInterpolationPipeline,  # examples/community/pipeline.py

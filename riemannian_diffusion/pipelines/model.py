@@ -91,6 +91,11 @@ class MorphableModel:
         return config.get("latent_channels") or config.get("z_dim")
 
     @property
+    def _output_channels(self) -> int | None:
+        """The number of channels that the network's config states for its output."""
+        return self._input_channels
+
+    @property
     def _embeds_guidance(self) -> bool:
         """Whether guidance is an input of the network and not two evaluations of it."""
         return False
@@ -119,12 +124,12 @@ class MorphableModel:
 
     def _normalise(self, latents: Tensor) -> Tensor:
         """The autoencoder's latents, scaled as the network takes them."""
-        mean, std = statistics(self.vae)
+        mean, std = statistics(self.vae, latents.device)
         return (latents - mean) / std
 
     def _denormalise(self, latents: Tensor) -> Tensor:
         """The inverse of `_normalise`."""
-        mean, std = statistics(self.vae)
+        mean, std = statistics(self.vae, latents.device)
         return latents * std + mean
 
     def _encode_pixels(self, pixels: Tensor) -> Tensor:

@@ -100,6 +100,23 @@ def conditions_of(
     return named(positive), None if negative is None else named(negative)
 
 
+def masked(hidden: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Embeddings and their mask under the names of conditions.
+
+    Embeddings at masked places become 0. Networks do not read them, but a place that is masked for
+    one keyframe alone counts as 0 there when embeddings are interpolated.
+
+    Args:
+        hidden: Embeddings `(P, L, C)`.
+        mask: `(P, L)`, not 0 for a token and 0 for padding.
+    """
+    kept = mask.to(hidden.device).bool()
+    return {
+        "encoder_hidden_states": hidden.masked_fill(~kept[..., None], 0),
+        "encoder_attention_mask": kept,
+    }
+
+
 # ------------------------------------------------------------------------------------------ checks
 
 
@@ -180,7 +197,9 @@ def check_embeddings(pipe: Any, embeddings: Mapping[str, Tensor]) -> None:
                 raise ValueError(f"This model {need}, but got {sorted(embeddings)}.")
         for key, rank in ((name, 3), (other, 2), (mask, 2)):
             one = embeddings.get(key)
-            if one is not None:
+            if one is not None and key == mask:
+                check_kind(Tensor, **{key: one})  # of any dtype
+            elif one is not None:
                 check_tensor(**{key: one})
             if one is not None and (one.ndim != rank or one.numel() == 0):
                 last = "L" if key == mask else "C"
@@ -194,6 +213,8 @@ def check_embeddings(pipe: Any, embeddings: Mapping[str, Tensor]) -> None:
                 f"`{mask}` must be {tuple(one.shape[:2])} as `{name}` is {tuple(one.shape)}, but "
                 f"got {tuple(flags.shape)}."
             )
+        if flags is not None and not flags.bool().any(1).all():
+            raise ValueError(f"`{mask}` must leave at least one token of each prompt, but got 0.")
         if prefix and not torch.equal(one, one[:1].expand_as(one)):
             raise ValueError(f"`{name}` must be the same for all keyframes, but got {len(one)}.")
         if isinstance(width, int) and one.shape[2] != width:

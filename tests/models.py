@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import models_flowb
+import models_vpfam
 import PIL.Image
 import torch
 from diffusers import (
@@ -21,6 +22,9 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    SanaPipeline,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -46,6 +50,9 @@ from transformers import (
 from riemannian_diffusion.pipelines import (
     GeodesicInterpolationFluxPipeline,
     GeodesicInterpolationPipeline,
+    GeodesicInterpolationPixArtAlphaPipeline,
+    GeodesicInterpolationPixArtSigmaPipeline,
+    GeodesicInterpolationSanaPipeline,
     GeodesicInterpolationSD3Pipeline,
     GeodesicInterpolationUnconditionalPipeline,
     GeodesicInterpolationXLPipeline,
@@ -347,6 +354,15 @@ KINDS = {
     "xl": (GeodesicInterpolationXLPipeline, StableDiffusionXLPipeline, stable_diffusion_xl),
     "sd3": (GeodesicInterpolationSD3Pipeline, StableDiffusion3Pipeline, stable_diffusion_3),
     "flux": (GeodesicInterpolationFluxPipeline, FluxPipeline, flux),
+    "alpha": (
+        *(GeodesicInterpolationPixArtAlphaPipeline, PixArtAlphaPipeline),
+        models_vpfam.pixart_alpha,
+    ),
+    "sigma": (
+        *(GeodesicInterpolationPixArtSigmaPipeline, PixArtSigmaPipeline),
+        models_vpfam.pixart_sigma,
+    ),
+    "sana": (GeodesicInterpolationSanaPipeline, SanaPipeline, models_vpfam.sana),
     "pixels": (GeodesicInterpolationUnconditionalPipeline, DDIMPipeline, unconditional),
     **models_flowb.KINDS,
 }

@@ -23,9 +23,9 @@ from transformers import (
 from riemannian_diffusion.pipelines import GeodesicInterpolationQwenImagePipeline
 
 QWEN_WORDS = (
-    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, "
-    "text, spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
-    "assistant"
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
+    "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
+    "<|im_start|>user\nassistant"
 )
 """The words around a prompt of Qwen-Image, 34 tokens before it."""
 

@@ -9,8 +9,13 @@ if TYPE_CHECKING:
     from riemannian_diffusion.pipelines.loading import AutoGeodesicInterpolationPipeline
     from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
     from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
+    from riemannian_diffusion.pipelines.pixart import (
+        GeodesicInterpolationPixArtAlphaPipeline,
+        GeodesicInterpolationPixArtSigmaPipeline,
+    )
     from riemannian_diffusion.pipelines.quality import ImageWarning
     from riemannian_diffusion.pipelines.qwen_image import GeodesicInterpolationQwenImagePipeline
+    from riemannian_diffusion.pipelines.sana import GeodesicInterpolationSanaPipeline
     from riemannian_diffusion.pipelines.stable_diffusion import (
         GeodesicInterpolationPipeline,
         GeodesicInterpolationXLPipeline,
@@ -28,8 +33,13 @@ else:
             "loading": ("AutoGeodesicInterpolationPipeline",),
             "morph": ("Keyframes", "MorphPath"),
             "output": ("GeodesicInterpolationOutput",),
+            "pixart": (
+                "GeodesicInterpolationPixArtAlphaPipeline",
+                "GeodesicInterpolationPixArtSigmaPipeline",
+            ),
             "quality": ("ImageWarning",),
             "qwen_image": ("GeodesicInterpolationQwenImagePipeline",),
+            "sana": ("GeodesicInterpolationSanaPipeline",),
             "stable_diffusion": (
                 "GeodesicInterpolationPipeline",
                 "GeodesicInterpolationXLPipeline",
@@ -45,8 +55,11 @@ __all__ = [
     "GeodesicInterpolationFluxPipeline",
     "GeodesicInterpolationOutput",
     "GeodesicInterpolationPipeline",
+    "GeodesicInterpolationPixArtAlphaPipeline",
+    "GeodesicInterpolationPixArtSigmaPipeline",
     "GeodesicInterpolationQwenImagePipeline",
     "GeodesicInterpolationSD3Pipeline",
+    "GeodesicInterpolationSanaPipeline",
     "GeodesicInterpolationUnconditionalPipeline",
     "GeodesicInterpolationXLPipeline",
     "ImageWarning",

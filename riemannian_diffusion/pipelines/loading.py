@@ -7,7 +7,12 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
+from riemannian_diffusion.pipelines.pixart import (
+    GeodesicInterpolationPixArtAlphaPipeline,
+    GeodesicInterpolationPixArtSigmaPipeline,
+)
 from riemannian_diffusion.pipelines.qwen_image import GeodesicInterpolationQwenImagePipeline
+from riemannian_diffusion.pipelines.sana import GeodesicInterpolationSanaPipeline
 from riemannian_diffusion.pipelines.stable_diffusion import (
     GeodesicInterpolationPipeline,
     GeodesicInterpolationXLPipeline,
@@ -26,6 +31,9 @@ _PIPELINES = {  # by the class named in the model's model_index.json
     "FluxImg2ImgPipeline": GeodesicInterpolationFluxPipeline,
     "QwenImagePipeline": GeodesicInterpolationQwenImagePipeline,
     "QwenImageImg2ImgPipeline": GeodesicInterpolationQwenImagePipeline,
+    "PixArtAlphaPipeline": GeodesicInterpolationPixArtAlphaPipeline,
+    "PixArtSigmaPipeline": GeodesicInterpolationPixArtSigmaPipeline,
+    "SanaPipeline": GeodesicInterpolationSanaPipeline,
     "DDPMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "DDIMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "GeodesicInterpolation": GeodesicInterpolationPipeline,  # examples/community/pipeline.py

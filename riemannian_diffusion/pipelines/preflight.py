@@ -10,7 +10,10 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-DISTILLED = ("turbo", "lightning", "lcm", "hyper-sd", "schnell", "klein", "distill", "dmd", "pcm")
+DISTILLED = (
+    *("turbo", "lightning", "lcm", "hyper-sd", "schnell", "klein", "distill", "dmd", "pcm"),
+    "sprint",
+)
 """Parts of the names of models that were distilled to a few steps."""
 
 CLASSES = ("class_embed_type", "num_class_embeds")
@@ -52,6 +55,11 @@ def _check_network(pipe: Any) -> None:
             "as an input (a latent consistency model), so it is not the score of its data. Load "
             "the model from which it was distilled."
         )
+    if config.get("guidance_embeds") and not pipe._embeds_guidance:
+        raise ValueError(
+            f"The {kind} takes guidance as an input (`guidance_embeds` in its config), which "
+            f"{type(pipe).__name__} does not give: load a model without it."
+        )
     channels = config.get("in_channels")
     wanted = pipe._input_channels
     if channels is not None and wanted is not None and channels != wanted:
@@ -79,11 +87,6 @@ def _check_network(pipe: Any) -> None:
                 f"The {kind} needs further embeddings (`{field}` {value!r} in its config), which "
                 f"{type(pipe).__name__} does not give."
             )
-    if config.get("guidance_embeds") and not pipe._embeds_guidance:
-        raise ValueError(
-            f"The {kind} takes guidance as an input (`guidance_embeds` in its config), which "
-            f"{type(pipe).__name__} does not give."
-        )
     if config.get("addition_embed_type") == "text_time":
         _check_time_ids(pipe, config)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ Encoded = tuple[Named, Named | None]
 
 WIDTHS = ("caption_channels", "cap_feat_dim", "joint_attention_dim", "cross_attention_dim")
 """Names under which a network's config states the width of prompt embeddings; the first counts."""
+
+MASK = "encoder_attention_mask"
+"""Name under which networks take the mask of prompt embeddings: 1 for a token, 0 for padding."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,53 @@ def encode(pipe: Any, request: TextRequest) -> tuple[Any, ...]:
     known = inspect.signature(pipe.encode_prompt).parameters
     arguments = {name: value for name, value in arguments.items() if name in known}
     further = {name: None for name in ("prompt_2", "prompt_3") if name in known}
-    given = {**arguments, **further, **request.embeddings, **request.options}
-    return pipe.encode_prompt(**given)
+    embeddings = dict(request.embeddings)
+    for name in ("prompt_embeds_mask", "negative_prompt_embeds_mask"):  # some families' names
+        ours = name.replace("embeds", "attention")
+        if name in known and ours in embeddings:
+            embeddings[name] = embeddings.pop(ours)
+    return pipe.encode_prompt(**{**arguments, **further, **embeddings, **request.options})
+
+
+def encode_masked(
+    pipe: Any, request: TextRequest, defaults: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Embeddings and their mask, of pipelines whose `encode_prompt` returns these two first.
+
+    Args:
+        pipe: The pipeline.
+        request: One half of a request.
+        defaults: Arguments of `encode_prompt` where the request has none.
+
+    Returns:
+        As `masked`.
+    """
+    options = {**defaults, **request.options}
+    return masked(*encode(pipe, replace(request, options=options))[:2])
+
+
+def masked(hidden: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """Embeddings and their mask, by the names of conditions.
+
+    Args:
+        hidden: Embeddings `(P, L, C)`.
+        mask: `(P, L)`, 1 for a token and 0 for padding; None if there is no padding.
+
+    Returns:
+        `encoder_hidden_states` `(P, L, C)`, zero where there is padding, so that a token which only
+        one of two prompts has is interpolated with zero; and `encoder_attention_mask` `(P, L)`,
+        boolean.
+    """
+    if mask is None:
+        mask = torch.ones(hidden.shape[:2])
+    mask = mask.to(hidden.device).bool()
+    return {"encoder_hidden_states": hidden.masked_fill(~mask[..., None], 0), MASK: mask}
+
+
+def defaults_of(function: Callable, *names: str) -> dict[str, Any]:
+    """The default values of a function's arguments."""
+    parameters = inspect.signature(function).parameters
+    return {name: parameters[name].default for name in names}
 
 
 def conditions_of(
@@ -98,23 +146,6 @@ def conditions_of(
         }
 
     return named(positive), None if negative is None else named(negative)
-
-
-def masked(hidden: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Embeddings and their mask under the names of conditions.
-
-    Embeddings at masked places become 0. Networks do not read them, but a place that is masked for
-    one keyframe alone counts as 0 there when embeddings are interpolated.
-
-    Args:
-        hidden: Embeddings `(P, L, C)`.
-        mask: `(P, L)`, not 0 for a token and 0 for padding.
-    """
-    kept = mask.to(hidden.device).bool()
-    return {
-        "encoder_hidden_states": hidden.masked_fill(~kept[..., None], 0),
-        "encoder_attention_mask": kept,
-    }
 
 
 # ------------------------------------------------------------------------------------------ checks
@@ -198,7 +229,7 @@ def check_embeddings(pipe: Any, embeddings: Mapping[str, Tensor]) -> None:
         for key, rank in ((name, 3), (other, 2), (mask, 2)):
             one = embeddings.get(key)
             if one is not None and key == mask:
-                check_kind(Tensor, **{key: one})  # of any dtype
+                check_kind(Tensor, **{key: one})
             elif one is not None:
                 check_tensor(**{key: one})
             if one is not None and (one.ndim != rank or one.numel() == 0):

@@ -7,21 +7,21 @@ With `x_t = (1 - t) x_0 + t eps` the network predicts the velocity `v = eps - x_
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor, nn
 
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
 from riemannian_diffusion.pipelines.latents import pack, unpack
 from riemannian_diffusion.pipelines.prompts import (
+    MASK,
     Encoded,
     TextRequest,
     conditions_of,
-    encode,
-    masked,
+    defaults_of,
+    encode_masked,
 )
 from riemannian_diffusion.score.network import Predict, linear_guidance
 
@@ -47,7 +47,7 @@ class QwenImagePrediction:
             hidden_states=pack(x),
             timestep=(timestep / self.num_train_timesteps).expand(num),
             encoder_hidden_states=conditions["encoder_hidden_states"],
-            encoder_hidden_states_mask=conditions["encoder_attention_mask"],
+            encoder_hidden_states_mask=conditions[MASK],
             img_shapes=[[(1, height // 2, width // 2)]] * num,
             attention_kwargs=dict(self.options) or None,
             return_dict=False,
@@ -81,19 +81,10 @@ class GeodesicInterpolationQwenImagePipeline(GeodesicInterpolationMixin, QwenIma
         return self.vae.config.z_dim  # the network multiplies it by the size of a patch
 
     def _encode_texts(self, request: TextRequest) -> Encoded:
-        positive, negative = (self._encode_one(request.side(flag)) for flag in (False, True))
-        return conditions_of(
-            positive, negative if request.guided else None, masks=("encoder_attention_mask",)
-        )
-
-    def _encode_one(self, request: TextRequest) -> dict[str, Tensor]:
-        names = {"prompt_attention_mask": "prompt_embeds_mask"}
-        given = {names.get(name, name): value for name, value in request.embeddings.items()}
-        options = {"max_sequence_length": 512} | dict(request.options)  # as in its `__call__`
-        hidden, mask = encode(self, replace(request, embeddings=given, options=options))
-        if mask is None:  # no place is padded
-            mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-        return masked(hidden, mask)
+        defaults = defaults_of(QwenImagePipeline.__call__, "max_sequence_length")
+        positive = encode_masked(self, request.side(False), defaults)
+        negative = encode_masked(self, request.side(True), defaults) if request.guided else None
+        return conditions_of(positive, negative, masks=(MASK,))
 
     def _prediction(self, options: Mapping[str, Any]) -> Predict:
         num = self.scheduler.config.num_train_timesteps

@@ -7,10 +7,13 @@ import string
 
 import torch
 from diffusers import (
+    AutoencoderKL,
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
@@ -18,9 +21,14 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3Model,
 )
 
-from riemannian_diffusion.pipelines import GeodesicInterpolationQwenImagePipeline
+from riemannian_diffusion.pipelines import (
+    GeodesicInterpolationQwenImagePipeline,
+    GeodesicInterpolationZImagePipeline,
+)
 
 QWEN_WORDS = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
@@ -93,7 +101,61 @@ def qwen_image() -> dict:
     }
 
 
+def vae() -> AutoencoderKL:
+    """An autoencoder for images `(K, 3, 16, 16)`."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+        scaling_factor=4.0,
+        shift_factor=0.05,
+    ).eval()
+
+
+def z_image() -> dict:
+    """Components of Z-Image."""
+    torch.manual_seed(0)
+    transformer = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 6, 6],
+        axes_lens=[128, 16, 16],
+    )
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(token)  # they start as zeros
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n"
+    )
+    tokenizer = words("<|im_start|>user\n<|im_end|>assistant", chat_template=template)
+    text = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    return {
+        "transformer": transformer.eval(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "vae": vae(),
+        "text_encoder": Qwen3Model(text).eval(),
+        "tokenizer": tokenizer,
+    }
+
+
 KINDS = {
     "qwen": (GeodesicInterpolationQwenImagePipeline, QwenImagePipeline, qwen_image),
+    "zimage": (GeodesicInterpolationZImagePipeline, ZImagePipeline, z_image),
 }
 """Kind of model -> this library's pipeline, diffusers' own, and a function of its components."""

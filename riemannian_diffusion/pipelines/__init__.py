@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from riemannian_diffusion.pipelines.unconditional import (
         GeodesicInterpolationUnconditionalPipeline,
     )
+    from riemannian_diffusion.pipelines.z_image import GeodesicInterpolationZImagePipeline
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -47,6 +48,7 @@ else:
             "stable_diffusion_3": ("GeodesicInterpolationSD3Pipeline",),
             "starts": ("RoadmapStart",),
             "unconditional": ("GeodesicInterpolationUnconditionalPipeline",),
+            "z_image": ("GeodesicInterpolationZImagePipeline",),
         },
     )
 
@@ -62,6 +64,7 @@ __all__ = [
     "GeodesicInterpolationSanaPipeline",
     "GeodesicInterpolationUnconditionalPipeline",
     "GeodesicInterpolationXLPipeline",
+    "GeodesicInterpolationZImagePipeline",
     "ImageWarning",
     "Keyframes",
     "MorphPath",

@@ -19,6 +19,7 @@ from riemannian_diffusion.pipelines.stable_diffusion import (
 )
 from riemannian_diffusion.pipelines.stable_diffusion_3 import GeodesicInterpolationSD3Pipeline
 from riemannian_diffusion.pipelines.unconditional import GeodesicInterpolationUnconditionalPipeline
+from riemannian_diffusion.pipelines.z_image import GeodesicInterpolationZImagePipeline
 
 _PIPELINES = {  # by the class named in the model's model_index.json
     "StableDiffusionPipeline": GeodesicInterpolationPipeline,
@@ -34,6 +35,8 @@ _PIPELINES = {  # by the class named in the model's model_index.json
     "PixArtAlphaPipeline": GeodesicInterpolationPixArtAlphaPipeline,
     "PixArtSigmaPipeline": GeodesicInterpolationPixArtSigmaPipeline,
     "SanaPipeline": GeodesicInterpolationSanaPipeline,
+    "ZImagePipeline": GeodesicInterpolationZImagePipeline,
+    "ZImageImg2ImgPipeline": GeodesicInterpolationZImagePipeline,
     "DDPMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "DDIMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "GeodesicInterpolation": GeodesicInterpolationPipeline,  # examples/community/pipeline.py

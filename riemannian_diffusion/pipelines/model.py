@@ -75,6 +75,7 @@ class MorphableModel:
     _has_ip_adapters = False
     _takes_classes = False
     _additions: tuple[str, ...] = ()  # further embeddings that the network is given
+    _masks_texts = False  # embeddings have masks, though `encode_prompt` takes none
     _overflows_in_half = False  # the autoencoder overflows in float16 unless its config denies it
 
     # What differs between models

@@ -216,13 +216,14 @@ def check_embeddings(pipe: Any, embeddings: Mapping[str, Tensor]) -> None:
     check_points(**{n: v for n, v in embeddings.items() if not n.endswith("mask")})
     known = _parameters(pipe)
     pooled = "pooled_prompt_embeds" in known
-    masked = "prompt_attention_mask" in known or "prompt_embeds_mask" in known
+    names = {"prompt_attention_mask", "prompt_embeds_mask"}
+    with_mask = pipe._masks_texts or not names.isdisjoint(known)
     config = pipe.network.config
     width = next((config[name] for name in WIDTHS if config.get(name)), None)
     for prefix in ("", "negative_"):
         name, other = f"{prefix}prompt_embeds", f"{prefix}pooled_prompt_embeds"
         mask = f"{prefix}prompt_attention_mask"
-        for partner, wanted in ((other, pooled), (mask, masked)):
+        for partner, wanted in ((other, pooled), (mask, with_mask)):
             if (partner in embeddings) != (wanted and name in embeddings):
                 need = f"needs `{partner}` with `{name}`" if wanted else f"takes no `{partner}`"
                 raise ValueError(f"This model {need}, but got {sorted(embeddings)}.")

@@ -98,7 +98,7 @@ def test_sampling_is_that_of_the_models_own_pipeline(kind, keyframes):
     if hasattr(theirs, "_pack_latents"):
         end = theirs._unpack_latents(end, side, side, theirs.vae_scale_factor)
     # The first level of diffusers' flows is pure noise; ours is a thousandth below it.
-    atol = 2e-2 if is_flow(theirs.scheduler) else 1e-3
+    atol = 5e-3 if is_flow(theirs.scheduler) else 1e-3
     torch.testing.assert_close(found.frames[:1], end.view_as(found.frames[:1]), atol=atol, rtol=0)
 
 

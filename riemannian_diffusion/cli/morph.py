@@ -16,7 +16,7 @@ from riemannian_diffusion.pipelines.checks import check_inversion, check_samplin
 from riemannian_diffusion.pipelines.curves import check_metric
 from riemannian_diffusion.pipelines.starts import as_starts
 from riemannian_diffusion.score import Conditions
-from riemannian_diffusion.score.diffusion import is_flow
+from riemannian_diffusion.score.schedulers import is_flow
 
 
 def check_options(args: argparse.Namespace, pipe: Any) -> None:

@@ -23,6 +23,7 @@ from riemannian_diffusion.pipelines.prompts import (
     read_options,
 )
 from riemannian_diffusion.score import Condition, Conditions
+from riemannian_diffusion.score.schedulers import meaning_of
 
 
 class ConditionedModel(MorphableModel):
@@ -344,6 +345,4 @@ class ConditionedModel(MorphableModel):
     def _digest(self) -> str:
         """A digest of everything of the model on which points depend."""
         vae = getattr(self, "vae", None)
-        scheduler = self.scheduler
-        config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
-        return digest_of((self.network, vae), type(scheduler).__name__, config)
+        return digest_of((self.network, vae), meaning_of(self.scheduler))

@@ -6,7 +6,7 @@ With `x_t = (1 - t) x_0 + t eps` the network predicts the velocity `v = eps - x_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor, nn
 
+from riemannian_diffusion.levels import even_sigmas
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
 from riemannian_diffusion.pipelines.latents import pack, unpack
 from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest, conditions_of, encode
@@ -64,7 +65,6 @@ class GeodesicInterpolationFluxPipeline(GeodesicInterpolationMixin, FluxPipeline
     """
 
     _is_flow = True
-    _even_levels = True
     _patch_size = 2
 
     @property
@@ -74,6 +74,9 @@ class GeodesicInterpolationFluxPipeline(GeodesicInterpolationMixin, FluxPipeline
     @property
     def _embeds_guidance(self) -> bool:
         return self.transformer.config.guidance_embeds
+
+    def _sigmas(self, num_steps: int) -> Sequence[float]:
+        return even_sigmas(num_steps)
 
     def _encode_texts(self, request: TextRequest) -> Encoded:
         positive = self._encode_one(request.side(False))

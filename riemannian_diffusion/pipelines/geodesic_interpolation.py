@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -25,6 +26,7 @@ from riemannian_diffusion.pipelines.morph import check_num_frames
 from riemannian_diffusion.pipelines.morph_stages import Step
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
+from riemannian_diffusion.pipelines.storage import check_savable
 from riemannian_diffusion.score import Conditions
 
 
@@ -45,6 +47,17 @@ class GeodesicInterpolationMixin(FurtherStages):
         kwargs.setdefault("use_safetensors", True)
         return super().from_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
             pretrained_model_name_or_path, **kwargs
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save the model as diffusers does; once loaded, it gives the same levels.
+
+        Raises:
+            ValueError: If the scheduler's config does not give its levels.
+        """
+        check_savable(self.scheduler)
+        super().save_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
+            save_directory, *args, **kwargs
         )
 
     @torch.no_grad()

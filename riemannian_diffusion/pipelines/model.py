@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from riemannian_diffusion.adaptation import LoraMix
 from riemannian_diffusion.arguments import check_points
 from riemannian_diffusion.events import Event, network_called, run
-from riemannian_diffusion.levels import Schedule, read_schedule
+from riemannian_diffusion.levels import Schedule, linear_shift, read_schedule
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
 from riemannian_diffusion.pipelines.latents import decode_images, encode_images, statistics
 from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest
-from riemannian_diffusion.score.diffusion import is_flow
 from riemannian_diffusion.score.network import Predict, linear_guidance
+from riemannian_diffusion.score.schedulers import check_scheduler, is_flow
 
 LORA_WEIGHTS = "lora_weights"
 
@@ -52,7 +52,8 @@ class MorphableModel:
     Mixed into a diffusers pipeline. A family of models says three things where it is unlike the
     others: how texts become conditions (`_encode_texts`), how latents are scaled for the network
     (`_normalise`, `_denormalise`), and what the network predicts at a time under conditions
-    (`_prediction`). The attributes below say the rest.
+    (`_prediction`). A family of flows also says how its levels are shifted (`_mu`, `_sigmas`). The
+    attributes below say the rest.
     """
 
     if TYPE_CHECKING:  # what diffusers' pipelines bring along
@@ -70,7 +71,6 @@ class MorphableModel:
         register_modules: Any
 
     _is_flow = False  # the network models a rectified flow
-    _even_levels = False  # for a flow: levels are even before the shift
     _patch_size = 1  # latents along each side of a patch
     _has_ip_adapters = False
     _takes_classes = False
@@ -110,6 +110,14 @@ class MorphableModel:
     def _size_factor(self) -> int:
         """The number of pixels of which height and width of an image must be multiples."""
         return self._patch_size * self.vae_scale_factor
+
+    def _mu(self, size: tuple[int, int], num_steps: int) -> float:
+        """The shift of a flow, for schedulers that shift by the image size."""
+        return linear_shift(self.scheduler, size[0] * size[1] // self._size_factor**2)
+
+    def _sigmas(self, num_steps: int) -> Sequence[float] | None:
+        """The levels of a flow before the shift; None for the scheduler's own."""
+        return None
 
     def _encode_texts(self, request: TextRequest) -> Encoded:
         """The conditions of prompts, and of the negative prompt; None if none are wanted."""
@@ -235,6 +243,7 @@ class MorphableModel:
 
     def _read_schedule(self, num_steps: int, strength: float, size: tuple[int, int]) -> Schedule:
         """The noise levels of this pipeline's scheduler, which must be of the model's kind."""
+        check_scheduler(self.scheduler)
         if is_flow(self.scheduler) != self._is_flow:
             kind = "a rectified flow" if self._is_flow else "a variance-preserving schedule"
             raise ValueError(
@@ -245,8 +254,8 @@ class MorphableModel:
             self.scheduler,
             num_steps,
             strength=strength,
-            num_tokens=size[0] * size[1] // self._size_factor**2,
-            even=self._even_levels,
+            mu=self._mu(size, num_steps),
+            sigmas=self._sigmas(num_steps),
         )
 
 

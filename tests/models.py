@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import models_flowa
+import models_flowb
 import models_vpfam
 import PIL.Image
 import torch
@@ -383,6 +384,7 @@ KINDS = {
     "sana": (GeodesicInterpolationSanaPipeline, SanaPipeline, models_vpfam.sana),
     "dit": (GeodesicInterpolationDiTPipeline, DiTPipeline, models_vpfam.dit),
     "pixels": (GeodesicInterpolationUnconditionalPipeline, DDIMPipeline, unconditional),
+    **models_flowb.KINDS,
 }
 """Kind of model -> this library's pipeline, diffusers' own, and a function of its components."""
 PROMPTED = [kind for kind in KINDS if kind not in ("dit", "pixels")]
@@ -410,7 +412,7 @@ def _from_patches(pipe, tokens):
 
 
 TOKENS = {
-    **dict.fromkeys(("flux", "chroma"), (_to_tokens, _from_tokens)),
+    **dict.fromkeys(("flux", "chroma", "qwen"), (_to_tokens, _from_tokens)),
     **dict.fromkeys(("flux2", "klein"), (_as_they_are, _from_patches)),
 }
 """Kind of model -> latents as diffusers' own pipeline takes them, and as its callback sees them."""
@@ -427,7 +429,8 @@ def visited(kind: str, theirs, start: torch.Tensor, **options) -> list[torch.Ten
         return result
 
     theirs.scheduler.step = look
-    kept = {"prompt": "a", "output_type": "latent", "height": 16, "width": 16}
+    side = start.shape[-1] * theirs.vae_scale_factor
+    kept = {"prompt": "a", "output_type": "latent", "height": side, "width": side}
     kept |= {"use_resolution_binning": False, "latents": into(theirs, start)}
     theirs(**only(theirs.__call__, kept | options))
     return found

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         GeodesicInterpolationPixArtSigmaPipeline,
     )
     from riemannian_diffusion.pipelines.quality import ImageWarning
+    from riemannian_diffusion.pipelines.qwen_image import GeodesicInterpolationQwenImagePipeline
     from riemannian_diffusion.pipelines.sana import GeodesicInterpolationSanaPipeline
     from riemannian_diffusion.pipelines.stable_diffusion import (
         GeodesicInterpolationPipeline,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from riemannian_diffusion.pipelines.unconditional import (
         GeodesicInterpolationUnconditionalPipeline,
     )
+    from riemannian_diffusion.pipelines.z_image import GeodesicInterpolationZImagePipeline
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -51,6 +53,7 @@ else:
                 "GeodesicInterpolationPixArtSigmaPipeline",
             ),
             "quality": ("ImageWarning",),
+            "qwen_image": ("GeodesicInterpolationQwenImagePipeline",),
             "sana": ("GeodesicInterpolationSanaPipeline",),
             "stable_diffusion": (
                 "GeodesicInterpolationPipeline",
@@ -59,6 +62,7 @@ else:
             "stable_diffusion_3": ("GeodesicInterpolationSD3Pipeline",),
             "starts": ("RoadmapStart",),
             "unconditional": ("GeodesicInterpolationUnconditionalPipeline",),
+            "z_image": ("GeodesicInterpolationZImagePipeline",),
         },
     )
 
@@ -74,10 +78,12 @@ __all__ = [
     "GeodesicInterpolationPipeline",
     "GeodesicInterpolationPixArtAlphaPipeline",
     "GeodesicInterpolationPixArtSigmaPipeline",
+    "GeodesicInterpolationQwenImagePipeline",
     "GeodesicInterpolationSD3Pipeline",
     "GeodesicInterpolationSanaPipeline",
     "GeodesicInterpolationUnconditionalPipeline",
     "GeodesicInterpolationXLPipeline",
+    "GeodesicInterpolationZImagePipeline",
     "ImageWarning",
     "Keyframes",
     "MorphOutOfMemoryError",

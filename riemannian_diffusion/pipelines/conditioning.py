@@ -266,6 +266,11 @@ class ConditionedModel(MorphableModel):
                     "This model takes `guidance_scale` as an input of its network, so there is "
                     "nothing to damp: leave `guidance_damping` at 0, or guide by `true_cfg_scale`."
                 )
+        if guidance_damping and hasattr(self._prediction(conditions.options), "guide"):
+            raise ValueError(
+                f"`guidance_damping` damps linear guidance, but {type(self).__name__} has another "
+                "rule of guidance: leave `guidance_damping` at 0."
+            )
         scale = max(guidance_scale, true_cfg_scale) if true_cfg_scale > 1 else guidance_scale
         options = (scale, guidance_damping, max_batch_size)
         return self._connect(Levels(None, None, schedule, conditions, *options))

@@ -18,6 +18,7 @@ from riemannian_diffusion.pipelines.pixart import (
     GeodesicInterpolationPixArtAlphaPipeline,
     GeodesicInterpolationPixArtSigmaPipeline,
 )
+from riemannian_diffusion.pipelines.qwen_image import GeodesicInterpolationQwenImagePipeline
 from riemannian_diffusion.pipelines.sana import GeodesicInterpolationSanaPipeline
 from riemannian_diffusion.pipelines.stable_diffusion import (
     GeodesicInterpolationPipeline,
@@ -25,6 +26,7 @@ from riemannian_diffusion.pipelines.stable_diffusion import (
 )
 from riemannian_diffusion.pipelines.stable_diffusion_3 import GeodesicInterpolationSD3Pipeline
 from riemannian_diffusion.pipelines.unconditional import GeodesicInterpolationUnconditionalPipeline
+from riemannian_diffusion.pipelines.z_image import GeodesicInterpolationZImagePipeline
 
 _PIPELINES = {  # by the class named in the model's model_index.json
     "StableDiffusionPipeline": GeodesicInterpolationPipeline,
@@ -47,6 +49,10 @@ _PIPELINES = {  # by the class named in the model's model_index.json
     "PixArtSigmaPipeline": GeodesicInterpolationPixArtSigmaPipeline,
     "SanaPipeline": GeodesicInterpolationSanaPipeline,
     "DiTPipeline": GeodesicInterpolationDiTPipeline,
+    "QwenImagePipeline": GeodesicInterpolationQwenImagePipeline,
+    "QwenImageImg2ImgPipeline": GeodesicInterpolationQwenImagePipeline,
+    "ZImagePipeline": GeodesicInterpolationZImagePipeline,
+    "ZImageImg2ImgPipeline": GeodesicInterpolationZImagePipeline,
     "DDPMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "DDIMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "GeodesicInterpolation": GeodesicInterpolationPipeline,  # examples/community/pipeline.py

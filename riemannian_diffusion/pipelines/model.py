@@ -79,6 +79,7 @@ class MorphableModel:
     _takes_classes = False
     _additions: tuple[str, ...] = ()  # further embeddings that the network is given
     _repeats_masks = False  # masks may be (P, L C), one number per number of the embeddings
+    _masks_texts = False  # embeddings have masks, though `encode_prompt` takes none
     _overflows_in_half = False  # the autoencoder may overflow in float16: `force_upcast` counts
 
     # What differs between models
@@ -93,6 +94,11 @@ class MorphableModel:
         """The number of channels that the network must take for the autoencoder's latents."""
         config = self.vae.config
         return config.get("latent_channels") or config.get("z_dim")
+
+    @property
+    def _output_channels(self) -> int | None:
+        """The number of channels that the network's config states for its output."""
+        return self._input_channels
 
     @property
     def _embeds_guidance(self) -> bool:
@@ -131,12 +137,12 @@ class MorphableModel:
 
     def _normalise(self, latents: Tensor) -> Tensor:
         """The autoencoder's latents, scaled as the network takes them."""
-        mean, std = statistics(self.vae)
+        mean, std = statistics(self.vae, latents.device)
         return (latents - mean) / std
 
     def _denormalise(self, latents: Tensor) -> Tensor:
         """The inverse of `_normalise`."""
-        mean, std = statistics(self.vae)
+        mean, std = statistics(self.vae, latents.device)
         return latents * std + mean
 
     def _encode_pixels(self, pixels: Tensor) -> Tensor:

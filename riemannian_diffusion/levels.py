@@ -17,7 +17,7 @@ from torch import nn
 
 from riemannian_diffusion.arguments import check_finite, check_not_negative, check_whole
 from riemannian_diffusion.guidance.score import ManifoldGuidedScore
-from riemannian_diffusion.score.conditions import Conditions
+from riemannian_diffusion.score.conditions import Condition, Conditions
 from riemannian_diffusion.score.diffusion import is_flow, level_at
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.score.network import Level, NetworkScore, Predict
@@ -285,12 +285,15 @@ class Levels:
                 "mode='difference' reads the difference of a prompt and a negative prompt, but "
                 "these conditions have no negative prompt."
             )
-        same = (
-            torch.equal(one.values, negative[name].values.expand(one.values.shape))
-            for name, one in positive.items()
-        )
-        if all(same):
+        if all(_agree(one, negative[name]) for name, one in positive.items()):
             raise ValueError(
                 "The metric reads the difference of `prompt` and `negative_prompt`, but both are "
                 "the same: change one of them, or pass score_mode='conditional'."
             )
+
+
+def _agree(one: Condition, other: Condition) -> bool:
+    """Whether two conditions have the same values at every knot."""
+    if one.values.shape[2:] != other.values.shape[2:]:
+        return False
+    return torch.equal(one.values, other.values.expand(one.values.shape))

@@ -94,7 +94,8 @@ def test_fixed_conditions_may_be_of_any_dtype(dtype):
         ),
         (
             lambda: Conditions(
-                {"a": Condition(torch.zeros(1, 1, 3))}, {"a": Condition(torch.zeros(1, 1, 4))}
+                {"a": Condition(torch.zeros(1, 1, 2, 3))},
+                {"a": Condition(torch.zeros(1, 1, 2, 4))},
             ),
             "Positive and negative conditions must have one shape each",
         ),

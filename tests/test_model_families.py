@@ -295,11 +295,6 @@ def test_one_negative_embedding_serves_all_prompts(kind, keyframes):
     two = {f"negative_{n}": v for n, v in _embeddings(pipe, ["c", "d"]).items()}
     with pytest.raises(ValueError, match="must be the same for all keyframes, but got 2"):
         morph(pipe, keyframes[:2], ["a", "b"], **two, **options)
-    longer = dict(negative)
-    name = "negative_prompt_embeds"
-    longer[name] = torch.cat([negative[name]] * 2, 1)
-    with pytest.raises(ValueError, match="Positive and negative conditions must have one shape"):
-        morph(pipe, keyframes[:2], ["a", "b"], **longer, **options)
 
 
 def test_flux_encodes_negative_prompts_to_the_length_of_the_prompts(keyframes):
@@ -321,8 +316,8 @@ def test_guidance_that_is_an_input_is_all_there_is(keyframes):
     pipe = make("flux", guidance_embeds=True)
     with pytest.raises(ValueError, match="nothing to damp"):
         morph(pipe, keyframes[:2], "a", guidance_scale=3.0, guidance_damping=0.5, **FAST)
-    with pytest.raises(ValueError, match="no use for a `negative_prompt`"):
-        pipe(keyframes[:2], "a", negative_prompt="b", guidance_scale=3.0, **FAST)
+    with pytest.raises(ValueError, match="mean the same"):
+        make("sd").invert(keyframes[:2], "a", guidance_scale=2.0, true_cfg_scale=2.0, **INVERT)
 
 
 def test_a_community_folder_is_its_pipeline(tmp_path):

@@ -847,10 +847,19 @@ def test_a_denoiser_of_another_shape(function):
 def test_models_of_another_output_shape_are_refused():
     class Wide(nn.Linear):
         def forward(self, x, timestep, return_dict):
-            return (torch.cat([x, x], 1),)
+            return (torch.cat([x, x, x], 1),)
 
-    with pytest.raises(ValueError, match=r"\(3, 2\) into \(3, 4\): a score needs equal shapes"):
+    with pytest.raises(ValueError, match=r"\(3, 2\) into \(3, 6\): a score needs equal shapes"):
         DiffusionScore(Wide(1, 1), SCHEDULER, 5)(torch.zeros(3, 2))
+
+
+def test_a_predicted_variance_is_left_out():
+    class Wide(nn.Linear):
+        def forward(self, x, timestep, return_dict):
+            return (torch.cat([2 * x, 5 + x], 1),)
+
+    score, x = DiffusionScore(Wide(1, 1), SCHEDULER, 5), randn(3, 2)
+    torch.testing.assert_close(score(x), -2 * x / score.sigma)
 
 
 # ----------------------------------------------------------------------------------- shared noise

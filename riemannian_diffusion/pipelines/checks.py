@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from riemannian_diffusion.arguments import (
     check_finite,
     check_kind,
     check_not_negative,
-    check_points,
     check_whole,
     kind_of,
 )
@@ -126,38 +124,6 @@ def check_callback(callback: Any) -> None:
     """
     if callback is not None:
         check_callable(callback_on_step_end=callback)
-
-
-def check_embeddings(embeddings: Mapping[str, Tensor], config: Mapping, pooled: bool) -> None:
-    """Check embeddings that are given in place of texts.
-
-    Args:
-        embeddings: Those given, by name.
-        config: The network's, which knows how wide they are.
-        pooled: Whether the model needs pooled ones beside them.
-
-    Raises:
-        ValueError: If one has another shape than the network takes, or lacks its counterpart.
-    """
-    check_points(**embeddings)
-    width = config.get("joint_attention_dim") or config.get("cross_attention_dim")
-    for prefix in ("", "negative_"):
-        name, other = f"{prefix}prompt_embeds", f"{prefix}pooled_prompt_embeds"
-        if (other in embeddings) != (pooled and name in embeddings):
-            need = f"needs `{other}` with `{name}`" if pooled else f"takes no `{other}`"
-            raise ValueError(f"This model {need}, but got {sorted(embeddings)}.")
-        for key, rank in ((name, 3), (other, 2)):
-            one = embeddings.get(key)
-            if one is not None and (one.ndim != rank or one.numel() == 0):
-                shape = "(1, L, C) or (P, L, C)" if rank == 3 else "(1, C) or (P, C)"
-                raise ValueError(f"`{key}` must be {shape}, but got {tuple(one.shape)}.")
-        one = embeddings.get(name)
-        if prefix and one is not None and not torch.equal(one, one[:1].expand_as(one)):
-            raise ValueError(f"`{name}` must be the same for all keyframes, but got {len(one)}.")
-        if one is not None and isinstance(width, int) and one.shape[2] != width:
-            raise ValueError(
-                f"`{name}` must be {width} wide for this model, but got {tuple(one.shape)}."
-            )
 
 
 def latents_of(changed, before: Tensor) -> Tensor:

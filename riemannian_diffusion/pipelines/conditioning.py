@@ -13,10 +13,15 @@ from riemannian_diffusion.adaptation import Adaptation, LoraMix
 from riemannian_diffusion.arguments import check_kind, check_points
 from riemannian_diffusion.files import digest_of
 from riemannian_diffusion.levels import Levels, Schedule
-from riemannian_diffusion.pipelines.checks import check_embeddings
-from riemannian_diffusion.pipelines.inputs import given_texts
 from riemannian_diffusion.pipelines.model import LORA_WEIGHTS, MixedPrediction, MorphableModel
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
+from riemannian_diffusion.pipelines.preflight import check_model
+from riemannian_diffusion.pipelines.prompts import (
+    TextRequest,
+    check_embeddings,
+    given_texts,
+    read_options,
+)
 from riemannian_diffusion.score import Condition, Conditions
 
 
@@ -29,8 +34,20 @@ class ConditionedModel(MorphableModel):
         prompt: str | Sequence[str] = "",
         negative_prompt: str = "",
         *,
+        prompt_2: str | Sequence[str] | None = None,
+        prompt_3: str | Sequence[str] | None = None,
+        negative_prompt_2: str | None = None,
+        negative_prompt_3: str | None = None,
+        max_sequence_length: int | None = None,
+        clip_skip: int | None = None,
+        class_labels: int | Sequence[int] | None = None,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] | None = None,
+        target_size: tuple[int, int] | None = None,
         prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
         ip_adapter_image: Any = None,
@@ -45,10 +62,27 @@ class ConditionedModel(MorphableModel):
             prompt: One prompt for all keyframes, or one for each: along the path their embeddings
                 are interpolated.
             negative_prompt: Used by guidance above 1, and by `score_mode="difference"` of `solve`.
+            prompt_2: Prompts for the second text encoder; None takes those of the first.
+            prompt_3: Prompts for the third text encoder; None takes those of the first.
+            negative_prompt_2: The negative prompt for the second text encoder.
+            negative_prompt_3: The negative prompt for the third text encoder.
+            max_sequence_length: The number of tokens to which long-text encoders pad or cut.
+            clip_skip: The number of last layers of CLIP that are left out.
+            class_labels: Numbers of classes, for models of classes: one for all keyframes or one
+                for each, interpolated along the path in the space of the network's embeddings.
+            original_size: Height and width before resizing, on which Stable Diffusion XL is
+                conditioned; None takes the size of the images.
+            crops_coords_top_left: Top and left edge of the crop, for Stable Diffusion XL; None is
+                `(0, 0)`.
+            target_size: Target height and width, for Stable Diffusion XL; None takes the size of
+                the images.
             prompt_embeds: Embeddings in place of prompts, as `encode_prompt` gives them: `(1, L,
                 C)` for all keyframes or `(P, L, C)`.
+            prompt_attention_mask: The mask of `prompt_embeds`, `(1, L)` or `(P, L)`, for models
+                that take one: 1 for a token, 0 for padding.
             negative_prompt_embeds: Embeddings in place of the negative prompt, the same for all
                 keyframes.
+            negative_prompt_attention_mask: The mask of `negative_prompt_embeds`.
             pooled_prompt_embeds: Pooled embeddings `(1, C)` or `(P, C)`, for models that take them.
             negative_pooled_prompt_embeds: Pooled embeddings in place of the negative prompt.
             ip_adapter_image: Images for IP-Adapters, as in the model's own pipeline.
@@ -77,6 +111,7 @@ class ConditionedModel(MorphableModel):
             >>> tuple(conditions.positive["encoder_hidden_states"].values.shape)
             (1, 2, 16, 64)
         """
+        check_model(self)
         texts = [prompt] if isinstance(prompt, str) else prompt
         if not (isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)):
             raise ValueError(f"`prompt` must be one or more strings, but got {prompt!r}.")
@@ -88,28 +123,39 @@ class ConditionedModel(MorphableModel):
         options = dict(cross_attention_kwargs or {})
         given = {
             "prompt_embeds": prompt_embeds,
+            "prompt_attention_mask": prompt_attention_mask,
             "negative_prompt_embeds": negative_prompt_embeds,
+            "negative_prompt_attention_mask": negative_prompt_attention_mask,
             "pooled_prompt_embeds": pooled_prompt_embeds,
             "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
         }
         embeddings = {name: value for name, value in given.items() if value is not None}
-        if self._embeds_guidance and negative_prompt:
-            raise ValueError(
-                "This model takes `guidance_scale` as an input of its network, so it has no use "
-                "for a `negative_prompt`."
-            )
-        config: Any = self.network.config
-        check_embeddings(embeddings, config, self._pools_prompts)
-        guided = do_classifier_free_guidance
+        check_embeddings(self, embeddings)
         prompts, negatives = given_texts(texts, negative_prompt, embeddings)
         num = len(texts) if prompts else len(embeddings["prompt_embeds"])
         embeddings = {
             name: value[:1].expand(num, *value.shape[1:]) if "negative" in name else value
             for name, value in embeddings.items()
         }
-        scale = options.get("scale")
-        positive, negative = self._encode_texts(prompts, negatives, guided, embeddings, scale)
+        further = {
+            "prompt_2": prompt_2,
+            "prompt_3": prompt_3,
+            "negative_prompt_2": negative_prompt_2,
+            "negative_prompt_3": negative_prompt_3,
+        }
+        numbers = {"max_sequence_length": max_sequence_length, "clip_skip": clip_skip}
+        found = read_options(self, num, further, numbers, options.get("scale"))
+        if negatives is None and (negative_prompt_2 or negative_prompt_3):
+            negatives = [""] * num
+        guided = do_classifier_free_guidance
+        request = TextRequest(prompts, negatives, guided, embeddings, found)
+        positive, negative = self._encode_texts(request)
+        labelled, unlabelled = self._class_conditions(class_labels)
+        sizes = self._size_conditions(original_size, crops_coords_top_left, target_size)
         shown, unlike = self._image_conditions(ip_adapter_image, ip_adapter_image_embeds, guided)
+        shown, unlike = shown | labelled | sizes, unlike | unlabelled | sizes
+        if guided and unlabelled:
+            negative = negative or {}
         loras = None
         if adaptation is not None:
             check_kind(Adaptation, adaptation=adaptation)
@@ -132,8 +178,28 @@ class ConditionedModel(MorphableModel):
             negative = {
                 name: c.map(lambda values: values[:, :1]) for name, c in (negative | unlike).items()
             }
-        found = Conditions(positive | shown, negative, loras, options)
-        return found.to(self.device_of_work)
+        return Conditions(positive | shown, negative, loras, options).to(self.device_of_work)
+
+    def _class_conditions(
+        self, labels: int | Sequence[int] | None
+    ) -> tuple[dict[str, Condition], dict[str, Condition]]:
+        """Conditions of class labels, and those without a class."""
+        if labels is not None:
+            raise ValueError(f"{type(self).__name__} takes no `class_labels`.")
+        return {}, {}
+
+    def _size_conditions(
+        self,
+        original: tuple[int, int] | None,
+        crop: tuple[int, int] | None,
+        target: tuple[int, int] | None,
+    ) -> dict[str, Condition]:
+        """Conditions of the sizes and the crop of the images."""
+        given = {"original_size": original, "crops_coords_top_left": crop, "target_size": target}
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(f"{type(self).__name__} takes no `{name}`.")
+        return {}
 
     def _image_conditions(
         self, images: Any, embeddings: Sequence[Tensor] | None, guided: bool
@@ -171,23 +237,29 @@ class ConditionedModel(MorphableModel):
         schedule: Schedule,
         *,
         guidance_scale: float,
+        true_cfg_scale: float,
         guidance_damping: float,
         max_batch_size: int | None,
     ) -> Levels:
         """The model under conditions, connected to this pipeline's network."""
+        if true_cfg_scale > 1 and guidance_scale > 1 and not self._embeds_guidance:
+            raise ValueError(
+                "`guidance_scale` and `true_cfg_scale` mean the same for this model: give one."
+            )
         if self._embeds_guidance:
-            if guidance_damping:
-                raise ValueError(
-                    "This model takes `guidance_scale` as an input of its network, so there is "
-                    "nothing to damp: leave `guidance_damping` at 0."
-                )
             value = torch.full((1, 1), float(guidance_scale), device=self.device_of_work)
             guidance = {"guidance": Condition(value, "fixed")}
             negative = conditions.negative and dict(conditions.negative) | guidance
             positive = dict(conditions.positive) | guidance
             conditions = replace(conditions, positive=positive, negative=negative)
             guidance_scale = 1.0
-        options = (guidance_scale, guidance_damping, max_batch_size)
+            if guidance_damping and true_cfg_scale <= 1:
+                raise ValueError(
+                    "This model takes `guidance_scale` as an input of its network, so there is "
+                    "nothing to damp: leave `guidance_damping` at 0, or guide by `true_cfg_scale`."
+                )
+        scale = max(guidance_scale, true_cfg_scale) if true_cfg_scale > 1 else guidance_scale
+        options = (scale, guidance_damping, max_batch_size)
         return self._connect(Levels(None, None, schedule, conditions, *options))
 
     def _connect(self, levels: Levels) -> Levels:

@@ -177,23 +177,3 @@ def _in_channels(image: Tensor, num_channels: int) -> Tensor:
     if len(image) == 3 and num_channels == 1:
         return torch.einsum("c,chw->hw", image.new_tensor(LUMA), image)[None]
     return image.expand(num_channels, -1, -1)
-
-
-def given_texts(
-    texts: Sequence[str], negative_prompt: str, embeddings: dict[str, Tensor]
-) -> tuple[list[str] | None, list[str] | None]:
-    """Prompts and negative prompts, or None where embeddings or nothing take their place.
-
-    What nothing is to a model, zeros or an empty text, its own `encode_prompt` knows.
-
-    Raises:
-        ValueError: If there are both.
-    """
-    embeds = embeddings.get("prompt_embeds")
-    if embeds is not None and any(texts):
-        raise ValueError("Give `prompt` or `prompt_embeds`, but not both.")
-    if negative_prompt and "negative_prompt_embeds" in embeddings:
-        raise ValueError("Give `negative_prompt` or `negative_prompt_embeds`, but not both.")
-    num = len(texts) if embeds is None else len(embeds)
-    positive = list(texts) if embeds is None else None
-    return positive, [negative_prompt] * num if negative_prompt else None

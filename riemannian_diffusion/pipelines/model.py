@@ -15,9 +15,10 @@ from riemannian_diffusion.arguments import check_points
 from riemannian_diffusion.events import Event, network_called, run
 from riemannian_diffusion.levels import Schedule, read_schedule
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
-from riemannian_diffusion.score import Condition
+from riemannian_diffusion.pipelines.latents import decode_images, encode_images, statistics
+from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest
 from riemannian_diffusion.score.diffusion import is_flow
-from riemannian_diffusion.score.network import Predict
+from riemannian_diffusion.score.network import Predict, linear_guidance
 
 LORA_WEIGHTS = "lora_weights"
 
@@ -40,15 +41,18 @@ class MixedPrediction:
         with self.mix.mixing(conditions[LORA_WEIGHTS]):
             return self.predict(x, timestep, others)
 
+    def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+        """Guidance by the rule of the prediction."""
+        return getattr(self.predict, "guide", linear_guidance)(positive, negative, scale)
+
 
 class MorphableModel:
     """The part of a pipeline that differs between models.
 
-    Mixed into a diffusers pipeline. A model says how texts become conditions (`_encode_texts`) and
-    what its network predicts under them (`_prediction`). Where it is unlike Stable Diffusion, it
-    also says what its network models (`_is_flow`, `_even_levels`, `_patch_size`), how images become
-    latents and back (`_encode_pixels`, `_decode_latents`, `_size_factor`, `_image_channels`),
-    whether it takes IP-Adapters, and what checks its frames (`_check_safety`).
+    Mixed into a diffusers pipeline. A family of models says three things where it is unlike the
+    others: how texts become conditions (`_encode_texts`), how latents are scaled for the network
+    (`_normalise`, `_denormalise`), and what the network predicts at a time under conditions
+    (`_prediction`). The attributes below say the rest.
     """
 
     if TYPE_CHECKING:  # what diffusers' pipelines bring along
@@ -65,11 +69,13 @@ class MorphableModel:
         maybe_free_model_hooks: Any
         register_modules: Any
 
-    _is_flow = False  # a transformer that models a rectified flow
+    _is_flow = False  # the network models a rectified flow
     _even_levels = False  # for a flow: levels are even before the shift
     _patch_size = 1  # latents along each side of a patch
-    _has_ip_adapters = True
-    _pools_prompts = False  # the network takes pooled embeddings beside the prompt's
+    _has_ip_adapters = False
+    _takes_classes = False
+    _additions: tuple[str, ...] = ()  # further embeddings that the network is given
+    _overflows_in_half = False  # the autoencoder overflows in float16 unless its config denies it
 
     # What differs between models
 
@@ -79,6 +85,12 @@ class MorphableModel:
         return 3
 
     @property
+    def _input_channels(self) -> int | None:
+        """The number of channels that the network must take for the autoencoder's latents."""
+        config = self.vae.config
+        return config.get("latent_channels") or config.get("z_dim")
+
+    @property
     def _embeds_guidance(self) -> bool:
         """Whether guidance is an input of the network and not two evaluations of it."""
         return False
@@ -86,30 +98,15 @@ class MorphableModel:
     @property
     def network(self) -> nn.Module:
         """The network that predicts noise or velocity."""
-        return self.transformer if self._is_flow else self.unet
+        return self.unet if hasattr(self, "unet") else self.transformer
 
     @property
     def _size_factor(self) -> int:
         """The number of pixels of which height and width of an image must be multiples."""
         return self._patch_size * self.vae_scale_factor
 
-    def _encode_texts(
-        self,
-        texts: list[str] | None,
-        negatives: list[str] | None,
-        guided: bool,
-        embeddings: Mapping[str, Tensor],
-        scale: float | None,
-    ) -> tuple[dict[str, Condition], dict[str, Condition] | None]:
-        """Conditions of prompts, and of the negative prompt.
-
-        Args:
-            texts: One prompt for all keyframes or one for each; None where embeddings are given.
-            negatives: As many copies of the negative prompt; None where it is empty or given.
-            guided: Whether negative conditions are wanted.
-            embeddings: Given embeddings, by the name of their argument, as many as prompts.
-            scale: The scale of LoRAs in the text encoders, or None.
-        """
+    def _encode_texts(self, request: TextRequest) -> Encoded:
+        """The conditions of prompts, and of the negative prompt; None if none are wanted."""
         raise NotImplementedError
 
     def _prediction(self, options: Mapping[str, Any]) -> Predict:
@@ -120,23 +117,33 @@ class MorphableModel:
         """
         raise NotImplementedError
 
+    def _normalise(self, latents: Tensor) -> Tensor:
+        """The autoencoder's latents, scaled as the network takes them."""
+        mean, std = statistics(self.vae)
+        return (latents - mean) / std
+
+    def _denormalise(self, latents: Tensor) -> Tensor:
+        """The inverse of `_normalise`."""
+        mean, std = statistics(self.vae)
+        return latents * std + mean
+
     def _encode_pixels(self, pixels: Tensor) -> Tensor:
-        """The modes of the latents' posteriors `(K, C, h, w)`, scaled, of pixels in [0, 1]."""
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        mode = self.vae.encode((2 * pixels - 1).to(self.vae.dtype)).latent_dist.mode()
-        return (mode.float() - shift) * self.vae.config.scaling_factor
+        """Latents `(K, C, h, w)`, scaled as the network takes them, of pixels in [0, 1]."""
+        return self._normalise(encode_images(self.vae, 2 * pixels - 1))
 
     def _decode_latents(self, latents: Tensor) -> Tensor:
         """Frames `(K, 3, H, W)` in about [-1, 1]."""
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        scaled = (latents / self.vae.config.scaling_factor + shift).to(self.vae.dtype)
-        return self.vae.decode(scaled, return_dict=False)[0]
+        return decode_images(self.vae, self._denormalise(latents))
 
     @contextmanager
     def _vae_ready(self) -> Iterator[None]:
         """The autoencoder runs in float32 inside where half precision overflows in it."""
-        dtype = self.vae.dtype
-        upcast = dtype == torch.float16 and self.vae.config.get("force_upcast", False)
+        dtype, config = self.vae.dtype, self.vae.config
+        defaults = config.get("_use_default_values", ())  # fields that its file leaves out
+        wide = config.get("force_upcast") and (
+            self._overflows_in_half or "force_upcast" not in defaults
+        )
+        upcast = dtype == torch.float16 and wide
         try:
             if upcast:
                 self.vae.to(torch.float32)

@@ -35,6 +35,7 @@ from riemannian_diffusion.pipelines.curves import (
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
 from riemannian_diffusion.pipelines.model import to_unit
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
+from riemannian_diffusion.pipelines.preflight import check_model
 from riemannian_diffusion.pipelines.progress import ProgressBars
 from riemannian_diffusion.pipelines.quality import ImageWarning, autoencoder_warning
 from riemannian_diffusion.pipelines.stages import (
@@ -67,6 +68,7 @@ class MorphStages(ConditionedModel):
         strength: float = 0.6,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
+        true_cfg_scale: float = 1.0,
         guidance_damping: float = 0.0,
         conditions: Conditions | None = None,
         fixed_point_iterations: int | None = None,
@@ -88,7 +90,10 @@ class MorphStages(ConditionedModel):
                 shared noise (arXiv 2505.11128); its ends are exact and nothing is inverted.
             strength: Noise level of the path, as a share of the steps, in (0, 1].
             num_inference_steps: Steps of the whole schedule.
-            guidance_scale: Classifier-free guidance above 1, in every stage alike.
+            guidance_scale: Classifier-free guidance above 1, in every stage alike; or the input of
+                networks that take guidance as one.
+            true_cfg_scale: Classifier-free guidance above 1, also for networks that take
+                `guidance_scale` as an input.
             guidance_damping: Damps the part of guidance that is normal to the data manifold, in
                 [0, 1]. Above 0 it is the `damping` of `ManifoldGuidedScore`, and the network is
                 evaluated 3 times for each point instead of 2.
@@ -123,6 +128,7 @@ class MorphStages(ConditionedModel):
             *(space, strength, num_inference_steps, fixed_point_iterations),
             *(max_batch_size, generator),
         )
+        check_model(self)
         pixels = to_keyframes(image, self._image_channels, self._size_factor)
         conditions = self._conditions_for(len(pixels), prompt, negative_prompt, conditions)
         size = (pixels.shape[2], pixels.shape[3])
@@ -131,6 +137,7 @@ class MorphStages(ConditionedModel):
             conditions,
             schedule,
             guidance_scale=guidance_scale,
+            true_cfg_scale=true_cfg_scale,
             guidance_damping=guidance_damping,
             max_batch_size=max_batch_size,
         )

@@ -10,9 +10,14 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
+from riemannian_diffusion.arguments import check_whole
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest, conditions_of, encode
 from riemannian_diffusion.score import Condition
 from riemannian_diffusion.score.network import Predict
+
+SIZES = ("original_size", "crops_coords_top_left", "target_size")
+"""The conditions on sizes of Stable Diffusion XL, in the order in which its network takes them."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,11 @@ class UNetPrediction:
         hidden = others.pop("encoder_hidden_states")
         added: dict[str, Any] = {}
         if self.pixels_per_latent is not None:
-            size = tuple(side * self.pixels_per_latent for side in x.shape[-2:])
             pooled = others.pop("text_embeds")
-            ids = torch.tensor([*size, 0, 0, *size], device=x.device, dtype=pooled.dtype)
-            added = {"text_embeds": pooled, "time_ids": ids.expand(len(x), -1)}
+            size = [side * self.pixels_per_latent for side in x.shape[-2:]]
+            usual = pooled.new_tensor([*size, 0, 0, *size]).expand(len(x), -1).split(2, 1)
+            ids = [others.pop(name, two) for name, two in zip(SIZES, usual, strict=True)]
+            added = {"text_embeds": pooled, "time_ids": torch.cat(ids, 1)}
         if others:
             added["image_embeds"] = list(others.values())
         return self.unet(
@@ -59,19 +65,13 @@ class GeodesicInterpolationPipeline(GeodesicInterpolationMixin, StableDiffusionP
     takes over the components of a loaded pipeline with `from_pipe`.
     """
 
-    def _encode_texts(self, texts, negatives, guided, embeddings, scale):
-        positive, negative = self.encode_prompt(
-            texts,
-            self.device_of_work,
-            1,
-            guided,
-            negatives,
-            lora_scale=scale,
-            **embeddings,
-        )
-        return (
-            {"encoder_hidden_states": Condition.of(positive)},
-            {"encoder_hidden_states": Condition.of(negative)} if guided else None,
+    _has_ip_adapters = True
+
+    def _encode_texts(self, request: TextRequest) -> Encoded:
+        positive, negative = encode(self, request)
+        return conditions_of(
+            {"encoder_hidden_states": positive},
+            {"encoder_hidden_states": negative} if request.guided else None,
         )
 
     def _prediction(self, options: Mapping[str, Any]) -> Predict:
@@ -84,28 +84,35 @@ class GeodesicInterpolationPipeline(GeodesicInterpolationMixin, StableDiffusionP
 class GeodesicInterpolationXLPipeline(GeodesicInterpolationMixin, StableDiffusionXLPipeline):
     """Morph images into each other along geodesics of Stable Diffusion XL's data manifold.
 
-    The network is conditioned on the size of the images, without a crop.
+    The network is conditioned on the size of the images, without a crop, unless `condition` is
+    given other sizes.
     """
 
-    _pools_prompts = True
+    _has_ip_adapters = True
+    _overflows_in_half = True
+    _additions = ("text_time",)
 
-    def _encode_texts(self, texts, negatives, guided, embeddings, scale):
-        hidden, negative, pooled, negative_pooled = self.encode_prompt(
-            texts,
-            device=self.device_of_work,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=guided,
-            negative_prompt=negatives,
-            lora_scale=scale,
-            **embeddings,
+    def _encode_texts(self, request: TextRequest) -> Encoded:
+        hidden, negative, pooled, negative_pooled = encode(self, request)
+        return conditions_of(
+            {"encoder_hidden_states": hidden, "text_embeds": pooled},
+            {"encoder_hidden_states": negative, "text_embeds": negative_pooled}
+            if request.guided
+            else None,
         )
-        ours, theirs = (
-            {"encoder_hidden_states": Condition.of(h), "text_embeds": Condition.of(p)}
-            if h is not None
-            else None
-            for h, p in ((hidden, pooled), (negative, negative_pooled))
-        )
-        return ours, theirs if guided else None
+
+    def _size_conditions(self, original, crop, target):
+        found = {}
+        for name, value in zip(SIZES, (original, crop, target), strict=True):
+            if value is None:
+                continue
+            least = 0 if name == "crops_coords_top_left" else 1
+            if not isinstance(value, (tuple, list)) or len(value) != 2:
+                raise ValueError(f"`{name}` must be two numbers of pixels, but got {value!r}.")
+            for i, number in enumerate(value):
+                check_whole(least, **{f"{name}[{i}]": number})
+            found[name] = Condition(torch.tensor([[[*map(float, value)]]]), "fixed")
+        return found
 
     def _prediction(self, options: Mapping[str, Any]) -> Predict:
         return UNetPrediction(self.unet, options, self.vae_scale_factor)

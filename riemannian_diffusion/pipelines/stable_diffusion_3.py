@@ -14,7 +14,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
-from riemannian_diffusion.score import Condition
+from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest, conditions_of, encode
 from riemannian_diffusion.score.network import Predict
 
 
@@ -46,25 +46,15 @@ class GeodesicInterpolationSD3Pipeline(GeodesicInterpolationMixin, StableDiffusi
 
     _is_flow = True
     _patch_size = 2
-    _has_ip_adapters = False
-    _pools_prompts = True
 
-    def _encode_texts(self, texts, negatives, guided, embeddings, scale):
-        hidden, negative, pooled, negative_pooled = self.encode_prompt(
-            *(texts, None, None),
-            device=self.device_of_work,
-            do_classifier_free_guidance=guided,
-            negative_prompt=negatives,
-            lora_scale=scale,
-            **embeddings,
+    def _encode_texts(self, request: TextRequest) -> Encoded:
+        hidden, negative, pooled, negative_pooled = encode(self, request)
+        return conditions_of(
+            {"encoder_hidden_states": hidden, "pooled_projections": pooled},
+            {"encoder_hidden_states": negative, "pooled_projections": negative_pooled}
+            if request.guided
+            else None,
         )
-        ours, theirs = (
-            {"encoder_hidden_states": Condition.of(h), "pooled_projections": Condition.of(p)}
-            if h is not None
-            else None
-            for h, p in ((hidden, pooled), (negative, negative_pooled))
-        )
-        return ours, theirs if guided else None
 
     def _prediction(self, options: Mapping[str, Any]) -> Predict:
         return SD3Prediction(self.transformer, options)

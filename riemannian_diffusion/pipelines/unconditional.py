@@ -11,6 +11,7 @@ from diffusers import DDIMPipeline, SchedulerMixin, UNet2DModel
 from torch import Tensor, nn
 
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest
 from riemannian_diffusion.score.network import Predict
 
 
@@ -37,8 +38,6 @@ class GeodesicInterpolationUnconditionalPipeline(GeodesicInterpolationMixin, DDI
     whatever the scheduler's `clip_sample` says: inversion could not undo that.
     """
 
-    _has_ip_adapters = False
-
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin):
         super(DDIMPipeline, self).__init__()  # DDIMPipeline would put its own scheduler in place
         self.register_modules(unet=unet, scheduler=scheduler)
@@ -51,11 +50,15 @@ class GeodesicInterpolationUnconditionalPipeline(GeodesicInterpolationMixin, DDI
     def _size_factor(self) -> int:
         return 2 ** (len(self.unet.config.block_out_channels) - 1)
 
-    def _encode_texts(self, texts, negatives, guided, embeddings, scale):
-        if any(texts or []) or negatives or embeddings:
+    @property
+    def _input_channels(self) -> None:
+        return None  # a model of pixels takes the images' channels, whatever they are
+
+    def _encode_texts(self, request: TextRequest) -> Encoded:
+        if any(request.prompts or []) or request.negatives or request.embeddings:
             raise ValueError(
                 "An unconditional model takes no `prompt`, no `negative_prompt` and no embeddings, "
-                f"but got {texts} and {negatives}."
+                f"but got {request.prompts} and {request.negatives}."
             )
         return {}, None
 

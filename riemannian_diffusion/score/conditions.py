@@ -133,7 +133,8 @@ class Conditions:
             `{"scale": 0.5}` for the attention.
 
     Raises:
-        ValueError: If positive and negative conditions differ in names or shapes.
+        ValueError: If positive and negative conditions differ in names or in the shapes of their
+            values. Only the first size may differ, which is the number of tokens.
     """
 
     positive: Named
@@ -145,13 +146,17 @@ class Conditions:
         if self.negative is None:
             return
         shapes = [
-            {name: tuple(c.values.shape[2:]) for name, c in part.items()}
+            {name: (c.values.ndim, *c.values.shape[3:]) for name, c in part.items()}
             for part in (self.positive, self.negative)
         ]
         if shapes[0] != shapes[1]:
+            found = [
+                {name: tuple(c.values.shape[2:]) for name, c in part.items()}
+                for part in (self.positive, self.negative)
+            ]
             raise ValueError(
-                "Positive and negative conditions must have one shape each, but they have "
-                f"{shapes[0]} and {shapes[1]}."
+                "Positive and negative conditions must have one shape each, up to the number of "
+                f"tokens, but they have {found[0]} and {found[1]}."
             )
 
     @property

@@ -20,7 +20,8 @@ from riemannian_diffusion.score.where import Where
 
 MODES = ("conditional", "guided", "difference")
 
-# Output of a network at points (K, *shape), from a timestep and conditions (K, ...) by name.
+# Output of a network at points (K, *shape), from a timestep and conditions (K, ...) by name. An
+# object with a method `guide(positive, negative, scale)` sets its own rule of guidance.
 Predict = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 
@@ -164,16 +165,22 @@ class NetworkScore(ScoreModel):
         return [(bind(i * size), points) for i, points in enumerate(x.split(size))]
 
     def _score(self, x: Tensor, where: Where | None) -> Tensor:
-        with frozen(self.network):
-            noise = self._noise(x, where, self.conditions.positive)
-            if self.mode != "conditional":
-                negative = self._noise(x, where, self.conditions.negative or {})
-                noise = noise - negative
-                if self.mode == "guided":
-                    noise = negative + self.guidance_scale * noise
-        return -noise / self.sigma
+        noise_from = NOISE_FROM[self.level.prediction_type]
 
-    def _noise(self, x: Tensor, where: Where | None, named: Named) -> Tensor:
+        def noise(output: Tensor) -> Tensor:
+            return noise_from(output, x, self.alpha, self.sigma)
+
+        with frozen(self.network):
+            positive = self._output(x, where, self.conditions.positive)
+            if self.mode == "conditional":
+                return -noise(positive) / self.sigma
+            negative = self._output(x, where, self.conditions.negative or {})
+        if self.mode == "difference":
+            return (noise(negative) - noise(positive)) / self.sigma
+        guide = getattr(self.predict, "guide", linear_guidance)
+        return -noise(guide(positive, negative, self.guidance_scale)) / self.sigma
+
+    def _output(self, x: Tensor, where: Where | None, named: Named) -> Tensor:
         dtype = dtype_of(self.network)
         conditions = {}
         for name, condition in named.items():
@@ -183,14 +190,20 @@ class NetworkScore(ScoreModel):
         network_called()
         timestep = torch.tensor(self.level.timestep, device=x.device)
         output = self.predict(x.to(dtype), timestep, conditions)
+        if output.ndim == x.ndim and output.shape[1] == 2 * x.shape[1]:
+            output = output[:, : x.shape[1]]  # the other half is a variance
         if output.shape != x.shape:
             raise ValueError(
                 f"The model turned {tuple(x.shape)} into {tuple(output.shape)}: a score needs "
-                "equal shapes (models that also predict a variance, or are given a mask, are not "
-                "supported)."
+                "equal shapes, or twice the channels if the model also predicts a variance. Models "
+                "that are given a mask are not supported."
             )
-        noise_from = NOISE_FROM[self.level.prediction_type]
-        return noise_from(output.to(x.dtype), x, self.alpha, self.sigma)
+        return output.to(x.dtype)
+
+
+def linear_guidance(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance of two predictions (arXiv 2207.12598)."""
+    return negative + scale * (positive - negative)
 
 
 class _Recomputed(torch.autograd.Function):

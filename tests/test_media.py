@@ -124,6 +124,15 @@ def test_a_clip_needs_an_earlier_and_a_later_frame(clip, tmp_path, capsys):
     assert "must name an earlier and a later frame" in capsys.readouterr().err
 
 
+def test_an_animated_image_alone_is_a_clip_and_a_video_stands_alone(morph, clip, tmp_path, capsys):
+    shades = _shades(4, (16, 16))
+    shades[0].save(tmp_path / "a.gif", save_all=True, append_images=shades[1:], duration=50)
+    report = morph(tmp_path / "a.gif", "out")
+    assert report["num_frames"] == 4 and report["fps"] == pytest.approx(20)
+    assert main(["interpolate", str(clip), str(tmp_path / "a.gif"), "-o", str(tmp_path / "b")]) == 2
+    assert "clip.mp4 is a video: give it alone" in capsys.readouterr().err
+
+
 def test_a_write_that_fails_leaves_nothing(tmp_path):
     def fail(path):
         path.write_text("half")

@@ -103,11 +103,9 @@ def _keyframes(
         raise ValueError(
             f"a frame number stands behind an image, but {paths[0]} is a folder or a video."
         )
-    for path in paths[1:] and paths:
-        if path.suffix.lower() in CLIP_SUFFIXES:
-            raise ValueError(
-                f"{path} is a video: give it alone, or name one of its frames' images."
-            )
+    clips = [path for path in paths if path.suffix.lower() in CLIP_SUFFIXES]
+    if clips and len(paths) > 1:
+        raise ValueError(f"{clips[0]} is a video: give it alone, or give images of its frames.")
     if has_frames:
         clip = reader.clip(paths[0], args.clip_frames, args.size)
         first, last = clip.places

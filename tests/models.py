@@ -429,8 +429,7 @@ def visited(kind: str, theirs, start: torch.Tensor, **options) -> list[torch.Ten
         return result
 
     theirs.scheduler.step = look
-    side = start.shape[-1] * theirs.vae_scale_factor
-    kept = {"prompt": "a", "output_type": "latent", "height": side, "width": side}
+    kept = {"prompt": "a", "output_type": "latent", "height": 16, "width": 16}
     kept |= {"use_resolution_binning": False, "latents": into(theirs, start)}
     theirs(**only(theirs.__call__, kept | options))
     return found

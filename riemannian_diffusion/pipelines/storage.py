@@ -91,7 +91,7 @@ def check_savable(scheduler: Any) -> None:
         )
         if not torch.equal(ours, theirs):
             raise ValueError(
-                f"`{attribute.strip('_')}` of this {name} was changed after it was built, and would "
-                "be lost in the file: build the scheduler with its values as arguments "
+                f"`{attribute.strip('_')}` of this {name} was changed after it was built, and "
+                "would be lost in the file: build the scheduler with its values as arguments "
                 "(`trained_betas`, `shift`, ...)."
             )

@@ -61,22 +61,21 @@ class Condition:
         return self.values.shape[1]
 
     def at(self, where: Where | None, num: int, name: str) -> Tensor:
-        """The values at points.
+        """The values at points, as in `values_at`."""
+        return values_at({name: self}, where, num)[name]
 
-        Args:
-            where: The places of the points; None is allowed if all points share one value.
-            num: The number of points K.
-            name: Name of the condition in error messages.
+    @property
+    def changes(self) -> bool:
+        """Whether the value depends on the path or on the place on it."""
+        return self.num_paths > 1 or self.num_knots > 1
 
-        Returns:
-            Values `(1, *shape)` if all points share one value, else `(K, *shape)`.
+    def check_places(self, where: Where | None, num: int, name: str) -> Where:
+        """The places of `num` points, at which this condition has values.
 
         Raises:
-            ValueError: If `where` is missing, has another number of places than K, or names a path
-                that the condition does not have.
+            ValueError: Naming the condition, if there are no places, another number of them, or one
+                on a path that the condition does not have.
         """
-        if self.num_paths == self.num_knots == 1:
-            return self.values[0]
         if where is None:
             raise ValueError(
                 f"`{name}` changes along the path ({self.num_knots} knots, {self.num_paths} "
@@ -86,24 +85,27 @@ class Condition:
             raise ValueError(
                 f"`where` must have a place for each of {num} points, but has {len(where)}."
             )
-        pair = torch.zeros_like(where.pair)
-        if self.num_paths > 1:
-            pair = where.pair
-            if num and int(pair.max()) >= self.num_paths:
-                raise ValueError(
-                    f"`{name}` is given for {self.num_paths} paths, but a point lies on path "
-                    f"number {int(pair.max()) + 1}."
-                )
-        device = self.values.device
-        pair = pair.to(device)
+        if self.num_paths > 1 and num and int(where.pair.max()) >= self.num_paths:
+            raise ValueError(
+                f"`{name}` is given for {self.num_paths} paths, but a point lies on path "
+                f"number {int(where.pair.max()) + 1}."
+            )
+        return where
+
+    def between(self, pair: Tensor, left: Tensor, weight: Tensor) -> Tensor:
+        """The values between knots.
+
+        Args:
+            pair: The path of each point, `(K,)`.
+            left: The last knot before each point, `(K,)`.
+            weight: The place of each point between this knot and the next, `(K,)` in [0, 1].
+
+        Returns:
+            `(K, *shape)`.
+        """
+        pair = pair if self.num_paths > 1 else torch.zeros_like(pair)
         if self.num_knots == 1:
             return self.values[pair, 0]
-        place = where.u * (self.num_knots - 1)
-        nearest = place.round()  # a knot must not get the mask of its neighbour by rounding
-        place = torch.where((place - nearest).abs() < 1e-12, nearest, place)
-        left = place.long().clamp(max=self.num_knots - 2)
-        weight = (place - left).to(device)
-        left = left.to(device)
         before, after = self.values[pair, left], self.values[pair, left + 1]
         weight = weight.view(-1, *[1] * (before.ndim - 1))
         if self.kind == "mask":
@@ -117,6 +119,53 @@ class Condition:
 
 
 Named = Mapping[str, Condition]
+
+
+def values_at(named: Named, where: Where | None, num: int) -> dict[str, Tensor]:
+    """The values of conditions at points.
+
+    All that depends on the places is copied to the device at once, because each copy waits for it.
+
+    Args:
+        named: The conditions by name.
+        where: The places of the points; None is allowed if all points share their values.
+        num: The number of points K.
+
+    Returns:
+        For each condition, `(1, *shape)` if all points share one value, else `(K, *shape)`.
+
+    Raises:
+        ValueError: As in `Condition.check_places`.
+    """
+    changing = {name: condition for name, condition in named.items() if condition.changes}
+    for name, condition in changing.items():
+        where = condition.check_places(where, num, name)
+    knots = sorted({condition.num_knots for condition in changing.values()})
+    wide = any(condition.values.dtype == torch.float64 for condition in changing.values())
+    dtype = torch.float64 if wide else torch.float32  # not every device has float64
+    tables: dict[torch.device, Tensor] = {}  # (1 + 2 * number of different knots, K)
+    found = {}
+    for name, condition in named.items():
+        device = condition.values.device
+        if name not in changing or where is None:
+            found[name] = condition.values[0]
+            continue
+        if device not in tables:
+            rows = [where.pair, *(row for number in knots for row in _among(where, number))]
+            tables[device] = torch.stack([row.to(dtype) for row in rows]).to(device)
+        table, first = tables[device], 1 + 2 * knots.index(condition.num_knots)
+        pair, left = table[0].long(), table[first].long()
+        found[name] = condition.between(pair, left, table[first + 1])
+    return found
+
+
+def _among(where: Where, num_knots: int) -> tuple[Tensor, Tensor]:
+    """The last knot before each place, and the place between this knot and the next, `(K,)`."""
+    place = where.u * (num_knots - 1)
+    nearest = place.round()  # a knot must not get the mask of its neighbour by rounding
+    place = torch.where((place - nearest).abs() < 1e-12, nearest, place)
+    left = place.long().clamp(max=max(0, num_knots - 2))
+    return left, place - left
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,6 @@
 """Geodesic interpolation for unconditional models of images in pixel space."""
 
-from __future__ import annotations
-
+# No postponed annotations: diffusers 0.35 reads those of the constructor, and not as strings.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

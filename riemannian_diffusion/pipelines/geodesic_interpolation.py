@@ -46,7 +46,7 @@ class GeodesicInterpolationMixin(FurtherStages):
         `use_safetensors=None` would also take pickles, which can run code.
 
         Raises:
-            OSError: If a part of a folder is missing, such as a tokenizer or weights as safetensors.
+            OSError: If a part of a folder is missing, such as weights as safetensors.
             ValueError: If the network of a folder takes inputs that this library does not give.
         """
         folder = Path(pretrained_model_name_or_path)

@@ -44,8 +44,10 @@ TEXT_ENCODERS: dict[
 TEXT_ENCODERS |= {name: TEXT_ENCODERS["sd3"] for name in ("sd35_medium", "sd35_large")}
 TEXT_ENCODERS["flux-schnell"] = TEXT_ENCODERS["flux-dev"]
 
-LORA = ("lora_unet_", "lora_te")
-PARTS = (  # beginnings of all names of weights, by which files of other kinds are known
+LORA: tuple[str, ...] = ("lora_unet_", "lora_te")
+PARTS: tuple[
+    tuple[tuple[str, ...], str, str], ...
+] = (  # beginnings of all names of weights, by which files of other kinds are known
     (LORA, "a LoRA", "load a model, and give this file to `load_lora_weights`"),
     (("image_proj.", "ip_adapter."), "an IP-Adapter", "give it to `load_ip_adapter`"),
     (
@@ -65,6 +67,10 @@ PARTS = (  # beginnings of all names of weights, by which files of other kinds a
         "give the folder above, which holds model_index.json",
     ),
 )
+
+
+class FileWarning(UserWarning):
+    """A file does not say everything about its model."""
 
 
 @contextmanager
@@ -89,7 +95,7 @@ def prepared(
             give.
 
     Warns:
-        UserWarning: If something about the model had to be assumed.
+        FileWarning: If something about the model had to be assumed.
     """
     shapes = read_shapes(file)
     kind = type_of(file, shapes)
@@ -98,7 +104,9 @@ def prepared(
         _check_parts(file, kind, shapes, None, given)
         with tempfile.TemporaryDirectory() as folder:
             write_configs(kind, Path(folder))
-            made = {name: clip_tokenizer(pad) for name, pad in _types()[kind]["tokenizers"].items()}
+            made: dict[str, Any] = {
+                name: clip_tokenizer(pad) for name, pad in _types()[kind]["tokenizers"].items()
+            }
             if FAMILIES[kind] == SD3:
                 made |= _without_t5(file, shapes, given)
             _tell_assumptions(file, kind)
@@ -204,7 +212,7 @@ def clip_tokenizer(pad_token: str) -> CLIPTokenizer:
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
         vocab={token: i for i, token in enumerate(tokens)},
-        merges=[tuple(merge.split()) for merge in merges],
+        merges=[tuple(merge.split()) for merge in merges],  # type: ignore[misc]
         model_max_length=77,
         pad_token=pad_token,
     )
@@ -253,7 +261,7 @@ def _check_parts(
     given: Mapping[str, Any],
 ) -> None:
     """Refuse a file without an autoencoder or text encoders, if nothing else gives them."""
-    wanted = {"vae": ("first_stage_model.", "vae."), **TEXT_ENCODERS.get(kind, {})}
+    wanted: dict[str, Any] = {"vae": ("first_stage_model.", "vae."), **TEXT_ENCODERS.get(kind, {})}
     for name, starts in wanted.items():
         has = any(one.startswith(starts) for one in shapes)
         elsewhere = config is not None and any((config / name).glob("*.safetensors"))
@@ -276,7 +284,7 @@ def _without_t5(
         warnings.warn(
             f"{file} is loaded without its T5 text encoder, because a file holds no tokenizer: "
             "give `config`, a folder with the diffusers version of the same model, to use it.",
-            UserWarning,
+            FileWarning,
             stacklevel=5,
         )
     return {"text_encoder_3": None, "tokenizer_3": None}
@@ -288,7 +296,7 @@ def _tell_assumptions(file: str | Path, kind: str) -> None:
             f"{file} is taken for a Stable Diffusion 2 of 768 pixels, whose network predicts a "
             "velocity. One of 512 pixels (base) looks the same but predicts noise: for that, give "
             "`config`, a folder with the diffusers version of the same model.",
-            UserWarning,
+            FileWarning,
             stacklevel=5,
         )
 

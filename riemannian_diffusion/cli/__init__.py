@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         "interpolate": commands.run_interpolate,
         "evaluate": commands.run_evaluate,
         "app": commands.run_app,
+        "models": commands.run_models,
     }
     try:
         run[args.command](args)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import tempfile
 import time
 import warnings
@@ -35,27 +34,31 @@ def run_interpolate(args: argparse.Namespace) -> None:
         if path.exists() and path.is_dir() != is_folder:
             raise ValueError(f"{path} exists and is of another kind.")
 
-    notes: list[str] = []
+    told: list[str] = []
 
     def tell(text: str) -> None:
-        notes.append(text)
+        told.append(text)
         print(f"riemannian-diffusion: warning: {text}", file=sys.stderr)
 
     inputs = read_inputs(args, tell)
 
+    from riemannian_diffusion.cli.models import load_model
     from riemannian_diffusion.cli.morph import morph  # after reading: this import takes seconds
+    from riemannian_diffusion.cli.notes import Notes
     from riemannian_diffusion.cli.work import Work, keyframe_settings
-    from riemannian_diffusion.pipelines.quality import ImageWarning
 
     device = args.device or first_device()
     dtype = args.dtype or default_dtype(device)
     work = Work(args.keep, keyframe_settings(args, inputs, dtype), force=args.force)
-    pipe = _load(args, device, dtype)
     start = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ImageWarning)  # the output repeats them
+    with Notes() as notes:
+        pipe = load_model(args, device, dtype)
         output = morph(args, inputs, pipe, work)
+        notes.add(*output.warnings)
+    told += [with_flags(text) for text in notes.texts]
     frames = output.frames
+    flags = output.nsfw_content_detected
+    black = None if flags is None else [i for i, flag in enumerate(flags) if flag]
     if args.ping_pong:
         frames = frames + frames[-2:0:-1]
     report = {
@@ -63,7 +66,8 @@ def run_interpolate(args: argparse.Namespace) -> None:
         "speeds": output.path.speeds,
         "reconstruction_error": output.reconstruction_error,
         "autoencoder_error": output.autoencoder_error,
-        "warnings": notes,  # those of writing and of the morph join them below
+        "blanked_frames": black,
+        "warnings": told,  # those of writing join them below
         "num_frames": len(frames),
         "image_frames": None if inputs.third is not None else output.path.key_indices,
         "fps": inputs.fps,
@@ -77,8 +81,6 @@ def run_interpolate(args: argparse.Namespace) -> None:
         ),
     }
     write_frames(frames, args.output, inputs.fps, tell=tell)
-    for text in output.warnings:
-        tell(with_flags(text))
     write_atomically(report_path, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
     print(f"{args.output}: {len(frames)} frames in {report['seconds']:.1f} s, report {report_path}")
     for i, found in enumerate(report["geodesics"]):
@@ -97,36 +99,18 @@ def run_app(args: argparse.Namespace) -> None:
             f"the app needs {error.name}: pip install 'riemannian-diffusion[app]'"
         ) from error
     device = args.device or first_device()
-    pipe = _load(args, device, args.dtype or default_dtype(device))
+    from riemannian_diffusion.cli.models import load_model
+
+    pipe = load_model(args, device, args.dtype or default_dtype(device))
     serve(pipe, args.host, args.port)
 
 
-def _load(args: argparse.Namespace, device: str, dtype: str) -> Any:
-    """The pipeline of --model on a device, its networks in a dtype of this name."""
-    import diffusers
-    import torch
-    import transformers
+def run_models(args: argparse.Namespace) -> None:
+    """List every pipeline class of the installed diffusers: works, or refused for a reason."""
+    from riemannian_diffusion.pipelines.known import installed_classes, support
 
-    from riemannian_diffusion import demo
-    from riemannian_diffusion.pipelines import AutoGeodesicInterpolationPipeline
-
-    for library in (diffusers, transformers):  # stderr is for errors and the morph's own bars
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-    model = demo.model_path() if args.model is None else args.model
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pipe: Any = AutoGeodesicInterpolationPipeline.from_pretrained(
-                model, torch_dtype=getattr(torch, dtype)
-            )
-    except Exception as error:  # a broken model fails in as many ways as there are libraries
-        raise OSError(f"--model {model} cannot be loaded: {error}") from error
-    try:
-        pipe.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used: {error}") from error
-    return pipe
+    for name in installed_classes():
+        print(support(name))
 
 
 def run_evaluate(args: argparse.Namespace) -> None:

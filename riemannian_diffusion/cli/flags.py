@@ -10,14 +10,20 @@ FLAGS = {  # arguments of the library whose flags have other names
     "guidance_scale": "--guidance",
     "share": "--extrapolate",
     "distance": "--retime",
+    "adain": "--adain",
+    "load_lora_weights": "--lora",
+    "load_ip_adapter": "--ip-adapter",
+    "ip_adapter_image": "--ip-adapter-image",
 }
 SAME = (  # arguments whose flags have the same name
+    *("config", "variant", "vae"),
     *("strength", "space", "metric", "init", "prompt", "negative_prompt", "max_evals"),
-    *("guidance_damping", "attention_interpolation", "adain", "max_batch_size"),
+    *("guidance_damping", "attention_interpolation", "max_batch_size", "rtol"),
 )
 FLAGS |= {name: f"--{name.replace('_', '-')}" for name in SAME}
 
 
 def with_flags(message: str) -> str:
     """A message of the library with flags in place of the arguments that it quotes."""
+    message = message.replace("`safety_checker=None`", "--no-safety-checker")
     return re.sub(r"`(\w+)`", lambda found: FLAGS.get(found[1], found[0]), message)

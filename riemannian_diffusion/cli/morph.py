@@ -13,11 +13,14 @@ import torch
 from riemannian_diffusion.arguments import check_not_negative
 from riemannian_diffusion.batches import is_out_of_memory
 from riemannian_diffusion.cli.inputs import Inputs
+from riemannian_diffusion.cli.models import ip_adapter_images
 from riemannian_diffusion.cli.work import Work, solve_options
+from riemannian_diffusion.geodesics import RTOL
 from riemannian_diffusion.pipelines import GeodesicInterpolationOutput, MorphPath
 from riemannian_diffusion.pipelines.checks import check_inversion, check_sampling, check_solve
 from riemannian_diffusion.pipelines.curves import check_metric
 from riemannian_diffusion.pipelines.starts import as_starts
+from riemannian_diffusion.pipelines.texts import warn_of_negative
 from riemannian_diffusion.score import Conditions
 from riemannian_diffusion.score.schedulers import is_flow
 
@@ -30,7 +33,7 @@ def check_options(args: argparse.Namespace, pipe: Any) -> None:
     """
     check_inversion(args.space, args.strength, args.steps, None, args.max_batch_size, None)
     check_metric(args.metric, args.space, is_flow(pipe.scheduler))
-    check_solve(None, args.max_evals, 0.0, 1, None)
+    check_solve(None, args.max_evals, _rtol(args), 1, None)
     check_sampling(args.adain, args.attention_interpolation, args.space, None)
     check_not_negative(share=args.extrapolate)
 
@@ -106,6 +109,7 @@ def morph(
             num_frames=inputs.num_frames,
             init=inputs.starts,
             max_evals=args.max_evals,
+            rtol=_rtol(args),
             checkpoint=checkpoint,
             generator=torch.Generator().manual_seed(args.seed),
         )
@@ -175,4 +179,13 @@ def _conditions(args: argparse.Namespace, inputs: Inputs, pipe: Any, work: Work)
             adaptation = adapt(pipe, images, prompts, **options)
         except ImportError as error:
             raise ValueError(str(error)) from error
-    return pipe.condition(prompts, args.negative_prompt, adaptation=adaptation)
+    shown: dict[str, Any] = {}
+    if args.ip_adapter_image is not None:
+        shown["ip_adapter_image"] = ip_adapter_images(args)
+    if args.metric != "density":  # its score is the difference of prompts
+        warn_of_negative(pipe, args.negative_prompt, args.guidance, 1.0)
+    return pipe.condition(prompts, args.negative_prompt, adaptation=adaptation, **shown)
+
+
+def _rtol(args: argparse.Namespace) -> float:
+    return RTOL if args.rtol is None else args.rtol

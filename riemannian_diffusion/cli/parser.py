@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from riemannian_diffusion.runtime import __version__
 
@@ -77,10 +80,14 @@ def parser() -> argparse.ArgumentParser:
         "b.png@24); or a folder of them; or a video or a GIF",
     )
     add("-o", "--output", type=Path, required=True, help=".gif, .mp4, .png (a grid) or a directory")
+    _add_model(add)
     add(
-        "--model",
-        help="a directory or repository of Stable Diffusion 1, 2, XL or 3, Flux, or an "
-        "unconditional DDPM or DDIM (default: shipped)",
+        "--ip-adapter-image",
+        type=Path,
+        action="append",
+        metavar="IMAGE",
+        help="an image for --ip-adapter, which conditions the whole morph on it; more of them are "
+        "read together",
     )
     add("--prompt", action="append", help="what the images show: once, or once per image")
     add("--negative-prompt", default="", help="what they do not show, for --guidance above 1")
@@ -123,6 +130,12 @@ def parser() -> argparse.ArgumentParser:
         help="damp guidance across the data manifold, 1: wholly (default: 0, plain guidance)",
     )
     add("--max-evals", type=int, default=200, help="evaluations per gap at most (default: 200)")
+    add(
+        "--rtol",
+        type=float,
+        help="stop a solve when its energy is expected to fall by less than this share (default: "
+        "1e-4)",
+    )
     add("--max-batch-size", type=int, default=8, help="less needs less memory (default: 8)")
     add("--size", type=_size, help="crop and scale the images to this size first: 512 or 768x512")
     add(
@@ -178,15 +191,9 @@ def parser() -> argparse.ArgumentParser:
     add("--ping-pong", action="store_true", help="go back again at the end, so that it can repeat")
     add(
         "--seed",
-        type=int,
+        type=_seed,
         default=0,
         help="of what is random in --space clean, --init roadmap and --metric density (default: 0)",
-    )
-    add("--device", help="cuda, mps or cpu (default: the first there is)")
-    add(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="of the networks (default: float16 on cuda, float32 elsewhere)",
     )
     add(
         "--keep",
@@ -221,7 +228,7 @@ def parser() -> argparse.ArgumentParser:
         help="most resamples behind an interval of FID or KID; 0: no intervals (default: 200)",
     )
     add("--max-batch-size", type=int, default=8, help="less needs less memory (default: 8)")
-    add("--seed", type=int, default=0, help="of random frames and intervals (default: 0)")
+    add("--seed", type=_seed, default=0, help="of random frames and intervals (default: 0)")
     add("--device", help="cuda, mps or cpu (default: the first there is)")
     add("--force", action="store_true", help="overwrite the output")
     page = commands.add_parser(
@@ -231,16 +238,107 @@ def parser() -> argparse.ArgumentParser:
         "otherwise.",
     )
     add = page.add_argument
-    add("--model", help="a directory or repository, as for `interpolate` (default: shipped)")
+    _add_model(add)
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    add("--port", type=int, default=7860, help="(default: 7860)")
+    commands.add_parser(
+        "models",
+        help="list which models work",
+        description="List every pipeline class of the installed diffusers: whether its models can "
+        "be given to --model, and why not. The class of a model is the `_class_name` in its "
+        "model_index.json.",
+    )
+    return whole
+
+
+def _add_model(add: Callable[..., Any]) -> None:
+    """Add the options that say which model to load, and how."""
+    add(
+        "--model",
+        help="a directory or repository of Stable Diffusion 1, 2, XL or 3, Flux, or an "
+        "unconditional DDPM or DDIM; or one .safetensors file (default: shipped). The command "
+        "`models` lists what works",
+    )
+    add(
+        "--config",
+        type=Path,
+        metavar="DIR",
+        help="for a --model that is one file: a diffusers directory of the same family, which "
+        "gives its configs and what the file lacks (not needed for whole files of Stable Diffusion "
+        "1 to 3.5)",
+    )
+    add("--variant", help="of the weights of --model, for example fp16")
+    add(
+        "--vae",
+        type=Path,
+        metavar="PATH",
+        help="another autoencoder for --model: a diffusers directory, or a .safetensors file",
+    )
+    add(
+        "--lora",
+        action="append",
+        type=_weighted,
+        metavar="PATH[:WEIGHT]",
+        help="a LoRA for --model as .safetensors, of kohya or PEFT, and its weight (default: 1); "
+        "may be given more than once. Needs the extra `adapt`",
+    )
+    add(
+        "--ip-adapter",
+        type=_weighted,
+        metavar="PATH[:WEIGHT]",
+        help="an IP-Adapter for --model as .safetensors, with the folder image_encoder beside it, "
+        "and its weight (default: 1)",
+    )
+    add(
+        "--offload",
+        choices=("model", "sequential", "group"),
+        help="keep the model in the CPU's memory and bring to --device only the network that runs "
+        "(model) or only some of its layers (sequential or group: slower, least memory)",
+    )
+    add("--vae-slicing", action="store_true", help="let the autoencoder take one image at a time")
+    add(
+        "--vae-tiling",
+        action="store_true",
+        help="let the autoencoder take large images in tiles: saves memory, may show seams",
+    )
+    add(
+        "--no-safety-checker",
+        action="store_true",
+        help="do not load the model's safety checker, which blanks frames",
+    )
     add("--device", help="cuda, mps or cpu (default: the first there is)")
     add(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
         help="of the networks (default: float16 on cuda, float32 elsewhere)",
     )
-    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    add("--port", type=int, default=7860, help="(default: 7860)")
-    return whole
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    """A path and the weight behind its last colon, 1 without one."""
+    path, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return text, 1.0
+    try:
+        found = float(weight)
+    except ValueError:  # the colon belongs to the path
+        return text, 1.0
+    if not math.isfinite(found):
+        raise argparse.ArgumentTypeError(f"must have a finite weight, but got {text!r}")
+    return path, found
+
+
+def _seed(text: str) -> int:
+    """A whole number of 64 bits."""
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = -1
+    if not 0 <= seed < 2**64:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number from 0 to 2^64 - 1, but got {text}"
+        )
+    return seed
 
 
 def _start(text: str) -> str | Path:

@@ -19,7 +19,12 @@ KEYFRAMES = (  # options on which the keyframes depend, beside the images, the m
     *("size", "prompt", "negative_prompt", "space", "strength", "steps"),
     *("guidance", "guidance_damping", "seed", "adapt"),
 )
-SOLVE = ("max_evals", "adain")  # options on which the path depends, beside frames and starts
+MODEL = ("config", "variant", "vae", "lora", "ip_adapter", "ip_adapter_image")  # and paths of files
+SOLVE = (
+    "max_evals",
+    "rtol",
+    "adain",
+)  # options on which the path depends, beside frames and starts
 
 
 class Work:
@@ -151,9 +156,10 @@ def keyframe_settings(args: argparse.Namespace, inputs: Inputs, dtype: str) -> d
         dtype: The name of the networks' dtype.
     """
     model = args.model or "shipped"
-    model = str(Path(model).resolve()) if Path(model).is_dir() else model
+    model = _absolute(Path(model)) if Path(model).exists() else model
     settings = {"--model": model, "--dtype": dtype}
     settings |= {f"--{name.replace('_', '-')}": getattr(args, name) for name in KEYFRAMES}
+    settings |= {f"--{name.replace('_', '-')}": _absolute(getattr(args, name)) for name in MODEL}
     fitted = [] if args.adapt is None or inputs.third is None else [inputs.third]
     return _plain(settings | {"images": [hash_of(image) for image in [*inputs.images, *fitted]]})
 
@@ -179,6 +185,15 @@ def hash_of(image: Any) -> str:
     """A hash of the content of a PIL image."""
     described = f"{image.mode} {image.size} ".encode()
     return hashlib.sha256(described + image.tobytes()).hexdigest()
+
+
+def _absolute(value: Any) -> Any:
+    """Paths in a value of the command line, as text and independent of the current folder."""
+    if isinstance(value, list):
+        return [_absolute(one) for one in value]
+    if isinstance(value, tuple):  # a path and a weight
+        return f"{Path(value[0]).resolve()}:{value[1]:g}"
+    return str(value.resolve()) if isinstance(value, Path) else value
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +23,12 @@ from riemannian_diffusion.pipelines.checks import (
     check_solve,
 )
 from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
+from riemannian_diffusion.pipelines.folders import check_folder, read_index
 from riemannian_diffusion.pipelines.further_stages import FurtherStages
 from riemannian_diffusion.pipelines.inputs import Image, for_each, split_morphs, to_keyframes
 from riemannian_diffusion.pipelines.morph import MorphOutOfMemoryError, check_num_frames
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
+from riemannian_diffusion.pipelines.single_file import prepared
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
 from riemannian_diffusion.pipelines.storage import check_savable
 from riemannian_diffusion.score import Conditions
@@ -44,8 +47,15 @@ class GeodesicInterpolationMixin(FurtherStages):
         """Load a model as diffusers does, but from safetensors alone.
 
         `use_safetensors=None` would also take pickles, which can run code.
+
+        Raises:
+            OSError: If a part of a folder is missing, such as weights as safetensors.
+            ValueError: If the network of a folder takes inputs that this library does not give.
         """
-        kwargs.setdefault("use_safetensors", True)
+        folder = Path(pretrained_model_name_or_path)
+        if kwargs.setdefault("use_safetensors", True) and folder.is_dir():
+            index, variant = read_index(folder), kwargs.get("variant")
+            check_folder(folder, index, variant=variant, given=kwargs)
         return super().from_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
             pretrained_model_name_or_path, **kwargs
         )
@@ -60,6 +70,20 @@ class GeodesicInterpolationMixin(FurtherStages):
         super().save_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
             save_directory, *args, **kwargs
         )
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path, *, config=None, **kwargs):
+        """Load a model from one .safetensors file, as `AutoGeodesicInterpolationPipeline` does.
+
+        Files of other formats are refused: they can run code when they are read.
+        """
+        file = pretrained_model_link_or_path
+        with prepared(file, config, kwargs) as (name, options):
+            if name not in [kind.__name__ for kind in cls.__mro__]:
+                raise ValueError(f"{file} needs a {name}, but was given to {cls.__name__}.")
+            return super().from_single_file(  # type: ignore[misc]
+                str(file), **options | kwargs
+            )
 
     @torch.no_grad()
     def __call__(

@@ -2,93 +2,95 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from riemannian_diffusion.pipelines.aura_flow import GeodesicInterpolationAuraFlowPipeline
-from riemannian_diffusion.pipelines.chroma import GeodesicInterpolationChromaPipeline
-from riemannian_diffusion.pipelines.dit import GeodesicInterpolationDiTPipeline
-from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
-from riemannian_diffusion.pipelines.flux_2 import (
-    GeodesicInterpolationFlux2KleinPipeline,
-    GeodesicInterpolationFlux2Pipeline,
-)
-from riemannian_diffusion.pipelines.pixart import (
-    GeodesicInterpolationPixArtAlphaPipeline,
-    GeodesicInterpolationPixArtSigmaPipeline,
-)
-from riemannian_diffusion.pipelines.qwen_image import GeodesicInterpolationQwenImagePipeline
-from riemannian_diffusion.pipelines.sana import GeodesicInterpolationSanaPipeline
-from riemannian_diffusion.pipelines.stable_diffusion import (
-    GeodesicInterpolationPipeline,
-    GeodesicInterpolationXLPipeline,
-)
-from riemannian_diffusion.pipelines.stable_diffusion_3 import GeodesicInterpolationSD3Pipeline
-from riemannian_diffusion.pipelines.unconditional import GeodesicInterpolationUnconditionalPipeline
-from riemannian_diffusion.pipelines.z_image import GeodesicInterpolationZImagePipeline
-
-_PIPELINES = {  # by the class named in the model's model_index.json
-    "StableDiffusionPipeline": GeodesicInterpolationPipeline,
-    "StableDiffusionImg2ImgPipeline": GeodesicInterpolationPipeline,
-    "StableDiffusionXLPipeline": GeodesicInterpolationXLPipeline,
-    "StableDiffusionXLImg2ImgPipeline": GeodesicInterpolationXLPipeline,
-    "StableDiffusion3Pipeline": GeodesicInterpolationSD3Pipeline,
-    "StableDiffusion3Img2ImgPipeline": GeodesicInterpolationSD3Pipeline,
-    "FluxPipeline": GeodesicInterpolationFluxPipeline,
-    "FluxImg2ImgPipeline": GeodesicInterpolationFluxPipeline,
-    "FluxInpaintPipeline": GeodesicInterpolationFluxPipeline,
-    "Flux2Pipeline": GeodesicInterpolationFlux2Pipeline,
-    "Flux2KleinPipeline": GeodesicInterpolationFlux2KleinPipeline,
-    "Flux2KleinInpaintPipeline": GeodesicInterpolationFlux2KleinPipeline,
-    "ChromaPipeline": GeodesicInterpolationChromaPipeline,
-    "ChromaImg2ImgPipeline": GeodesicInterpolationChromaPipeline,
-    "ChromaInpaintPipeline": GeodesicInterpolationChromaPipeline,
-    "AuraFlowPipeline": GeodesicInterpolationAuraFlowPipeline,
-    "PixArtAlphaPipeline": GeodesicInterpolationPixArtAlphaPipeline,
-    "PixArtSigmaPipeline": GeodesicInterpolationPixArtSigmaPipeline,
-    "SanaPipeline": GeodesicInterpolationSanaPipeline,
-    "DiTPipeline": GeodesicInterpolationDiTPipeline,
-    "QwenImagePipeline": GeodesicInterpolationQwenImagePipeline,
-    "QwenImageImg2ImgPipeline": GeodesicInterpolationQwenImagePipeline,
-    "ZImagePipeline": GeodesicInterpolationZImagePipeline,
-    "ZImageImg2ImgPipeline": GeodesicInterpolationZImagePipeline,
-    "DDPMPipeline": GeodesicInterpolationUnconditionalPipeline,
-    "DDIMPipeline": GeodesicInterpolationUnconditionalPipeline,
-    "GeodesicInterpolation": GeodesicInterpolationPipeline,  # examples/community/pipeline.py
-}
-_PIPELINES |= {kind.__name__: kind for kind in tuple(_PIPELINES.values())}
+from riemannian_diffusion import pipelines
+from riemannian_diffusion.pipelines.folders import check_index, read_index
+from riemannian_diffusion.pipelines.known import support
+from riemannian_diffusion.pipelines.single_file import pipeline_of_file
 
 
 class AutoGeodesicInterpolationPipeline:
     """Picks the pipeline that fits a model, as diffusers' auto pipelines do."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> DiffusionPipeline:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
+    ) -> DiffusionPipeline:
         """Load a model with the pipeline that fits it; arguments as in diffusers.
 
         Raises:
             ValueError: If none does.
-            OSError: If there is no such model, or it has no safetensors.
+            OSError: If there is no such model, or a part of it is missing, such as a tokenizer or
+                weights as safetensors.
         """
-        config = DiffusionPipeline.load_config(pretrained_model_name_or_path, **kwargs)
+        model = pretrained_model_name_or_path
+        kind = cls.pipeline_of(model, **kwargs)
+        return kind.from_pretrained(model, **kwargs)
+
+    @classmethod
+    def from_single_file(
+        cls, pretrained_model_link_or_path: str | os.PathLike, **kwargs
+    ) -> DiffusionPipeline:
+        """Load a model from one file with the pipeline that fits it; arguments as in diffusers.
+
+        Configs and tokenizers of Stable Diffusion 1, 2, XL, 3 and 3.5 ship with this package, so
+        that nothing is downloaded. Other families need `config`.
+
+        Args:
+            pretrained_model_link_or_path: A .safetensors file in the original layout.
+            **kwargs: As in diffusers: `config`, a folder with the diffusers version of a model of
+                the same family, which also gives what the file lacks; `torch_dtype`; components.
+
+        Raises:
+            ValueError: If no pipeline fits, or the file lacks parts that nothing else gives.
+            OSError: If the file is missing or damaged.
+        """
+        file, config = Path(pretrained_model_link_or_path), kwargs.get("config")
+        name = pipeline_of_file(file, config)
+        return getattr(pipelines, name).from_single_file(file, **kwargs)
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs) -> DiffusionPipeline:
+        """Make the pipeline that fits from the components of a loaded one."""
+        name = type(pipeline).__name__
+        check_index(name, pipeline.config)
+        return cls._for(name, name).from_pipe(pipeline, **kwargs)
+
+    @classmethod
+    def pipeline_of(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Any:
+        """The class of the pipeline that fits a model.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or a repository on the Hub.
+            **kwargs: Those of `from_pretrained`.
+
+        Raises:
+            ValueError: If none does.
+            OSError: If there is no such model.
+        """
+        model = pretrained_model_name_or_path
+        path = Path(model)
+        if path.is_file():
+            raise ValueError(f"{model} is a file: load it with `from_single_file`.")
+        config: Any = (
+            read_index(path) if path.is_dir() else DiffusionPipeline.load_config(model, **kwargs)
+        )
         name = config.get("_class_name")
         if isinstance(name, (list, tuple)) and name:  # [file, class]: its code is not run
             name = name[-1]
-        kind = cls._for(name, pretrained_model_name_or_path)
-        return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)
-
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> DiffusionPipeline:
-        """Make the pipeline that fits from the components of a loaded one."""
-        name = type(pipeline).__name__
-        return cls._for(name, name).from_pipe(pipeline, **kwargs)
+        return cls._for(str(name), model)
 
     @staticmethod
-    def _for(name: str, model) -> Any:
-        if name not in _PIPELINES:
+    def _for(name: str, model: Any) -> Any:
+        found = support(name)
+        if found.pipeline is None:
             raise ValueError(
-                f"{model} is a {name}; geodesics are there for models of "
-                f"{', '.join(n for n in _PIPELINES if not n.startswith('Geodesic'))}."
+                f"{model} is a {name}, which cannot be loaded: {found.reason}. The command "
+                "`riemannian-diffusion models` lists what can be."
             )
-        return _PIPELINES[name]
+        return getattr(pipelines, found.pipeline)

@@ -1,7 +1,6 @@
 """Geodesic interpolation for models of images in pixel space, unconditional or of classes."""
 
-from __future__ import annotations
-
+# No postponed annotations: diffusers 0.35 reads those of the constructor, and not as strings.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,0 +1,162 @@
+"""Checks of a diffusers folder before its weights are read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?:\.(?P<first>[\w-]+?))?"
+    r"(?:-\d+-of-\d+)?(?:\.(?P<last>[\w-]+))?\.safetensors"
+)
+
+
+def read_index(folder: str | Path) -> dict[str, Any]:
+    """The content of a folder's model_index.json.
+
+    Raises:
+        OSError: If it is missing or damaged, or the folder is not one of a whole model.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise OSError(f"{folder} is no folder.")
+    file = folder / "model_index.json"
+    if not file.exists():
+        if any((folder / name).exists() for name in ("config.json", "scheduler_config.json")):
+            raise OSError(
+                f"{folder} holds one component of a model: give the folder above, which holds "
+                "model_index.json."
+            )
+        raise OSError(f"{folder} holds no model: there is no model_index.json in it.")
+    return _read(file)
+
+
+def check_folder(
+    folder: str | Path,
+    index: Mapping[str, Any],
+    *,
+    variant: str | None = None,
+    given: Collection[str] = (),
+) -> None:
+    """Refuse a folder from which a model cannot be loaded as asked.
+
+    Args:
+        folder: The folder.
+        index: The content of its model_index.json.
+        variant: The variant of the weights that is asked for, such as "fp16", or None.
+        given: Names of components that the caller gives.
+
+    Raises:
+        OSError: If a component, a tokenizer, a weight file or the variant is missing.
+        ValueError: If the network needs inputs that no pipeline of this library gives.
+    """
+    check_index(folder, index)
+    folder = Path(folder)
+    found: set[str] = set()
+    configs = {}
+    for name, value in index.items():
+        is_component = isinstance(value, (list, tuple)) and len(value) == 2 and value[0]
+        if name.startswith("_") or not is_component or name in given:
+            continue
+        part = folder / name
+        if not part.is_dir():
+            raise OSError(f"{folder} lacks the folder {name}, which its model_index.json names.")
+        if "Tokenizer" in value[1]:
+            _check_tokenizer(part)
+        elif (part / "config.json").exists():
+            configs[name] = _read(part / "config.json")
+            found |= _check_weights(part, variant)
+    if variant is not None and variant not in found:
+        others = sorted(found)
+        has = f"has {' and '.join(map(repr, others))}" if others else "has none"
+        raise OSError(f"{folder} has no variant {variant!r} of its weights; it {has}.")
+    _check_inputs(folder, configs)
+
+
+def check_index(model: object, index: Mapping[str, Any]) -> None:
+    """Refuse the refiner of Stable Diffusion XL by the config of its pipeline.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if index.get("requires_aesthetics_score"):
+        raise ValueError(
+            f"{model} is a refiner of Stable Diffusion XL, which was trained for the least noisy "
+            "levels alone and takes an aesthetic score: load the base model."
+        )
+
+
+def _check_tokenizer(part: Path) -> None:
+    """Refuse a tokenizer without a vocabulary."""
+    names = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
+    if not any((part / name).exists() for name in names):
+        raise OSError(
+            f"{part} holds no vocabulary (one of {', '.join(names)}): copy the tokenizer of the "
+            "same model into it."
+        )
+
+
+def _check_weights(part: Path, variant: str | None) -> set[str]:
+    """The variants of a component's weights.
+
+    Raises:
+        OSError: If the weights that would be loaded are missing.
+    """
+    matches = [WEIGHTS.fullmatch(file.name) for file in part.glob("*.safetensors")]
+    variants = {m["first"] or m["last"] for m in matches if m is not None}
+    usable = variants & {None, variant}
+    named = {one for one in variants if one is not None}
+    if not usable and named:
+        one = sorted(named)[0]
+        asked = "" if variant is None else f", not {variant!r}"
+        raise OSError(
+            f"{part} holds its weights in the variant {' and '.join(map(repr, sorted(named)))} "
+            f"alone{asked}: give `variant`, as in variant={one!r}."
+        )
+    if not usable:
+        pickles = [*part.glob("*.bin"), *part.glob("*.ckpt"), *part.glob("*.pt")]
+        why = (
+            f"{pickles[0].name} is a pickle, which can run code when it is read; download the "
+            "safetensors"
+            if pickles
+            else "download the whole model"
+        )
+        raise OSError(f"{part} holds no weights as safetensors: {why}.")
+    for file in part.glob("*.index*.json"):
+        missing = sorted(
+            {one for one in _read(file).get("weight_map", {}).values() if ".safetensors" in one}
+            - {one.name for one in part.iterdir()}
+        )
+        if missing and (variant is not None and variant in file.name or None in variants):
+            raise OSError(f"{part} lacks the weight file {missing[0]}, which {file.name} names.")
+    return named
+
+
+def _check_inputs(folder: Path, configs: Mapping[str, Any]) -> None:
+    """Refuse networks with inputs beside the latents."""
+    takes = configs.get("unet", {}).get("in_channels")
+    has = configs.get("vae", {}).get("latent_channels")
+    if takes is not None and has is not None and takes != has:
+        raise ValueError(
+            f"{folder} has a network that takes {takes} channels and not the {has} of the latents: "
+            "the others hold a mask, an image or a depth map. Load a model without such inputs, "
+            "such as the text-to-image version."
+        )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON file.
+
+    Raises:
+        OSError: If it is damaged.
+    """
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise OSError(f"{file} is damaged: {error}.") from error
+    if not isinstance(found, dict):
+        raise OSError(f"{file} is damaged: it holds no JSON object.")
+    return found

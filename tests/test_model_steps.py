@@ -15,7 +15,7 @@ from diffusers import (
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
 )
-from models import INVERT, KINDS, PROMPTED, make, randn, silent, visited
+from models import EXACT, INVERT, KINDS, PROMPTED, make, morph, randn, silent, visited
 
 from riemannian_diffusion import Where
 from riemannian_diffusion.pipelines import AutoGeodesicInterpolationPipeline
@@ -246,3 +246,28 @@ def test_autoencoders_that_overflow_in_half_precision_run_in_single(keyframes):
         assert pipe.vae.dtype == torch.float32
     assert pipe.vae.dtype == torch.float16
     assert pipe.decode(pipe.encode(keyframes)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["flux2", "klein", "chroma", "aura"])
+def test_images_need_not_be_square(kind, keyframes):
+    wide = torch.cat([keyframes[:2], keyframes[:2]], 3)
+    out = morph(make(kind), wide, ["a", "b"], **EXACT)
+    assert out.frames.shape[-1] == 2 * out.frames.shape[-2]
+    assert max(out.reconstruction_error) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["flux2", "klein"])
+def test_latents_of_flux_2_are_normalised_patches(kind, keyframes):
+    pipe = make(kind)
+    latents = pipe.encode(keyframes)
+    with torch.no_grad():
+        expected = pipe._encode_vae_image(2 * keyframes - 1, None)
+    torch.testing.assert_close(latents, expected)
+    plain = pipe.vae.encode(2 * keyframes - 1).latent_dist.mode()
+    torch.testing.assert_close(pipe._denormalise(latents), plain, atol=1e-5, rtol=1e-5)
+
+
+def test_images_larger_than_the_positions_of_aura_flow(keyframes):
+    wide = torch.cat([keyframes[:2]] * 3, 3)
+    with pytest.raises(ValueError, match=r"at most 32 pixels along each side, but got \(16, 48\)"):
+        make("aura").invert(wide, "a", **INVERT)

@@ -97,7 +97,8 @@ REFUSED: Mapping[str, str] = {
         AltDiffusion AltDiffusionImg2Img Bria BriaFibo BriaFibo2 CogView3Plus CogView4
         Cosmos2TextToImage ErnieImage HiDreamImage HunyuanDiT HunyuanDiTPAG HunyuanImage Ideogram4
         Kandinsky3 Kandinsky3Img2Img Kandinsky5T2I Kolors KolorsImg2Img KolorsPAG Krea2 LDM
-        LDMTextToImage LongCatImage Lumina NucleusMoEImage OvisImage PNDM PRX PRXPixel QwenImage21""",
+        LDMTextToImage LongCatImage Lumina NucleusMoEImage OvisImage PNDM PRX PRXPixel
+        QwenImage21""",
 }
 UNKNOWN = "it is not known to this version"
 

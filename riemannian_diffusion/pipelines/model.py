@@ -62,6 +62,8 @@ class MorphableModel:
         vae: Any
         transformer: Any
         scheduler: Any
+        text_encoder: Any
+        config: Any
         vae_scale_factor: int
         _execution_device: torch.device
         encode_prompt: Any

@@ -36,7 +36,7 @@ from riemannian_diffusion.pipelines import (
     AutoGeodesicInterpolationPipeline,
     GeodesicInterpolationPipeline,
 )
-from riemannian_diffusion.score.diffusion import is_flow
+from riemannian_diffusion.score.schedulers import is_flow
 
 
 def prompts(kind):

@@ -7,6 +7,7 @@ from riemannian_diffusion.lazy import lazy_names
 if TYPE_CHECKING:
     from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
     from riemannian_diffusion.pipelines.loading import AutoGeodesicInterpolationPipeline
+    from riemannian_diffusion.pipelines.lumina_2 import GeodesicInterpolationLumina2Pipeline
     from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
     from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
     from riemannian_diffusion.pipelines.pixart import (
@@ -32,6 +33,7 @@ else:
         {
             "flux": ("GeodesicInterpolationFluxPipeline",),
             "loading": ("AutoGeodesicInterpolationPipeline",),
+            "lumina_2": ("GeodesicInterpolationLumina2Pipeline",),
             "morph": ("Keyframes", "MorphPath"),
             "output": ("GeodesicInterpolationOutput",),
             "pixart": (
@@ -55,6 +57,7 @@ else:
 __all__ = [
     "AutoGeodesicInterpolationPipeline",
     "GeodesicInterpolationFluxPipeline",
+    "GeodesicInterpolationLumina2Pipeline",
     "GeodesicInterpolationOutput",
     "GeodesicInterpolationPipeline",
     "GeodesicInterpolationPixArtAlphaPipeline",

@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
+from riemannian_diffusion.pipelines.lumina_2 import GeodesicInterpolationLumina2Pipeline
 from riemannian_diffusion.pipelines.pixart import (
     GeodesicInterpolationPixArtAlphaPipeline,
     GeodesicInterpolationPixArtSigmaPipeline,
@@ -37,6 +38,8 @@ _PIPELINES = {  # by the class named in the model's model_index.json
     "SanaPipeline": GeodesicInterpolationSanaPipeline,
     "ZImagePipeline": GeodesicInterpolationZImagePipeline,
     "ZImageImg2ImgPipeline": GeodesicInterpolationZImagePipeline,
+    "Lumina2Pipeline": GeodesicInterpolationLumina2Pipeline,
+    "Lumina2Text2ImgPipeline": GeodesicInterpolationLumina2Pipeline,  # its former name
     "DDPMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "DDIMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "GeodesicInterpolation": GeodesicInterpolationPipeline,  # examples/community/pipeline.py

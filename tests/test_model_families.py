@@ -281,14 +281,13 @@ def test_digits_through_their_own_model():
 
 def _embeddings(pipe, texts):
     """Embeddings of prompts as `condition` takes them."""
-    return _by_argument(pipe.condition(texts, do_classifier_free_guidance=False).positive)
+    return _by_argument(pipe, pipe.condition(texts, do_classifier_free_guidance=False).positive)
 
 
-def _by_argument(found):
+def _by_argument(pipe, found):
     names = {"encoder_hidden_states": "prompt_embeds", "text_embeds": "pooled_prompt_embeds"}
     names["pooled_projections"] = "pooled_prompt_embeds"
-    names |= {"attention_mask": "prompt_attention_mask"}
-    names |= {"encoder_attention_mask": "prompt_attention_mask"}
+    names["attention_mask"] = names["encoder_attention_mask"] = "prompt_attention_mask"
     given = {names[name]: condition.values[0] for name, condition in found.items()}
     if "prompt_attention_mask" in inspect.signature(pipe.encode_prompt).parameters:
         given.setdefault("prompt_attention_mask", torch.ones(given["prompt_embeds"].shape[:2]))

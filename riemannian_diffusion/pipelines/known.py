@@ -36,7 +36,7 @@ WORKS: Mapping[str, tuple[str, ...]] = {
     "GeodesicInterpolationZImagePipeline": tuple(
         f"ZImage{task}Pipeline" for task in ("", "Img2Img", "Inpaint")
     ),
-    "GeodesicInterpolationLumina2Pipeline": ("Lumina2Pipeline",),
+    "GeodesicInterpolationLumina2Pipeline": ("Lumina2Pipeline", "Lumina2Text2ImgPipeline"),
 }
 COMMUNITY = {"GeodesicInterpolation": SD}  # examples/community/pipeline.py
 

@@ -132,7 +132,7 @@ def _batch_of(gap: Gap) -> tuple:
         *(tuple(gap.ends[0].shape), id(levels.network), gap.timestep, gap.mode, gap.keys.space),
         *(levels.guidance_scale, levels.guidance_damping, levels.max_batch_size),
         *(repr(dict(conditions.options)), conditions.loras and id(conditions.loras)),
-        tuple((n, c.kind, c.values.shape[2:]) for n, c in conditions.positive.items()),
+        conditions.outline,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.score.padding import is_masked, padded
 from riemannian_diffusion.score.where import Where
 
 KINDS = ("interpolated", "mask", "fixed")
@@ -172,6 +173,11 @@ def _among(where: Where, num_knots: int) -> tuple[Tensor, Tensor]:
 class Conditions:
     """All conditions of a network.
 
+    A condition of kind "mask" with values `(B, P, L)` says which of L tokens count. `join` and
+    `through` pad such a mask with zeros, and also the interpolated values `(B, P, L, *shape)` of as
+    many tokens. So a token that only one of two knots has is interpolated with 0 between them, and
+    it counts everywhere but at the other knot.
+
     Attributes:
         positive: Conditions by name; `predict` of the score receives them under these names.
         negative: Conditions under the negative prompt, with the names of the positive ones, for
@@ -212,6 +218,19 @@ class Conditions:
     def num_knots(self) -> int:
         """The number of knots: one per keyframe, or 1 if all keyframes share their conditions."""
         return max((c.num_knots for c in self.positive.values()), default=1)
+
+    @property
+    def outline(self) -> tuple:
+        """Names, kinds and shapes that `join` compares; None for lengths that may differ."""
+
+        def shape(condition: Condition, named: Named) -> tuple:
+            sizes = condition.values.shape[2:]
+            return (None, *sizes[1:]) if is_masked(condition, named) else tuple(sizes)
+
+        return tuple(
+            tuple((name, c.kind, shape(c, named)) for name, c in named.items())
+            for named in (self.positive, self.negative or {})
+        )
 
     def map(self, function: Callable[[Condition], Condition]) -> Conditions:
         """A copy of the conditions in which `function` replaces every condition."""
@@ -268,11 +287,12 @@ class Conditions:
             parts: For each group, its conditions and its number of paths.
 
         Raises:
-            ValueError: If the conditions differ in names, shapes, knots, options or LoRAs.
+            ValueError: If the conditions differ in names, shapes, knots, options or LoRAs. Numbers
+                of tokens may differ where there are masks.
         """
-        first = parts[0][0]
-        if any(not _alike(first, other) for other, _ in parts):
-            raise ValueError("Paths that are solved side by side must have conditions of one kind.")
+        fitted = _of_one_length([part for part, _ in parts], "Paths that are solved side by side")
+        parts = [(part, count) for part, (_, count) in zip(fitted, parts, strict=True)]
+        first = fitted[0]
 
         def joined(named: Sequence[tuple[Named, int]]) -> dict[str, Condition]:
             found = {}
@@ -307,20 +327,42 @@ class Conditions:
                 negative conditions of the result are those of the first group.
 
         Raises:
-            ValueError: If the conditions differ in names, shapes, options or LoRAs.
+            ValueError: If the conditions differ in names, shapes, options or LoRAs. Numbers of
+                tokens may differ where there are masks.
         """
-        first = parts[0][0]
-        if any(not _alike(first, other) for other, _ in parts):
-            raise ValueError("Keyframes of one path must have conditions of one kind.")
+        fitted = _of_one_length([part for part, _ in parts], "Keyframes of one path")
         positive = {}
-        for name, condition in first.positive.items():
-            mine = [(part.positive[name], count) for part, count in parts]
+        for name, condition in fitted[0].positive.items():
+            mine = [
+                (part.positive[name], count) for part, (_, count) in zip(fitted, parts, strict=True)
+            ]
             if condition.num_knots == 1 and all(_same(condition, other) for other, _ in mine):
                 positive[name] = condition
                 continue
             knots = [c.values.expand(-1, count, *c.values.shape[2:]) for c, count in mine]
             positive[name] = replace(condition, values=torch.cat(knots, 1))
-        return replace(first, positive=positive)
+        return replace(parts[0][0], positive=positive)
+
+
+def _of_one_length(parts: Sequence[Conditions], what: str) -> list[Conditions]:
+    """Conditions of several groups, padded to one number of tokens.
+
+    Args:
+        parts: The conditions of each group.
+        what: What has these conditions, in error messages.
+
+    Raises:
+        ValueError: If the conditions differ in more than that, or there is no mask.
+    """
+    positive = padded([part.positive for part in parts], what)
+    negative = padded([part.negative or {} for part in parts], what)
+    fitted = [
+        replace(part, positive=ours, negative=None if part.negative is None else theirs)
+        for part, ours, theirs in zip(parts, positive, negative, strict=True)
+    ]
+    if any(not _alike(fitted[0], other) for other in fitted):
+        raise ValueError(f"{what} must have conditions of one kind.")
+    return fitted
 
 
 def _alike(a: Conditions, b: Conditions) -> bool:

@@ -63,19 +63,19 @@ def label_numbers(
     given = labels if isinstance(labels, (list, tuple)) else [labels]
     if not given:
         raise ValueError("`class_labels` must be one or more classes, but got none.")
-    numbers = []
+    names = names or {}
     for one in given:
-        if isinstance(one, str):
-            if one not in (names or {}):
-                known = f"the {len(names)} names in `pipe.labels`" if names else "numbers alone"
-                raise ValueError(f"`class_labels` has {one!r}, but this model has {known}.")
-            one = (names or {})[one]
-        check_whole(0, class_labels=one)
-        if num_classes is not None and one >= num_classes:
+        if isinstance(one, str) and one not in names:
+            known = f"the {len(names)} names in `pipe.labels`" if names else "numbers alone"
+            raise ValueError(f"`class_labels` has {one!r}, but this model has {known}.")
+    numbers: list[Any] = [names[one] if isinstance(one, str) else one for one in given]
+    for number in numbers:
+        check_whole(0, class_labels=number)
+        if num_classes is not None and number >= num_classes:
             raise ValueError(
-                f"`class_labels` must be in [0, {num_classes - 1}] for this model, but got {one}."
+                f"`class_labels` must be in [0, {num_classes - 1}] for this model, but got "
+                f"{number}."
             )
-        numbers.append(one)
     return torch.tensor(numbers)
 
 

@@ -32,7 +32,7 @@ class UnconditionalPrediction:
         unet: The network.
     """
 
-    unet: UNet2DModel
+    unet: Any
 
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output at points `(K, C, H, W)`."""

@@ -49,12 +49,14 @@ class Calling:
         sign: The sign of its output: -1 where a flow predicts `x_0 - eps`.
         needs: Arguments without which it fails, although its signature has a default for them.
         unbatched: Arguments that it takes once for all points.
+        casts: Whether it needs the time in the dtype of points.
     """
 
     time: Time = _timestep
     sign: int = 1
     needs: tuple[str, ...] = ()
     unbatched: tuple[str, ...] = ()
+    casts: bool = False
 
 
 _IDS = ("img_ids", "txt_ids")  # the places of tokens: (number of tokens, axes)
@@ -75,7 +77,7 @@ CALLED: dict[str, Calling] = {
         time=_fraction, needs=(PROMPT, "pooled_projections", *_IDS), unbatched=_IDS
     ),
     "GlmImageTransformer2DModel": Calling(time=_from_zero),
-    "HunyuanImageTransformer2DModel": Calling(),
+    "HunyuanImageTransformer2DModel": Calling(casts=True),
     "Kandinsky3UNet": Calling(needs=(PROMPT, "encoder_attention_mask")),
     "Krea2Transformer2DModel": Calling(time=_fraction, unbatched=("position_ids",)),
     "LongCatImageTransformer2DModel": _TOKENS,
@@ -205,7 +207,7 @@ class Call:
             return self.network(x, timestep, **others)[0]
         config = getattr(self.network, "config", None)
         time = calling.time(timestep, self.num_timesteps, config).expand(len(x))
-        given: dict[str, Any] = {"timestep": time}
+        given: dict[str, Any] = {"timestep": time.to(x.dtype) if calling.casts else time}
         added = {}
         for name, value in conditions.items():
             if name not in self._parameters:

@@ -76,6 +76,17 @@ CASES = {
         TEXT,
         time=fraction,
     ),
+    "BriaFibo2Transformer2DModel": Case(
+        {
+            **{"in_channels": 4, "dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2},
+            **{"cap_feat_dim": 16, "injection_layer_ids": (0,), "perceiver_num_layers": 1},
+            **{"min_num_gist_tokens": 4, "max_num_gist_tokens": 8, "gist_step": 2},
+            **{"gist_min_text_len": 4, "gist_max_text_len": 8},
+            **{"axes_dims": (4, 4, 8), "axes_lens": (64, 32, 32)},
+        },
+        {"encoder_hidden_states": randn(1, 2, 5, 16, seed=9), "encoder_attention_mask": MASK},
+        time=fraction,
+    ),
     "BriaTransformer2DModel": Case(
         {"in_channels": 8, **TWO, **HEADS, "joint_attention_dim": 16, "axes_dims_rope": [4, 4, 8]},
         TEXT | places(4, 4),
@@ -366,7 +377,7 @@ def test_products_are_finite_differences(name):
 def test_every_denoiser_of_diffusers_is_called_or_refused():
     refused = [name for names in REFUSED.values() for name in names]
     assert not set(refused) & set(CALLED) and len(refused) == len(set(refused))
-    assert set(CASES) == set(CALLED) - {"BriaFibo2Transformer2DModel"}
+    assert set(CASES) == set(CALLED)
     for name in dir(diffusers):
         kind = getattr(diffusers, name, None)
         if not inspect.isclass(kind) or not issubclass(kind, nn.Module) or "ControlNet" in name:

@@ -84,7 +84,10 @@ CASES = {
             **{"gist_min_text_len": 4, "gist_max_text_len": 8},
             **{"axes_dims": (4, 4, 8), "axes_lens": (64, 32, 32)},
         },
-        {"encoder_hidden_states": randn(1, 2, 5, 16, seed=9), "encoder_attention_mask": MASK},
+        {
+            "encoder_hidden_states": randn(1, 2, 5, 16, seed=9),
+            "encoder_attention_mask": MASK.bool(),
+        },
         time=fraction,
     ),
     "BriaTransformer2DModel": Case(

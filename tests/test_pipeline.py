@@ -80,6 +80,25 @@ def test_batch_equals_single_morphs(tiny_pipe, keyframes):
     assert [len(g) for g in batch.geodesics] == [1, 2]
 
 
+def test_batches_are_given_as_in_diffusers(tiny_pipe, keyframes):
+    """A tensor of morphs, and lists of prompts, negative prompts and generators."""
+    a, b, c = keyframes
+    options = FAST | {"output_type": "pt", "space": "clean", "guidance_scale": 2.0}
+    batch = tiny_pipe(
+        torch.stack([torch.stack([a, b]), torch.stack([c, a])]),
+        ["x", "y"],
+        negative_prompt=["p", "q"],
+        generator=[seeded(1), seeded(2)],
+        **options,
+    )
+    assert batch.frames.shape[0] == 2
+    for i, (pair, text, negative) in enumerate((((a, b), "x", "p"), ((c, a), "y", "q"))):
+        single = tiny_pipe(pair, text, negative_prompt=negative, generator=seeded(i + 1), **options)
+        torch.testing.assert_close(batch.frames[i], single.frames, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="`generator` is for 3 morphs, but `image` has 2"):
+        tiny_pipe([[a, b], [c, a]], generator=[seeded()] * 3, **options)
+
+
 def test_keyframes_are_frames(tiny_pipe, keyframes):
     out = morph(tiny_pipe, keyframes, ["a", "b", "c"], **EXACT)
     assert len(out.frames) == 7

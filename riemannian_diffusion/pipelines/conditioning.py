@@ -23,7 +23,9 @@ from riemannian_diffusion.pipelines.prompts import (
     given_texts,
     read_options,
 )
+from riemannian_diffusion.pipelines.texts import warn_of_texts
 from riemannian_diffusion.score import Condition, Conditions
+from riemannian_diffusion.score.schedulers import meaning_of
 
 
 class ConditionedModel(MorphableModel):
@@ -105,6 +107,9 @@ class ConditionedModel(MorphableModel):
             ValueError: If an argument has a wrong shape, two exclude each other, or the model does
                 not take one.
 
+        Warns:
+            TextWarning: If a text encoder does not read a prompt to its end.
+
         Examples:
             >>> from riemannian_diffusion import demo
             >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
@@ -150,6 +155,7 @@ class ConditionedModel(MorphableModel):
         if negatives is None and (negative_prompt_2 or negative_prompt_3):
             negatives = [""] * num
         guided = do_classifier_free_guidance
+        warn_of_texts(self, [*(prompts or ()), *(negatives or ())], max_sequence_length)
         request = TextRequest(prompts, negatives, guided, embeddings, found)
         positive, negative = self._encode_texts(request)
         labelled, unlabelled = self._class_conditions(class_labels)
@@ -260,6 +266,11 @@ class ConditionedModel(MorphableModel):
                     "This model takes `guidance_scale` as an input of its network, so there is "
                     "nothing to damp: leave `guidance_damping` at 0, or guide by `true_cfg_scale`."
                 )
+        if guidance_damping and hasattr(self._prediction(conditions.options), "guide"):
+            raise ValueError(
+                f"`guidance_damping` damps linear guidance, but {type(self).__name__} has another "
+                "rule of guidance: leave `guidance_damping` at 0."
+            )
         scale = max(guidance_scale, true_cfg_scale) if true_cfg_scale > 1 else guidance_scale
         options = (scale, guidance_damping, max_batch_size)
         return self._connect(Levels(None, None, schedule, conditions, *options))
@@ -341,6 +352,4 @@ class ConditionedModel(MorphableModel):
     def _digest(self) -> str:
         """A digest of everything of the model on which points depend."""
         vae = getattr(self, "vae", None)
-        scheduler = self.scheduler
-        config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
-        return digest_of((self.network, vae), type(scheduler).__name__, config)
+        return digest_of((self.network, vae), meaning_of(self.scheduler))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.arguments import check_kind, check_points, check_tensor, check_whole
+from riemannian_diffusion.arguments import check_kind, check_points, check_whole
 from riemannian_diffusion.score import Condition
 
 Named = dict[str, Condition]
@@ -75,8 +75,12 @@ def encode(pipe: Any, request: TextRequest) -> tuple[Any, ...]:
     known = inspect.signature(pipe.encode_prompt).parameters
     arguments = {name: value for name, value in arguments.items() if name in known}
     further = {name: None for name in ("prompt_2", "prompt_3") if name in known}
-    given = {**arguments, **further, **request.embeddings, **request.options}
-    return pipe.encode_prompt(**given)
+    embeddings = dict(request.embeddings)
+    for name in ("prompt_embeds_mask", "negative_prompt_embeds_mask"):  # some families' names
+        ours = name.replace("embeds", "attention")
+        if name in known and ours in embeddings:
+            embeddings[name] = embeddings.pop(ours)
+    return pipe.encode_prompt(**{**arguments, **further, **embeddings, **request.options})
 
 
 def encode_masked(
@@ -90,13 +94,28 @@ def encode_masked(
         defaults: Arguments of `encode_prompt` where the request has none.
 
     Returns:
-        `encoder_hidden_states` `(P, L, C)`, zero where there is padding, so that a token which only
-        one of two prompts has is interpolated with zero; and `encoder_attention_mask` `(P, L)`.
+        As `masked`.
     """
     options = {**defaults, **request.options}
-    hidden, mask = encode(pipe, replace(request, options=options))[:2]
-    mask = mask.to(hidden.device)
-    return {"encoder_hidden_states": hidden * mask[..., None], MASK: mask}
+    return masked(*encode(pipe, replace(request, options=options))[:2])
+
+
+def masked(hidden: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """Embeddings and their mask, by the names of conditions.
+
+    Args:
+        hidden: Embeddings `(P, L, C)`.
+        mask: `(P, L)`, 1 for a token and 0 for padding; None if there is no padding.
+
+    Returns:
+        `encoder_hidden_states` `(P, L, C)`, zero where there is padding, so that a token which only
+        one of two prompts has is interpolated with zero; and `encoder_attention_mask` `(P, L)`,
+        boolean.
+    """
+    if mask is None:
+        mask = torch.ones(hidden.shape[:2])
+    mask = mask.to(hidden.device).bool()
+    return {"encoder_hidden_states": hidden.masked_fill(~mask[..., None], 0), MASK: mask}
 
 
 def defaults_of(function: Callable, *names: str) -> dict[str, Any]:
@@ -197,22 +216,21 @@ def check_embeddings(pipe: Any, embeddings: Mapping[str, Tensor]) -> None:
     check_points(**{n: v for n, v in embeddings.items() if not n.endswith("mask")})
     known = _parameters(pipe)
     pooled = "pooled_prompt_embeds" in known
-    masked = "prompt_attention_mask" in known or "prompt_embeds_mask" in known
+    names = {"prompt_attention_mask", "prompt_embeds_mask"}
+    with_mask = pipe._masks_texts or not names.isdisjoint(known)
     config = pipe.network.config
     width = next((config[name] for name in WIDTHS if config.get(name)), None)
     for prefix in ("", "negative_"):
         name, other = f"{prefix}prompt_embeds", f"{prefix}pooled_prompt_embeds"
         mask = f"{prefix}prompt_attention_mask"
-        for partner, wanted in ((other, pooled), (mask, masked)):
+        for partner, wanted in ((other, pooled), (mask, with_mask)):
             if (partner in embeddings) != (wanted and name in embeddings):
                 need = f"needs `{partner}` with `{name}`" if wanted else f"takes no `{partner}`"
                 raise ValueError(f"This model {need}, but got {sorted(embeddings)}.")
         for key, rank in ((name, 3), (other, 2), (mask, 2)):
             one = embeddings.get(key)
-            if one is not None and key == mask:
-                check_kind(Tensor, **{key: one})
-            elif one is not None:
-                check_tensor(**{key: one})
+            if one is not None:
+                check_kind(Tensor, **{key: one})  # masks may be of any dtype
             if one is not None and (one.ndim != rank or one.numel() == 0):
                 last = "L" if key == mask else "C"
                 shape = "(1, L, C) or (P, L, C)" if rank == 3 else f"(1, {last}) or (P, {last})"
@@ -220,11 +238,14 @@ def check_embeddings(pipe: Any, embeddings: Mapping[str, Tensor]) -> None:
         one, flags = embeddings.get(name), embeddings.get(mask)
         if one is None:
             continue
-        if flags is not None and flags.shape != one.shape[:2]:
+        repeated = pipe._repeats_masks and flags is not None and flags.shape == one.flatten(1).shape
+        if flags is not None and flags.shape != one.shape[:2] and not repeated:
             raise ValueError(
                 f"`{mask}` must be {tuple(one.shape[:2])} as `{name}` is {tuple(one.shape)}, but "
                 f"got {tuple(flags.shape)}."
             )
+        if flags is not None and not flags.bool().any(1).all():
+            raise ValueError(f"`{mask}` must leave at least one token of each prompt, but got 0.")
         if prefix and not torch.equal(one, one[:1].expand_as(one)):
             raise ValueError(f"`{name}` must be the same for all keyframes, but got {len(one)}.")
         if isinstance(width, int) and one.shape[2] != width:

@@ -298,7 +298,7 @@ def _by_argument(pipe, found):
 def test_one_negative_embedding_serves_all_prompts(kind, keyframes):
     pipe, options = make(kind), FAST | {"metric": "slerp", "guidance_scale": 2.0}
     expected = morph(pipe, keyframes[:2], ["a", "b"], "c", **options).frames
-    negative = _by_argument(pipe.condition("", "c").negative)
+    negative = _by_argument(pipe, pipe.condition("", "c").negative)
     negative = {f"negative_{name}": value for name, value in negative.items()}
     found = morph(pipe, keyframes[:2], ["a", "b"], **negative, **options).frames
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import models_flowa
+import models_flowb
+import models_vpfam
 import PIL.Image
 import torch
 from diffusers import (
@@ -20,11 +22,15 @@ from diffusers import (
     DDIMPipeline,
     DDIMScheduler,
     DDPMScheduler,
+    DiTPipeline,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    SanaPipeline,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -50,10 +56,14 @@ from transformers import (
 from riemannian_diffusion.pipelines import (
     GeodesicInterpolationAuraFlowPipeline,
     GeodesicInterpolationChromaPipeline,
+    GeodesicInterpolationDiTPipeline,
     GeodesicInterpolationFlux2KleinPipeline,
     GeodesicInterpolationFlux2Pipeline,
     GeodesicInterpolationFluxPipeline,
     GeodesicInterpolationPipeline,
+    GeodesicInterpolationPixArtAlphaPipeline,
+    GeodesicInterpolationPixArtSigmaPipeline,
+    GeodesicInterpolationSanaPipeline,
     GeodesicInterpolationSD3Pipeline,
     GeodesicInterpolationUnconditionalPipeline,
     GeodesicInterpolationXLPipeline,
@@ -363,10 +373,21 @@ KINDS = {
     ),
     "chroma": (GeodesicInterpolationChromaPipeline, ChromaPipeline, models_flowa.chroma),
     "aura": (GeodesicInterpolationAuraFlowPipeline, AuraFlowPipeline, models_flowa.aura_flow),
+    "alpha": (
+        *(GeodesicInterpolationPixArtAlphaPipeline, PixArtAlphaPipeline),
+        models_vpfam.pixart_alpha,
+    ),
+    "sigma": (
+        *(GeodesicInterpolationPixArtSigmaPipeline, PixArtSigmaPipeline),
+        models_vpfam.pixart_sigma,
+    ),
+    "sana": (GeodesicInterpolationSanaPipeline, SanaPipeline, models_vpfam.sana),
+    "dit": (GeodesicInterpolationDiTPipeline, DiTPipeline, models_vpfam.dit),
     "pixels": (GeodesicInterpolationUnconditionalPipeline, DDIMPipeline, unconditional),
+    **models_flowb.KINDS,
 }
 """Kind of model -> this library's pipeline, diffusers' own, and a function of its components."""
-PROMPTED = [kind for kind in KINDS if kind != "pixels"]
+PROMPTED = [kind for kind in KINDS if kind not in ("dit", "pixels")]
 
 
 def make(kind: str, **options):
@@ -391,7 +412,7 @@ def _from_patches(pipe, tokens):
 
 
 TOKENS = {
-    **dict.fromkeys(("flux", "chroma"), (_to_tokens, _from_tokens)),
+    **dict.fromkeys(("flux", "chroma", "qwen"), (_to_tokens, _from_tokens)),
     **dict.fromkeys(("flux2", "klein"), (_as_they_are, _from_patches)),
 }
 """Kind of model -> latents as diffusers' own pipeline takes them, and as its callback sees them."""
@@ -400,14 +421,17 @@ TOKENS = {
 def visited(kind: str, theirs, start: torch.Tensor, **options) -> list[torch.Tensor]:
     """Latents after each step of diffusers' own pipeline, from `start` on, with prompt "a"."""
     into, out = TOKENS.get(kind, (_as_they_are, _as_they_are))
-    found = []
+    found, step = [], theirs.scheduler.step
 
-    def look(pipe, step, timestep, values):
-        found.append(out(pipe, values["latents"]))
-        return {}
+    def look(*args, **kwargs):
+        result = step(*args, **kwargs)
+        found.append(out(theirs, result[0]))
+        return result
 
+    theirs.scheduler.step = look
     kept = {"prompt": "a", "output_type": "latent", "height": 16, "width": 16}
-    theirs(latents=into(theirs, start), callback_on_step_end=look, **kept | options)
+    kept |= {"use_resolution_binning": False, "latents": into(theirs, start)}
+    theirs(**only(theirs.__call__, kept | options))
     return found
 
 

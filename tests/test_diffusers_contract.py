@@ -27,6 +27,7 @@ from riemannian_diffusion.pipelines import (
     GeodesicInterpolationPipeline,
     GeodesicInterpolationXLPipeline,
 )
+from riemannian_diffusion.pipelines.quality import ImageWarning
 
 OPTIONS = FAST | {"output_type": "np", "metric": "lerp"}
 
@@ -91,7 +92,7 @@ def test_a_safety_checker_flags_frames(keyframes):
         device, dtype = torch.device("cpu"), torch.float32
 
         def forward(self, images, clip_input):
-            return images, [i == 1 for i in range(len(images))]
+            return images, [i % 2 == 1 for i in range(len(images))]
 
     class Extractor:
         def __call__(self, images, return_tensors):
@@ -99,9 +100,16 @@ def test_a_safety_checker_flags_frames(keyframes):
             return type("Batch", (), {"pixel_values": pixels, "to": lambda self, d: self})()
 
     pipe = make()
+    before = pipe(keyframes[:2], "a", **OPTIONS | {"output_type": "pt"})
     pipe.safety_checker, pipe.feature_extractor = Checker(), Extractor()
-    out = pipe(keyframes[:2], "a", **OPTIONS)
-    assert out.nsfw_content_detected == [False, True, False, False]
+    with pytest.warns(ImageWarning, match="2 and 4 of 4"):
+        out = pipe(keyframes[:2], "a", **OPTIONS | {"output_type": "pt"})
+    assert out.nsfw_content_detected == [False, True, False, True]
+    assert not out.frames[[1, 3]].any()  # black, as in diffusers
+    assert torch.equal(out.frames[[0, 2]], before.frames[[0, 2]])
+    # the last keyframe's error is that of its frame, not that of the black one
+    assert out.reconstruction_error == before.reconstruction_error
+    assert "2 and 4 of 4" in out.warnings[-1]
 
 
 @pytest.mark.parametrize("way", ["attention", "slicing", "tiling"])

@@ -322,6 +322,7 @@ def test_files_of_a_killed_process_with_this_number_do_no_harm(place):
 
 KILLED = """
 import os, random, signal, sys, time
+from pathlib import Path
 import numpy as np
 from PIL import Image
 from riemannian_diffusion import cli, media
@@ -340,7 +341,7 @@ for trial in range(12):
         for i in range(10**6):
             if trial % 3:
                 for output in ("many", "many.gif", "many.png"):
-                    media.write_frames(frames[: 9 - 4 * (i % 2)], media.Path(output), 12.0)
+                    media.write_frames(frames[: 9 - 4 * (i % 2)], Path(output), 12.0)
             else:
                 for output in ("out", "out.gif"):
                     more = ["--frames", str(5 + 4 * (i % 2)), "--force", "-o", output]

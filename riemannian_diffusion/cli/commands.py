@@ -35,7 +35,13 @@ def run_interpolate(args: argparse.Namespace) -> None:
         if path.exists() and path.is_dir() != is_folder:
             raise ValueError(f"{path} exists and is of another kind.")
 
-    inputs = read_inputs(args)
+    notes: list[str] = []
+
+    def tell(text: str) -> None:
+        notes.append(text)
+        print(f"riemannian-diffusion: warning: {text}", file=sys.stderr)
+
+    inputs = read_inputs(args, tell)
 
     from riemannian_diffusion.cli.morph import morph  # after reading: this import takes seconds
     from riemannian_diffusion.cli.work import Work, keyframe_settings
@@ -57,7 +63,7 @@ def run_interpolate(args: argparse.Namespace) -> None:
         "speeds": output.path.speeds,
         "reconstruction_error": output.reconstruction_error,
         "autoencoder_error": output.autoencoder_error,
-        "warnings": [with_flags(text) for text in output.warnings],
+        "warnings": notes,  # those of writing and of the morph join them below
         "num_frames": len(frames),
         "image_frames": None if inputs.third is not None else output.path.key_indices,
         "fps": inputs.fps,
@@ -70,11 +76,11 @@ def run_interpolate(args: argparse.Namespace) -> None:
             ("riemannian-diffusion", "torch", "diffusers", "transformers")
         ),
     }
-    write_frames(frames, args.output, inputs.fps)
+    write_frames(frames, args.output, inputs.fps, tell=tell)
+    for text in output.warnings:
+        tell(with_flags(text))
     write_atomically(report_path, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
     print(f"{args.output}: {len(frames)} frames in {report['seconds']:.1f} s, report {report_path}")
-    for text in report["warnings"]:
-        print(f"riemannian-diffusion: warning: {text}", file=sys.stderr)
     for i, found in enumerate(report["geodesics"]):
         if found is not None:
             print("  energy {finer_energy:.4g}, {num_evals} evaluations: {message}".format(**found))

@@ -8,17 +8,25 @@ from diffusers import DiffusionPipeline
 
 from riemannian_diffusion.pipelines.aura_flow import GeodesicInterpolationAuraFlowPipeline
 from riemannian_diffusion.pipelines.chroma import GeodesicInterpolationChromaPipeline
+from riemannian_diffusion.pipelines.dit import GeodesicInterpolationDiTPipeline
 from riemannian_diffusion.pipelines.flux import GeodesicInterpolationFluxPipeline
 from riemannian_diffusion.pipelines.flux_2 import (
     GeodesicInterpolationFlux2KleinPipeline,
     GeodesicInterpolationFlux2Pipeline,
 )
+from riemannian_diffusion.pipelines.pixart import (
+    GeodesicInterpolationPixArtAlphaPipeline,
+    GeodesicInterpolationPixArtSigmaPipeline,
+)
+from riemannian_diffusion.pipelines.qwen_image import GeodesicInterpolationQwenImagePipeline
+from riemannian_diffusion.pipelines.sana import GeodesicInterpolationSanaPipeline
 from riemannian_diffusion.pipelines.stable_diffusion import (
     GeodesicInterpolationPipeline,
     GeodesicInterpolationXLPipeline,
 )
 from riemannian_diffusion.pipelines.stable_diffusion_3 import GeodesicInterpolationSD3Pipeline
 from riemannian_diffusion.pipelines.unconditional import GeodesicInterpolationUnconditionalPipeline
+from riemannian_diffusion.pipelines.z_image import GeodesicInterpolationZImagePipeline
 
 _PIPELINES = {  # by the class named in the model's model_index.json
     "StableDiffusionPipeline": GeodesicInterpolationPipeline,
@@ -37,6 +45,14 @@ _PIPELINES = {  # by the class named in the model's model_index.json
     "ChromaImg2ImgPipeline": GeodesicInterpolationChromaPipeline,
     "ChromaInpaintPipeline": GeodesicInterpolationChromaPipeline,
     "AuraFlowPipeline": GeodesicInterpolationAuraFlowPipeline,
+    "PixArtAlphaPipeline": GeodesicInterpolationPixArtAlphaPipeline,
+    "PixArtSigmaPipeline": GeodesicInterpolationPixArtSigmaPipeline,
+    "SanaPipeline": GeodesicInterpolationSanaPipeline,
+    "DiTPipeline": GeodesicInterpolationDiTPipeline,
+    "QwenImagePipeline": GeodesicInterpolationQwenImagePipeline,
+    "QwenImageImg2ImgPipeline": GeodesicInterpolationQwenImagePipeline,
+    "ZImagePipeline": GeodesicInterpolationZImagePipeline,
+    "ZImageImg2ImgPipeline": GeodesicInterpolationZImagePipeline,
     "DDPMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "DDIMPipeline": GeodesicInterpolationUnconditionalPipeline,
     "GeodesicInterpolation": GeodesicInterpolationPipeline,  # examples/community/pipeline.py

@@ -11,7 +11,7 @@ LEAST_VARIANCE = 0.01  # of an image, lest a flat one is compared with nothing
 
 
 class ImageWarning(UserWarning):
-    """A model does not know an image, or a morph does not show it."""
+    """A model does not know an image, or a morph does not show it, or not all its frames."""
 
 
 def too_much_lost(errors: Tensor, images: Tensor) -> list[int]:
@@ -63,6 +63,23 @@ def inversion_warning(errors: Tensor, known: Tensor, images: Tensor) -> str | No
         f"mean squared error of {_listed(errors, bad)}, of which the autoencoder causes "
         f"{_listed(known, bad)}; raise `num_inference_steps`, or lower `strength` or "
         "`guidance_scale`."
+    )
+
+
+def safety_warning(flags: Sequence[bool] | None) -> str | None:
+    """A warning about frames that a safety checker has replaced by black ones, or None.
+
+    Args:
+        flags: Whether each frame is black; None without a safety checker.
+    """
+    black = [i + 1 for i, flag in enumerate(flags or ()) if flag]
+    if not flags or not black:
+        return None
+    which = "all" if len(black) == len(flags) else _and([str(number) for number in black])
+    return (
+        f"The model's safety checker takes frames for unsafe (NSFW) and shows them black: {which} "
+        f"of {len(flags)}. Other images or prompts avoid that, and so does a model that is loaded "
+        "with `safety_checker=None`."
     )
 
 

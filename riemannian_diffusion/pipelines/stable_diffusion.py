@@ -8,8 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import Tensor, nn
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
 
 from riemannian_diffusion.arguments import check_whole
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
@@ -68,6 +81,26 @@ class GeodesicInterpolationPipeline(GeodesicInterpolationMixin, StableDiffusionP
 
     _has_ip_adapters = True
 
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        safety_checker: StableDiffusionSafetyChecker | None,
+        feature_extractor: CLIPImageProcessor | None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        requires_safety_checker: bool = True,
+    ):
+        super().__init__(
+            *(vae, text_encoder, tokenizer, unet),
+            None,  # StableDiffusionPipeline would change `steps_offset` of the given scheduler
+            *(safety_checker, feature_extractor, image_encoder),
+            requires_safety_checker=requires_safety_checker,
+        )
+        self.register_modules(scheduler=scheduler)
+
     def _encode_texts(self, request: TextRequest) -> Encoded:
         with _text_model_found(self.text_encoder):
             positive, negative = encode(self, request)
@@ -80,7 +113,11 @@ class GeodesicInterpolationPipeline(GeodesicInterpolationMixin, StableDiffusionP
         return UNetPrediction(self.unet, options)
 
     def _check_safety(self, frames: Tensor) -> tuple[Tensor, list[bool] | None]:
-        return self.run_safety_checker(frames, frames.device, self.unet.dtype)
+        _, flags = self.run_safety_checker(frames.clone(), frames.device, self.unet.dtype)
+        if flags is not None:
+            frames = frames.clone()
+            frames[torch.tensor(flags, dtype=torch.bool)] = -1.0  # black, as diffusers shows it
+        return frames, flags
 
 
 @contextmanager

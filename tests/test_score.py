@@ -575,6 +575,10 @@ def test_values_do_not_depend_on_the_batch_size(mode):
             assert_close(score(x, where), value.detach(), rtol=1e-10, atol=1e-10)
         results.append([value.detach(), gradient, score.jvp(x, v, where), score.vjp(x, v, where)])
         assert max(sizes) == (max_batch_size or 5)
+        sizes.clear()
+        score.max_batch_size = 4
+        assert_close(score(x, where), value.detach(), rtol=1e-10, atol=1e-10)
+        assert max(sizes) == score.max_batch_size == 4
         assert all(parameter.grad is None for parameter in model.parameters())
     for result in results[1:]:
         for actual, expected in zip(result, results[0], strict=True):

@@ -109,6 +109,10 @@ class NetworkScore(ScoreModel):
         """Largest batch given to the network; None for no limit."""
         return self.batch_size.largest
 
+    @max_batch_size.setter
+    def max_batch_size(self, size: int | None) -> None:
+        self.batch_size = BatchSize(size)
+
     def __call__(self, x: Tensor, where: Where | None = None) -> Tensor:
         """The score at each point, `(K, *shape) -> (K, *shape)`."""
         differentiated = torch.is_grad_enabled() and x.requires_grad

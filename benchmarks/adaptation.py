@@ -92,7 +92,7 @@ def reconstructions(
 ) -> dict[float, Tensor]:
     """Images inverted without guidance and sampled back, by the guidance of sampling."""
     strength, iterations = inversion
-    schedule = read_schedule(pipe.scheduler, num_steps).last(strength)
+    schedule = read_schedule(pipe.scheduler, num_steps, strength=strength)
     options = {"final_abar": schedule.final_abar, "where": Where.even(len(latents))}
 
     def level(t: float, guidance: float = 1.0) -> DiffusionScore:

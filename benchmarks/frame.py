@@ -33,7 +33,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from riemannian_diffusion.media import write_atomically
+from riemannian_diffusion.files import write_atomically
 
 PACKAGES = ("torch", "diffusers", "transformers")
 KEYS = ("command", "commit", "versions", "machine", "date", "rows")

@@ -9,20 +9,29 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from riemannian_diffusion.arguments import check_finite, check_not_negative, check_whole
+from riemannian_diffusion.batches import Learned
 from riemannian_diffusion.guidance.score import ManifoldGuidedScore
 from riemannian_diffusion.score.conditions import Condition, Conditions
-from riemannian_diffusion.score.diffusion import is_flow, level_at
 from riemannian_diffusion.score.model import ScoreModel
-from riemannian_diffusion.score.network import Level, NetworkScore, Predict
-
-NOISIEST = 0.999  # noisiest level of a flow, because a level of 1 contains no data
+from riemannian_diffusion.score.network import Level, NetworkScore, Predict, check_weights
+from riemannian_diffusion.score.schedulers import (
+    NOISIEST,
+    check_scheduler,
+    factors_of_noise,
+    is_flow,
+    level_at,
+    make_level,
+    num_timesteps,
+    option,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +56,7 @@ class Schedule:
     @property
     def num_timesteps(self) -> int:
         """The number of timesteps of training."""
-        if is_flow(self.scheduler):
-            return self.scheduler.config.num_train_timesteps
-        return len(self.scheduler.alphas_cumprod)
+        return num_timesteps(self.scheduler)
 
     @property
     def is_flow(self) -> bool:
@@ -80,106 +87,154 @@ def read_schedule(
     num_steps: int,
     *,
     strength: float = 1.0,
-    num_tokens: int | None = None,
-    even: bool = False,
+    mu: float | None = None,
+    sigmas: Sequence[float] | None = None,
 ) -> Schedule:
     """The levels that a scheduler visits in a number of steps, or in the last of them.
+
+    Sampling takes DDIM steps between these levels. This is what first-order samplers do (DDIM with
+    eta 0, Euler, DPM-Solver of order 1, Euler for flows). Of other samplers, also stochastic and
+    distilled ones (LCM, TCD), only the levels are read. No step clips or thresholds what the
+    network predicts, because inversion could not undo that.
 
     Args:
         scheduler: A scheduler of diffusers with `alphas_cumprod`, or one of a rectified flow. It
             is copied and not changed.
         num_steps: The number of steps, at least 1.
         strength: The share of the steps, in (0, 1], whose levels are read: the last ones.
-        num_tokens: The number of image tokens, on which the shift of some flows depends.
-        even: For a flow, whether levels are even before the shift, down to `1 / num_steps`.
+        mu: The shift of a flow whose scheduler has `use_dynamic_shifting`, such as that of
+            `linear_shift`. Other schedulers do not use it.
+        sigmas: The levels of a flow before the shift: `num_steps` falling numbers in (0, 1]. None
+            takes the scheduler's own. Schedulers with `use_flow_sigmas` do not use them, as in
+            FluxPipeline.
 
     Raises:
-        ValueError: If the scheduler has no such levels, or the share leaves no step.
+        ValueError: If the scheduler is refused, the share leaves no step, a level lacks data or
+            noise, or `mu` is missing.
     """
     check_whole(1, num_inference_steps=num_steps)
-    if is_flow(scheduler):
-        timesteps = _flow_timesteps(scheduler, num_steps, num_tokens, even)
-        visited = _last(timesteps, strength)
-        return Schedule(tuple(level_at(scheduler, t) for t in visited), 1.0, scheduler)
-    level_at(scheduler, 0)  # refuses schedulers without levels of the known kinds
-    own = copy.deepcopy(scheduler)
-    own.set_timesteps(num_steps)
-    index: dict[float, int] = {}
-    for i, timestep in enumerate(own.timesteps.cpu().double().tolist()):
-        index.setdefault(timestep, i)  # multistep schedulers visit some levels twice
-    visited = _last(sorted(index, reverse=True), strength)
-    levels = tuple(_level_of_step(own, index[timestep], timestep) for timestep in visited)
-    return Schedule(levels, _final_abar(own), scheduler)
+    check_scheduler(scheduler)
+    own = _prepared(scheduler, num_steps, mu, sigmas)
+    timesteps = own.timesteps.cpu().tolist()
+    noises = _noises(own)
+    # Samplers of second order repeat a level; they reach it with another timestep at first.
+    found = dict(zip(timesteps if noises is None else noises, timesteps, strict=False))
+    levels, timestep = list[Level](), math.inf
+    for key in _last(sorted(found, reverse=True), strength):
+        # Levels may share a timestep. In the network's float32, this difference disappears.
+        shared = found[key] >= timestep
+        timestep = math.nextafter(timestep, -math.inf) if shared else found[key]
+        factors = None if noises is None else factors_of_noise(own, key)
+        levels.append(_level(own, timestep, factors, num_steps))
+    return Schedule(tuple(levels), _final_abar(own, noises), scheduler)
 
 
-def _final_abar(scheduler: Any) -> float:
-    """The squared factor of the data at the level on which a scheduler's last step ends."""
-    if hasattr(scheduler, "final_alpha_cumprod"):
-        return float(scheduler.final_alpha_cumprod)
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is None or len(sigmas) != len(scheduler.timesteps) + 1:
-        return 1.0
-    return 1 / (1 + float(sigmas[-1]) ** 2)  # its noise is in units of the clean data
+def linear_shift(scheduler: Any, num_tokens: int) -> float:
+    """The `mu` of a flow: linear in the number of image tokens, as in diffusers' FluxPipeline."""
+    config = scheduler.config
+    first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    slope = (high - low) / (last - first)
+    return num_tokens * slope + low - slope * first
 
 
-def _last(timesteps: list[float], strength: float) -> list[float]:
-    """A share of timesteps, the last ones.
+def even_sigmas(num_steps: int) -> list[float]:
+    """Even levels of a flow before the shift, from 1 to `1 / num_steps`, as in FluxPipeline."""
+    return torch.linspace(1.0, 1 / num_steps, num_steps, dtype=torch.float64).tolist()
+
+
+def _prepared(
+    scheduler: Any, num_steps: int, mu: float | None, sigmas: Sequence[float] | None
+) -> Any:
+    """A copy of a scheduler, after its `set_timesteps`."""
+    own, options = copy.deepcopy(scheduler), dict[str, Any](num_inference_steps=num_steps)
+    if is_flow(own):
+        if option(own, "use_dynamic_shifting"):
+            if mu is None:
+                raise ValueError(
+                    f"The shift of this {type(own).__name__} depends on the image size: give `mu`, "
+                    "for example that of `linear_shift`."
+                )
+            options["mu"] = mu
+        accepted = inspect.signature(own.set_timesteps).parameters
+        if sigmas is not None and "sigmas" in accepted and not option(own, "use_flow_sigmas"):
+            options["sigmas"] = torch.as_tensor(sigmas, dtype=torch.float64).numpy()
+    own.set_timesteps(**options)
+    return own
+
+
+def _noises(own: Any) -> list[float] | None:
+    """The noise of each step of a prepared scheduler and after the last one.
+
+    It is in units of the clean data, or for a flow between 0 and `NOISIEST`. None for schedulers
+    whose noise is that of the timestep in training.
+
+    Raises:
+        ValueError: If a flow has other sigmas.
+    """
+    if getattr(own, "sigmas", None) is None:
+        return None
+    noises = own.sigmas.double().tolist()[: len(own.timesteps) + 1]
+    if is_flow(own):
+        if not all(0 <= noise <= 1 for noise in noises):
+            raise ValueError(
+                f"The sigmas of {type(own).__name__} must lie between 0 and 1 for a flow, but they "
+                f"reach {max(noises):.4g}: set its use_karras_sigmas, use_exponential_sigmas, "
+                "use_beta_sigmas and use_lu_lambdas to False."
+            )
+        return [min(noise, NOISIEST) for noise in noises]
+    return noises
+
+
+def _level(own: Any, timestep: float, factors: tuple[float, float] | None, num_steps: int) -> Level:
+    """The level of a step."""
+    if is_flow(own):
+        timestep = min(timestep, NOISIEST * num_timesteps(own))
+    if factors is not None:
+        return make_level(own, timestep, factors)
+    last = num_timesteps(own) - 1
+    if timestep > last:
+        raise ValueError(
+            f"`num_inference_steps` {num_steps} makes this {type(own).__name__} visit timestep "
+            f"{timestep}, but its last one is {last}: lower `num_inference_steps` or `strength`."
+        )
+    return level_at(own, timestep)
+
+
+def _final_abar(own: Any, noises: list[float] | None) -> float:
+    """The squared factor of the data at the level on which a scheduler's last step ends.
+
+    Raises:
+        ValueError: If this level does not preserve the variance.
+    """
+    if noises is None:
+        return float(getattr(own, "final_alpha_cumprod", 1.0))
+    noise = noises[-1]
+    scales = hasattr(own, "scale_model_input") and own.scale_model_input(
+        torch.ones(1), own.timesteps[0]
+    ) != torch.ones(1)
+    if noise and (is_flow(own) or scales):
+        other = "FlowMatchEulerDiscreteScheduler" if is_flow(own) else "DDIMScheduler"
+        raise ValueError(
+            f"The last step of this {type(own).__name__} ends at sigma {noise:.4g} and not at "
+            f"clean data: use {other}, or options such as final_sigmas_type='zero'."
+        )
+    return factors_of_noise(own, noise)[0] ** 2
+
+
+def _last(steps: list[float], strength: float) -> list[float]:
+    """A share of steps, the last ones.
 
     Raises:
         ValueError: If that leaves none.
     """
-    num = int(len(timesteps) * strength)
+    num = int(len(steps) * strength)
     if num < 1:
         raise ValueError(
-            f"`strength` {strength} of `num_inference_steps` {len(timesteps)} leaves no step: "
+            f"`strength` {strength} of `num_inference_steps` {len(steps)} leaves no step: "
             "raise one of them."
         )
-    return timesteps[-num:]
-
-
-def _level_of_step(scheduler: Any, index: int, timestep: float) -> Level:
-    """The level of one step, from the training schedule or from the sigma of the step."""
-    if timestep == int(timestep) and not _has_own_sigmas(scheduler):
-        return level_at(scheduler, timestep)
-    noise = float(scheduler.sigmas[index])  # in units of the clean data
-    alpha = 1 / math.sqrt(1 + noise**2)
-    prediction = level_at(scheduler, int(timestep)).prediction_type
-    return Level(timestep, alpha, alpha * noise, prediction)
-
-
-def _has_own_sigmas(scheduler: Any) -> bool:
-    """Whether the noise of a step may differ from that of its timestep in training."""
-    config = scheduler.config
-    names = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
-    return any(config.get(name) for name in names)
-
-
-def _flow_timesteps(
-    scheduler: Any, num_steps: int, num_tokens: int | None, even: bool
-) -> list[float]:
-    """The timesteps that a flow visits, noisiest first."""
-    own, options = copy.deepcopy(scheduler), dict[str, Any]()
-    if own.config.get("use_dynamic_shifting"):
-        options["mu"] = _shift(own.config, num_tokens)
-    if even and "sigmas" in inspect.signature(own.set_timesteps).parameters:
-        options["sigmas"] = torch.linspace(
-            1.0, 1 / num_steps, num_steps, dtype=torch.float64
-        ).numpy()
-        own.set_timesteps(**options)
-    else:
-        own.set_timesteps(num_steps, **options)
-    timesteps = own.timesteps.double().clamp(max=NOISIEST * own.config.num_train_timesteps)
-    return torch.unique(timesteps).flip(0).tolist()
-
-
-def _shift(config: Any, num_tokens: int | None) -> float:
-    """The shift of a flow, linear in the number of image tokens as in diffusers' FluxPipeline."""
-    if num_tokens is None:
-        raise ValueError("This flow's shift depends on the image size: give `num_tokens`.")
-    slope = (config.max_shift - config.base_shift) / (
-        config.max_image_seq_len - config.base_image_seq_len
-    )
-    return num_tokens * slope + config.base_shift - slope * config.base_image_seq_len
+    return steps[-num:]
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,9 +253,11 @@ class Levels:
             [0, 1]. Above 0 it is the `damping` of `ManifoldGuidedScore`, and the network is
             evaluated 3 times for each point instead of 2.
         max_batch_size: Largest batch given to the network; None for no limit.
+        learned: The batch sizes that fit into memory, as far as stages have learned them.
 
     Raises:
-        ValueError: If a number is out of range, or guidance lacks negative conditions.
+        ValueError: If a number is out of range, guidance lacks negative conditions, or the
+            network's weights were made in inference mode.
     """
 
     network: nn.Module | None
@@ -210,8 +267,11 @@ class Levels:
     guidance_scale: float = 1.0
     guidance_damping: float = 0.0
     max_batch_size: int | None = None
+    learned: Learned = field(default_factory=Learned)
 
     def __post_init__(self):
+        if self.network is not None:
+            check_weights(self.network)
         check_not_negative(guidance_scale=self.guidance_scale)
         check_finite(guidance_damping=self.guidance_damping)
         if self.max_batch_size is not None:
@@ -275,7 +335,7 @@ class Levels:
 
     def _score(self, level: Level, conditions: Conditions, **options) -> NetworkScore:
         assert self.network is not None and self.predict is not None
-        options["max_batch_size"] = self.max_batch_size
+        options["max_batch_size"] = self.learned.network.limited(self.max_batch_size)
         return NetworkScore(self.network, self.predict, level, conditions, **options)
 
     def _check_difference(self) -> None:

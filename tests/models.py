@@ -10,16 +10,27 @@ import string
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import models_flowa
+import models_flowb
+import models_vpfam
 import PIL.Image
 import torch
 from diffusers import (
+    AuraFlowPipeline,
     AutoencoderKL,
+    ChromaPipeline,
     DDIMPipeline,
     DDIMScheduler,
     DDPMScheduler,
+    DiTPipeline,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    SanaPipeline,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -43,8 +54,16 @@ from transformers import (
 )
 
 from riemannian_diffusion.pipelines import (
+    GeodesicInterpolationAuraFlowPipeline,
+    GeodesicInterpolationChromaPipeline,
+    GeodesicInterpolationDiTPipeline,
+    GeodesicInterpolationFlux2KleinPipeline,
+    GeodesicInterpolationFlux2Pipeline,
     GeodesicInterpolationFluxPipeline,
     GeodesicInterpolationPipeline,
+    GeodesicInterpolationPixArtAlphaPipeline,
+    GeodesicInterpolationPixArtSigmaPipeline,
+    GeodesicInterpolationSanaPipeline,
     GeodesicInterpolationSD3Pipeline,
     GeodesicInterpolationUnconditionalPipeline,
     GeodesicInterpolationXLPipeline,
@@ -346,15 +365,74 @@ KINDS = {
     "xl": (GeodesicInterpolationXLPipeline, StableDiffusionXLPipeline, stable_diffusion_xl),
     "sd3": (GeodesicInterpolationSD3Pipeline, StableDiffusion3Pipeline, stable_diffusion_3),
     "flux": (GeodesicInterpolationFluxPipeline, FluxPipeline, flux),
+    "flux2": (GeodesicInterpolationFlux2Pipeline, Flux2Pipeline, models_flowa.flux_2),
+    "klein": (
+        GeodesicInterpolationFlux2KleinPipeline,
+        Flux2KleinPipeline,
+        models_flowa.flux_2_klein,
+    ),
+    "chroma": (GeodesicInterpolationChromaPipeline, ChromaPipeline, models_flowa.chroma),
+    "aura": (GeodesicInterpolationAuraFlowPipeline, AuraFlowPipeline, models_flowa.aura_flow),
+    "alpha": (
+        *(GeodesicInterpolationPixArtAlphaPipeline, PixArtAlphaPipeline),
+        models_vpfam.pixart_alpha,
+    ),
+    "sigma": (
+        *(GeodesicInterpolationPixArtSigmaPipeline, PixArtSigmaPipeline),
+        models_vpfam.pixart_sigma,
+    ),
+    "sana": (GeodesicInterpolationSanaPipeline, SanaPipeline, models_vpfam.sana),
+    "dit": (GeodesicInterpolationDiTPipeline, DiTPipeline, models_vpfam.dit),
     "pixels": (GeodesicInterpolationUnconditionalPipeline, DDIMPipeline, unconditional),
+    **models_flowb.KINDS,
 }
 """Kind of model -> this library's pipeline, diffusers' own, and a function of its components."""
-PROMPTED = [kind for kind in KINDS if kind != "pixels"]
+PROMPTED = [kind for kind in KINDS if kind not in ("dit", "pixels")]
 
 
 def make(kind: str, **options):
     """A pipeline of one kind of model; its function of components takes the options."""
     return silent(KINDS[kind][0](**KINDS[kind][2](**options)))
+
+
+def _to_tokens(pipe, latents):
+    return pipe._pack_latents(latents, *latents.shape)
+
+
+def _from_tokens(pipe, tokens):
+    return pipe._unpack_latents(tokens, 16, 16, pipe.vae_scale_factor)
+
+
+def _as_they_are(pipe, latents):
+    return latents
+
+
+def _from_patches(pipe, tokens):
+    return tokens.mT.reshape(len(tokens), -1, 4, 4)
+
+
+TOKENS = {
+    **dict.fromkeys(("flux", "chroma", "qwen"), (_to_tokens, _from_tokens)),
+    **dict.fromkeys(("flux2", "klein"), (_as_they_are, _from_patches)),
+}
+"""Kind of model -> latents as diffusers' own pipeline takes them, and as its callback sees them."""
+
+
+def visited(kind: str, theirs, start: torch.Tensor, **options) -> list[torch.Tensor]:
+    """Latents after each step of diffusers' own pipeline, from `start` on, with prompt "a"."""
+    into, out = TOKENS.get(kind, (_as_they_are, _as_they_are))
+    found, step = [], theirs.scheduler.step
+
+    def look(*args, **kwargs):
+        result = step(*args, **kwargs)
+        found.append(out(theirs, result[0]))
+        return result
+
+    theirs.scheduler.step = look
+    kept = {"prompt": "a", "output_type": "latent", "height": 16, "width": 16}
+    kept |= {"use_resolution_binning": False, "latents": into(theirs, start)}
+    theirs(**only(theirs.__call__, kept | options))
+    return found
 
 
 def silent(pipe):

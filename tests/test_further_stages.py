@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from models import FAST, INVERT, KINDS, SOLVE, counting, make, seeded
+from models import FAST, INVERT, KINDS, PROMPTED, SOLVE, counting, make, seeded
 
 from riemannian_diffusion import (
     DiffusionScore,
@@ -64,7 +64,7 @@ def uneven(pipe, path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_model_does_them_all(kind, keyframes):
-    pipe, prompt = make(kind), "" if kind == "pixels" else "a"
+    pipe, prompt = make(kind), "a" if kind in PROMPTED else ""
     keys = pipe.invert(keyframes[:2], prompt, **INVERT)
     path = pipe.sample(pipe.solve(keys, **SOLVE))
     for one in (

@@ -18,7 +18,18 @@ PACKAGE = ROOT.name
 
 # A module may import from its own layer and from those before it.
 LAYERS = (
-    *("lazy", "runtime", "arguments", "files", "events", "score", "paths", "metrics", "ddim"),
+    *(
+        "lazy",
+        "runtime",
+        "arguments",
+        "files",
+        "events",
+        "batches",
+        "score",
+        "paths",
+        "metrics",
+        "ddim",
+    ),
     *(
         "tangent",
         "geodesics",

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from models import EXACT, FAST, KINDS, make, morph, seeded
+from models import EXACT, FAST, KINDS, PROMPTED, make, morph, seeded
 
 from riemannian_diffusion import DiffusionScore, slerp
 from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion
@@ -78,6 +78,25 @@ def test_batch_equals_single_morphs(tiny_pipe, keyframes):
         torch.testing.assert_close(batch.frames[i], single.frames, atol=1e-4, rtol=0)
         assert batch.reconstruction_error[i] == pytest.approx(single.reconstruction_error)
     assert [len(g) for g in batch.geodesics] == [1, 2]
+
+
+def test_batches_are_given_as_in_diffusers(tiny_pipe, keyframes):
+    """A tensor of morphs, and lists of prompts, negative prompts and generators."""
+    a, b, c = keyframes
+    options = FAST | {"output_type": "pt", "space": "clean", "guidance_scale": 2.0}
+    batch = tiny_pipe(
+        torch.stack([torch.stack([a, b]), torch.stack([c, a])]),
+        ["x", "y"],
+        negative_prompt=["p", "q"],
+        generator=[seeded(1), seeded(2)],
+        **options,
+    )
+    assert batch.frames.shape[0] == 2
+    for i, (pair, text, negative) in enumerate((((a, b), "x", "p"), ((c, a), "y", "q"))):
+        single = tiny_pipe(pair, text, negative_prompt=negative, generator=seeded(i + 1), **options)
+        torch.testing.assert_close(batch.frames[i], single.frames, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="`generator` is for 3 morphs, but `image` has 2"):
+        tiny_pipe([[a, b], [c, a]], generator=[seeded()] * 3, **options)
 
 
 def test_keyframes_are_frames(tiny_pipe, keyframes):
@@ -217,7 +236,7 @@ def test_chunks_do_not_change_the_frames(tiny_pipe, keyframes, size):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("space", ["noise", "clean"])
 def test_the_call_equals_its_stages(kind, space, keyframes):
-    pipe, prompt = make(kind), "" if kind == "pixels" else ["a", "b"]
+    pipe, prompt = make(kind), ["a", "b"] if kind in PROMPTED else ""
     options = {"space": space, "generator": seeded(), **FAST}
     expected = pipe(keyframes[:2], prompt, output_type="pt", **options)
     options |= {"output_type": "pt", "generator": seeded()}

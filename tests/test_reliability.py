@@ -127,7 +127,7 @@ BAD_COMMANDS = [
     (["-o", "folder.gif", "--force"], "folder.gif exists and is of another kind"),
     (["-o", ""], "--output must name a file or a folder"),
     (["-o", "a" * 300 + ".gif"], "riemannian-diffusion: error: "),
-    (["--seed", "9" * 30], "riemannian-diffusion: error: "),
+    (["--seed", "9" * 30], "--seed: must be a whole number from 0 to 2^64 - 1"),
     (["--frames", str(10**13)], "riemannian-diffusion: error: "),
     (["--size", "1000000"], "must be like 512 or 768x512, but got '1000000'"),
     (["--fps", "1e-9"], "--fps must be in [0.01, 1000], but got 1e-09"),
@@ -175,7 +175,7 @@ BROKEN_MODELS = {
     ),
     "unknown kind": (
         lambda: _rewrite("model/model_index.json", _class_name="KandinskyPipeline"),
-        "model is a KandinskyPipeline; geodesics are there for models of StableDiffusionPipeline",
+        "model is a KandinskyPipeline, which cannot be loaded: it has several stages",
     ),
     "no kind": (lambda: _rewrite("model/model_index.json", _class_name=None), "model is a None"),
     "no network": (
@@ -322,6 +322,7 @@ def test_files_of_a_killed_process_with_this_number_do_no_harm(place):
 
 KILLED = """
 import os, random, signal, sys, time
+from pathlib import Path
 import numpy as np
 from PIL import Image
 from riemannian_diffusion import cli, media
@@ -340,7 +341,7 @@ for trial in range(12):
         for i in range(10**6):
             if trial % 3:
                 for output in ("many", "many.gif", "many.png"):
-                    media.write_frames(frames[: 9 - 4 * (i % 2)], media.Path(output), 12.0)
+                    media.write_frames(frames[: 9 - 4 * (i % 2)], Path(output), 12.0)
             else:
                 for output in ("out", "out.gif"):
                     more = ["--frames", str(5 + 4 * (i % 2)), "--force", "-o", output]

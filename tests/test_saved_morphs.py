@@ -8,7 +8,7 @@ import json
 import accelerate
 import pytest
 import torch
-from models import INVERT, KINDS, SOLVE, make, seeded, with_ip_adapter, with_lora
+from models import INVERT, KINDS, PROMPTED, SOLVE, make, seeded, with_ip_adapter, with_lora
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -17,7 +17,8 @@ from riemannian_diffusion.pipelines import Keyframes, MorphPath
 
 
 def _two_prompts(pipe, images):
-    return pipe.invert(images, "" if type(pipe).__name__.count("Uncond") else ["a", "b"], **INVERT)
+    texts = ["a", "b"] if hasattr(pipe, "encode_prompt") else ""
+    return pipe.invert(images, texts, **INVERT)
 
 
 def _clean(pipe, images):
@@ -55,7 +56,6 @@ def _scaled_loras(pipe, images):
     return pipe.invert(images, conditions=conditions, **INVERT)
 
 
-PROMPTED = ("sd", "xl", "sd3", "flux")
 CASES = [
     *((kind, _two_prompts) for kind in KINDS),
     *((kind, _clean) for kind in KINDS),

@@ -17,6 +17,7 @@ from torch import Tensor
 from riemannian_diffusion import files
 from riemannian_diffusion.adaptation.fitting import fit_embeddings, fit_lora
 from riemannian_diffusion.runtime import __version__
+from riemannian_diffusion.score.schedulers import meaning_of
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,10 @@ def adapt(
 def _digest(pipe: Any, pixels: Tensor, texts: list[str], settings: dict[str, Any]) -> str:
     """A hash of everything on which an adaptation depends."""
     parts = (pipe.unet, pipe.vae, pipe.text_encoder)
-    configs = [dict(part.config) for part in (pipe.unet, pipe.vae, pipe.scheduler)]
+    configs = [
+        {name: value for name, value in part.config.items() if not name.startswith("_")}
+        for part in (pipe.unet, pipe.vae)
+    ]
+    configs.append(meaning_of(pipe.scheduler))
     shown = [tuple(pixels.shape), hashlib.sha256(pixels.cpu().numpy().tobytes()).hexdigest()]
     return files.digest_of(parts, __version__, texts, settings, configs, shown)

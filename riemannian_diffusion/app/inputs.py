@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import gradio as gr
 import PIL.Image
 
 from riemannian_diffusion.media import open_image
@@ -47,16 +49,22 @@ def check_size(width: float, height: float, native: int) -> tuple[int, int]:
 
 
 def fit_images(paths: Sequence[str], size: tuple[int, int]) -> list[PIL.Image.Image]:
-    """Image files, cropped and scaled to (width, height).
+    """Image files, cropped and scaled to (width, height). What they leave open, the page tells.
 
     Raises:
         ValueError: Naming the file that is no image.
     """
     images = []
-    for path in paths:
+    for path in map(Path, paths):
+
+        def tell(text: str, path: Path = path) -> None:
+            gr.Warning(html.escape(text.replace(str(path), path.name), quote=False))
+
         try:
-            images.append(open_image(Path(path), size))
-        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-            name = Path(path).name
-            raise ValueError(f"{name} cannot be read as an image, or is too large.") from error
+            images.append(open_image(path, size, tell=tell))
+        except OSError as error:
+            why = str(error).replace(str(path), path.name)
+            if isinstance(error, FileNotFoundError):
+                why = f"{path.name} cannot be read as an image: it does not exist."
+            raise ValueError(why) from error
     return images

@@ -24,7 +24,7 @@ from riemannian_diffusion.app.outputs import (
 from riemannian_diffusion.app.studio import Cancelled, Morph, Studio
 from riemannian_diffusion.pipelines.curves import CURVES, METRICS, check_metric
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
-from riemannian_diffusion.score.diffusion import is_flow
+from riemannian_diffusion.score.schedulers import is_flow
 
 NO_METRIC = "none"
 METRIC_NAMES = [*METRICS, *CURVES]

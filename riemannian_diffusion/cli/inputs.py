@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from riemannian_diffusion.media import CLIP_SUFFIXES, images_in, open_image, read_clip
+from riemannian_diffusion.media import (
+    CLIP_SUFFIXES,
+    images_in,
+    is_clip,
+    left_out,
+    open_image,
+    read_clip,
+)
 
 
 @dataclass(frozen=True)
@@ -32,15 +40,41 @@ class Inputs:
     starts: list[Any] | None
 
 
-def read_inputs(args: argparse.Namespace) -> Inputs:
+class Reader:
+    """Reads the files of a command line.
+
+    Args:
+        background: The colour behind transparent parts.
+        tell: Receives sentences about what may be read differently from what is meant.
+    """
+
+    def __init__(self, background: str, tell: Callable[[str], None]):
+        self._tell = tell
+        self.image = partial(open_image, background=background, tell=tell)
+        self.clip = partial(read_clip, background=background, tell=tell)
+
+    def folder(self, path: Path) -> list[Path]:
+        """The images in a folder; what else it holds is told."""
+        rest = left_out(path)
+        if rest is not None:
+            self._tell(rest)
+        return list(images_in(path))
+
+
+def read_inputs(args: argparse.Namespace, tell: Callable[[str], None]) -> Inputs:
     """Read the images of a command line.
+
+    Args:
+        args: The command line.
+        tell: Receives sentences about what may be read differently from what is meant.
 
     Raises:
         OSError: If a file is missing or cannot be read.
         ValueError: If the images, their frame numbers and other options do not fit together.
     """
-    images, names, frames, fps = _keyframes(args)
-    third = None if args.analogy is None else open_image(args.analogy, args.size)
+    reader = Reader(args.background, tell)
+    images, names, frames, fps = _keyframes(args, reader)
+    third = None if args.analogy is None else reader.image(args.analogy, args.size)
     if third is not None and args.extrapolate:
         raise ValueError("--analogy and --extrapolate exclude each other: give one of them.")
     if third is not None and len(images) != 2:
@@ -52,23 +86,28 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
             f"--analogy is the last), but is given {num_prompts} times."
         )
     num_frames = frames_of_gaps(frames, len(images) - 1)
-    return Inputs(images, names, num_frames, fps, third, _starts(args, images))
+    return Inputs(images, names, num_frames, fps, third, _starts(args, images, reader))
 
 
-def _keyframes(args: argparse.Namespace) -> tuple[list[Any], list[str], int | list[int], float]:
+def _keyframes(
+    args: argparse.Namespace, reader: Reader
+) -> tuple[list[Any], list[str], int | list[int], float]:
     """The keyframes, their names, the frames that the user asks for, and frames per second."""
     from riemannian_diffusion import demo
 
     given = args.images or [Path(path) for path in demo.endpoint_paths()]
     paths, numbers = map(list, zip(*map(split_number, given), strict=True))
-    is_clip = len(paths) == 1 and paths[0].suffix.lower() in CLIP_SUFFIXES
+    has_frames = len(paths) == 1 and is_clip(paths[0])
     is_folder = len(paths) == 1 and paths[0].is_dir()
-    if (is_clip or is_folder) and numbers != [None]:
+    if (has_frames or is_folder) and numbers != [None]:
         raise ValueError(
             f"a frame number stands behind an image, but {paths[0]} is a folder or a video."
         )
-    if is_clip:
-        clip = read_clip(paths[0], args.clip_frames, args.size)
+    clips = [path for path in paths if path.suffix.lower() in CLIP_SUFFIXES]
+    if clips and len(paths) > 1:
+        raise ValueError(f"{clips[0]} is a video: give it alone, or give images of its frames.")
+    if has_frames:
+        clip = reader.clip(paths[0], args.clip_frames, args.size)
         first, last = clip.places
         if not first < last:
             raise ValueError(
@@ -79,7 +118,7 @@ def _keyframes(args: argparse.Namespace) -> tuple[list[Any], list[str], int | li
         names = [f"{paths[0]}#{place}" for place in clip.places]
         return clip.frames, names, frames, args.fps or clip.fps
     if is_folder:
-        folder, paths = paths[0], list(images_in(paths[0]))
+        folder, paths = paths[0], reader.folder(paths[0])
         if not paths:
             raise ValueError(f"the folder {folder} holds no images.")
         numbers = [None] * len(paths)
@@ -90,7 +129,7 @@ def _keyframes(args: argparse.Namespace) -> tuple[list[Any], list[str], int | li
         if args.frames is not None:
             raise ValueError("frame numbers behind images and --frames exclude each other.")
         frames = frames_between(paths, numbers)
-    images = [open_image(path, args.size) for path in paths]
+    images = [reader.image(path, args.size) for path in paths]
     return images, [*map(str, paths)], frames, args.fps or 12.0
 
 
@@ -151,7 +190,7 @@ def frames_of_gaps(frames: int | list[int], num_gaps: int) -> list[int]:
     return found
 
 
-def _starts(args: argparse.Namespace, images: list[Any]) -> list[Any] | None:
+def _starts(args: argparse.Namespace, images: list[Any], reader: Reader) -> list[Any] | None:
     """Names of starts, and images of those that are folders or videos, in the keyframes' size."""
     if args.init is None:
         return None
@@ -164,9 +203,9 @@ def _starts(args: argparse.Namespace, images: list[Any]) -> list[Any] | None:
                     f"--init {start} starts a morph of two images, but there are {len(images)}."
                 )
             if start.is_dir():
-                shown = [open_image(path, size) for path in images_in(start)]
+                shown = [reader.image(path, size) for path in reader.folder(start)]
             else:
-                shown = read_clip(start, None, size).frames
+                shown = reader.clip(start, None, size).frames
             if len(shown) < 2:
                 raise ValueError(f"--init {start} must hold two or more images.")
             starts.append(shown)

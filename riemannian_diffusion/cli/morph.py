@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from riemannian_diffusion.arguments import check_not_negative
+from riemannian_diffusion.batches import is_out_of_memory
 from riemannian_diffusion.cli.inputs import Inputs
 from riemannian_diffusion.cli.models import ip_adapter_images
 from riemannian_diffusion.cli.work import Work, solve_options
 from riemannian_diffusion.geodesics import RTOL
-from riemannian_diffusion.pipelines import GeodesicInterpolationOutput
+from riemannian_diffusion.pipelines import GeodesicInterpolationOutput, MorphPath
 from riemannian_diffusion.pipelines.checks import check_inversion, check_sampling, check_solve
 from riemannian_diffusion.pipelines.curves import check_metric
 from riemannian_diffusion.pipelines.starts import as_starts
 from riemannian_diffusion.pipelines.texts import warn_of_negative
 from riemannian_diffusion.score import Conditions
-from riemannian_diffusion.score.diffusion import is_flow
+from riemannian_diffusion.score.schedulers import is_flow
 
 
 def check_options(args: argparse.Namespace, pipe: Any) -> None:
@@ -30,7 +33,7 @@ def check_options(args: argparse.Namespace, pipe: Any) -> None:
     """
     check_inversion(args.space, args.strength, args.steps, None, args.max_batch_size, None)
     check_metric(args.metric, args.space, is_flow(pipe.scheduler))
-    check_solve(None, args.max_evals, _rtol(args), 1, None, None)
+    check_solve(None, args.max_evals, _rtol(args), 1, None)
     check_sampling(args.adain, args.attention_interpolation, args.space, None)
     check_not_negative(share=args.extrapolate)
 
@@ -54,7 +57,8 @@ def morph(
     metric, third = args.metric, inputs.third
 
     # 1. Find what was kept
-    work.begin(metric, solve_options(args, inputs, pipe.device_of_work))
+    options = solve_options(args, inputs, pipe.device_of_work)
+    work.begin(metric, options)
     keys, path = work.keyframes(), work.path(metric)
     checkpoint = work.checkpoint(metric)
     if keys is not None:
@@ -111,7 +115,35 @@ def morph(
         )
         work.keep(path)
 
-    # 5. Sample it
+    # 5. Sample it, change it and decode it; if memory runs out, keep it
+    try:
+        return _shown(args, third, theirs, path, pipe, work)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if work.folder is None:
+            work.keep_in(kept_folder(args.output), metric, options)
+        raise MemoryError(
+            f"out of memory: {error} The path is kept: free memory and run this again with --keep "
+            f"{work.folder}."
+        ) from error
+
+
+def kept_folder(output: Path) -> Path:
+    """A new folder beside the output, for work that would be lost."""
+    names = (f"{output.stem}-kept{number or ''}" for number in itertools.count())
+    return next(folder for folder in map(output.with_name, names) if not folder.exists())
+
+
+def _shown(
+    args: argparse.Namespace,
+    third: Any,
+    theirs: Conditions | None,
+    path: MorphPath,
+    pipe: Any,
+    work: Work,
+) -> GeodesicInterpolationOutput:
+    """Sample a path, change it as asked, and decode it."""
     if path.latents is None or path.attention_interpolation != args.attention_interpolation:
         path = pipe.sample(
             path,
@@ -119,8 +151,6 @@ def morph(
             attention_interpolation=args.attention_interpolation,
         )
         work.keep(path)
-
-    # 6. Change it as asked
     if args.retime is not None:
         path = pipe.retime(path, args.retime, max_batch_size=args.max_batch_size)
     if args.extrapolate:
@@ -128,10 +158,8 @@ def morph(
     if third is not None:
         assert theirs is not None
         # loaded keyframes have their own copy of the LoRAs, and one path shares one
-        theirs = replace(theirs, loras=keys.levels.conditions.loras)
+        theirs = replace(theirs, loras=path.keys.levels.conditions.loras)
         path = pipe.transport(path, third, conditions=theirs, max_evals=args.max_evals)
-
-    # 7. Decode it
     return pipe.render(
         path, paste_endpoints=args.paste_endpoints, max_batch_size=args.max_batch_size
     )

@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="IMAGE",
         help="two or more images of one size, each perhaps with the number of its frame (a.png@0 "
-        "b.png@24); or a folder of them; or a video",
+        "b.png@24); or a folder of them; or a video or a GIF",
     )
     add("-o", "--output", type=Path, required=True, help=".gif, .mp4, .png (a grid) or a directory")
     _add_model(add)
@@ -138,6 +138,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--max-batch-size", type=int, default=8, help="less needs less memory (default: 8)")
     add("--size", type=_size, help="crop and scale the images to this size first: 512 or 768x512")
+    add(
+        "--background",
+        type=_colour,
+        default="white",
+        metavar="COLOUR",
+        help="what transparent parts of images show: a name or #rrggbb (default: white)",
+    )
     add(
         "--retime",
         choices=("lpips", "rmse"),
@@ -355,6 +362,20 @@ def _frames(text: str) -> int | list[int]:
             f"must be a whole number, or one for each gap, but got {text!r}"
         ) from None
     return numbers if len(numbers) > 1 else numbers[0]
+
+
+def _colour(text: str) -> str:
+    from PIL import ImageColor
+
+    try:
+        num_channels = len(ImageColor.getrgb(text))
+    except ValueError:
+        num_channels = 0
+    if num_channels != 3:
+        raise argparse.ArgumentTypeError(
+            f"must be a colour such as grey or #808080, but got {text!r}"
+        )
+    return text
 
 
 def _size(text: str) -> tuple[int, int]:

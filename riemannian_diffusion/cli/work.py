@@ -45,6 +45,7 @@ class Work:
     def __init__(self, folder: Path | None, settings: dict[str, Any], *, force: bool):
         self.folder = folder
         self._kept: dict[str, Any] = {"keyframes": settings, "solves": {}}
+        self._made: dict[str, Keyframes | MorphPath] = {}  # what was made without a folder
         self._anew = True  # nothing in the folder is of use
         if folder is None:
             return
@@ -98,10 +99,25 @@ class Work:
         return None if self.folder is None else self.folder / f"solve-{metric}.safetensors"
 
     def keep(self, made: Keyframes | MorphPath) -> None:
-        """Write keyframes or a path."""
-        if self.folder is not None:
-            name = "keys" if isinstance(made, Keyframes) else f"path-{made.metric}"
+        """Write keyframes or a path; without a folder, remember them for `keep_in`."""
+        name = "keys" if isinstance(made, Keyframes) else f"path-{made.metric}"
+        if self.folder is None:
+            self._made[name] = made
+        else:
             made.save(self.folder / f"{name}.safetensors")
+
+    def keep_in(self, folder: Path, metric: str, options: dict[str, Any]) -> None:
+        """Write everything that was made without a folder to a new one, as with `--keep`.
+
+        Args:
+            folder: The folder.
+            metric: As in `begin`.
+            options: As in `begin`.
+        """
+        self.folder = folder
+        self.begin(metric, options)
+        for made in self._made.values():
+            self.keep(made)
 
     def _load(self, name: str, load: Callable[[Path], T]) -> T | None:
         if self.folder is None or not (self.folder / name).exists():

@@ -9,15 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.media import (
-    IMAGE_SUFFIXES,
-    images_in,
-    open_image,
-    opened,
-    sorted_by_name,
-)
-
-_ORIENTATION_TAG, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: height and width are swapped
+from riemannian_diffusion.media import images_in, open_image, shown_size, sorted_by_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +69,8 @@ def find_sequences(directory: Path | str) -> list[SequenceFiles]:
     Raises:
         OSError: If the directory does not exist or an image cannot be read.
         ValueError: If there are no sub-folders, a sub-folder holds no images, the images of a
-            sub-folder differ in size, or `inputs` does not hold two images.
+            sub-folder differ in size, have several frames each or differ in the suffix alone, or
+            `inputs` does not hold two images.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -94,7 +87,7 @@ def find_sequences(directory: Path | str) -> list[SequenceFiles]:
 def _find_sequence(folder: Path) -> SequenceFiles:
     frames = images_in(folder)
     if not frames:
-        raise ValueError(f"{folder} holds no frames: images ending in {', '.join(IMAGE_SUFFIXES)}.")
+        raise ValueError(f"{folder} holds no frames: images ending in .png, .jpg or the like.")
     inputs, truth = (
         images_in(folder / name) if (folder / name).is_dir() else () for name in ("inputs", "truth")
     )
@@ -112,9 +105,8 @@ def _find_sequence(folder: Path) -> SequenceFiles:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    with opened(path) as image:
-        turned = image.getexif().get(_ORIENTATION_TAG) in _TURNED
-        return image.size if turned else image.size[::-1]
+    width, height = shown_size(path)
+    return height, width
 
 
 def _read(paths: tuple[Path, ...]) -> Tensor:

@@ -22,7 +22,7 @@ from riemannian_diffusion.metrics.energies import (
     served,
     within_memory,
 )
-from riemannian_diffusion.score.model import Composite, accepts_places
+from riemannian_diffusion.score.model import Composite, accepts_places, outside_inference
 from riemannian_diffusion.score.where import Where
 
 MAX_CORRECTIONS = 50  # largest number in one step of the exponential map
@@ -131,6 +131,7 @@ class Metric(Composite, ABC):
         pairs = zip(hops, found, strict=True)
         return torch.stack([self.lengths_from(hop, energies) for hop, (energies, _, _) in pairs])
 
+    @torch.inference_mode(False)
     def energies(
         self,
         paths: Sequence[Tensor],
@@ -257,10 +258,10 @@ class Metric(Composite, ABC):
 
     def flat(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """The momenta `G v` of tangents, `(K, *shape) -> (K, *shape)`."""
-        v = v.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            x, v = outside_inference(x), outside_inference(v).detach().requires_grad_()
             energy = 0.5 * self.inner(x, v, v, where).sum()
-        return torch.autograd.grad(energy, v)[0]
+            return torch.autograd.grad(energy, v)[0]
 
     def sharp(
         self,
@@ -310,12 +311,12 @@ class Metric(Composite, ABC):
 
     def force(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """The derivative of `1/2 <v, v>_x` in the point x, `(K, *shape)`."""
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            x, v = outside_inference(x).detach().requires_grad_(), outside_inference(v)
             energy = 0.5 * self.inner(x, v, v, where).sum()
-        if not energy.requires_grad:  # the metric is the same at every point
-            return torch.zeros_like(x)
-        return torch.autograd.grad(energy, x)[0]
+            if not energy.requires_grad:  # the metric is the same at every point
+                return torch.zeros_like(x)
+            return torch.autograd.grad(energy, x)[0]
 
     def differentiable(self: M) -> M:
         """The metric, or a copy of it, whose energy has the full gradient in the points."""

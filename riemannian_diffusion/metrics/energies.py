@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.batches import is_out_of_memory
 from riemannian_diffusion.metrics.departures import Departure
+from riemannian_diffusion.score.model import outside_inference
 from riemannian_diffusion.score.where import Where
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ class PathBatch:
     """
 
     def __init__(self, paths: Sequence[Tensor], pairs: Sequence[int]):
-        self.paths, self.pairs = [path.detach() for path in paths], list(pairs)
+        self.paths = [outside_inference(path).detach() for path in paths]
+        self.pairs = list(pairs)
         if len(self.pairs) != len(self.paths):
             raise ValueError(
                 "`pairs` must have one index for each path, but there are "
@@ -87,8 +90,8 @@ def within_memory(
     while True:
         try:
             return compute()
-        except torch.OutOfMemoryError:
-            if not metric.use_less_memory(batch.after_start()):
+        except (RuntimeError, MemoryError) as error:
+            if not (is_out_of_memory(error) and metric.use_less_memory(batch.after_start())):
                 raise
 
 

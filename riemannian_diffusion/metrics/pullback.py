@@ -18,6 +18,7 @@ from riemannian_diffusion.metrics.energies import (
     pull_back,
     same_places,
 )
+from riemannian_diffusion.score.model import outside_inference, pushed
 from riemannian_diffusion.score.where import Where
 
 
@@ -35,14 +36,14 @@ class PullbackMetric(Metric):
 
     def embed_jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """The derivative of `phi` along `v`, `(K, *embedding shape)`."""
-        return torch.func.jvp(lambda points: self.embed(points, where), (x,), (v,))[1]
+        return pushed(lambda points: self.embed(points, where), x, v)
 
     def embed_vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
         """The products `J_phi^T w`, `(K, *embedding shape) -> (K, *shape)`."""
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            x = outside_inference(x).detach().requires_grad_()
             embedded = self.embed(x, where)
-        return torch.autograd.grad(embedded, x, w)[0]
+            return torch.autograd.grad(embedded, x, outside_inference(w))[0]
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """The inner products `<J_phi u, J_phi v>` of tangents, `(K, *shape) -> (K,)`."""

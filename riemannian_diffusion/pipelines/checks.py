@@ -82,7 +82,6 @@ def check_solve(
     rtol: float,
     num_quadrature: int,
     score_mode: str | None,
-    generator: torch.Generator | None,
 ) -> None:
     """Check the options of the stage `solve`.
 
@@ -94,7 +93,6 @@ def check_solve(
     check_whole(1, max_evals=max_evals, num_quadrature=num_quadrature)
     check_not_negative(rtol=rtol)
     check_choice("score_mode", score_mode, (None, *MODES))
-    check_generator(generator)
 
 
 def check_sampling(adain: bool, attention_interpolation: float, space: str, callback: Any) -> None:

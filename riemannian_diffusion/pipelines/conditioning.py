@@ -13,6 +13,7 @@ from riemannian_diffusion.adaptation import Adaptation, LoraMix
 from riemannian_diffusion.arguments import check_kind, check_points
 from riemannian_diffusion.files import digest_of
 from riemannian_diffusion.levels import Levels, Schedule
+from riemannian_diffusion.pipelines.classes import Label
 from riemannian_diffusion.pipelines.model import LORA_WEIGHTS, MixedPrediction, MorphableModel
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
 from riemannian_diffusion.pipelines.preflight import check_model
@@ -24,6 +25,7 @@ from riemannian_diffusion.pipelines.prompts import (
 )
 from riemannian_diffusion.pipelines.texts import warn_of_texts
 from riemannian_diffusion.score import Condition, Conditions
+from riemannian_diffusion.score.schedulers import meaning_of
 
 
 class ConditionedModel(MorphableModel):
@@ -41,7 +43,7 @@ class ConditionedModel(MorphableModel):
         negative_prompt_3: str | None = None,
         max_sequence_length: int | None = None,
         clip_skip: int | None = None,
-        class_labels: int | Sequence[int] | None = None,
+        class_labels: Label | Sequence[Label] | None = None,
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] | None = None,
         target_size: tuple[int, int] | None = None,
@@ -69,8 +71,9 @@ class ConditionedModel(MorphableModel):
             negative_prompt_3: The negative prompt for the third text encoder.
             max_sequence_length: The number of tokens to which long-text encoders pad or cut.
             clip_skip: The number of last layers of CLIP that are left out.
-            class_labels: Numbers of classes, for models of classes: one for all keyframes or one
-                for each, interpolated along the path in the space of the network's embeddings.
+            class_labels: Classes, for models of classes, as numbers or as names that the model
+                has: one for all keyframes or one for each, interpolated along the path in the space
+                of the network's embeddings.
             original_size: Height and width before resizing, on which Stable Diffusion XL is
                 conditioned; None takes the size of the images.
             crops_coords_top_left: Top and left edge of the crop, for Stable Diffusion XL; None is
@@ -186,7 +189,7 @@ class ConditionedModel(MorphableModel):
         return Conditions(positive | shown, negative, loras, options).to(self.device_of_work)
 
     def _class_conditions(
-        self, labels: int | Sequence[int] | None
+        self, labels: Label | Sequence[Label] | None
     ) -> tuple[dict[str, Condition], dict[str, Condition]]:
         """Conditions of class labels, and those without a class."""
         if labels is not None:
@@ -263,6 +266,11 @@ class ConditionedModel(MorphableModel):
                     "This model takes `guidance_scale` as an input of its network, so there is "
                     "nothing to damp: leave `guidance_damping` at 0, or guide by `true_cfg_scale`."
                 )
+        if guidance_damping and hasattr(self._prediction(conditions.options), "guide"):
+            raise ValueError(
+                f"`guidance_damping` damps linear guidance, but {type(self).__name__} has another "
+                "rule of guidance: leave `guidance_damping` at 0."
+            )
         scale = max(guidance_scale, true_cfg_scale) if true_cfg_scale > 1 else guidance_scale
         options = (scale, guidance_damping, max_batch_size)
         return self._connect(Levels(None, None, schedule, conditions, *options))
@@ -344,6 +352,4 @@ class ConditionedModel(MorphableModel):
     def _digest(self) -> str:
         """A digest of everything of the model on which points depend."""
         vae = getattr(self, "vae", None)
-        scheduler = self.scheduler
-        config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
-        return digest_of((self.network, vae), type(scheduler).__name__, config)
+        return digest_of((self.network, vae), meaning_of(self.scheduler))

@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
@@ -59,7 +60,7 @@ class FurtherStages(MorphStages):
             path: The path.
             distance: "lpips" (needs the package lpips), "rmse", or a function of two batches
                 `(K, 3, H, W)` in [0, 1] -> `(K,)`.
-            max_batch_size: Largest batch given to the autoencoder; None for no limit.
+            max_batch_size: As in `decode`.
             callback_on_step_end: As in `sample`. An interrupted round is dropped.
             on_event: Receives events; None shows progress bars.
 
@@ -86,7 +87,7 @@ class FurtherStages(MorphStages):
         check_callback(callback_on_step_end)
         compare = find_distance(distance, self.device_of_work)
         self._interrupt = False
-        on_step = self._on_step(callback_on_step_end)
+        on_step, learned = self._on_step(callback_on_step_end), path.keys.levels.learned
 
         def show(times: Tensor) -> Generator[Event, Any, tuple[MorphPath, Tensor, bool]]:
             moved = path if torch.equal(times, path.times) else replaced_times(path, times)
@@ -95,7 +96,7 @@ class FurtherStages(MorphStages):
                 moved, proceeds = yield from self._sampling(moved, on_step)
             if not proceeds:
                 return moved, moved.points[:0], False
-            frames = yield from self._decoding(_sampled(moved), max_batch_size)
+            frames = yield from self._decoding(_sampled(moved), max_batch_size, learned)
             return moved, to_unit(frames), True
 
         counts = [gap.stop - gap.start for gap in path.gaps]
@@ -210,7 +211,7 @@ class FurtherStages(MorphStages):
             )
         metric = path.metric if metric is None else metric
         check_metric(metric, keys.space, keys.levels.schedule.is_flow)
-        check_solve(None, max_evals, rtol, num_quadrature, None, None)
+        check_solve(None, max_evals, rtol, num_quadrature, None)
         check_callback(callback_on_step_end)
         pixels = to_keyframes([image], self._image_channels, self._size_factor, least=1)
         if pixels.shape[1:] != keys.pixels.shape[1:]:
@@ -302,7 +303,7 @@ class FurtherStages(MorphStages):
             path: A path, sampled, or a list of them.
             output_type: "pil", "np", "pt" or "latent".
             paste_endpoints: Put the keyframes themselves in place of their reconstructions.
-            max_batch_size: Largest batch given to the autoencoder; None for no limit.
+            max_batch_size: As in `decode`.
             on_event: Receives events; None shows progress bars.
 
         Returns:
@@ -337,20 +338,21 @@ class FurtherStages(MorphStages):
         made = [self._run(self._rendering(one, *options), on_event) for one in several]
         if isinstance(path, MorphPath):
             return GeodesicInterpolationOutput(*made[0])
-        return GeodesicInterpolationOutput(*map(list, zip(*made, strict=True)))
+        frames, *others = map(list, zip(*made, strict=True))
+        return GeodesicInterpolationOutput(_stacked(frames), *others)
 
     def _rendering(
         self, path: MorphPath, output_type: str, paste: bool, max_batch_size: int | None
     ) -> Generator[Event, Any, tuple]:
         """Events of decoding; returns the entries of the output."""
-        keys, latents = path.keys, path.shown
+        keys, latents, learned = path.keys, path.shown, path.keys.levels.learned
         mine = _sampled(path)[path.key_indices]  # the keyframes' clean latents
         alone, flags, dark = keys.autoencoder_error, None, None
         if output_type == "latent":
             frames, errors = latents, (mine - keys.clean).square().flatten(1).mean(1)
             lost = quality.inversion_warning(errors, torch.zeros_like(errors), keys.clean)
         else:
-            decoded = yield from self._decoding(latents, max_batch_size)
+            decoded = yield from self._decoding(latents, max_batch_size, learned)
             frames, flags = self._check_safety(decoded)
             frames = to_unit(frames)
             if path.transported is None:  # errors are those of frames before a checker blanks them
@@ -358,7 +360,7 @@ class FurtherStages(MorphStages):
                 shown, pasted = to_unit(decoded[places]), keys.pixels
             else:
                 places = [0]
-                shown = to_unit((yield from self._decoding(mine, max_batch_size)))
+                shown = to_unit((yield from self._decoding(mine, max_batch_size, learned)))
                 pasted = keys.pixels[-1:]
             errors = (shown - keys.pixels).square().flatten(1).mean(1)
             lost = None if alone is None else quality.inversion_warning(errors, alone, keys.pixels)
@@ -375,6 +377,13 @@ class FurtherStages(MorphStages):
             None if alone is None else alone.tolist(),
             [text for text in found if text is not None],
         )
+
+
+def _stacked(frames: list[Any]) -> Any:
+    """Frames of several morphs as one array or tensor, where they are such and of one shape."""
+    if isinstance(frames[0], list) or len({one.shape for one in frames}) > 1:
+        return frames
+    return torch.stack(frames) if isinstance(frames[0], Tensor) else np.stack(frames)
 
 
 def _untransported(path: MorphPath) -> MorphPath:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind
+from riemannian_diffusion.batches import is_out_of_memory
 from riemannian_diffusion.events import Listener
 from riemannian_diffusion.geodesics import Solver
 from riemannian_diffusion.pipelines.checks import (
@@ -22,12 +25,13 @@ from riemannian_diffusion.pipelines.checks import (
 from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
 from riemannian_diffusion.pipelines.folders import check_folder, read_index
 from riemannian_diffusion.pipelines.further_stages import FurtherStages
-from riemannian_diffusion.pipelines.inputs import Image, split_morphs, to_keyframes
-from riemannian_diffusion.pipelines.morph import check_num_frames
+from riemannian_diffusion.pipelines.inputs import Image, for_each, split_morphs, to_keyframes
+from riemannian_diffusion.pipelines.morph import MorphOutOfMemoryError, check_num_frames
 from riemannian_diffusion.pipelines.morph_stages import Step
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
 from riemannian_diffusion.pipelines.single_file import prepared
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
+from riemannian_diffusion.pipelines.storage import check_savable
 from riemannian_diffusion.score import Conditions
 
 
@@ -71,13 +75,24 @@ class GeodesicInterpolationMixin(FurtherStages):
                 str(file), **options | kwargs
             )
 
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save the model as diffusers does; once loaded, it gives the same levels.
+
+        Raises:
+            ValueError: If the scheduler's config does not give its levels.
+        """
+        check_savable(self.scheduler)
+        super().save_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
+            save_directory, *args, **kwargs
+        )
+
     @torch.no_grad()
     def __call__(
         self,
-        image: Sequence[Image] | Sequence[Sequence[Image]],
+        image: Sequence[Image] | Sequence[Sequence[Image]] | Tensor,
         prompt: str | Sequence[str] | Sequence[Sequence[str]] = "",
         *,
-        negative_prompt: str = "",
+        negative_prompt: str | Sequence[str] = "",
         num_frames: int | Sequence[int] = 17,
         metric: str | MetricFactory = "tangent_normal",
         space: str = "noise",
@@ -90,7 +105,7 @@ class GeodesicInterpolationMixin(FurtherStages):
         conditions: Conditions | Sequence[Conditions] | None = None,
         max_batch_size: int | None = 8,
         paste_endpoints: bool = False,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Step | None = None,
@@ -102,10 +117,11 @@ class GeodesicInterpolationMixin(FurtherStages):
         transport a path, to save it, or to solve again with another metric.
 
         Args:
-            image: Two or more keyframes, or a list of such lists for several morphs; see `invert`.
+            image: Two or more keyframes, or a list of such lists for several morphs, or their
+                tensor `(B, P, 3, H, W)`; see `invert`.
             prompt: One prompt, or one for each keyframe; along the path their embeddings are
                 interpolated. For a list of morphs: one of these for all, or a list of them.
-            negative_prompt: As in `invert`.
+            negative_prompt: As in `invert`; for a list of morphs also a list with one for each.
             num_frames: Frames from each keyframe to the next, both included, at least 2: one number
                 or one for each gap. M keyframes give `(M - 1) (num_frames - 1) + 1` frames.
             metric: As in `solve`.
@@ -121,7 +137,8 @@ class GeodesicInterpolationMixin(FurtherStages):
             max_batch_size: As in `invert`.
             paste_endpoints: As in `render`.
             generator: Source of all that is random: the shared noise of `space="clean"`, and the
-                levels and noises of "density" and of roadmaps.
+                levels and noises of "density" and of roadmaps. For a list of morphs also a list
+                with one for each.
             output_type: As in `render`.
             return_dict: Return a `GeodesicInterpolationOutput`, else a tuple of its entries.
             callback_on_step_end: As in `sample`.
@@ -134,15 +151,17 @@ class GeodesicInterpolationMixin(FurtherStages):
             ValueError: If an argument is out of range, the images' sizes differ or do not fit the
                 model, counts of images and prompts disagree, or the scheduler has no levels of the
                 model's kind.
+            MorphOutOfMemoryError: If memory runs out after the paths were found, even for batches
+                of one. Its `path` is what was found.
         """
         # 1. Check everything before the work begins; one morph is a batch of one
         single, morphs, prompts = split_morphs(image, prompt)
-        check_inversion(
-            *(space, strength, num_inference_steps, None),
-            *(max_batch_size, generator),
-        )
+        negatives = for_each("negative_prompt", negative_prompt, len(morphs))
+        generators = for_each("generator", generator, len(morphs))
+        for one in generators:
+            check_inversion(space, strength, num_inference_steps, None, max_batch_size, one)
         check_metric(metric, space, self._is_flow)
-        check_solve(solver, max_evals, 0.0, 1, None, generator)
+        check_solve(solver, max_evals, 0.0, 1, None)
         as_starts(init, space)
         check_sampling(False, 0.0, space, callback_on_step_end)
         check_choice("output_type", output_type, OUTPUT_TYPES)
@@ -156,17 +175,19 @@ class GeodesicInterpolationMixin(FurtherStages):
             self.invert(
                 images,
                 "" if mine is not None and not any(texts) else texts,
-                negative_prompt,
+                negative,
                 space=space,
                 strength=strength,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 conditions=mine,
                 max_batch_size=max_batch_size,
-                generator=generator,
+                generator=source,
                 on_event=on_event,
             )
-            for images, texts, mine in zip(morphs, prompts, given, strict=True)
+            for images, texts, negative, mine, source in zip(
+                *(morphs, prompts, negatives, given, generators), strict=True
+            )
         ]
 
         # 3. Find the paths of all morphs side by side
@@ -177,20 +198,26 @@ class GeodesicInterpolationMixin(FurtherStages):
             init=init,
             solver=solver,
             max_evals=max_evals,
-            generator=generator,
+            generator=generators,
             on_event=on_event,
         )
 
         # 4. Sample clean latents from each path, and 5. decode them
         options: dict[str, Any] = {"callback_on_step_end": callback_on_step_end}
-        sampled = [self.sample(path, on_event=on_event, **options) for path in paths]
-        out = self.render(
-            sampled[0] if single else sampled,
-            output_type=output_type,
-            paste_endpoints=paste_endpoints,
-            max_batch_size=max_batch_size,
-            on_event=on_event,
-        )
+        try:
+            for i, path in enumerate(paths):
+                paths[i] = self.sample(path, on_event=on_event, **options)
+            out = self.render(
+                paths[0] if single else paths,
+                output_type=output_type,
+                paste_endpoints=paste_endpoints,
+                max_batch_size=max_batch_size,
+                on_event=on_event,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MorphOutOfMemoryError(paths[0] if single else paths, error) from error
         return out if return_dict else tuple(getattr(out, field.name) for field in fields(out))
 
 

@@ -48,8 +48,12 @@ def decode_images(vae: Any, latents: Tensor) -> Tensor:
     return vae.decode(latents, return_dict=False)[0]
 
 
-def statistics(vae: Any) -> tuple[Tensor | float, Tensor | float]:
+def statistics(vae: Any, device: torch.device) -> tuple[Tensor | float, Tensor | float]:
     """The mean and the standard deviation of latents that an autoencoder's config states.
+
+    Args:
+        vae: An autoencoder of images or of videos.
+        device: The device of the result; the autoencoder's own may be offloaded.
 
     Returns:
         Two numbers, or tensors `(C, 1, 1)` where they differ between channels.
@@ -59,7 +63,6 @@ def statistics(vae: Any) -> tuple[Tensor | float, Tensor | float]:
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
         return config.get("shift_factor") or 0.0, 1 / scale
-    device = vae.device
     columns = [torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std)]
     return columns[0], columns[1] / scale
 

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 from riemannian_diffusion.adaptation import LoraMix
 from riemannian_diffusion.arguments import check_points
+from riemannian_diffusion.batches import BatchSize, Learned
 from riemannian_diffusion.events import Event, network_called, run
-from riemannian_diffusion.levels import Schedule, read_schedule
+from riemannian_diffusion.levels import Schedule, even_sigmas, linear_shift, read_schedule
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
 from riemannian_diffusion.pipelines.latents import decode_images, encode_images, statistics
 from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest
-from riemannian_diffusion.score.diffusion import is_flow
 from riemannian_diffusion.score.network import Predict, linear_guidance
+from riemannian_diffusion.score.schedulers import check_scheduler, is_flow
 
 LORA_WEIGHTS = "lora_weights"
+PIXELS_AT_ONCE = 2**20  # of images in one batch of the autoencoder; 1024 x 1024 is one large image
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class MorphableModel:
     Mixed into a diffusers pipeline. A family of models says three things where it is unlike the
     others: how texts become conditions (`_encode_texts`), how latents are scaled for the network
     (`_normalise`, `_denormalise`), and what the network predicts at a time under conditions
-    (`_prediction`). The attributes below say the rest.
+    (`_prediction`). A family of flows also says how its levels are shifted (`_mu`, `_sigmas`). The
+    attributes below say the rest.
     """
 
     if TYPE_CHECKING:  # what diffusers' pipelines bring along
@@ -75,7 +78,9 @@ class MorphableModel:
     _has_ip_adapters = False
     _takes_classes = False
     _additions: tuple[str, ...] = ()  # further embeddings that the network is given
-    _overflows_in_half = False  # the autoencoder overflows in float16 unless its config denies it
+    _repeats_masks = False  # masks may be (P, L C), one number per number of the embeddings
+    _masks_texts = False  # embeddings have masks, though `encode_prompt` takes none
+    _overflows_in_half = False  # the autoencoder may overflow in float16: `force_upcast` counts
 
     # What differs between models
 
@@ -89,6 +94,11 @@ class MorphableModel:
         """The number of channels that the network must take for the autoencoder's latents."""
         config = self.vae.config
         return config.get("latent_channels") or config.get("z_dim")
+
+    @property
+    def _output_channels(self) -> int | None:
+        """The number of channels that the network's config states for its output."""
+        return self._input_channels
 
     @property
     def _embeds_guidance(self) -> bool:
@@ -105,6 +115,14 @@ class MorphableModel:
         """The number of pixels of which height and width of an image must be multiples."""
         return self._patch_size * self.vae_scale_factor
 
+    def _mu(self, size: tuple[int, int], num_steps: int) -> float:
+        """The shift of a flow, for schedulers that shift by the image size."""
+        return linear_shift(self.scheduler, size[0] * size[1] // self._size_factor**2)
+
+    def _sigmas(self, num_steps: int) -> Sequence[float] | None:
+        """The levels of a flow before the shift; None for the scheduler's own."""
+        return even_sigmas(num_steps) if self._even_levels else None
+
     def _encode_texts(self, request: TextRequest) -> Encoded:
         """The conditions of prompts, and of the negative prompt; None if none are wanted."""
         raise NotImplementedError
@@ -119,12 +137,12 @@ class MorphableModel:
 
     def _normalise(self, latents: Tensor) -> Tensor:
         """The autoencoder's latents, scaled as the network takes them."""
-        mean, std = statistics(self.vae)
+        mean, std = statistics(self.vae, latents.device)
         return (latents - mean) / std
 
     def _denormalise(self, latents: Tensor) -> Tensor:
         """The inverse of `_normalise`."""
-        mean, std = statistics(self.vae)
+        mean, std = statistics(self.vae, latents.device)
         return latents * std + mean
 
     def _encode_pixels(self, pixels: Tensor) -> Tensor:
@@ -138,11 +156,8 @@ class MorphableModel:
     @contextmanager
     def _vae_ready(self) -> Iterator[None]:
         """The autoencoder runs in float32 inside where half precision overflows in it."""
-        dtype, config = self.vae.dtype, self.vae.config
-        defaults = config.get("_use_default_values", ())  # fields that its file leaves out
-        wide = config.get("force_upcast") and (
-            self._overflows_in_half or "force_upcast" not in defaults
-        )
+        dtype = self.vae.dtype
+        wide = self._overflows_in_half and self.vae.config.get("force_upcast")
         upcast = dtype == torch.float16 and wide
         try:
             if upcast:
@@ -185,7 +200,8 @@ class MorphableModel:
 
         Args:
             images: Images of one size, as `__call__` takes keyframes.
-            max_batch_size: Largest batch given to the autoencoder; None for no limit.
+            max_batch_size: Largest batch given to the autoencoder, which also gets at most
+                1024 x 1024 pixels at once, but one image at least; None for no limit.
 
         Returns:
             `(P, C, h, w)`, float32: the modes of the posteriors, scaled as the network takes them.
@@ -202,7 +218,8 @@ class MorphableModel:
 
         Args:
             latents: `(K, C, h, w)`, scaled as the network takes them.
-            max_batch_size: Largest batch given to the autoencoder; None for no limit.
+            max_batch_size: Largest batch given to the autoencoder, which also gets at most
+                1024 x 1024 pixels at once, but one image at least; None for no limit.
 
         Returns:
             `(K, 3, H, W)`, float32 in [0, 1]; 1 in place of 3 for models of grey images.
@@ -214,21 +231,25 @@ class MorphableModel:
         return to_unit(run(self._decoding(latents.to(self.device_of_work), max_batch_size)))
 
     def _encoding(
-        self, pixels: Tensor, max_batch_size: int | None
+        self, pixels: Tensor, max_batch_size: int | None, learned: Learned | None = None
     ) -> Generator[Event, Any, Tensor]:
         """Events of encoding; returns clean latents."""
+        size = _batch_size(max_batch_size, learned, pixels.shape[-2] * pixels.shape[-1])
         with self._vae_ready():
-            return (yield from _batches("encode", self._encode_pixels, pixels, max_batch_size))
+            return (yield from _batches("encode", self._encode_pixels, pixels, size))
 
     def _decoding(
-        self, latents: Tensor, max_batch_size: int | None
+        self, latents: Tensor, max_batch_size: int | None, learned: Learned | None = None
     ) -> Generator[Event, Any, Tensor]:
         """Events of decoding; returns frames in about [-1, 1]."""
+        pixels = latents.shape[-2] * latents.shape[-1] * getattr(self, "vae_scale_factor", 1) ** 2
+        size = _batch_size(max_batch_size, learned, pixels)
         with self._vae_ready():
-            return (yield from _batches("decode", self._decode_latents, latents, max_batch_size))
+            return (yield from _batches("decode", self._decode_latents, latents, size))
 
     def _read_schedule(self, num_steps: int, strength: float, size: tuple[int, int]) -> Schedule:
         """The noise levels of this pipeline's scheduler, which must be of the model's kind."""
+        check_scheduler(self.scheduler)
         if is_flow(self.scheduler) != self._is_flow:
             kind = "a rectified flow" if self._is_flow else "a variance-preserving schedule"
             raise ValueError(
@@ -239,24 +260,35 @@ class MorphableModel:
             self.scheduler,
             num_steps,
             strength=strength,
-            num_tokens=size[0] * size[1] // self._size_factor**2,
-            even=self._even_levels,
+            mu=self._mu(size, num_steps),
+            sigmas=self._sigmas(num_steps),
         )
 
 
+def _batch_size(max_batch_size: int | None, learned: Learned | None, pixels: int) -> BatchSize:
+    """The batch size of the autoencoder, for images of so many pixels each."""
+    if max_batch_size is not None:
+        max_batch_size = min(max_batch_size, max(1, PIXELS_AT_ONCE // pixels))
+    return (learned or Learned()).autoencoder.limited(max_batch_size)
+
+
 def _batches(
-    stage: str,
-    function: Callable[[Tensor], Tensor],
-    values: Tensor,
-    max_batch_size: int | None,
+    stage: str, function: Callable[[Tensor], Tensor], values: Tensor, size: BatchSize
 ) -> Generator[Event, Any, Tensor]:
     """Events of a function of batches; returns what it gives, in order, checked to be finite."""
-    size = max_batch_size or len(values)
-    pieces: list[Tensor] = []
-    for start in range(0, len(values), size):
-        yield Event(stage, start, len(values))
+
+    def apply(chunk: slice) -> Tensor:
         network_called()
-        pieces.append(function(values[start : start + size]))
+        return function(values[chunk])
+
+    pieces, done = list[Tensor](), 0
+    yield Event(stage, 0, len(values))
+    for piece in size.run(len(values), apply):
+        pieces.append(piece)
+        done += len(piece)
+        if done == len(values):
+            break
+        yield Event(stage, done, len(values))
     found = torch.cat(pieces).contiguous()  # in memory as it will be after loading from a file
     what = {"encode": "Encoding the images", "decode": "Decoding the latents"}[stage]
     check_finite_values(found, what)

@@ -155,6 +155,14 @@ def chained(parts: Sequence[tuple[Keyframes, int]], conditions: Conditions) -> K
     return replace(first, levels=levels, frame_numbers=None, **own)
 
 
+def learning_together(several: Sequence[Keyframes]) -> list[Keyframes]:
+    """Keyframes that share what their stages have learned about memory."""
+    shared = several[0].levels.learned
+    for keys in several[1:]:
+        shared.join(keys.levels.learned)
+    return [replace(keys, levels=replace(keys.levels, learned=shared)) for keys in several]
+
+
 def check_num_frames(num_frames: Any, num_gaps: int) -> list[int]:
     """The number of frames of every gap, from one number or a list.
 
@@ -299,4 +307,29 @@ class MorphPath:
             settings["attention_interpolation"],
             tensors.get("beyond"),
             tensors.get("transported"),
+        )
+
+
+class MorphOutOfMemoryError(torch.OutOfMemoryError):
+    """Memory ran out after a path was found, even for batches of one.
+
+    Attributes:
+        path: The path, or the list of paths of several morphs. Paths that were sampled before have
+            their latents.
+    """
+
+    def __init__(self, path: MorphPath | list[MorphPath], reason: BaseException):
+        self.path = path
+        several = isinstance(path, list)
+        sampled = all(
+            one.latents is not None for one in (path if isinstance(path, list) else [path])
+        )
+        stage = "decoding the frames" if sampled else "sampling"
+        how = "error.path" if sampled else "pipe.sample(error.path)"
+        if several:
+            how = "error.path" if sampled else "[pipe.sample(path) for path in error.path]"
+        super().__init__(
+            f"Out of memory while {stage}, even for one image at a time: {reason} What was solved "
+            f"is not lost: it is `error.path` of this error. Free memory and go on with "
+            f"`pipe.render({how})`, or save it with its method `save`."
         )

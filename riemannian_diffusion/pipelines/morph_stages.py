@@ -19,6 +19,7 @@ from riemannian_diffusion.geodesics import RTOL, Geodesic, Solver
 from riemannian_diffusion.paths import adain as matched
 from riemannian_diffusion.paths import points_at
 from riemannian_diffusion.pipelines.checks import (
+    check_generator,
     check_inversion,
     check_sampling,
     check_solve,
@@ -32,9 +33,9 @@ from riemannian_diffusion.pipelines.curves import (
     MetricFactory,
     check_metric,
 )
-from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
+from riemannian_diffusion.pipelines.inputs import Image, for_each, to_keyframes
 from riemannian_diffusion.pipelines.model import to_unit
-from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
+from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, learning_together
 from riemannian_diffusion.pipelines.preflight import check_model
 from riemannian_diffusion.pipelines.progress import ProgressBars
 from riemannian_diffusion.pipelines.quality import ImageWarning, autoencoder_warning
@@ -101,7 +102,9 @@ class MorphStages(ConditionedModel):
             conditions: What `condition` returned, in place of the prompts.
             fixed_point_iterations: As in `riemannian_diffusion.invert`.
             frame_numbers: The number of each keyframe's frame, rising from 0.
-            max_batch_size: Largest batch given to the networks; None for no limit.
+            max_batch_size: Largest batch given to the network, and to the autoencoder as in
+                `decode`; None for no limit. If memory runs out in any stage, the batch is halved,
+                and the stages after it keep to the smaller size.
             generator: Source of the shared noise of `space="clean"`.
             on_event: Receives events; None shows progress bars.
 
@@ -171,7 +174,7 @@ class MorphStages(ConditionedModel):
         num_quadrature: int = 3,
         score_mode: str | None = None,
         checkpoint: str | os.PathLike | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         on_event: Listener | None = None,
     ) -> MorphPath | list[MorphPath]:
         """Find the path between keyframes.
@@ -203,7 +206,8 @@ class MorphStages(ConditionedModel):
                 uses, but for "density" the published "difference". "split" has no "difference".
             checkpoint: A file that holds the state of the solve after every iteration. If it
                 exists, the solve resumes from it.
-            generator: Source of the levels and noises of "density" and of roadmaps.
+            generator: Source of the levels and noises of "density" and of roadmaps; for a list of
+                keyframes also a list with one for each.
             on_event: Receives events; None shows progress bars.
 
         Returns:
@@ -229,8 +233,11 @@ class MorphStages(ConditionedModel):
             raise ValueError("`keys` must be keyframes or a list of them, but got an empty list.")
         for one in several:
             check_kind(Keyframes, keys=one)
-        several = [self.connect(one) for one in several]
-        check_solve(solver, max_evals, rtol, num_quadrature, score_mode, generator)
+        several = learning_together([self.connect(one) for one in several])
+        check_solve(solver, max_evals, rtol, num_quadrature, score_mode)
+        generators = for_each("generator", generator, len(several))
+        for source in generators:
+            check_generator(source)
         for one in several:
             check_metric(metric, one.space, one.levels.schedule.is_flow, score_mode)
         starts = [as_starts(init, one.space) for one in several]
@@ -240,13 +247,13 @@ class MorphStages(ConditionedModel):
         ):
             raise ValueError("Keyframes that are solved side by side must be in one space.")
         gaps = []
-        for one in several:
+        for one, source in zip(several, generators, strict=True):
             frames = one.frames_per_gap(num_frames)
             mode = score_mode or ("difference" if metric == "density" else one.levels.mode)
             for i, num in enumerate(frames):
                 conditions = one.levels.conditions.at_knots([i, i + 1])
                 levels = replace(one.levels, conditions=conditions)
-                gaps.append(Gap(one, i, num, levels, mode, generator))
+                gaps.append(Gap(one, i, num, levels, mode, source))
         if not isinstance(metric, str) or metric not in CURVES or metric in MODEL_CURVES:
             for gap in gaps:  # refuses a mode that these conditions do not have
                 gap.levels(gap.timestep, mode=gap.mode)
@@ -285,7 +292,8 @@ class MorphStages(ConditionedModel):
             attention_interpolation: Share of the sampling steps, the first ones, in which the
                 network's self-attention reads keys and values interpolated between those of the
                 keyframes (`riemannian_diffusion.interpolated_attention`, arXiv 2312.07409, there
-                0.6). The frames of a gap then are one batch, whatever `max_batch_size`.
+                0.6). The frames of a gap then are one batch, whatever `max_batch_size`; if memory
+                runs out, they are two or more, each together with the two keyframes.
             callback_on_step_end: Called as `callback(pipe, step, timestep, {"latents": ...})` after
                 every step; it may return changed latents, or set `pipe._interrupt`.
             on_event: Receives events; None shows progress bars.
@@ -336,8 +344,9 @@ class MorphStages(ConditionedModel):
     ) -> Generator[Event, Any, Keyframes]:
         """Events of encoding and inversion; returns the keyframes with latents and points."""
         levels, pixels = draft.levels, draft.pixels
-        clean = yield from self._encoding(pixels, levels.max_batch_size)
-        decoded = to_unit(run(self._decoding(clean, levels.max_batch_size)))
+        batches = levels.max_batch_size, levels.learned
+        clean = yield from self._encoding(pixels, *batches)
+        decoded = to_unit(run(self._decoding(clean, *batches)))
         error = (decoded - pixels).square().flatten(1).mean(1)
         if (text := autoencoder_warning(error, pixels)) is not None:
             warnings.warn(text, ImageWarning, stacklevel=2)
@@ -379,7 +388,8 @@ class MorphStages(ConditionedModel):
             )
         if gap.keys.num_gaps > 1:
             raise ValueError("`init` takes images for two keyframes only, but there are more.")
-        clean = run(self._encoding(pixels.to(gap.keys.clean.device), gap.levels.max_batch_size))
+        pixels = pixels.to(gap.keys.clean.device)
+        clean = run(self._encoding(pixels, gap.levels.max_batch_size, gap.levels.learned))
         clean[0], clean[-1] = gap.clean
         points = to_path_space(gap, clean)
         u = torch.linspace(0, 1, len(points), dtype=torch.float64)

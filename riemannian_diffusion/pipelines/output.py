@@ -12,6 +12,9 @@ from diffusers.utils import BaseOutput
 class GeodesicInterpolationOutput(BaseOutput):
     """The result of a morph; each entry is a list for a list of morphs.
 
+    The `frames` of a list of morphs of one shape are one array or tensor `(B, F, ...)`, unless they
+    are PIL images.
+
     Attributes:
         frames: The frames, first to last: PIL images, an array `(F, H, W, 3)` or a tensor `(F, 3,
             H, W)` in [0, 1], or clean latents `(F, C, h, w)`.

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-DISTILLED = ("turbo", "lightning", "lcm", "hyper-sd", "schnell", "klein", "distill", "dmd", "pcm")
+DISTILLED = ("turbo", "lightning", "lcm", "hyper-sd", "schnell", "sprint", "distill", "dmd", "pcm")
 """Parts of the names of models that were distilled to a few steps."""
 
 CLASSES = ("class_embed_type", "num_class_embeds")
@@ -19,6 +19,8 @@ CLASSES = ("class_embed_type", "num_class_embeds")
 EMBEDDINGS = {
     "addition_embed_type": (None, "text"),  # "text" reads the prompt embeddings
     "encoder_hid_dim_type": (None, "text_proj", "ip_image_proj"),
+    "use_additional_t_cond": (None, False),
+    "siglip_feat_dim": (None,),
 }
 """Config fields of further embeddings, and the values for which a network needs none."""
 
@@ -50,6 +52,11 @@ def _check_network(pipe: Any) -> None:
             "as an input (a latent consistency model), so it is not the score of its data. Load "
             "the model from which it was distilled."
         )
+    if config.get("guidance_embeds") and not pipe._embeds_guidance:
+        raise ValueError(
+            f"The {kind} takes guidance as an input (`guidance_embeds` in its config), which "
+            f"{type(pipe).__name__} does not give: load a model without it."
+        )
     channels = config.get("in_channels")
     wanted = pipe._input_channels
     if channels is not None and wanted is not None and channels != wanted:
@@ -59,7 +66,7 @@ def _check_network(pipe: Any) -> None:
             "Load a model without such inputs."
         )
     out = config.get("out_channels") or channels
-    if channels is not None and out not in (channels, 2 * channels, pipe._input_channels):
+    if channels is not None and out not in (channels, 2 * channels, pipe._output_channels):
         raise ValueError(
             f"The {kind} turns {channels} channels into {out}: a score needs as many, or twice as "
             "many if the model also predicts a variance."

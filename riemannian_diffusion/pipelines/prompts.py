@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.arguments import check_kind, check_points, check_tensor, check_whole
+from riemannian_diffusion.arguments import check_kind, check_points, check_whole
 from riemannian_diffusion.score import Condition
 
 Named = dict[str, Condition]
@@ -18,6 +18,9 @@ Encoded = tuple[Named, Named | None]
 
 WIDTHS = ("caption_channels", "cap_feat_dim", "joint_attention_dim", "cross_attention_dim")
 """Names under which a network's config states the width of prompt embeddings; the first counts."""
+
+MASK = "encoder_attention_mask"
+"""Name under which networks take the mask of prompt embeddings: 1 for a token, 0 for padding."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,53 @@ def encode(pipe: Any, request: TextRequest) -> tuple[Any, ...]:
     known = inspect.signature(pipe.encode_prompt).parameters
     arguments = {name: value for name, value in arguments.items() if name in known}
     further = {name: None for name in ("prompt_2", "prompt_3") if name in known}
-    given = {**arguments, **further, **request.embeddings, **request.options}
-    return pipe.encode_prompt(**given)
+    embeddings = dict(request.embeddings)
+    for name in ("prompt_embeds_mask", "negative_prompt_embeds_mask"):  # some families' names
+        ours = name.replace("embeds", "attention")
+        if name in known and ours in embeddings:
+            embeddings[name] = embeddings.pop(ours)
+    return pipe.encode_prompt(**{**arguments, **further, **embeddings, **request.options})
+
+
+def encode_masked(
+    pipe: Any, request: TextRequest, defaults: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Embeddings and their mask, of pipelines whose `encode_prompt` returns these two first.
+
+    Args:
+        pipe: The pipeline.
+        request: One half of a request.
+        defaults: Arguments of `encode_prompt` where the request has none.
+
+    Returns:
+        As `masked`.
+    """
+    options = {**defaults, **request.options}
+    return masked(*encode(pipe, replace(request, options=options))[:2])
+
+
+def masked(hidden: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """Embeddings and their mask, by the names of conditions.
+
+    Args:
+        hidden: Embeddings `(P, L, C)`.
+        mask: `(P, L)`, 1 for a token and 0 for padding; None if there is no padding.
+
+    Returns:
+        `encoder_hidden_states` `(P, L, C)`, zero where there is padding, so that a token which only
+        one of two prompts has is interpolated with zero; and `encoder_attention_mask` `(P, L)`,
+        boolean.
+    """
+    if mask is None:
+        mask = torch.ones(hidden.shape[:2])
+    mask = mask.to(hidden.device).bool()
+    return {"encoder_hidden_states": hidden.masked_fill(~mask[..., None], 0), MASK: mask}
+
+
+def defaults_of(function: Callable, *names: str) -> dict[str, Any]:
+    """The default values of a function's arguments."""
+    parameters = inspect.signature(function).parameters
+    return {name: parameters[name].default for name in names}
 
 
 def conditions_of(
@@ -168,20 +216,21 @@ def check_embeddings(pipe: Any, embeddings: Mapping[str, Tensor]) -> None:
     check_points(**{n: v for n, v in embeddings.items() if not n.endswith("mask")})
     known = _parameters(pipe)
     pooled = "pooled_prompt_embeds" in known
-    masked = "prompt_attention_mask" in known or "prompt_embeds_mask" in known
+    names = {"prompt_attention_mask", "prompt_embeds_mask"}
+    with_mask = pipe._masks_texts or not names.isdisjoint(known)
     config = pipe.network.config
     width = next((config[name] for name in WIDTHS if config.get(name)), None)
     for prefix in ("", "negative_"):
         name, other = f"{prefix}prompt_embeds", f"{prefix}pooled_prompt_embeds"
         mask = f"{prefix}prompt_attention_mask"
-        for partner, wanted in ((other, pooled), (mask, masked)):
+        for partner, wanted in ((other, pooled), (mask, with_mask)):
             if (partner in embeddings) != (wanted and name in embeddings):
                 need = f"needs `{partner}` with `{name}`" if wanted else f"takes no `{partner}`"
                 raise ValueError(f"This model {need}, but got {sorted(embeddings)}.")
         for key, rank in ((name, 3), (other, 2), (mask, 2)):
             one = embeddings.get(key)
             if one is not None:
-                check_tensor(**{key: one})
+                check_kind(Tensor, **{key: one})  # masks may be of any dtype
             if one is not None and (one.ndim != rank or one.numel() == 0):
                 last = "L" if key == mask else "C"
                 shape = "(1, L, C) or (P, L, C)" if rank == 3 else f"(1, {last}) or (P, {last})"
@@ -189,11 +238,14 @@ def check_embeddings(pipe: Any, embeddings: Mapping[str, Tensor]) -> None:
         one, flags = embeddings.get(name), embeddings.get(mask)
         if one is None:
             continue
-        if flags is not None and flags.shape != one.shape[:2]:
+        repeated = pipe._repeats_masks and flags is not None and flags.shape == one.flatten(1).shape
+        if flags is not None and flags.shape != one.shape[:2] and not repeated:
             raise ValueError(
                 f"`{mask}` must be {tuple(one.shape[:2])} as `{name}` is {tuple(one.shape)}, but "
                 f"got {tuple(flags.shape)}."
             )
+        if flags is not None and not flags.bool().any(1).all():
+            raise ValueError(f"`{mask}` must leave at least one token of each prompt, but got 0.")
         if prefix and not torch.equal(one, one[:1].expand_as(one)):
             raise ValueError(f"`{name}` must be the same for all keyframes, but got {len(one)}.")
         if isinstance(width, int) and one.shape[2] != width:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import Tensor, nn
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
 
 from riemannian_diffusion.arguments import check_whole
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
@@ -67,8 +81,29 @@ class GeodesicInterpolationPipeline(GeodesicInterpolationMixin, StableDiffusionP
 
     _has_ip_adapters = True
 
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        safety_checker: StableDiffusionSafetyChecker | None,
+        feature_extractor: CLIPImageProcessor | None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        requires_safety_checker: bool = True,
+    ):
+        super().__init__(
+            *(vae, text_encoder, tokenizer, unet),
+            None,  # StableDiffusionPipeline would change `steps_offset` of the given scheduler
+            *(safety_checker, feature_extractor, image_encoder),
+            requires_safety_checker=requires_safety_checker,
+        )
+        self.register_modules(scheduler=scheduler)
+
     def _encode_texts(self, request: TextRequest) -> Encoded:
-        positive, negative = encode(self, request)
+        with _text_model_found(self.text_encoder):
+            positive, negative = encode(self, request)
         return conditions_of(
             {"encoder_hidden_states": positive},
             {"encoder_hidden_states": negative} if request.guided else None,
@@ -83,6 +118,22 @@ class GeodesicInterpolationPipeline(GeodesicInterpolationMixin, StableDiffusionP
             frames = frames.clone()
             frames[torch.tensor(flags, dtype=torch.bool)] = -1.0  # black, as diffusers shows it
         return frames, flags
+
+
+@contextmanager
+def _text_model_found(encoder: Any) -> Iterator[None]:
+    """Let diffusers find the last norm of CLIP, which it reads for `clip_skip`.
+
+    It looks in `encoder.text_model`. Since transformers 5, that is the encoder itself.
+    """
+    absent = encoder is not None and not hasattr(encoder, "text_model")
+    try:
+        if absent:
+            encoder.__dict__["text_model"] = encoder  # not as a submodule: it would contain itself
+        yield
+    finally:
+        if absent:
+            del encoder.__dict__["text_model"]
 
 
 class GeodesicInterpolationXLPipeline(GeodesicInterpolationMixin, StableDiffusionXLPipeline):

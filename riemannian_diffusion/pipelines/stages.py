@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from riemannian_diffusion.adaptation import interpolated_attention
 from riemannian_diffusion.arguments import kind_of
+from riemannian_diffusion.batches import BatchSize, Learned
 from riemannian_diffusion.ddim import invert_steps, sample_steps
 from riemannian_diffusion.events import Event, run
 from riemannian_diffusion.geodesics import Geodesic, Problem, Start, solving
@@ -174,17 +175,21 @@ def to_path_space(gap: Gap, clean: Tensor) -> Tensor:
 class InterpolatedAttentionScore(ScoreModel):
     """A score whose network reads keys and values interpolated between those of two keyframes.
 
-    It takes a whole path at a time, and gives the network the points of a gap as one batch.
+    It takes a whole path at a time, and gives the network the points of a gap as one batch. If
+    memory runs out, it gives the network fewer points at a time, each time with both keyframes.
 
     Args:
         score: The score; it must not split batches.
         network: The network that it evaluates.
         path: The path.
+        batch_size: The number of points at a time, beside the two keyframes.
     """
 
-    def __init__(self, score: ScoreModel, network: nn.Module, path: MorphPath):
+    def __init__(
+        self, score: ScoreModel, network: nn.Module, path: MorphPath, batch_size: BatchSize
+    ):
         self.alpha, self.sigma = score.alpha, score.sigma
-        self.score, self.network = score, network
+        self.score, self.network, self.batch_size = score, network, batch_size
         self._times, self._gaps = path.times, path.gaps
 
     def __call__(self, x: Tensor, where: Where | None = None) -> Tensor:
@@ -192,10 +197,26 @@ class InterpolatedAttentionScore(ScoreModel):
         pieces = []
         for i, gap in enumerate(self._gaps):
             here = None if where is None else where[gap]
-            with interpolated_attention(self.network, self._times[gap] - i):
-                value = self.score(x[gap], here)
+            value = self._between(x[gap], self._times[gap] - i, here)
             pieces.append(value if i == 0 else value[1:])  # a keyframe belongs to two gaps
         return torch.cat(pieces)
+
+    def _between(self, x: Tensor, fractions: Tensor, where: Where | None) -> Tensor:
+        """The score at the points of a gap, at these fractions of it."""
+        last = len(x) - 1
+
+        def call(chunk: slice) -> Tensor:
+            between = slice(max(1, chunk.start), chunk.stop)
+            points, places = (torch.cat([of[:1], of[between], of[last:]]) for of in (x, fractions))
+            here = None
+            if where is not None:
+                here = Where.cat([where[:1], where[between], where[last:]])
+            with interpolated_attention(self.network, places):
+                value = self.score(points, here)
+            own = slice(0 if chunk.start == 0 else 1, None if chunk.stop == last else -1)
+            return value[own]
+
+        return torch.cat(list(self.batch_size.run(last, call)))
 
 
 def sampling(
@@ -214,14 +235,17 @@ def sampling(
     levels, where = path.keys.levels, path.where
     schedule = levels.schedule
     timesteps, total = schedule.timesteps, len(schedule.levels)
+    together = BatchSize(argument=None)
     shared = set(timesteps[: round(path.attention_interpolation * total)])
 
     def level_at(timestep: float) -> ScoreModel:
         if timestep not in shared:
             return levels(timestep)
-        whole = replace(levels, max_batch_size=None)(timestep)
+        # it halves its batches itself, because each must have both keyframes
+        undivided = Learned(BatchSize(divisible=False))
+        whole = replace(levels, max_batch_size=None, learned=undivided)(timestep)
         assert levels.network is not None
-        return InterpolatedAttentionScore(whole, levels.network, path)
+        return InterpolatedAttentionScore(whole, levels.network, path, together)
 
     steps = sample_steps(
         level_at, path.points, timesteps, final_abar=schedule.final_abar, where=where

@@ -1,10 +1,12 @@
-"""Levels as tensors and settings, which files hold."""
+"""Levels as tensors and settings, which files hold, and schedulers as configs."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from riemannian_diffusion.levels import Levels, Schedule
@@ -64,3 +66,32 @@ def unpack_levels(tensors: Mapping[str, Tensor], settings: Settings) -> Levels:
     )
     options = ("guidance_scale", "guidance_damping", "max_batch_size")
     return Levels(None, None, schedule, conditions, **{name: settings[name] for name in options})
+
+
+def check_savable(scheduler: Any) -> None:
+    """Refuse a scheduler whose config, which is all that is saved of it, gives other levels.
+
+    Raises:
+        ValueError: If it was changed after it was built, or its config has values that JSON cannot
+            hold.
+    """
+    name = type(scheduler).__name__
+    try:
+        config = json.loads(scheduler.to_json_string())
+    except TypeError as error:
+        raise ValueError(
+            f"The config of this {name} cannot be saved ({error}): build it with numbers and lists."
+        ) from error
+    again = type(scheduler).from_config(config)
+    names = ("alphas_cumprod", "final_alpha_cumprod", "_shift", "sigma_min", "sigma_max")
+    for attribute in names:
+        ours, theirs = (
+            torch.as_tensor(vars(one).get(attribute, 0.0)).double().cpu()
+            for one in (scheduler, again)
+        )
+        if not torch.equal(ours, theirs):
+            raise ValueError(
+                f"`{attribute.strip('_')}` of this {name} was changed after it was built, and "
+                "would be lost in the file: build the scheduler with its values as arguments "
+                "(`trained_betas`, `shift`, ...)."
+            )

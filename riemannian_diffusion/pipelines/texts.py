@@ -45,7 +45,9 @@ def truncation_warnings(
         Sentences that name the prompt, the numbers of tokens and the text that is left out.
     """
     named = [(name, getattr(pipe, name, None)) for name in TOKENIZERS]
-    readers = [(name, one) for name, one in named if one is not None]
+    readers = [  # a processor of texts and images holds a tokenizer of texts
+        (name, getattr(one, "tokenizer", one)) for name, one in named if one is not None
+    ]
     found = []
     for text in dict.fromkeys(texts):
         cuts = {}

@@ -1,16 +1,26 @@
-"""Geodesic interpolation for unconditional models of images in pixel space."""
+"""Geodesic interpolation for models of images in pixel space, unconditional or of classes."""
 
-# No postponed annotations: diffusers 0.35 reads those of the constructor, and not as strings.
-from collections.abc import Iterator, Mapping
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from diffusers import DDIMPipeline, SchedulerMixin, UNet2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
+from riemannian_diffusion.pipelines.classes import (
+    CLASSES,
+    Label,
+    MixedLabels,
+    label_numbers,
+    no_texts,
+)
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
 from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest
+from riemannian_diffusion.score import Condition
 from riemannian_diffusion.score.network import Predict
 
 
@@ -22,20 +32,26 @@ class UnconditionalPrediction:
         unet: The network.
     """
 
-    unet: nn.Module
+    unet: UNet2DModel
 
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output at points `(K, C, H, W)`."""
-        return self.unet(x, timestep, return_dict=False)[0]
+        labels: Any = conditions.get(CLASSES)
+        if labels is not None and self.unet.config.class_embed_type is None:
+            labels = MixedLabels(labels)
+        return self.unet(x, timestep, class_labels=labels, return_dict=False)[0]
 
 
 class GeodesicInterpolationUnconditionalPipeline(GeodesicInterpolationMixin, DDIMPipeline):
     """Morph images into each other along geodesics of a model of their pixels.
 
     Loads from repositories and directories of `DDPMPipeline` and `DDIMPipeline`. There are no
-    prompts and no guidance; latents are images in [-1, 1], and no step of sampling clips them,
-    whatever the scheduler's `clip_sample` says: inversion could not undo that.
+    prompts and no guidance. A model of classes needs `condition(class_labels=...)`. Latents are
+    images in [-1, 1], and no step of sampling clips them, whatever the scheduler's `clip_sample`
+    says: inversion could not undo that.
     """
+
+    _takes_classes = True
 
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin):
         super(DDIMPipeline, self).__init__()  # DDIMPipeline would put its own scheduler in place
@@ -54,12 +70,27 @@ class GeodesicInterpolationUnconditionalPipeline(GeodesicInterpolationMixin, DDI
         return None  # a model of pixels takes the images' channels, whatever they are
 
     def _encode_texts(self, request: TextRequest) -> Encoded:
-        if any(request.prompts or []) or request.negatives or request.embeddings:
+        return no_texts(self, request)
+
+    def _class_conditions(self, labels: Label | Sequence[Label] | None):
+        config = self.unet.config
+        kind, num = config.class_embed_type, config.num_class_embeds
+        if kind is None and num is None:
+            return super()._class_conditions(labels)
+        if kind not in (None, "timestep"):
             raise ValueError(
-                "An unconditional model takes no `prompt`, no `negative_prompt` and no embeddings, "
-                f"but got {request.prompts} and {request.negatives}."
+                f"This model takes embeddings in place of classes (`class_embed_type` {kind!r} in "
+                "its config), which this pipeline does not give."
             )
-        return {}, None
+        if labels is None:
+            raise ValueError(
+                "This is a model of classes: give `class_labels` to `condition`, and what that "
+                "returns to `invert`."
+            )
+        if kind is None:
+            return {CLASSES: Condition.of(F.one_hot(label_numbers(labels, num), num).float())}, {}
+        # the network embeds a number as it embeds a time, so the number itself is interpolated
+        return {CLASSES: Condition.of(label_numbers(labels, num).float())}, {}
 
     def _prediction(self, options: Mapping[str, Any]) -> Predict:
         if options:

@@ -110,8 +110,19 @@ class BlockwiseAttention(TorchFunctionMode):
                 if mask.dtype == torch.bool:
                     mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
                 scores = scores + mask
-            weights = scores.softmax(-1)
+            weights = _softmax(scores)
             if attn_mask is not None:  # a query without keys gives 0, as in torch
                 weights = weights.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
             blocks.append(weights @ value)
         return torch.cat(blocks, -2)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """The softmax over the last dimension, with a forward derivative that can be differentiated.
+
+    The forward derivative of torch's own softmax works in place, so no reverse pass can follow it.
+    """
+    if not scores.requires_grad:
+        return scores.softmax(-1)
+    powers = (scores - scores.detach().amax(-1, keepdim=True)).exp()
+    return powers / powers.sum(-1, keepdim=True)

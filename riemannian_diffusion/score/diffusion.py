@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
-from riemannian_diffusion.arguments import check_finite, check_kind, check_tensor
+from riemannian_diffusion.arguments import check_kind, check_tensor
 from riemannian_diffusion.score.conditions import Condition, Conditions
-from riemannian_diffusion.score.network import MODES, NOISE_FROM, Level, NetworkScore
+from riemannian_diffusion.score.network import MODES, NetworkScore
+from riemannian_diffusion.score.schedulers import level_at
 
 PROMPT = "encoder_hidden_states"
 
@@ -27,8 +27,8 @@ class DiffusionScore(NetworkScore):
         model: The denoiser.
         scheduler: The scheduler, which gives `alpha`, `sigma` and the prediction type. It is not
             changed.
-        timestep: Timestep of the noise level: an index into `scheduler.alphas_cumprod`, or for a
-            flow any number between 0 and `num_train_timesteps`.
+        timestep: Timestep of the noise level, in [0, `len(scheduler.alphas_cumprod) - 1`], or for a
+            flow between 0 and `num_train_timesteps`.
         encoder_hidden_states: Prompt embeddings. `(1, L, C)` is one prompt for all points.
             `(P, L, C)` are prompts at P evenly spaced knots of a path, with linear interpolation
             between them. `(B, P, L, C)` are such knots for each of the B pairs of `geodesics`. If
@@ -40,8 +40,8 @@ class DiffusionScore(NetworkScore):
             eps_neg)` (classifier-free guidance); "difference" takes `eps_cond - eps_neg`.
         max_batch_size: Largest batch given to the network; None for no limit. Longer calls run in
             chunks, and the reverse pass recomputes one chunk at a time. Memory then does not grow
-            with the number of points. `model.enable_gradient_checkpointing()` saves more memory and
-            takes more time.
+            with the number of points. If memory runs out, batches are halved.
+            `model.enable_gradient_checkpointing()` saves more memory and takes more time.
 
     Raises:
         ValueError: If the scheduler has no such levels or an unknown prediction type, the timestep
@@ -95,49 +95,3 @@ def _as_condition(value: Tensor | None, name: str) -> dict[str, Condition]:
             f"`{name}` must be (1, L, C), (P, L, C) or (B, P, L, C), but got {tuple(value.shape)}."
         )
     return {PROMPT: Condition(value[None] if value.ndim == 3 else value)}
-
-
-def is_flow(scheduler: Any) -> bool:
-    """Whether a scheduler's levels are those of a rectified flow."""
-    config = getattr(scheduler, "config", {})
-    return "shift" in config and not hasattr(scheduler, "alphas_cumprod")
-
-
-def level_at(scheduler: Any, timestep: float) -> Level:
-    """The noise level of a timestep, read from the scheduler object.
-
-    Raises:
-        ValueError: If the scheduler has no noise levels or an unknown prediction type, or the
-            timestep is out of range.
-    """
-    check_finite(timestep=timestep)
-    if is_flow(scheduler):
-        num = scheduler.config.num_train_timesteps
-        if not 0 < timestep < num:
-            raise ValueError(
-                f"`timestep` of a flow must lie between 0 and {num}, where there are both data and "
-                f"noise, but got {timestep}."
-            )
-        sigma = float(timestep) / num
-        return Level(float(timestep), 1 - sigma, sigma, "flow_prediction")
-    if not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(
-            "`scheduler` must have `alphas_cumprod` (a variance-preserving schedule such as "
-            "DDIMScheduler's) or the levels of a rectified flow, but got "
-            f"{type(scheduler).__name__}."
-        )
-    prediction = getattr(scheduler.config, "prediction_type", "epsilon")
-    known = [name for name in NOISE_FROM if name != "flow_prediction"]
-    if prediction not in known:
-        raise ValueError(
-            f"The scheduler's `prediction_type` must be one of {known}, but got {prediction!r}."
-        )
-    index, num = int(timestep), len(scheduler.alphas_cumprod)
-    if not 0 <= index < num:
-        raise ValueError(f"`timestep` must be in [0, {num - 1}], but got {timestep}.")
-    abar = float(scheduler.alphas_cumprod[index])
-    if not 0 < abar < 1:
-        raise ValueError(
-            f"`timestep` {timestep} has alphas_cumprod {abar}: a level needs both signal and noise."
-        )
-    return Level(index, abar**0.5, (1 - abar) ** 0.5, prediction)

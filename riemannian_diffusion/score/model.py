@@ -94,6 +94,28 @@ def _parts_in(values: Iterable[Any]) -> Iterator[Composite]:
             yield from _parts_in(value.values())
 
 
+def pushed(function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
+    """The product `J(x) v` of a function's Jacobian, in forward mode.
+
+    In inference mode PyTorch has no derivatives, and PyTorch 2.8 gives wrong products there without
+    an error. Therefore that mode is left.
+    """
+    with torch.inference_mode(False):
+        primal, tangent = (outside_inference(one).contiguous() for one in (x, v))
+        return torch.func.jvp(function, (primal,), (tangent,))[1]
+
+
+def pulled(function: Callable[[Tensor], Tensor], x: Tensor, w: Tensor) -> Tensor:
+    """The product `J(x)^T w` of a function's Jacobian, in reverse mode, also in inference mode."""
+    with torch.inference_mode(False):
+        return torch.func.vjp(function, outside_inference(x))[1](outside_inference(w))[0]
+
+
+def outside_inference(x: Tensor) -> Tensor:
+    """The tensor, or a copy of it that can be differentiated if it was made in inference mode."""
+    return x.clone() if x.is_inference() else x
+
+
 class ScoreModel(Composite, ABC):
     """The score `grad log p(x)` of the data at one noise level, `x = alpha x_0 + sigma eps`.
 
@@ -120,12 +142,11 @@ class ScoreModel(Composite, ABC):
 
     def jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """The product `J(x) v` with the score's Jacobian; one tangent per point, `(K, *shape)`."""
-        primal, tangent = (x.contiguous(),), (v.contiguous(),)
-        return torch.func.jvp(lambda points: self(points, where), primal, tangent)[1]
+        return pushed(lambda points: self(points, where), x, v)
 
     def vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
         """The product `J(x)^T w`; one cotangent per point, `(K, *shape)`."""
-        return torch.func.vjp(lambda points: self(points, where), x)[1](w)[0]
+        return pulled(lambda points: self(points, where), x, w)
 
     def stack(self, x: Tensor, where: Where | None = None) -> Tensor:
         """All S scores of which this model consists, `(K, *shape) -> (K, S, *shape)`.

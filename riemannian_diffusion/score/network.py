@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
+import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from riemannian_diffusion.arguments import check_finite, check_whole
+from riemannian_diffusion.arguments import check_finite
+from riemannian_diffusion.batches import BatchSize
 from riemannian_diffusion.events import network_called
 from riemannian_diffusion.score.attention import forward_mode_attention
 from riemannian_diffusion.score.conditions import Conditions, Named
-from riemannian_diffusion.score.model import ScoreModel
+from riemannian_diffusion.score.model import ScoreModel, outside_inference, pulled, pushed
+from riemannian_diffusion.score.weights import check_weights, kept_weights, moves_weights
 from riemannian_diffusion.score.where import Where
 
 MODES = ("conditional", "guided", "difference")
@@ -66,10 +68,12 @@ class NetworkScore(ScoreModel):
             eps_neg)` (classifier-free guidance); "difference" takes `eps_cond - eps_neg`.
         max_batch_size: Largest batch given to the network; None for no limit. Longer calls run in
             chunks, and the reverse pass recomputes one chunk at a time. Memory then does not grow
-            with the number of points.
+            with the number of points. If memory runs out, batches are halved. A `BatchSize` shares
+            this with other scores.
 
     Raises:
-        ValueError: If the mode is unknown, or needs negative conditions that are missing.
+        ValueError: If the mode is unknown, or needs negative conditions that are missing, or the
+            weights were made in inference mode.
     """
 
     def __init__(
@@ -81,9 +85,10 @@ class NetworkScore(ScoreModel):
         *,
         guidance_scale: float = 1.0,
         mode: str = "conditional",
-        max_batch_size: int | None = None,
+        max_batch_size: int | BatchSize | None = None,
     ):
         check_finite(guidance_scale=guidance_scale)
+        check_weights(network)
         if mode not in MODES:
             raise ValueError(f"`mode` must be one of {MODES}, but got {mode!r}.")
         if mode != "conditional" and conditions.negative is None:
@@ -91,40 +96,55 @@ class NetworkScore(ScoreModel):
                 f"mode={mode!r} needs negative conditions, such as those of a negative prompt, "
                 "beside the positive ones."
             )
-        if max_batch_size is not None:
-            check_whole(1, max_batch_size=max_batch_size)
         self.network, self.predict, self.level = network, predict, level
         self.alpha, self.sigma = level.alpha, level.sigma
         self.conditions, self.mode = conditions, mode
         self.guidance_scale = float(guidance_scale)
-        self.max_batch_size = max_batch_size
+        if not isinstance(max_batch_size, BatchSize):
+            max_batch_size = BatchSize(max_batch_size)
+        self.batch_size = max_batch_size
+
+    @property
+    def max_batch_size(self) -> int | None:
+        """Largest batch given to the network; None for no limit."""
+        return self.batch_size.largest
 
     def __call__(self, x: Tensor, where: Where | None = None) -> Tensor:
         """The score at each point, `(K, *shape) -> (K, *shape)`."""
-        chunks = self._chunks(x, where)
         differentiated = torch.is_grad_enabled() and x.requires_grad
-        if differentiated and (len(chunks) > 1 or _is_checkpointing(self.network)):
-            parts = [_Recomputed.apply(points, score, self.network) for score, points in chunks]
-        else:
-            parts = [score(points) for score, points in chunks]
-        return torch.cat(parts)
+        checkpointing = differentiated and _is_checkpointing(self.network)
+
+        def call(chunk: slice) -> Tensor:
+            function, points = self._at(where, chunk), x[chunk]
+            if checkpointing or (differentiated and len(points) < len(x)):
+                return _Recomputed.apply(points, function, self.network)
+            return function(points)
+
+        return self._in_batches(call, x, where)
 
     def jvp(self, x: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """The product `J(x) v` in forward mode, with any attention of the model.
 
         Memory is linear in the number of tokens.
         """
+        push = _pushed_by_dual_numbers if moves_weights(self.network) else pushed
+
+        def call(chunk: slice) -> Tensor:
+            return push(self._at(where, chunk), x[chunk], v[chunk])
+
         with frozen(self.network), _uncompiled(), forward_mode_attention(self.network):
-            tangents = v.contiguous().split(self.max_batch_size or max(1, len(v)))
-            pairs = zip(self._chunks(x.contiguous(), where), tangents, strict=True)
-            return torch.cat([torch.func.jvp(f, (points,), (t,))[1] for (f, points), t in pairs])
+            return self._in_batches(call, x, where)
 
     def vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
         """The product `J(x)^T w` in reverse mode."""
-        cotangents = w.split(self.max_batch_size or max(1, len(w)))
-        pairs = zip(self._chunks(x, where), cotangents, strict=True)
+        saves = moves_weights(self.network) or _is_checkpointing(self.network)
+        pull = _pulled_by_autograd if saves else pulled
+
+        def call(chunk: slice) -> Tensor:
+            return pull(self._at(where, chunk), x[chunk], w[chunk])
+
         with frozen(self.network), _uncompiled():
-            return torch.cat([torch.func.vjp(f, points)[1](c)[0] for (f, points), c in pairs])
+            return self._in_batches(call, x, where)
 
     @property
     def rounding(self) -> float:
@@ -133,36 +153,26 @@ class NetworkScore(ScoreModel):
 
     def points_at_once(self, x: Tensor) -> int:
         """The smaller of the number of points and `max_batch_size`."""
-        return min(self.max_batch_size or len(x), len(x))
+        return self.batch_size.of(len(x))
 
     def use_less_memory(self, x: Tensor) -> bool:
-        """Halve `max_batch_size` with a warning; return False if batches hold one point already."""
-        size = self.points_at_once(x)
-        if size <= 1:
-            return False
-        self.max_batch_size = size // 2
-        warnings.warn(
-            f"Out of memory with {size} points at once: continuing with `max_batch_size="
-            f"{self.max_batch_size}`. Pass this value to avoid the failed attempt.",
-            stacklevel=2,
-        )
-        return True
+        """Halve the batches; return False if they hold one point already."""
+        return self.batch_size.halve(self.points_at_once(x))
 
-    def _chunks(
-        self, x: Tensor, where: Where | None
-    ) -> list[tuple[Callable[[Tensor], Tensor], Tensor]]:
-        """For each chunk of the points, a function that gives its score, and the chunk itself."""
+    def _in_batches(
+        self, call: Callable[[slice], Tensor], x: Tensor, where: Where | None
+    ) -> Tensor:
+        """The results `(K, *shape)` of a function of consecutive slices of the points."""
         if where is not None and len(where) != len(x):
             raise ValueError(
                 f"`where` must have a place for each of {len(x)} points, but has {len(where)}."
             )
-        size = self.max_batch_size or max(1, len(x))
+        return torch.cat(list(self.batch_size.run(len(x), call)) or [torch.zeros_like(x)])
 
-        def bind(start: int) -> Callable[[Tensor], Tensor]:
-            places = None if where is None else where[start : start + size]
-            return lambda points: self._score(points, places)
-
-        return [(bind(i * size), points) for i, points in enumerate(x.split(size))]
+    def _at(self, where: Where | None, chunk: slice) -> Callable[[Tensor], Tensor]:
+        """The score as a function of the points of a chunk."""
+        places = None if where is None else where[chunk]
+        return lambda points: self._score(points, places)
 
     def _score(self, x: Tensor, where: Where | None) -> Tensor:
         noise_from = NOISE_FROM[self.level.prediction_type]
@@ -170,7 +180,7 @@ class NetworkScore(ScoreModel):
         def noise(output: Tensor) -> Tensor:
             return noise_from(output, x, self.alpha, self.sigma)
 
-        with frozen(self.network):
+        with frozen(self.network), kept_weights(self.network):
             positive = self._output(x, where, self.conditions.positive)
             if self.mode == "conditional":
                 return -noise(positive) / self.sigma
@@ -229,6 +239,27 @@ class _Recomputed(torch.autograd.Function):
             with torch.autocast(ctx.kind, dtype, enabled):
                 value = ctx.function(points)
             return torch.autograd.grad(value, points, cotangent)[0], None, None
+
+
+def _pushed_by_dual_numbers(function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
+    """The product `J(x) v` as in `pushed`, without the transforms of `torch.func`.
+
+    A network cannot move or cast its weights inside these transforms.
+    """
+    with torch.inference_mode(False), fwAD.dual_level():
+        primal, tangent = (outside_inference(one).contiguous() for one in (x, v))
+        value = function(fwAD.make_dual(primal, tangent))
+        return fwAD.unpack_dual(value).tangent
+
+
+def _pulled_by_autograd(function: Callable[[Tensor], Tensor], x: Tensor, w: Tensor) -> Tensor:
+    """The product `J(x)^T w` as in `pulled`, without the transforms of `torch.func`.
+
+    These transforms do not support hooks on saved tensors, on which gradient checkpointing relies.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        points = outside_inference(x).detach().requires_grad_()
+        return torch.autograd.grad(function(points), points, outside_inference(w))[0]
 
 
 def _is_checkpointing(network: nn.Module) -> bool:

@@ -1,0 +1,68 @@
+"""Geodesic interpolation for AuraFlow.
+
+With `x_t = (1 - t) x_0 + t eps` the network predicts the velocity `v = eps - x_0`, so that
+`eps = x_t + (1 - t) v` and the score is `-eps / t`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusers import AuraFlowPipeline
+from torch import Tensor, nn
+
+from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest, conditions_of, encode
+from riemannian_diffusion.score.network import Predict
+
+
+@dataclass(frozen=True)
+class AuraFlowPrediction:
+    """The velocity that an `AuraFlowTransformer2DModel` predicts.
+
+    Attributes:
+        transformer: The network.
+        num_train_timesteps: The timestep of pure noise.
+        options: Arguments of its attention.
+    """
+
+    transformer: nn.Module
+    num_train_timesteps: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        """The network's output at points `(K, C, h, w)`."""
+        return self.transformer(
+            hidden_states=x,
+            timestep=(timestep / self.num_train_timesteps).expand(len(x)),
+            attention_kwargs=dict(self.options) or None,
+            return_dict=False,
+            **conditions,
+        )[0]
+
+
+class GeodesicInterpolationAuraFlowPipeline(GeodesicInterpolationMixin, AuraFlowPipeline):
+    """Morph images into each other along geodesics of AuraFlow's data manifold."""
+
+    _is_flow = True
+    _patch_size = 2
+    _overflows_in_half = True
+    _repeats_masks = True
+
+    def _encode_texts(self, request: TextRequest) -> Encoded:
+        hidden, mask, negative, negative_mask = encode(self, request)
+        return conditions_of(
+            _masked(hidden, mask), _masked(negative, negative_mask) if request.guided else None
+        )
+
+    def _prediction(self, options: Mapping[str, Any]) -> Predict:
+        num = self.scheduler.config.num_train_timesteps
+        return AuraFlowPrediction(self.transformer, num, options)
+
+
+def _masked(hidden: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Embeddings `(P, L, C)` that are 0 for padding, as `encode_prompt` makes them."""
+    columns = mask.to(hidden).reshape(*hidden.shape[:2], -1)  # (P, L, 1) or (P, L, C)
+    return {"encoder_hidden_states": hidden * columns}

@@ -1,0 +1,94 @@
+"""Geodesic interpolation for Z-Image.
+
+With `x_t = (1 - t) x_0 + t eps` the network predicts `x_0 - eps` at the time `1 - t`. The velocity
+is `v = eps - x_0`, so that `eps = x_t + (1 - t) v` and the score is `-eps / t`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import ZImagePipeline
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.prompts import (
+    MASK,
+    Encoded,
+    TextRequest,
+    conditions_of,
+    encode,
+    masked,
+)
+from riemannian_diffusion.score.network import Predict
+
+
+@dataclass(frozen=True)
+class ZImagePrediction:
+    """The velocity that a `ZImageTransformer2DModel` predicts.
+
+    Attributes:
+        transformer: The network.
+        num_train_timesteps: The timestep of pure noise.
+        options: Arguments of its attention.
+    """
+
+    transformer: nn.Module
+    num_train_timesteps: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        """The network's output at points `(K, C, h, w)`."""
+        prompts = zip(conditions["encoder_hidden_states"], conditions[MASK], strict=True)
+        outputs = self.transformer(
+            list(x[:, :, None]),  # images as videos of one frame
+            (1 - timestep / self.num_train_timesteps).expand(len(x)),
+            [hidden[mask] for hidden, mask in prompts],
+            joint_attention_kwargs=dict(self.options) or None,
+            return_dict=False,
+        )[0]
+        return -torch.stack(list(outputs))[:, :, 0]
+
+    def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+        """Guidance that starts from the positive prediction, as in `ZImagePipeline`."""
+        return positive + scale * (positive - negative)
+
+
+class GeodesicInterpolationZImagePipeline(GeodesicInterpolationMixin, ZImagePipeline):
+    """Morph images into each other along geodesics of Z-Image's data manifold.
+
+    `guidance_scale` above 1 is that of `ZImagePipeline`: it adds `guidance_scale` times the
+    difference between the predictions for the prompt and for the negative prompt. This is
+    classifier-free guidance of a scale that is larger by 1. A `guidance_scale` of 1 is without
+    guidance, as for all models; this is 0 in `ZImagePipeline`.
+
+    The network numbers the places of an image after those of the prompt, and it rounds their number
+    up to a multiple of 32. Between keyframes with prompts of different lengths it is that of the
+    longer one.
+    """
+
+    _is_flow = True
+    _even_levels = True
+    _patch_size = 2
+    _masks_texts = True
+
+    def _encode_texts(self, request: TextRequest) -> Encoded:
+        positive = self._encode_one(request.side(False))
+        negative = self._encode_one(request.side(True)) if request.guided else None
+        return conditions_of(positive, negative, masks=(MASK,))
+
+    def _encode_one(self, request: TextRequest) -> dict[str, Tensor]:
+        if request.embeddings:
+            given = request.embeddings
+            return masked(given["prompt_embeds"], given["prompt_attention_mask"])
+        prompts, _ = encode(self, request)  # (L, C), each of another length
+        kept = [torch.ones(len(prompt), dtype=torch.bool) for prompt in prompts]
+        return masked(pad_sequence(prompts, True), pad_sequence(kept, True))
+
+    def _prediction(self, options: Mapping[str, Any]) -> Predict:
+        num = self.scheduler.config.num_train_timesteps
+        return ZImagePrediction(self.transformer, num, options)

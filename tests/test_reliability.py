@@ -127,7 +127,7 @@ BAD_COMMANDS = [
     (["-o", "folder.gif", "--force"], "folder.gif exists and is of another kind"),
     (["-o", ""], "--output must name a file or a folder"),
     (["-o", "a" * 300 + ".gif"], "riemannian-diffusion: error: "),
-    (["--seed", "9" * 30], "riemannian-diffusion: error: "),
+    (["--seed", "9" * 30], "--seed: must be a whole number from 0 to 2^64 - 1"),
     (["--frames", str(10**13)], "riemannian-diffusion: error: "),
     (["--size", "1000000"], "must be like 512 or 768x512, but got '1000000'"),
     (["--fps", "1e-9"], "--fps must be in [0.01, 1000], but got 1e-09"),
@@ -175,7 +175,7 @@ BROKEN_MODELS = {
     ),
     "unknown kind": (
         lambda: _rewrite("model/model_index.json", _class_name="KandinskyPipeline"),
-        "model is a KandinskyPipeline; geodesics are there for models of StableDiffusionPipeline",
+        "model is a KandinskyPipeline, which cannot be loaded: it has several stages",
     ),
     "no kind": (lambda: _rewrite("model/model_index.json", _class_name=None), "model is a None"),
     "no network": (

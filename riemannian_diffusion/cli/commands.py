@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-from riemannian_diffusion.cli.flags import with_flags
 from riemannian_diffusion.cli.inputs import read_inputs
+from riemannian_diffusion.cli.notes import Notes
 from riemannian_diffusion.files import write_atomically
 from riemannian_diffusion.media import write_frames
 from riemannian_diffusion.runtime import default_dtype, first_device, installed_versions
@@ -35,28 +34,22 @@ def run_interpolate(args: argparse.Namespace) -> None:
         if path.exists() and path.is_dir() != is_folder:
             raise ValueError(f"{path} exists and is of another kind.")
 
-    told: list[str] = []
-
-    def tell(text: str) -> None:
-        told.append(text)
-        print(f"riemannian-diffusion: warning: {text}", file=sys.stderr)
-
-    inputs = read_inputs(args, tell)
+    notes = Notes()
+    inputs = read_inputs(args, notes.tell)
 
     from riemannian_diffusion.cli.models import load_model
     from riemannian_diffusion.cli.morph import morph  # after reading: this import takes seconds
-    from riemannian_diffusion.cli.notes import Notes
     from riemannian_diffusion.cli.work import Work, keyframe_settings
 
     device = args.device or first_device()
     dtype = args.dtype or default_dtype(device)
     work = Work(args.keep, keyframe_settings(args, inputs, dtype), force=args.force)
     start = time.perf_counter()
-    with Notes() as notes:
+    with notes:
         pipe = load_model(args, device, dtype)
         output = morph(args, inputs, pipe, work)
-        notes.add(*output.warnings)
-    told += [with_flags(text) for text in notes.texts]
+    for text in output.warnings:
+        notes.tell(text)
     frames = output.frames
     flags = output.nsfw_content_detected
     black = None if flags is None else [i for i, flag in enumerate(flags) if flag]
@@ -68,7 +61,7 @@ def run_interpolate(args: argparse.Namespace) -> None:
         "reconstruction_error": output.reconstruction_error,
         "autoencoder_error": output.autoencoder_error,
         "blanked_frames": black,
-        "warnings": told,  # those of writing join them below
+        "warnings": notes.texts,  # those of writing join them below
         "num_frames": len(frames),
         "image_frames": None if inputs.third is not None else output.path.key_indices,
         "fps": inputs.fps,
@@ -81,7 +74,7 @@ def run_interpolate(args: argparse.Namespace) -> None:
             ("riemannian-diffusion", "torch", "diffusers", "transformers")
         ),
     }
-    write_frames(frames, args.output, inputs.fps, tell=tell)
+    write_frames(frames, args.output, inputs.fps, tell=notes.tell)
     write_atomically(report_path, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
     print(f"{args.output}: {len(frames)} frames in {report['seconds']:.1f} s, report {report_path}")
     for i, found in enumerate(report["geodesics"]):

@@ -13,37 +13,38 @@ PACKAGE = Path(__file__).parents[1]
 
 
 class Notes:
-    """Collects the warnings for users inside a context, and prints them once at its end.
+    """Prints warnings for the user, each once, and keeps them for the report.
 
-    They are printed at the end, because progress bars are on the same stream, and also if the work
-    fails: they may say why. Warnings of other libraries are for developers, and are dropped.
+    As a context it also takes the warnings that this library raises through `warnings`. Warnings of
+    other libraries are for developers, and are dropped.
 
     Attributes:
-        texts: The sentences, each once.
+        texts: The sentences, with flags in place of arguments.
     """
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self._catching = warnings.catch_warnings()
 
-    def add(self, *texts: str) -> None:
-        """Add sentences that are not there yet."""
-        self.texts = list(dict.fromkeys([*self.texts, *texts]))
+    def tell(self, text: str) -> None:
+        """Print a sentence and keep it, unless it was told before."""
+        text = with_flags(text)
+        if text not in self.texts:
+            self.texts.append(text)
+            print(f"riemannian-diffusion: warning: {text}", file=sys.stderr)
 
     def __enter__(self) -> Notes:
-        """Begin to collect."""
+        """Begin to take warnings."""
         self._catching.__enter__()
         warnings.simplefilter("always")
-        warnings.showwarning = self._note
+        warnings.showwarning = self._take
         return self
 
-    def _note(self, message: Any, category: type, filename: str, *_: Any, **__: Any) -> None:
+    def _take(self, message: Any, category: type, filename: str, *_: Any, **__: Any) -> None:
         is_ours = category.__module__.startswith("riemannian_diffusion.")
         if is_ours or (category is UserWarning and PACKAGE in Path(filename).parents):
-            self.add(str(message))
+            self.tell(str(message))
 
     def __exit__(self, *error: Any) -> None:
-        """Print what was collected."""
+        """End."""
         self._catching.__exit__(*error)
-        for text in self.texts:
-            print(f"riemannian-diffusion: warning: {with_flags(text)}", file=sys.stderr)

@@ -255,9 +255,8 @@ def _add_model(add: Callable[..., Any]) -> None:
     """Add the options that say which model to load, and how."""
     add(
         "--model",
-        help="a directory or repository of Stable Diffusion 1, 2, XL or 3, Flux, or an "
-        "unconditional DDPM or DDIM; or one .safetensors file (default: shipped). The command "
-        "`models` lists what works",
+        help="a diffusers directory or repository, for example of Stable Diffusion or Flux; or one "
+        ".safetensors file (default: shipped). The command `models` lists what works",
     )
     add(
         "--config",

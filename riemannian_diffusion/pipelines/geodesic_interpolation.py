@@ -60,17 +60,6 @@ class GeodesicInterpolationMixin(FurtherStages):
             pretrained_model_name_or_path, **kwargs
         )
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save the model as diffusers does; once loaded, it gives the same levels.
-
-        Raises:
-            ValueError: If the scheduler's config does not give its levels.
-        """
-        check_savable(self.scheduler)
-        super().save_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
-            save_directory, *args, **kwargs
-        )
-
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path, *, config=None, **kwargs):
         """Load a model from one .safetensors file, as `AutoGeodesicInterpolationPipeline` does.
@@ -84,6 +73,17 @@ class GeodesicInterpolationMixin(FurtherStages):
             return super().from_single_file(  # type: ignore[misc]
                 str(file), **options | kwargs
             )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save the model as diffusers does; once loaded, it gives the same levels.
+
+        Raises:
+            ValueError: If the scheduler's config does not give its levels.
+        """
+        check_savable(self.scheduler)
+        super().save_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
+            save_directory, *args, **kwargs
+        )
 
     @torch.no_grad()
     def __call__(

@@ -6,19 +6,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-SD, XL, SD3, FLUX, PIXELS = (
-    f"GeodesicInterpolation{name}Pipeline" for name in ("", "XL", "SD3", "Flux", "Unconditional")
-)
+OURS = "GeodesicInterpolation{}Pipeline".format
+SD, XL, SD3, FLUX, CHROMA = map(OURS, ("", "XL", "SD3", "Flux", "Chroma"))
+FLUX_2, KLEIN = OURS("Flux2"), OURS("Flux2Klein")
+AURA, QWEN, Z = OURS("AuraFlow"), OURS("QwenImage"), OURS("ZImage")
+ALPHA, SIGMA, SANA = OURS("PixArtAlpha"), OURS("PixArtSigma"), OURS("Sana")
+DIT, PIXELS = OURS("DiT"), OURS("Unconditional")
+
+
+def _tasks(name: str, *tasks: str) -> tuple[str, ...]:
+    """The pipelines of a family for text to image and for other tasks, of the same network."""
+    return tuple(f"{name}{task}Pipeline" for task in ("", *tasks))
+
+
+PAINT = ("Img2Img", "Inpaint")
+GUIDED = (*PAINT, "PAG", "PAGImg2Img", "PAGInpaint")
 
 # This library's pipeline -> classes of diffusers whose models it loads. A family is one line.
 WORKS: Mapping[str, tuple[str, ...]] = {
-    SD: tuple(f"StableDiffusion{task}Pipeline" for task in ("", "Img2Img", "Inpaint", "PAG"))
-    + tuple(f"StableDiffusionPAG{task}Pipeline" for task in ("Img2Img", "Inpaint")),
-    XL: tuple(f"StableDiffusionXL{task}Pipeline" for task in ("", "Img2Img", "Inpaint", "PAG"))
-    + tuple(f"StableDiffusionXLPAG{task}Pipeline" for task in ("Img2Img", "Inpaint")),
-    SD3: tuple(f"StableDiffusion3{task}Pipeline" for task in ("", "Img2Img", "Inpaint", "PAG"))
-    + ("StableDiffusion3PAGImg2ImgPipeline",),
-    FLUX: tuple(f"Flux{task}Pipeline" for task in ("", "Img2Img", "Inpaint")),
+    SD: _tasks("StableDiffusion", *GUIDED),
+    XL: _tasks("StableDiffusionXL", *GUIDED),
+    SD3: _tasks("StableDiffusion3", *PAINT, "PAG", "PAGImg2Img"),
+    FLUX: _tasks("Flux", *PAINT),
+    FLUX_2: _tasks("Flux2"),
+    KLEIN: _tasks("Flux2Klein", "Inpaint"),
+    CHROMA: _tasks("Chroma", *PAINT),
+    AURA: _tasks("AuraFlow"),
+    QWEN: _tasks("QwenImage", *PAINT),
+    Z: _tasks("ZImage", *PAINT),
+    ALPHA: _tasks("PixArtAlpha"),
+    SIGMA: _tasks("PixArtSigma", "PAG"),
+    SANA: _tasks("Sana", "PAG"),
+    DIT: _tasks("DiT"),
     PIXELS: ("DDPMPipeline", "DDIMPipeline"),
     "GeodesicInterpolationFlux2Pipeline": ("Flux2Pipeline",),
     "GeodesicInterpolationFlux2KleinPipeline": ("Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),

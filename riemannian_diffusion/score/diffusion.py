@@ -17,10 +17,11 @@ from riemannian_diffusion.score.schedulers import level_at, num_timesteps
 class DiffusionScore(NetworkScore):
     """The score of a diffusers denoiser at one timestep, `score = -eps / sigma`.
 
-    The classes of diffusers in `riemannian_diffusion.score.calling.CALLED` are called with
-    the names, the time and the sign of their own pipelines. Points have the shape that the
-    class takes: `(K, C, h, w)`, or tokens `(K, T, C)` for classes such as `FluxTransformer2DModel`.
-    Any other module is called `model(x, timestep, **conditions, return_dict=False)`.
+    The classes of diffusers in `riemannian_diffusion.score.calling.CALLED` are called as their own
+    pipelines call them, with their names of conditions, their time and their sign. Points have the
+    shape that the class takes: `(K, C, h, w)`, or tokens `(K, T, C)` for classes such as
+    `FluxTransformer2DModel`. Any other module is called
+    `model(x, timestep, **conditions, return_dict=False)`.
 
     The scheduler has `alphas_cumprod` and epsilon, velocity or sample prediction. Or it is the
     scheduler of a rectified flow, `x_t = (1 - t) x_0 + t eps`, and the model predicts the velocity

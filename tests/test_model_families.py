@@ -90,8 +90,9 @@ def test_sampling_is_that_of_the_models_own_pipeline(kind, keyframes):
     if kind == "qwen":
         guided = {"true_cfg_scale": guidance, "negative_prompt": ""}
     end = visited(kind, theirs, start, num_inference_steps=steps, **guided)[-1]
-    # The first level of diffusers' flows is pure noise; ours is a thousandth below it.
-    atol = 0.1 if ours._is_flow else 1e-3
+    # The first level of diffusers' flows is pure noise; ours is a thousandth below it. The random
+    # network of Chroma changes most with the timestep.
+    atol = {"chroma": 0.1}.get(kind, 5e-3 if ours._is_flow else 1e-3)
     torch.testing.assert_close(found.frames[:1], end.view_as(found.frames[:1]), atol=atol, rtol=0)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
@@ -28,9 +27,9 @@ from riemannian_diffusion.pipelines.checks import (
 from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
 from riemannian_diffusion.pipelines.model import to_unit
-from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, chained
+from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, chained, sampled_latents
 from riemannian_diffusion.pipelines.morph_stages import MorphStages
-from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
+from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput, stacked
 from riemannian_diffusion.pipelines.retiming import Distance, find_distance, retiming
 from riemannian_diffusion.pipelines.stages import replaced_times
 from riemannian_diffusion.pipelines.starts import continuation, transported
@@ -96,7 +95,7 @@ class FurtherStages(MorphStages):
                 moved, proceeds = yield from self._sampling(moved, on_step)
             if not proceeds:
                 return moved, moved.points[:0], False
-            frames = yield from self._decoding(_sampled(moved), max_batch_size, learned)
+            frames = yield from self._decoding(sampled_latents(moved), max_batch_size, learned)
             return moved, to_unit(frames), True
 
         counts = [gap.stop - gap.start for gap in path.gaps]
@@ -136,7 +135,7 @@ class FurtherStages(MorphStages):
         """
         check_not_negative(share=share)
         path = self.connect(_untransported(path))
-        latents = _sampled(path)[path.gaps[-1]]
+        latents = sampled_latents(path)[path.gaps[-1]]
         return self._run(self._extending(path, latents, share), on_event)
 
     def _extending(
@@ -203,7 +202,7 @@ class FurtherStages(MorphStages):
             (3, 4, 16, 16)
         """
         path = self.connect(_untransported(path))
-        _sampled(path)
+        sampled_latents(path)
         keys = path.keys
         if len(keys) != 2:
             raise ValueError(
@@ -244,7 +243,7 @@ class FurtherStages(MorphStages):
             torch.cat([(1 - path.times).flip(0), 1 + found.times[1:]]),
             (*path.geodesics, *found.geodesics),
             found.metric,
-            torch.cat([_sampled(path).flip(0), _sampled(found)[1:]]),
+            torch.cat([sampled_latents(path).flip(0), sampled_latents(found)[1:]]),
             path.attention_interpolation,
         )
         if self._interrupt:
@@ -256,7 +255,7 @@ class FurtherStages(MorphStages):
     ) -> Generator[Event, Any, MorphPath]:
         """Events of the last step of transport; returns the whole path with its frames."""
         yield Event("transport", 0, 1)
-        latents = transported(_sampled(path), _sampled(bridge), levels)
+        latents = transported(sampled_latents(path), sampled_latents(bridge), levels)
         yield Event("transport", 1, 1, latents)
         return replace(whole, transported=latents)
 
@@ -339,14 +338,14 @@ class FurtherStages(MorphStages):
         if isinstance(path, MorphPath):
             return GeodesicInterpolationOutput(*made[0])
         frames, *others = map(list, zip(*made, strict=True))
-        return GeodesicInterpolationOutput(_stacked(frames), *others)
+        return GeodesicInterpolationOutput(stacked(frames), *others)
 
     def _rendering(
         self, path: MorphPath, output_type: str, paste: bool, max_batch_size: int | None
     ) -> Generator[Event, Any, tuple]:
         """Events of decoding; returns the entries of the output."""
         keys, latents, learned = path.keys, path.shown, path.keys.levels.learned
-        mine = _sampled(path)[path.key_indices]  # the keyframes' clean latents
+        mine = sampled_latents(path)[path.key_indices]  # the keyframes' clean latents
         alone, flags, dark = keys.autoencoder_error, None, None
         if output_type == "latent":
             frames, errors = latents, (mine - keys.clean).square().flatten(1).mean(1)
@@ -379,13 +378,6 @@ class FurtherStages(MorphStages):
         )
 
 
-def _stacked(frames: list[Any]) -> Any:
-    """Frames of several morphs as one array or tensor, where they are such and of one shape."""
-    if isinstance(frames[0], list) or len({one.shape for one in frames}) > 1:
-        return frames
-    return torch.stack(frames) if isinstance(frames[0], Tensor) else np.stack(frames)
-
-
 def _untransported(path: MorphPath) -> MorphPath:
     """A path whose frames are those of its points.
 
@@ -396,14 +388,3 @@ def _untransported(path: MorphPath) -> MorphPath:
     if path.transported is not None:
         raise ValueError("A transported path can be rendered and saved, but not changed further.")
     return path
-
-
-def _sampled(path: MorphPath) -> Tensor:
-    """The clean latents of a path's points.
-
-    Raises:
-        ValueError: If it has not been sampled.
-    """
-    if path.latents is None:
-        raise ValueError("This path has no clean latents yet: call `pipe.sample(path)` first.")
-    return path.latents

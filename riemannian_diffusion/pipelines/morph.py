@@ -333,3 +333,14 @@ class MorphOutOfMemoryError(torch.OutOfMemoryError):
             f"is not lost: it is `error.path` of this error. Free memory and go on with "
             f"`pipe.render({how})`, or save it with its method `save`."
         )
+
+
+def sampled_latents(path: MorphPath) -> Tensor:
+    """The clean latents of a path's points.
+
+    Raises:
+        ValueError: If it has not been sampled.
+    """
+    if path.latents is None:
+        raise ValueError("This path has no clean latents yet: call `pipe.sample(path)` first.")
+    return path.latents

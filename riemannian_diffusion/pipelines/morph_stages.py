@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -18,14 +18,13 @@ from riemannian_diffusion.events import Event, Listener, run
 from riemannian_diffusion.geodesics import RTOL, Solver
 from riemannian_diffusion.paths import adain as matched
 from riemannian_diffusion.paths import points_at
-from riemannian_diffusion.pipelines.callbacks import Interrupted, OnStep, Step, following
+from riemannian_diffusion.pipelines.callbacks import OnStep, Step, following
 from riemannian_diffusion.pipelines.checks import (
     check_generator,
     check_inversion,
     check_sampling,
     check_solve,
 )
-from riemannian_diffusion.pipelines.conditioning import ConditionedModel
 from riemannian_diffusion.pipelines.curves import (
     CURVES,
     MODEL_CURVES,
@@ -37,8 +36,8 @@ from riemannian_diffusion.pipelines.inputs import Image, for_each, to_keyframes
 from riemannian_diffusion.pipelines.model import to_unit
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, learning_together
 from riemannian_diffusion.pipelines.preflight import check_model
-from riemannian_diffusion.pipelines.progress import ProgressBars
 from riemannian_diffusion.pipelines.quality import ImageWarning, autoencoder_warning
+from riemannian_diffusion.pipelines.running import RunningModel
 from riemannian_diffusion.pipelines.stages import (
     inverting,
     joined_path,
@@ -50,35 +49,9 @@ from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
 from riemannian_diffusion.pipelines.texts import warn_of_negative
 from riemannian_diffusion.score import Conditions
 
-T = TypeVar("T")
 
-
-class MorphStages(ConditionedModel):
+class MorphStages(RunningModel):
     """The stages of a morph, each a method that works on its own."""
-
-    _interrupt: bool = False  # set by callbacks, listeners and other threads, as in diffusers
-    _guidance_scale: float = 1.0
-    _num_timesteps: int = 0
-
-    @property
-    def guidance_scale(self) -> float:
-        """The guidance of the current step of sampling."""
-        return self._guidance_scale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether the current step of sampling is guided."""
-        return self._guidance_scale > 1
-
-    @property
-    def num_timesteps(self) -> int:
-        """The number of steps of the current sampling."""
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether the current stage ends before its next step."""
-        return self._interrupt
 
     @torch.no_grad()
     def invert(
@@ -351,26 +324,6 @@ class MorphStages(ConditionedModel):
         return self._run(events, on_event)[0]
 
     # Parts of the stages
-
-    def _run(self, events: Generator[Event, Any, T], on_event: Listener | None) -> T:
-        """Run a stage to its end, shown by progress bars where nobody listens."""
-        bars = None if on_event is not None else ProgressBars(self)
-        listener = on_event or bars
-        assert listener is not None
-        self._interrupt = False
-
-        def follow(event: Event) -> Any:
-            if self._interrupt and event.stage != "sample":  # a sampling ends with its step
-                self._interrupt = False
-                raise Interrupted(f"`pipe._interrupt` has stopped the stage {event.stage!r}.")
-            return listener(event)
-
-        try:
-            return run(events, follow)
-        finally:
-            if bars is not None:
-                bars.close()
-            self.maybe_free_model_hooks()
 
     def _inverting(
         self, draft: Keyframes, generator: torch.Generator | None

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from diffusers.utils import BaseOutput
+from torch import Tensor
 
 
 @dataclass
@@ -41,3 +44,10 @@ class GeodesicInterpolationOutput(BaseOutput):
     path: Any
     autoencoder_error: Any
     warnings: Any
+
+
+def stacked(frames: list[Any]) -> Any:
+    """Frames of several morphs as one array or tensor, where they are such and of one shape."""
+    if isinstance(frames[0], list) or len({one.shape for one in frames}) > 1:
+        return frames
+    return torch.stack(frames) if isinstance(frames[0], Tensor) else np.stack(frames)

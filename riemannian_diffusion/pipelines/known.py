@@ -11,7 +11,7 @@ SD, XL, SD3, FLUX, CHROMA = map(OURS, ("", "XL", "SD3", "Flux", "Chroma"))
 FLUX_2, KLEIN = OURS("Flux2"), OURS("Flux2Klein")
 AURA, QWEN, Z = OURS("AuraFlow"), OURS("QwenImage"), OURS("ZImage")
 ALPHA, SIGMA, SANA = OURS("PixArtAlpha"), OURS("PixArtSigma"), OURS("Sana")
-DIT, PIXELS = OURS("DiT"), OURS("Unconditional")
+DIT, PIXELS, LUMINA = map(OURS, ("DiT", "Unconditional", "Lumina2"))
 
 
 def _tasks(name: str, *tasks: str) -> tuple[str, ...]:
@@ -39,25 +39,8 @@ WORKS: Mapping[str, tuple[str, ...]] = {
     SANA: _tasks("Sana", "PAG"),
     DIT: _tasks("DiT"),
     PIXELS: ("DDPMPipeline", "DDIMPipeline"),
-    "GeodesicInterpolationFlux2Pipeline": ("Flux2Pipeline",),
-    "GeodesicInterpolationFlux2KleinPipeline": ("Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),
-    "GeodesicInterpolationChromaPipeline": tuple(
-        f"Chroma{task}Pipeline" for task in ("", "Img2Img", "Inpaint")
-    ),
-    "GeodesicInterpolationAuraFlowPipeline": ("AuraFlowPipeline",),
-    "GeodesicInterpolationPixArtAlphaPipeline": ("PixArtAlphaPipeline",),
-    "GeodesicInterpolationPixArtSigmaPipeline": ("PixArtSigmaPipeline", "PixArtSigmaPAGPipeline"),
-    "GeodesicInterpolationSanaPipeline": ("SanaPipeline", "SanaPAGPipeline"),
-    "GeodesicInterpolationDiTPipeline": ("DiTPipeline",),
-    "GeodesicInterpolationQwenImagePipeline": tuple(
-        f"QwenImage{task}Pipeline" for task in ("", "Img2Img", "Inpaint")
-    ),
-    "GeodesicInterpolationZImagePipeline": tuple(
-        f"ZImage{task}Pipeline" for task in ("", "Img2Img", "Inpaint")
-    ),
-    "GeodesicInterpolationLumina2Pipeline": ("Lumina2Pipeline", "Lumina2Text2ImgPipeline"),
+    LUMINA: ("Lumina2Pipeline", "Lumina2Text2ImgPipeline"),
 }
-COMMUNITY = {"GeodesicInterpolation": SD}  # examples/community/pipeline.py
 
 # A reason -> names without "Pipeline" at their end; `*` stands for any text. The first that fits
 # counts, so exact names stand before patterns.
@@ -149,10 +132,9 @@ def support(name: str) -> Support:
         name: The class, as `_class_name` in a model's model_index.json has it.
     """
     for pipeline, names in WORKS.items():
-        if name in (*names, pipeline):
+        # without "Pipeline" at its end: a class of examples/community
+        if name in (*names, pipeline, pipeline.removesuffix("Pipeline")):
             return Support(name, pipeline, None)
-    if name in COMMUNITY:
-        return Support(name, COMMUNITY[name], None)
     short = name.removesuffix("Pipeline")
     patterns = [(one, reason) for reason, text in REFUSED.items() for one in text.split()]
     for is_exact in (True, False):

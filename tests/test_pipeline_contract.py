@@ -379,3 +379,18 @@ def test_caches_without_a_config_are_refused():
     for work in (score, lambda: frames(pipe, "sd")):
         with pytest.raises(ValueError, match="has a cache .*PyramidAttentionBroadcastHook"):
             work()
+
+
+def test_lists_of_embeddings_that_are_refused():
+    pipe = make("zimage")
+    for given, message in (
+        ([torch.zeros(2, 8), torch.zeros(3, 9)], r"must be a list of \(L, C\) of one width"),
+        ([torch.zeros(2)], r"must be a list of \(L, C\) of one width"),
+        ([torch.zeros(2, 8), None], r"`prompt_embeds\[1\]` must be a floating-point tensor"),
+        ([], "must be a list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe.condition(prompt_embeds=given)
+    given = [torch.zeros(2, 8), torch.zeros(2, 8)]
+    with pytest.raises(ValueError, match="`prompt_embeds` must be a floating-point tensor"):
+        make("sd").condition(prompt_embeds=given)  # its prompts have one length

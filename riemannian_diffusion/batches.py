@@ -14,6 +14,8 @@ from riemannian_diffusion.arguments import check_whole
 
 T = TypeVar("T")
 
+PIXELS_AT_ONCE = 2**20  # largest number of pixels of a batch of images: those of one large image
+
 # What messages of PyTorch say when memory runs out and the error has no type of its own.
 _MESSAGES = (
     *("out of memory", "not enough memory", "can't allocate memory", "Invalid buffer size"),
@@ -129,6 +131,18 @@ class Learned:
 
     network: BatchSize = field(default_factory=BatchSize)
     autoencoder: BatchSize = field(default_factory=lambda: BatchSize(argument=None))
+
+    def of_images(self, num_pixels: int, largest: int | None) -> BatchSize:
+        """The batch size of the autoencoder for images of so many pixels.
+
+        Args:
+            num_pixels: The number of pixels of each image.
+            largest: The largest batch. A batch then also has at most `PIXELS_AT_ONCE` pixels, but
+                one image at least. None for no limit.
+        """
+        if largest is not None:
+            largest = min(largest, max(1, PIXELS_AT_ONCE // num_pixels))
+        return self.autoencoder.limited(largest)
 
     def join(self, other: Learned) -> None:
         """Learn what another object has learned."""

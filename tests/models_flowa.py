@@ -142,7 +142,7 @@ def aura_flow() -> dict:
         num_attention_heads=2,
         joint_attention_dim=32,
         caption_projection_dim=32,
-        pos_embed_max_size=16,
+        pos_embed_max_size=64,
     )
     _, words = models.t5()
     config = UMT5Config(vocab_size=30, d_model=32, d_ff=16, d_kv=8, num_layers=1, num_heads=2)

@@ -10,6 +10,8 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     ZImagePipeline,
@@ -17,7 +19,10 @@ from diffusers import (
 )
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
+from tokenizers.processors import TemplateProcessing
 from transformers import (
+    Gemma2Config,
+    Gemma2Model,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -26,6 +31,7 @@ from transformers import (
 )
 
 from riemannian_diffusion.pipelines import (
+    GeodesicInterpolationLumina2Pipeline,
     GeodesicInterpolationQwenImagePipeline,
     GeodesicInterpolationZImagePipeline,
 )
@@ -36,6 +42,12 @@ QWEN_WORDS = (
     "<|im_start|>user\nassistant"
 )
 """The words around a prompt of Qwen-Image, 34 tokens before it."""
+
+LUMINA_WORDS = (
+    "You are an assistant designed to generate superior images with the superior degree of "
+    "image-text alignment based on textual prompts or user prompts. <Prompt Start>"
+)
+"""The words before a prompt of Lumina 2."""
 
 
 def words(text: str, **options) -> PreTrainedTokenizerFast:
@@ -154,8 +166,50 @@ def z_image() -> dict:
     }
 
 
+def lumina_2() -> dict:
+    """Components of Lumina 2."""
+    torch.manual_seed(0)
+    transformer = Lumina2Transformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        hidden_size=24,
+        num_layers=1,
+        num_refiner_layers=1,
+        num_attention_heads=3,
+        num_kv_heads=1,
+        multiple_of=2,
+        axes_dim_rope=(4, 2, 2),
+        axes_lens=(300, 16, 16),
+        cap_feat_dim=16,
+    )
+    with torch.no_grad():  # let the time matter more than random weights make it
+        transformer.time_caption_embed.timestep_embedder.linear_2.weight.mul_(10)
+    tokenizer = words(LUMINA_WORDS, bos_token="<bos>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
+    )
+    text = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+    )
+    return {
+        "transformer": transformer.eval(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        "vae": vae(),
+        "text_encoder": Gemma2Model(text).eval(),
+        "tokenizer": tokenizer,
+    }
+
+
 KINDS = {
     "qwen": (GeodesicInterpolationQwenImagePipeline, QwenImagePipeline, qwen_image),
     "zimage": (GeodesicInterpolationZImagePipeline, ZImagePipeline, z_image),
+    "lumina2": (GeodesicInterpolationLumina2Pipeline, Lumina2Pipeline, lumina_2),
 }
 """Kind of model -> this library's pipeline, diffusers' own, and a function of its components."""

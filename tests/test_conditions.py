@@ -114,6 +114,15 @@ def test_fixed_conditions_may_be_of_any_dtype(dtype):
             ),
             "must have one number of knots, but have 2 and 3",
         ),
+        (
+            lambda: Conditions.join([(unmasked(5), 1), (unmasked(7), 1)]),
+            "Paths that are solved side by side must have prompts of one number of tokens, but `a` "
+            "has 5 and 7, and this model has no mask",
+        ),
+        (
+            lambda: Conditions.through([(unmasked(7), 1), (unmasked(5), 1)]),
+            "Keyframes of one path must have prompts of one number of tokens, but `a` has 5 and 7",
+        ),
     ],
 )
 def test_bad_conditions(make, message):
@@ -131,6 +140,53 @@ def test_conditions_of_groups_of_paths():
     found = both.positive["a"].at(where, 4, "a")
     mean = first.positive["a"].values[0].mean(0)
     assert_close(found, torch.stack([mean, mean, *second.positive["a"].values[:, 0]]))
+
+
+def unmasked(length):
+    """Embeddings of a number of tokens, beside the mask of others."""
+    mask = Condition(torch.ones(1, 1, 4).bool(), "mask")
+    return Conditions({"a": Condition(torch.zeros(1, 1, length, 2)), "m": mask})
+
+
+def masked(*lengths, seed=0):
+    """Prompts of numbers of tokens, with `lengths[-1]` tokens of the negative prompt."""
+
+    def named(lengths, seed):
+        mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        hidden = randn(*mask.shape, 3, seed=seed) * mask[..., None]
+        image = Condition(randn(1, 1, 2, 3), "interpolated")  # as many as no mask has
+        return {"a": Condition.of(hidden), "m": Condition.of(mask, "mask"), "i": image}
+
+    return Conditions(named(lengths[:-1], seed), named(lengths[-1:], seed + 1))
+
+
+def test_a_path_through_prompts_of_different_lengths():
+    first, second = masked(3, 4), masked(5, 6, seed=2)
+    path = Conditions.through([(first, 1), (second, 1)])
+    assert path.negative is first.negative and path.positive["i"] is first.positive["i"]
+    hidden, mask = (path.positive[name].at(Where([0.0, 0.25, 1.0]), 3, name) for name in ("a", "m"))
+    assert mask.sum(1).tolist() == [3, 5, 5]  # between keyframes, all tokens of either count
+    short, long = (part.positive["a"].values[0, 0] for part in (first, second))
+    assert_close(hidden[0, :3], short)
+    assert_close(hidden[1, :3], torch.lerp(short, long[:3], 0.25))
+    assert_close(hidden[1, 3:], 0.25 * long[3:])  # what one prompt lacks is 0
+    assert_close(hidden[2], long)
+
+
+def test_paths_side_by_side_with_prompts_of_different_lengths():
+    parts = [masked(3, 2, 7), masked(5, 4, seed=2)]
+    assert parts[0].outline == parts[1].outline != unmasked(3).outline
+    both = Conditions.join([(part, 1) for part in parts])
+    where = Where([0.3, 0.3], [0, 1])
+    for side, longest in (("positive", 5), ("negative", 7)):
+        values = {n: c.at(where, 2, n) for n, c in getattr(both, side).items()}
+        assert values["a"].shape == (2, longest, 3)
+        for i, part in enumerate(parts):
+            for name, condition in getattr(part, side).items():
+                own = condition.at(Where([0.3]), 1, name)[0]
+                found = values[name][i if len(values[name]) > 1 else 0]
+                assert torch.equal(found[: len(own)], own)
+                assert not found[len(own) :].any()
 
 
 def test_gaps_knots_and_means():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 import accelerate
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.callbacks import SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from models import (
     FAST,
     INVERT,
@@ -23,10 +25,12 @@ from models import (
 )
 from peft import get_peft_model_state_dict
 
+from riemannian_diffusion import ddim_step
 from riemannian_diffusion.pipelines import (
     GeodesicInterpolationPipeline,
     GeodesicInterpolationXLPipeline,
 )
+from riemannian_diffusion.pipelines.callbacks import Interrupted
 from riemannian_diffusion.pipelines.quality import ImageWarning
 
 OPTIONS = FAST | {"output_type": "np", "metric": "lerp"}
@@ -264,6 +268,69 @@ def test_interruption_stops_sampling(pipe, keyframes):
 
     frames(pipe, keyframes, callback_on_step_end=stop)
     assert steps == [0, 1]
+
+
+CUTOFFS = {
+    GeodesicInterpolationPipeline: SDCFGCutoffCallback,
+    GeodesicInterpolationXLPipeline: SDXLCFGCutoffCallback,
+}
+
+
+def test_callbacks_of_diffusers_end_guidance(pipe, keyframes):
+    """Guidance that ends after step k gives the levels that a guidance of 0 has from there on."""
+    keys = pipe.invert(keyframes[:2], ["a", "b"], "c", guidance_scale=3.0, **INVERT)
+    path = pipe.solve(keys, "slerp", num_frames=3)
+    callback = CUTOFFS[type(pipe)](cutoff_step_ratio=None, cutoff_step_index=1)
+    seen = []
+
+    def look(pipe, step, timestep, tensors):
+        seen.append((pipe.guidance_scale, pipe.num_timesteps))
+        return callback(pipe, step, timestep, tensors)
+
+    look.tensor_inputs = callback.tensor_inputs
+    found = pipe.sample(path, callback_on_step_end=look).latents
+    assert seen == [(3.0, 4), (3.0, 4), (0.0, 4), (0.0, 4)]
+    levels, where = keys.levels, path.where
+    points, timesteps = path.points, levels.schedule.timesteps
+    for i, timestep in enumerate(timesteps):
+        score = (levels if i < 2 else replace(levels, guidance_scale=0.0))(timestep)
+        noise = -score.sigma * score(points, where)
+        last = i + 1 == len(timesteps)
+        target = levels.schedule.final_abar if last else levels(timesteps[i + 1]).alpha ** 2
+        points = ddim_step(points, noise, score.alpha**2, target)
+    torch.testing.assert_close(found, points, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found, pipe.sample(path).latents, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt_embeds": torch.zeros(1)}, "has changed 'prompt_embeds'"),
+        (3, 'must return a dict, whose "latents"'),
+    ],
+)
+def test_changes_of_callbacks_that_are_refused(keyframes, change, message):
+    def callback(pipe, step, timestep, tensors):
+        return change
+
+    callback.tensor_inputs = ["prompt_embeds"]
+    with pytest.raises(ValueError, match=message):
+        frames(make(), keyframes, callback_on_step_end=callback)
+    callback.tensor_inputs = ["control_image"]
+    with pytest.raises(ValueError, match="'control_image', which .* does not have"):
+        frames(make(), keyframes, callback_on_step_end=callback)
+
+
+@pytest.mark.parametrize("stage", ["invert", "solve"])
+def test_interruption_stops_every_stage(keyframes, stage):
+    pipe = make()
+
+    def stop(event):
+        pipe._interrupt = event.stage == stage
+
+    with pytest.raises(Interrupted, match=f"has stopped the stage '{stage}'"):
+        pipe(keyframes[:2], **OPTIONS | {"metric": "tangent_normal"}, on_event=stop)
+    pipe(keyframes[:2], **OPTIONS)  # works again
 
 
 IP_ADAPTERS = [

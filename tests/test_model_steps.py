@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from diffusers import (
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
 )
-from models import INVERT, KINDS, PROMPTED, make, randn, silent, visited
+from models import EXACT, INVERT, KINDS, PROMPTED, make, morph, randn, silent, visited
 
+from riemannian_diffusion import Where
 from riemannian_diffusion.pipelines import AutoGeodesicInterpolationPipeline
 from riemannian_diffusion.pipelines.preflight import DistilledModelWarning
 
@@ -178,22 +180,94 @@ def test_sizes_of_xl_are_those_of_its_own_pipeline(names, keyframes):
     assert rows["ours"] == rows["theirs"] and len(rows["ours"]) == 1
 
 
-def test_masks_hide_padding():
-    """What stands in padded places of given embeddings does not matter."""
-    for kind in ("chroma", "aura"):
-        pipe = make(kind)
-        hidden = randn(1, 6, 32, dtype=torch.float32)
-        mask = torch.tensor([[1, 1, 1, 1, 0, 0]], dtype=torch.bool)
-        other = torch.where(mask[..., None], hidden, 7.0)
-        x = randn(1, 4, 8, 8, dtype=torch.float32)
-        outputs = []
-        for embeddings in (hidden, other):
-            found = pipe.condition(
-                *("", ""),
-                prompt_embeds=embeddings,
-                prompt_attention_mask=mask,
-                do_classifier_free_guidance=False,
-            )
-            named = {name: condition.values[0] for name, condition in found.positive.items()}
-            outputs.append(pipe._prediction({})(x, torch.tensor(500.0), named))
-        torch.testing.assert_close(*outputs)
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("chroma", torch.bool), ("aura", torch.bool), ("aura", torch.int64)]
+)
+def test_masks_hide_padding(kind, dtype, keyframes):
+    """What stands in padded places of given embeddings does not matter, also to derivatives."""
+    pipe, hidden = make(kind), randn(2, 6, 32, dtype=torch.float32)
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]], dtype=dtype)
+    given = {"prompt_attention_mask": mask, "do_classifier_free_guidance": False}
+    where, found = Where([0.5]), []
+    for padding in (0.0, 7.0):
+        padded = torch.where(torch.arange(6)[:, None] < 4, hidden, padding)
+        conditions = pipe.condition(prompt_embeds=padded, **given)
+        keys = pipe.invert(keyframes[:2], conditions=conditions, **INVERT)
+        score = keys.levels(keys.levels.schedule.timesteps[0])
+        x, v, w = randn(3, 1, *keys.clean.shape[1:], dtype=torch.float32).unbind()
+        forward, reverse = score.jvp(x, v, where), score.vjp(x, w, where)
+        assert torch.allclose((forward * w).sum(), (reverse * v).sum(), atol=1e-3, rtol=1e-3)
+        found.append((score(x, where), forward, reverse))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("kind", ["chroma", "aura"])
+def test_masks_are_taken_as_encode_prompt_gives_them(kind):
+    pipe = make(kind)
+    names = ("prompt_embeds", "prompt_attention_mask")
+    found = pipe.encode_prompt(["a", "zebra"], ["b", "b"])
+    places = (0, 2, 3, 5) if kind == "chroma" else (0, 1, 2, 3)
+    values = [found[i] for i in places]
+    given = dict(zip((*names, *(f"negative_{name}" for name in names)), values, strict=True))
+    expected, made = pipe.condition(["a", "zebra"], "b"), pipe.condition(**given)
+    for side in ("positive", "negative"):
+        wanted, got = getattr(expected, side), getattr(made, side)
+        assert {n: c.kind for n, c in wanted.items()} == {n: c.kind for n, c in got.items()}
+        for name, condition in wanted.items():
+            torch.testing.assert_close(condition.values, got[name].values)
+
+
+@pytest.mark.parametrize("kind", ["flux2", "klein", "chroma", "aura"])
+def test_chunks_give_what_a_whole_batch_gives(kind, keyframes):
+    """With prompts that change along the path and are shorter than the negative prompt."""
+    pipe = make(kind)
+    width = pipe.transformer.config.joint_attention_dim
+    given = {"prompt_embeds": randn(2, 6, width, dtype=torch.float32)}
+    if kind in ("chroma", "aura"):
+        given["prompt_attention_mask"] = torch.tensor([[1] * 6, [1] * 3 + [0] * 3])
+    conditions = pipe.condition("", "c", **given)
+    options = INVERT | {"conditions": conditions, "true_cfg_scale": 2.0}
+    keys = pipe.invert(keyframes[:2], **options)
+    where, found = Where([0.0, 0.4, 1.0]), []
+    for size in (None, 2):
+        levels = replace(keys.levels, max_batch_size=size)
+        assert levels.guides
+        x = keys.points[[0, 1, 1]].requires_grad_()
+        value = levels(levels.schedule.timesteps[0])(x, where)
+        found.append((value, *torch.autograd.grad(value.square().sum(), x)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_autoencoders_that_overflow_in_half_precision_run_in_single(keyframes):
+    pipe = make("aura").to(torch.float16)
+    with pipe._vae_ready():
+        assert pipe.vae.dtype == torch.float32
+    assert pipe.vae.dtype == torch.float16
+    assert pipe.decode(pipe.encode(keyframes)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["flux2", "klein", "chroma", "aura"])
+def test_images_need_not_be_square(kind, keyframes):
+    wide = torch.cat([keyframes[:2], keyframes[:2]], 3)
+    out = morph(make(kind), wide, ["a", "b"], **EXACT)
+    assert out.frames.shape[-1] == 2 * out.frames.shape[-2]
+    assert max(out.reconstruction_error) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["flux2", "klein"])
+def test_latents_of_flux_2_are_normalised_patches(kind, keyframes):
+    pipe = make(kind)
+    latents = pipe.encode(keyframes)
+    with torch.no_grad():
+        expected = pipe._encode_vae_image(2 * keyframes - 1, None)
+    torch.testing.assert_close(latents, expected)
+    plain = pipe.vae.encode(2 * keyframes - 1).latent_dist.mode()
+    torch.testing.assert_close(pipe._denormalise(latents), plain, atol=1e-5, rtol=1e-5)
+
+
+def test_images_larger_than_the_positions_of_aura_flow(keyframes):
+    wide = torch.cat([keyframes[:2]] * 3, 3)
+    with pytest.raises(ValueError, match=r"at most 32 pixels along each side, but got \(16, 48\)"):
+        make("aura").invert(wide, "a", **INVERT)

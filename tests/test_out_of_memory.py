@@ -16,7 +16,7 @@ from models import FAST, make, seeded, silent, waves
 from riemannian_diffusion import batches
 from riemannian_diffusion.batches import BatchSize, is_out_of_memory
 from riemannian_diffusion.cli import main
-from riemannian_diffusion.pipelines import MorphOutOfMemoryError, MorphPath, model
+from riemannian_diffusion.pipelines import MorphOutOfMemoryError, MorphPath
 
 MORPH = FAST | {"num_inference_steps": 4, "num_frames": 3, "max_evals": 1, "output_type": "pt"}
 ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -197,7 +197,7 @@ def test_the_command_keeps_the_path(pipe, keep, tmp_path, monkeypatch, capfd):
 def test_the_autoencoder_gets_a_limited_number_of_pixels(pipe, monkeypatch):
     sizes = []
     images, latents = waves(7), pipe.encode(waves(7))
-    monkeypatch.setattr(model, "PIXELS_AT_ONCE", 3 * 16 * 16 + 1)
+    monkeypatch.setattr(batches, "PIXELS_AT_ONCE", 3 * 16 * 16 + 1)
     with watched(pipe, lambda _, batch: sizes.append(batch)):
         for size, expected in ((8, [3, 3, 1]), (2, [2, 2, 2, 1]), (None, [7])):
             sizes.clear()
@@ -205,7 +205,7 @@ def test_the_autoencoder_gets_a_limited_number_of_pixels(pipe, monkeypatch):
             assert sizes == expected
             pipe.decode(latents, max_batch_size=size)
             assert sizes == 2 * expected
-        monkeypatch.setattr(model, "PIXELS_AT_ONCE", 10)
+        monkeypatch.setattr(batches, "PIXELS_AT_ONCE", 10)
         sizes.clear()
         pipe.decode(latents, max_batch_size=8)
         assert sizes == [1] * 7

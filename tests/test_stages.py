@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import importlib
 import inspect
@@ -12,7 +13,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from models import (
     FAST,
     INVERT,
@@ -280,7 +280,7 @@ def test_a_solve_may_start_from_a_roadmap(tiny_pipe, keyframes, space):
     assert torch.equal(first, again) and torch.equal(first[[0, -1]], keys.points)
 
     hidden = tiny_pipe.encode_prompt(["a", "b"], "cpu", 1, False)[0]
-    scheduler = DDIMScheduler.from_config(tiny_pipe.scheduler.config)
+    scheduler = copy.deepcopy(tiny_pipe.scheduler)
 
     def level(hidden):
         return lambda t: DiffusionScore(tiny_pipe.unet, scheduler, t, encoder_hidden_states=hidden)

@@ -102,7 +102,7 @@ def measure(
         gaps = m.adjacent_distances(frames, distance, max_batch_size=max_batch_size)
         values |= {name: float(of(gaps)) for name, of in _OF_GAPS.items() if name in wanted}
     if truth is not None:
-        wide, true = middle.double(), truth.double()
+        wide, true = m.in_float64(middle), m.in_float64(truth)
         for name, of in _OF_TRUTH.items():
             if name in wanted:
                 values[name] = float(of(wide, true).mean())
@@ -110,9 +110,9 @@ def measure(
             apart = m.distances(middle, truth, distance, max_batch_size=max_batch_size)
             values["lpips"] = float(apart.mean())
     if inputs is not None and "re" in wanted:
-        values["re"] = float(m.mse(ends.double(), inputs.double()).mean())
+        values["re"] = float(m.mse(m.in_float64(ends), m.in_float64(inputs)).mean())
     if "largest_step" in wanted:
-        values["largest_step"] = float(m.largest_step(frames.double()))
+        values["largest_step"] = float(m.largest_step(m.in_float64(frames)))
 
     generated = reference = None
     if "fid" in wanted or "kid" in wanted:
@@ -140,7 +140,7 @@ def _features(images: Tensor, features: Features, max_batch_size: int) -> Tensor
                 f"`features` must return ({len(batch)}, d) for {len(batch)} images, but got "
                 f"{tuple(piece.shape)}."
             )
-        pieces.append(piece.detach().cpu().double())
+        pieces.append(m.in_float64(piece))
     result = torch.cat(pieces)
     if not result.isfinite().all():
         raise ValueError("`features` must return finite values.")

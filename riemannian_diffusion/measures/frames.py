@@ -34,6 +34,11 @@ def import_extra(name: str) -> ModuleType:
         ) from error
 
 
+def in_float64(values: Tensor) -> Tensor:
+    """The values in float64 on the CPU, because not every device has float64."""
+    return values.detach().cpu().double()
+
+
 # --------------------------------------------------------------------- distances along a sequence
 
 
@@ -55,7 +60,7 @@ def distances(x: Tensor, y: Tensor, distance: Distance, *, max_batch_size: int =
                 f"`distance` must return {(len(a),)} for {len(a)} pairs of images, but got "
                 f"{tuple(piece.shape)}; `lpips_distance` wraps a network of the lpips package."
             )
-        pieces.append(piece.detach().cpu().double())
+        pieces.append(in_float64(piece))
     result = torch.cat(pieces)
     if not result.isfinite().all():
         raise ValueError(f"`distance` must return finite values, but got {result.tolist()}.")

@@ -139,9 +139,16 @@ class PullbackMetric(Metric):
         table = embedded_ends.new_empty(num + 2 * len(batch), *embedded_ends.shape[2:])
         table[num:] = embedded_ends.flatten(0, 1)
         starts = [sum(numbers[:i]) for i in range(len(batch))]
-        rows = [  # the rows of the table for each path
-            torch.tensor([num + 2 * i, *range(start, start + n), num + 2 * i + 1]).to(points.device)
-            for i, (start, n) in enumerate(zip(starts, numbers, strict=True))
+        rows = [  # the rows of the table for each path, made on the device
+            torch.cat([torch.arange(*ends, device=points.device) for ends in slices])
+            for slices in (
+                (
+                    (num + 2 * i, num + 2 * i + 1),
+                    (start, start + n),
+                    (num + 2 * i + 1, num + 2 * i + 2),
+                )
+                for i, (start, n) in enumerate(zip(starts, numbers, strict=True))
+            )
         ]
 
         def own(energy: Callable[..., Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -161,10 +168,9 @@ class PullbackMetric(Metric):
             weights = weights.view(-1, *[1] * (table.ndim - 1))
             chunks = chunks_of(self, points)
             if len(chunks) > 1:  # the chord that leaves a chunk needs the first point after it
-                firsts = torch.tensor([chunk.start for chunk in chunks[1:]])
+                firsts = slice(chunks[1].start, num, chunks[1].start)
                 with torch.no_grad():
-                    there = firsts.to(points.device)
-                    table[there] = self.embed(points[there], places[firsts])
+                    table[firsts] = self.embed(points[firsts], places[firsts])
 
             def pull(chunk: slice) -> Tensor:
                 value = table[chunk]

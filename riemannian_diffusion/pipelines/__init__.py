@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         GeodesicInterpolationFlux2Pipeline,
     )
     from riemannian_diffusion.pipelines.loading import AutoGeodesicInterpolationPipeline
+    from riemannian_diffusion.pipelines.lumina_2 import GeodesicInterpolationLumina2Pipeline
     from riemannian_diffusion.pipelines.morph import Keyframes, MorphOutOfMemoryError, MorphPath
     from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
     from riemannian_diffusion.pipelines.pixart import (
@@ -46,6 +47,7 @@ else:
                 "GeodesicInterpolationFlux2Pipeline",
             ),
             "loading": ("AutoGeodesicInterpolationPipeline",),
+            "lumina_2": ("GeodesicInterpolationLumina2Pipeline",),
             "morph": ("Keyframes", "MorphOutOfMemoryError", "MorphPath"),
             "output": ("GeodesicInterpolationOutput",),
             "pixart": (
@@ -74,6 +76,7 @@ __all__ = [
     "GeodesicInterpolationFlux2Pipeline",
     "GeodesicInterpolationDiTPipeline",
     "GeodesicInterpolationFluxPipeline",
+    "GeodesicInterpolationLumina2Pipeline",
     "GeodesicInterpolationOutput",
     "GeodesicInterpolationPipeline",
     "GeodesicInterpolationPixArtAlphaPipeline",

@@ -6,6 +6,7 @@ With `x_t = (1 - t) x_0 + t eps` the network predicts the velocity `v = eps - x_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from diffusers import AuraFlowPipeline
 from torch import Tensor, nn
 
+from riemannian_diffusion.levels import Schedule
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
 from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest, conditions_of, encode
 from riemannian_diffusion.score.network import Predict
@@ -50,6 +52,15 @@ class GeodesicInterpolationAuraFlowPipeline(GeodesicInterpolationMixin, AuraFlow
     _patch_size = 2
     _overflows_in_half = True
     _repeats_masks = True
+
+    def _read_schedule(self, num_steps: int, strength: float, size: tuple[int, int]) -> Schedule:
+        limit = math.isqrt(self.transformer.config.pos_embed_max_size) * self._size_factor
+        if max(size) > limit:  # the network would read wrong positions without an error
+            raise ValueError(
+                f"The network has positions for images of at most {limit} pixels along each side, "
+                f"but got {size}: resize the images first."
+            )
+        return super()._read_schedule(num_steps, strength, size)
 
     def _encode_texts(self, request: TextRequest) -> Encoded:
         hidden, mask, negative, negative_mask = encode(self, request)

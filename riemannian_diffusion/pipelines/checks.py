@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from riemannian_diffusion.arguments import (
     check_callable,
@@ -13,7 +12,6 @@ from riemannian_diffusion.arguments import (
     check_kind,
     check_not_negative,
     check_whole,
-    kind_of,
 )
 from riemannian_diffusion.geodesics import Solver
 from riemannian_diffusion.score.network import MODES
@@ -122,19 +120,3 @@ def check_callback(callback: Any) -> None:
     """
     if callback is not None:
         check_callable(callback_on_step_end=callback)
-
-
-def latents_of(changed, before: Tensor) -> Tensor:
-    """The latents that a callback has returned, or those before it.
-
-    Raises:
-        ValueError: If it has returned something else.
-    """
-    latents = changed.get("latents", before) if isinstance(changed, dict) else changed
-    if not isinstance(latents, Tensor) or latents.shape != before.shape:
-        shape = tuple(latents.shape) if isinstance(latents, Tensor) else kind_of(latents)
-        raise ValueError(
-            '`callback_on_step_end` must return a dict, whose "latents" are '
-            f"{tuple(before.shape)}, but gave {shape}."
-        )
-    return latents

@@ -1,13 +1,11 @@
-"""Classes as conditions: weights of labels, which can be interpolated."""
+"""Classes in place of texts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_whole
@@ -16,30 +14,6 @@ from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest
 CLASSES = "class_labels"
 
 Label = int | str
-
-
-@dataclass(frozen=True)
-class MixedLabels:
-    """Labels that stand for mixtures of classes in a call of a network.
-
-    Wherever the network looks labels up in a table of embeddings, it finds the weighted mean of the
-    table's rows. The network is not changed, so that calls in several threads do not meet.
-
-    Attributes:
-        weights: The weight of each class at each point, `(K, num_classes)`.
-    """
-
-    weights: Tensor
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Callable, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Tensor:
-        """The weighted mean of the rows of a table."""
-        if function is not F.embedding:
-            raise TypeError(f"Labels of classes can be looked up in a table alone, not {function}.")
-        labels, table = args[:2]
-        return labels.weights.to(table) @ table
 
 
 def label_numbers(
@@ -63,19 +37,19 @@ def label_numbers(
     given = labels if isinstance(labels, (list, tuple)) else [labels]
     if not given:
         raise ValueError("`class_labels` must be one or more classes, but got none.")
-    numbers = []
+    names = names or {}
     for one in given:
-        if isinstance(one, str):
-            if one not in (names or {}):
-                known = f"the {len(names)} names in `pipe.labels`" if names else "numbers alone"
-                raise ValueError(f"`class_labels` has {one!r}, but this model has {known}.")
-            one = (names or {})[one]
-        check_whole(0, class_labels=one)
-        if num_classes is not None and one >= num_classes:
+        if isinstance(one, str) and one not in names:
+            known = f"the {len(names)} names in `pipe.labels`" if names else "numbers alone"
+            raise ValueError(f"`class_labels` has {one!r}, but this model has {known}.")
+    numbers: list[Any] = [names[one] if isinstance(one, str) else one for one in given]
+    for number in numbers:
+        check_whole(0, class_labels=number)
+        if num_classes is not None and number >= num_classes:
             raise ValueError(
-                f"`class_labels` must be in [0, {num_classes - 1}] for this model, but got {one}."
+                f"`class_labels` must be in [0, {num_classes - 1}] for this model, but got "
+                f"{number}."
             )
-        numbers.append(one)
     return torch.tensor(numbers)
 
 

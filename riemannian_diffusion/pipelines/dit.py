@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +14,13 @@ from torch import Tensor
 from riemannian_diffusion.pipelines.classes import (
     CLASSES,
     Label,
-    MixedLabels,
     label_numbers,
     no_texts,
 )
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
 from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest
 from riemannian_diffusion.score import Condition
+from riemannian_diffusion.score.labels import MixedLabels
 from riemannian_diffusion.score.network import Predict
 
 
@@ -33,7 +33,7 @@ class DiTPrediction:
         options: Arguments of its attention.
     """
 
-    transformer: DiTTransformer2DModel
+    transformer: Any
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
@@ -54,6 +54,10 @@ class GeodesicInterpolationDiTPipeline(GeodesicInterpolationMixin, DiTPipeline):
     in `labels`. Without them the model is unconditional. Images must be square.
     """
 
+    if TYPE_CHECKING:  # what DiTPipeline brings along
+        labels: dict[str, int]
+        register_to_config: Any
+
     def __init__(
         self,
         transformer: DiTTransformer2DModel,
@@ -63,7 +67,7 @@ class GeodesicInterpolationDiTPipeline(GeodesicInterpolationMixin, DiTPipeline):
     ):
         super().__init__(transformer, vae, scheduler, id2label)
         self.register_to_config(id2label=id2label)  # DiTPipeline does not save the names
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def _size_factor(self) -> int:

@@ -135,7 +135,7 @@ class GeodesicInterpolationFlux2KleinPipeline(_Flux2, Flux2KleinPipeline):
             warnings.warn(
                 "This model was distilled with its guidance (`is_distilled` in its config), so "
                 "`guidance_scale` and `true_cfg_scale` are ignored: leave them at 1.",
-                stacklevel=2,
+                stacklevel=4,  # the caller of the stage
             )
             guidance_scale = true_cfg_scale = 1.0
         return super()._levels(

@@ -17,6 +17,7 @@ from riemannian_diffusion.events import Event, Listener
 from riemannian_diffusion.geodesics import RTOL
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.pipelines import quality
+from riemannian_diffusion.pipelines.callbacks import Step, following
 from riemannian_diffusion.pipelines.checks import (
     OUTPUT_TYPES,
     check_batch_size,
@@ -28,7 +29,7 @@ from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
 from riemannian_diffusion.pipelines.model import to_unit
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, chained
-from riemannian_diffusion.pipelines.morph_stages import MorphStages, Step
+from riemannian_diffusion.pipelines.morph_stages import MorphStages
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
 from riemannian_diffusion.pipelines.retiming import Distance, find_distance, retiming
 from riemannian_diffusion.pipelines.stages import replaced_times
@@ -86,8 +87,7 @@ class FurtherStages(MorphStages):
         check_batch_size(max_batch_size)
         check_callback(callback_on_step_end)
         compare = find_distance(distance, self.device_of_work)
-        self._interrupt = False
-        on_step, learned = self._on_step(callback_on_step_end), path.keys.levels.learned
+        on_step, learned = following(self, callback_on_step_end), path.keys.levels.learned
 
         def show(times: Tensor) -> Generator[Event, Any, tuple[MorphPath, Tensor, bool]]:
             moved = path if torch.equal(times, path.times) else replaced_times(path, times)

@@ -14,7 +14,7 @@ from torch import Tensor
 from riemannian_diffusion.arguments import check_kind
 from riemannian_diffusion.batches import is_out_of_memory
 from riemannian_diffusion.events import Listener
-from riemannian_diffusion.geodesics import Solver
+from riemannian_diffusion.pipelines.callbacks import Step
 from riemannian_diffusion.pipelines.checks import (
     OUTPUT_TYPES,
     check_choice,
@@ -27,7 +27,6 @@ from riemannian_diffusion.pipelines.folders import check_folder, read_index
 from riemannian_diffusion.pipelines.further_stages import FurtherStages
 from riemannian_diffusion.pipelines.inputs import Image, for_each, split_morphs, to_keyframes
 from riemannian_diffusion.pipelines.morph import MorphOutOfMemoryError, check_num_frames
-from riemannian_diffusion.pipelines.morph_stages import Step
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
 from riemannian_diffusion.pipelines.single_file import prepared
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
@@ -61,6 +60,17 @@ class GeodesicInterpolationMixin(FurtherStages):
             pretrained_model_name_or_path, **kwargs
         )
 
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save the model as diffusers does; once loaded, it gives the same levels.
+
+        Raises:
+            ValueError: If the scheduler's config does not give its levels.
+        """
+        check_savable(self.scheduler)
+        super().save_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
+            save_directory, *args, **kwargs
+        )
+
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path, *, config=None, **kwargs):
         """Load a model from one .safetensors file, as `AutoGeodesicInterpolationPipeline` does.
@@ -75,17 +85,6 @@ class GeodesicInterpolationMixin(FurtherStages):
                 str(file), **options | kwargs
             )
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save the model as diffusers does; once loaded, it gives the same levels.
-
-        Raises:
-            ValueError: If the scheduler's config does not give its levels.
-        """
-        check_savable(self.scheduler)
-        super().save_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
-            save_directory, *args, **kwargs
-        )
-
     @torch.no_grad()
     def __call__(
         self,
@@ -99,8 +98,8 @@ class GeodesicInterpolationMixin(FurtherStages):
         strength: float = 0.6,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
+        fixed_point_iterations: int | None = None,
         init: MorphStart = None,
-        solver: Solver | None = None,
         max_evals: int = 200,
         conditions: Conditions | Sequence[Conditions] | None = None,
         max_batch_size: int | None = 8,
@@ -129,8 +128,8 @@ class GeodesicInterpolationMixin(FurtherStages):
             strength: As in `invert`.
             num_inference_steps: As in `invert`.
             guidance_scale: As in `invert`.
+            fixed_point_iterations: As in `invert`.
             init: As in `solve`.
-            solver: As in `solve`.
             max_evals: As in `solve`.
             conditions: What `condition` returned, in place of the prompts; for a list of morphs
                 also a list with one entry each.
@@ -159,9 +158,12 @@ class GeodesicInterpolationMixin(FurtherStages):
         negatives = for_each("negative_prompt", negative_prompt, len(morphs))
         generators = for_each("generator", generator, len(morphs))
         for one in generators:
-            check_inversion(space, strength, num_inference_steps, None, max_batch_size, one)
+            check_inversion(
+                *(space, strength, num_inference_steps, fixed_point_iterations),
+                *(max_batch_size, one),
+            )
         check_metric(metric, space, self._is_flow)
-        check_solve(solver, max_evals, 0.0, 1, None)
+        check_solve(None, max_evals, 0.0, 1, None)
         as_starts(init, space)
         check_sampling(False, 0.0, space, callback_on_step_end)
         check_choice("output_type", output_type, OUTPUT_TYPES)
@@ -180,6 +182,7 @@ class GeodesicInterpolationMixin(FurtherStages):
                 strength=strength,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
+                fixed_point_iterations=fixed_point_iterations,
                 conditions=mine,
                 max_batch_size=max_batch_size,
                 generator=source,
@@ -196,7 +199,6 @@ class GeodesicInterpolationMixin(FurtherStages):
             metric,
             num_frames=num_frames,
             init=init,
-            solver=solver,
             max_evals=max_evals,
             generator=generators,
             on_event=on_event,

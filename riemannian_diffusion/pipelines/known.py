@@ -11,7 +11,7 @@ SD, XL, SD3, FLUX, CHROMA = map(OURS, ("", "XL", "SD3", "Flux", "Chroma"))
 FLUX_2, KLEIN = OURS("Flux2"), OURS("Flux2Klein")
 AURA, QWEN, Z = OURS("AuraFlow"), OURS("QwenImage"), OURS("ZImage")
 ALPHA, SIGMA, SANA = OURS("PixArtAlpha"), OURS("PixArtSigma"), OURS("Sana")
-DIT, PIXELS = OURS("DiT"), OURS("Unconditional")
+LUMINA, DIT, PIXELS = OURS("Lumina2"), OURS("DiT"), OURS("Unconditional")
 
 
 def _tasks(name: str, *tasks: str) -> tuple[str, ...]:
@@ -39,8 +39,12 @@ WORKS: Mapping[str, tuple[str, ...]] = {
     SANA: _tasks("Sana", "PAG"),
     DIT: _tasks("DiT"),
     PIXELS: ("DDPMPipeline", "DDIMPipeline"),
+    LUMINA: _tasks("Lumina2"),
 }
-COMMUNITY = {"GeodesicInterpolation": SD}  # examples/community/pipeline.py
+OTHERS = {  # names that models have, but the installed diffusers need not
+    "GeodesicInterpolation": SD,  # examples/community/pipeline.py
+    "Lumina2Text2ImgPipeline": LUMINA,  # the name in diffusers 0.33
+}
 
 # A reason -> names without "Pipeline" at their end; `*` stands for any text. The first that fits
 # counts, so exact names stand before patterns.
@@ -99,7 +103,7 @@ REFUSED: Mapping[str, str] = {
         AltDiffusion AltDiffusionImg2Img Bria BriaFibo BriaFibo2 CogView3Plus CogView4
         Cosmos2TextToImage ErnieImage HiDreamImage HunyuanDiT HunyuanDiTPAG HunyuanImage Ideogram4
         Kandinsky3 Kandinsky3Img2Img Kandinsky5T2I Kolors KolorsImg2Img KolorsPAG Krea2 LDM
-        LDMTextToImage LongCatImage Lumina Lumina2 NucleusMoEImage OvisImage PNDM PRX PRXPixel
+        LDMTextToImage LongCatImage Lumina NucleusMoEImage OvisImage PNDM PRX PRXPixel
         QwenImage21""",
 }
 UNKNOWN = "it is not known to this version"
@@ -134,8 +138,8 @@ def support(name: str) -> Support:
     for pipeline, names in WORKS.items():
         if name in (*names, pipeline):
             return Support(name, pipeline, None)
-    if name in COMMUNITY:
-        return Support(name, COMMUNITY[name], None)
+    if name in OTHERS:
+        return Support(name, OTHERS[name], None)
     short = name.removesuffix("Pipeline")
     patterns = [(one, reason) for reason, text in REFUSED.items() for one in text.split()]
     for is_exact in (True, False):

@@ -22,7 +22,6 @@ from riemannian_diffusion.score.network import Predict, linear_guidance
 from riemannian_diffusion.score.schedulers import check_scheduler, is_flow
 
 LORA_WEIGHTS = "lora_weights"
-PIXELS_AT_ONCE = 2**20  # of images in one batch of the autoencoder; 1024 x 1024 is one large image
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,8 @@ class MorphableModel:
         vae: Any
         transformer: Any
         scheduler: Any
+        text_encoder: Any
+        config: Any
         vae_scale_factor: int
         _execution_device: torch.device
         encode_prompt: Any
@@ -234,7 +235,7 @@ class MorphableModel:
         self, pixels: Tensor, max_batch_size: int | None, learned: Learned | None = None
     ) -> Generator[Event, Any, Tensor]:
         """Events of encoding; returns clean latents."""
-        size = _batch_size(max_batch_size, learned, pixels.shape[-2] * pixels.shape[-1])
+        size = (learned or Learned()).of_images(pixels.shape[-2:].numel(), max_batch_size)
         with self._vae_ready():
             return (yield from _batches("encode", self._encode_pixels, pixels, size))
 
@@ -243,7 +244,7 @@ class MorphableModel:
     ) -> Generator[Event, Any, Tensor]:
         """Events of decoding; returns frames in about [-1, 1]."""
         pixels = latents.shape[-2] * latents.shape[-1] * getattr(self, "vae_scale_factor", 1) ** 2
-        size = _batch_size(max_batch_size, learned, pixels)
+        size = (learned or Learned()).of_images(pixels, max_batch_size)
         with self._vae_ready():
             return (yield from _batches("decode", self._decode_latents, latents, size))
 
@@ -263,13 +264,6 @@ class MorphableModel:
             mu=self._mu(size, num_steps),
             sigmas=self._sigmas(num_steps),
         )
-
-
-def _batch_size(max_batch_size: int | None, learned: Learned | None, pixels: int) -> BatchSize:
-    """The batch size of the autoencoder, for images of so many pixels each."""
-    if max_batch_size is not None:
-        max_batch_size = min(max_batch_size, max(1, PIXELS_AT_ONCE // pixels))
-    return (learned or Learned()).autoencoder.limited(max_batch_size)
 
 
 def _batches(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -15,15 +15,15 @@ from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind
 from riemannian_diffusion.events import Event, Listener, run
-from riemannian_diffusion.geodesics import RTOL, Geodesic, Solver
+from riemannian_diffusion.geodesics import RTOL, Solver
 from riemannian_diffusion.paths import adain as matched
 from riemannian_diffusion.paths import points_at
+from riemannian_diffusion.pipelines.callbacks import Interrupted, OnStep, Step, following
 from riemannian_diffusion.pipelines.checks import (
     check_generator,
     check_inversion,
     check_sampling,
     check_solve,
-    latents_of,
 )
 from riemannian_diffusion.pipelines.conditioning import ConditionedModel
 from riemannian_diffusion.pipelines.curves import (
@@ -41,6 +41,7 @@ from riemannian_diffusion.pipelines.progress import ProgressBars
 from riemannian_diffusion.pipelines.quality import ImageWarning, autoencoder_warning
 from riemannian_diffusion.pipelines.stages import (
     inverting,
+    joined_path,
     sampling,
     solving_gaps,
     to_path_space,
@@ -50,14 +51,34 @@ from riemannian_diffusion.pipelines.texts import warn_of_negative
 from riemannian_diffusion.score import Conditions
 
 T = TypeVar("T")
-Step = Callable[[Any, int, float, dict], Any]
-OnStep = Callable[[int, float, Tensor], tuple[Tensor, bool]]
 
 
 class MorphStages(ConditionedModel):
     """The stages of a morph, each a method that works on its own."""
 
-    _interrupt: bool = False  # set by callbacks of sampling, as in diffusers
+    _interrupt: bool = False  # set by callbacks, listeners and other threads, as in diffusers
+    _guidance_scale: float = 1.0
+    _num_timesteps: int = 0
+
+    @property
+    def guidance_scale(self) -> float:
+        """The guidance of the current step of sampling."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the current step of sampling is guided."""
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """The number of steps of the current sampling."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the current stage ends before its next step."""
+        return self._interrupt
 
     @torch.no_grad()
     def invert(
@@ -270,7 +291,9 @@ class MorphStages(ConditionedModel):
         )
         found = iter(self._run(events, on_event))
         name = metric if isinstance(metric, str) else getattr(metric, "__name__", "custom")
-        paths = [_joined(one, [next(found) for _ in range(one.num_gaps)], name) for one in several]
+        paths = [
+            joined_path(one, [next(found) for _ in range(one.num_gaps)], name) for one in several
+        ]
         return paths[0] if isinstance(keys, Keyframes) else paths
 
     @torch.no_grad()
@@ -295,7 +318,8 @@ class MorphStages(ConditionedModel):
                 0.6). The frames of a gap then are one batch, whatever `max_batch_size`; if memory
                 runs out, they are two or more, each together with the two keyframes.
             callback_on_step_end: Called as `callback(pipe, step, timestep, {"latents": ...})` after
-                every step; it may return changed latents, or set `pipe._interrupt`.
+                every step; it may return changed latents, or set `pipe._interrupt` or
+                `pipe._guidance_scale`. The `PipelineCallback` objects of diffusers work, too.
             on_event: Receives events; None shows progress bars.
 
         Returns:
@@ -323,8 +347,7 @@ class MorphStages(ConditionedModel):
             pieces = [matched(path.points[gap]) for gap in path.gaps]
             points = torch.cat([p if i == 0 else p[1:] for i, p in enumerate(pieces)])
             path = replace(path, points=points)
-        self._interrupt = False
-        events = self._sampling(path, self._on_step(callback_on_step_end))
+        events = self._sampling(path, following(self, callback_on_step_end))
         return self._run(events, on_event)[0]
 
     # Parts of the stages
@@ -332,8 +355,18 @@ class MorphStages(ConditionedModel):
     def _run(self, events: Generator[Event, Any, T], on_event: Listener | None) -> T:
         """Run a stage to its end, shown by progress bars where nobody listens."""
         bars = None if on_event is not None else ProgressBars(self)
+        listener = on_event or bars
+        assert listener is not None
+        self._interrupt = False
+
+        def follow(event: Event) -> Any:
+            if self._interrupt and event.stage != "sample":  # a sampling ends with its step
+                self._interrupt = False
+                raise Interrupted(f"`pipe._interrupt` has stopped the stage {event.stage!r}.")
+            return listener(event)
+
         try:
-            return run(events, on_event or bars)
+            return run(events, follow)
         finally:
             if bars is not None:
                 bars.close()
@@ -367,17 +400,6 @@ class MorphStages(ConditionedModel):
         latents, proceeds = yield from sampling(path, on_step)
         return replace(path, latents=latents), proceeds
 
-    def _on_step(self, callback: Step | None) -> OnStep:
-        """A function to be called after each step of sampling; it calls the callback."""
-
-        def on_step(index: int, timestep: float, latents: Tensor) -> tuple[Tensor, bool]:
-            if callback is not None:
-                changed = callback(self, index, timestep, {"latents": latents}) or {}
-                latents = latents_of(changed, latents)
-            return latents, not self._interrupt
-
-        return on_step
-
     def _points_of_images(self, gap: Gap, images: Sequence[Image]) -> Tensor:
         """Images along a gap as points of the path's space, as many as the gap has frames."""
         pixels = to_keyframes(images, self._image_channels, self._size_factor)
@@ -396,15 +418,3 @@ class MorphStages(ConditionedModel):
         points = points_at(points, u, torch.linspace(0, 1, gap.num_frames, dtype=torch.float64))
         points[0], points[-1] = gap.ends
         return points
-
-
-def _joined(keys: Keyframes, found: list[Geodesic | Tensor], metric: str) -> MorphPath:
-    """The path through all gaps of a morph."""
-    points, times = [], []
-    for i, one in enumerate(found):
-        piece = one.path if isinstance(one, Geodesic) else one
-        u = i + torch.linspace(0, 1, len(piece), dtype=torch.float64)
-        points.append(piece if i == 0 else piece[1:])
-        times.append(u if i == 0 else u[1:])
-    geodesics = tuple(one if isinstance(one, Geodesic) else None for one in found)
-    return MorphPath(keys, torch.cat(points), torch.cat(times), geodesics, metric)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
+from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
 from torch import Tensor
 
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
@@ -35,7 +35,7 @@ class PixArtPrediction:
         options: Arguments of its attention.
     """
 
-    transformer: PixArtTransformer2DModel
+    transformer: Any
     pixels_per_latent: int
     options: Mapping[str, Any] = field(default_factory=dict)
 

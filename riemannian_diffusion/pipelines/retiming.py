@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import kind_of
+from riemannian_diffusion.batches import PIXELS_AT_ONCE, BatchSize
 from riemannian_diffusion.events import Event
-from riemannian_diffusion.measures import Distance, lpips_distance, rmse
+from riemannian_diffusion.measures import Distance, in_float64, lpips_distance, rmse
 from riemannian_diffusion.paths import points_at
 
 MAX_ROUNDS = 8
@@ -102,12 +103,19 @@ def _power(changes: Tensor, distance: Distance, frames: Tensor) -> float:
 
 
 def _changes(distance: Distance, frames: Tensor, step: int) -> Tensor:
-    """The distances of frames that are `step` apart, float64, checked."""
-    changes, num = distance(frames[:-step], frames[step:]), len(frames) - step
-    known = isinstance(changes, Tensor) and changes.shape == (num,)
-    if not (known and changes.isfinite().all() and (changes >= 0).all()):
-        raise ValueError(
-            f"`distance` must give ({num},) finite values of at least 0 for {num} pairs of frames, "
-            f"but gave {changes if known else kind_of(changes)}."
-        )
-    return changes.double().cpu()
+    """The distances of frames that are `step` apart, float64 on the CPU, checked."""
+
+    def measured(chunk: slice) -> Tensor:
+        before, after = frames[chunk], frames[step:][chunk]
+        changes, num = distance(before, after), len(after)
+        known = isinstance(changes, Tensor) and changes.shape == (num,)
+        if not (known and changes.isfinite().all() and (changes >= 0).all()):
+            raise ValueError(
+                f"`distance` must give ({num},) finite values of at least 0 for {num} pairs of "
+                f"frames, but gave {changes if known else kind_of(changes)}."
+            )
+        return in_float64(changes)
+
+    at_once = max(1, PIXELS_AT_ONCE // frames.shape[-2:].numel())
+    size = BatchSize(at_once, argument=None)
+    return torch.cat(list(size.run(len(frames) - step, measured)))

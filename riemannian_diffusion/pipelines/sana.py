@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffusers import SanaPipeline, SanaTransformer2DModel
+from diffusers import SanaPipeline
 from torch import Tensor
 
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
@@ -34,7 +34,7 @@ class SanaPrediction:
         options: Arguments of its attention.
     """
 
-    transformer: SanaTransformer2DModel
+    transformer: Any
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:

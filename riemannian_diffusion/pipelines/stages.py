@@ -19,6 +19,7 @@ from riemannian_diffusion.geodesics import Geodesic, Problem, Start, solving
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import points_at
+from riemannian_diffusion.pipelines.callbacks import OnStep
 from riemannian_diffusion.pipelines.curves import (
     CURVES,
     METRICS,
@@ -28,7 +29,7 @@ from riemannian_diffusion.pipelines.curves import (
 )
 from riemannian_diffusion.pipelines.inputs import is_images
 from riemannian_diffusion.pipelines.model import check_finite_values
-from riemannian_diffusion.pipelines.morph import MorphPath
+from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
 from riemannian_diffusion.pipelines.starts import OneStart, RoadmapStart, roadmap_path
 from riemannian_diffusion.score import Conditions, ScoreModel, SharedNoiseScore, Where
 
@@ -131,7 +132,7 @@ def _batch_of(gap: Gap) -> tuple:
         *(tuple(gap.ends[0].shape), id(levels.network), gap.timestep, gap.mode, gap.keys.space),
         *(levels.guidance_scale, levels.guidance_damping, levels.max_batch_size),
         *(repr(dict(conditions.options)), conditions.loras and id(conditions.loras)),
-        tuple((n, c.kind, c.values.shape[2:]) for n, c in conditions.positive.items()),
+        conditions.outline,
     )
 
 
@@ -219,15 +220,13 @@ class InterpolatedAttentionScore(ScoreModel):
         return torch.cat(list(self.batch_size.run(last, call)))
 
 
-def sampling(
-    path: MorphPath, on_step: Callable[[int, float, Tensor], tuple[Tensor, bool]]
-) -> Generator[Event, Any, tuple[Tensor, bool]]:
+def sampling(path: MorphPath, on_step: OnStep) -> Generator[Event, Any, tuple[Tensor, bool]]:
     """Sample clean latents from the points of a path.
 
     Args:
         path: The path, in noise space.
-        on_step: Called with the number of the step, its timestep and its latents after each step;
-            returns the latents to continue from, and whether to go on.
+        on_step: Called with the number of the step, its timestep, its latents and the levels after
+            each step; returns how to go on.
 
     Returns:
         Clean latents `(F, C, h, w)`, and whether sampling came to its end.
@@ -253,7 +252,7 @@ def sampling(
     latents, proceeds = None, True  # None starts the steps
     yield Event("sample", 0, total, path.points)
     for i, timestep in enumerate(timesteps):
-        latents, proceeds = on_step(i, timestep, steps.send(latents))
+        latents, levels, proceeds = on_step(i, timestep, steps.send(latents), levels)
         yield Event("sample", i + 1, total, latents, timestep=timestep)
         if not proceeds:
             break
@@ -266,3 +265,15 @@ def replaced_times(path: MorphPath, times: Tensor) -> MorphPath:
     """The path with its points moved along it to other times, not yet sampled there."""
     points = points_at(path.points, path.times, times / path.keys.num_gaps)
     return replace(path, points=points, times=times, latents=None, beyond=None, transported=None)
+
+
+def joined_path(keys: Keyframes, found: list[Geodesic | Tensor], metric: str) -> MorphPath:
+    """The path through all gaps of a morph."""
+    points, times = [], []
+    for i, one in enumerate(found):
+        piece = one.path if isinstance(one, Geodesic) else one
+        u = i + torch.linspace(0, 1, len(piece), dtype=torch.float64)
+        points.append(piece if i == 0 else piece[1:])
+        times.append(u if i == 0 else u[1:])
+    geodesics = tuple(one if isinstance(one, Geodesic) else None for one in found)
+    return MorphPath(keys, torch.cat(points), torch.cat(times), geodesics, metric)

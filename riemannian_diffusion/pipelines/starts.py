@@ -165,5 +165,6 @@ def transported(change: Tensor, bridge: Tensor, levels: Levels) -> Tensor:
         Clean latents from C on, `(F, C, h, w)`.
     """
     level = levels(levels.schedule.timestep_of(TRANSPORT_NOISE))
+    bridge = torch.cat([change[:1], bridge[1:]])  # both start at A, up to rounding
     path, bridge = level.alpha * change, level.alpha * bridge
     return analogy(level, path, bridge[-1], bridge=bridge) / level.alpha

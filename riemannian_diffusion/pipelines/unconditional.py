@@ -14,13 +14,13 @@ from torch import Tensor
 from riemannian_diffusion.pipelines.classes import (
     CLASSES,
     Label,
-    MixedLabels,
     label_numbers,
     no_texts,
 )
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
 from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest
 from riemannian_diffusion.score import Condition
+from riemannian_diffusion.score.labels import MixedLabels
 from riemannian_diffusion.score.network import Predict
 
 
@@ -32,7 +32,7 @@ class UnconditionalPrediction:
         unet: The network.
     """
 
-    unet: UNet2DModel
+    unet: Any
 
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output at points `(K, C, H, W)`."""

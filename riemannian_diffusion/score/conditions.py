@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.score.padding import is_masked, padded
 from riemannian_diffusion.score.where import Where
 
 KINDS = ("interpolated", "mask", "fixed")
@@ -61,22 +62,21 @@ class Condition:
         return self.values.shape[1]
 
     def at(self, where: Where | None, num: int, name: str) -> Tensor:
-        """The values at points.
+        """The values at points, as in `values_at`."""
+        return values_at({name: self}, where, num)[name]
 
-        Args:
-            where: The places of the points; None is allowed if all points share one value.
-            num: The number of points K.
-            name: Name of the condition in error messages.
+    @property
+    def changes(self) -> bool:
+        """Whether the value depends on the path or on the place on it."""
+        return self.num_paths > 1 or self.num_knots > 1
 
-        Returns:
-            Values `(1, *shape)` if all points share one value, else `(K, *shape)`.
+    def check_places(self, where: Where | None, num: int, name: str) -> Where:
+        """The places of `num` points, at which this condition has values.
 
         Raises:
-            ValueError: If `where` is missing, has another number of places than K, or names a path
-                that the condition does not have.
+            ValueError: Naming the condition, if there are no places, another number of them, or one
+                on a path that the condition does not have.
         """
-        if self.num_paths == self.num_knots == 1:
-            return self.values[0]
         if where is None:
             raise ValueError(
                 f"`{name}` changes along the path ({self.num_knots} knots, {self.num_paths} "
@@ -86,24 +86,27 @@ class Condition:
             raise ValueError(
                 f"`where` must have a place for each of {num} points, but has {len(where)}."
             )
-        pair = torch.zeros_like(where.pair)
-        if self.num_paths > 1:
-            pair = where.pair
-            if num and int(pair.max()) >= self.num_paths:
-                raise ValueError(
-                    f"`{name}` is given for {self.num_paths} paths, but a point lies on path "
-                    f"number {int(pair.max()) + 1}."
-                )
-        device = self.values.device
-        pair = pair.to(device)
+        if self.num_paths > 1 and num and int(where.pair.max()) >= self.num_paths:
+            raise ValueError(
+                f"`{name}` is given for {self.num_paths} paths, but a point lies on path "
+                f"number {int(where.pair.max()) + 1}."
+            )
+        return where
+
+    def between(self, pair: Tensor, left: Tensor, weight: Tensor) -> Tensor:
+        """The values between knots.
+
+        Args:
+            pair: The path of each point, `(K,)`.
+            left: The last knot before each point, `(K,)`.
+            weight: The place of each point between this knot and the next, `(K,)` in [0, 1].
+
+        Returns:
+            `(K, *shape)`.
+        """
+        pair = pair if self.num_paths > 1 else torch.zeros_like(pair)
         if self.num_knots == 1:
             return self.values[pair, 0]
-        place = where.u * (self.num_knots - 1)
-        nearest = place.round()  # a knot must not get the mask of its neighbour by rounding
-        place = torch.where((place - nearest).abs() < 1e-12, nearest, place)
-        left = place.long().clamp(max=self.num_knots - 2)
-        weight = (place - left).to(device)
-        left = left.to(device)
         before, after = self.values[pair, left], self.values[pair, left + 1]
         weight = weight.view(-1, *[1] * (before.ndim - 1))
         if self.kind == "mask":
@@ -119,9 +122,61 @@ class Condition:
 Named = Mapping[str, Condition]
 
 
+def values_at(named: Named, where: Where | None, num: int) -> dict[str, Tensor]:
+    """The values of conditions at points.
+
+    All that depends on the places is copied to the device at once, because each copy waits for it.
+
+    Args:
+        named: The conditions by name.
+        where: The places of the points; None is allowed if all points share their values.
+        num: The number of points K.
+
+    Returns:
+        For each condition, `(1, *shape)` if all points share one value, else `(K, *shape)`.
+
+    Raises:
+        ValueError: As in `Condition.check_places`.
+    """
+    changing = {name: condition for name, condition in named.items() if condition.changes}
+    for name, condition in changing.items():
+        where = condition.check_places(where, num, name)
+    knots = sorted({condition.num_knots for condition in changing.values()})
+    wide = any(condition.values.dtype == torch.float64 for condition in changing.values())
+    dtype = torch.float64 if wide else torch.float32  # not every device has float64
+    tables: dict[torch.device, Tensor] = {}  # (1 + 2 * number of different knots, K)
+    found = {}
+    for name, condition in named.items():
+        device = condition.values.device
+        if name not in changing or where is None:
+            found[name] = condition.values[0]
+            continue
+        if device not in tables:
+            rows = [where.pair, *(row for number in knots for row in _among(where, number))]
+            tables[device] = torch.stack([row.to(dtype) for row in rows]).to(device)
+        table, first = tables[device], 1 + 2 * knots.index(condition.num_knots)
+        pair, left = table[0].long(), table[first].long()
+        found[name] = condition.between(pair, left, table[first + 1])
+    return found
+
+
+def _among(where: Where, num_knots: int) -> tuple[Tensor, Tensor]:
+    """The last knot before each place, and the place between this knot and the next, `(K,)`."""
+    place = where.u * (num_knots - 1)
+    nearest = place.round()  # a knot must not get the mask of its neighbour by rounding
+    place = torch.where((place - nearest).abs() < 1e-12, nearest, place)
+    left = place.long().clamp(max=max(0, num_knots - 2))
+    return left, place - left
+
+
 @dataclass(frozen=True, eq=False)
 class Conditions:
     """All conditions of a network.
+
+    A condition of kind "mask" with values `(B, P, L)` says which of L tokens count. `join` and
+    `through` pad such a mask with zeros, and also the interpolated values `(B, P, L, *shape)` of as
+    many tokens. So a token that only one of two knots has is interpolated with 0 between them, and
+    it counts everywhere but at the other knot.
 
     Attributes:
         positive: Conditions by name; `predict` of the score receives them under these names.
@@ -163,6 +218,19 @@ class Conditions:
     def num_knots(self) -> int:
         """The number of knots: one per keyframe, or 1 if all keyframes share their conditions."""
         return max((c.num_knots for c in self.positive.values()), default=1)
+
+    @property
+    def outline(self) -> tuple:
+        """Names, kinds and shapes that `join` compares; None for lengths that may differ."""
+
+        def shape(condition: Condition, named: Named) -> tuple:
+            sizes = condition.values.shape[2:]
+            return (None, *sizes[1:]) if is_masked(condition, named) else tuple(sizes)
+
+        return tuple(
+            tuple((name, c.kind, shape(c, named)) for name, c in named.items())
+            for named in (self.positive, self.negative or {})
+        )
 
     def map(self, function: Callable[[Condition], Condition]) -> Conditions:
         """A copy of the conditions in which `function` replaces every condition."""
@@ -219,11 +287,12 @@ class Conditions:
             parts: For each group, its conditions and its number of paths.
 
         Raises:
-            ValueError: If the conditions differ in names, shapes, knots, options or LoRAs.
+            ValueError: If the conditions differ in names, shapes, knots, options or LoRAs. Numbers
+                of tokens may differ where there are masks.
         """
-        first = parts[0][0]
-        if any(not _alike(first, other) for other, _ in parts):
-            raise ValueError("Paths that are solved side by side must have conditions of one kind.")
+        fitted = _of_one_length([part for part, _ in parts], "Paths that are solved side by side")
+        parts = [(part, count) for part, (_, count) in zip(fitted, parts, strict=True)]
+        first = fitted[0]
 
         def joined(named: Sequence[tuple[Named, int]]) -> dict[str, Condition]:
             found = {}
@@ -258,20 +327,42 @@ class Conditions:
                 negative conditions of the result are those of the first group.
 
         Raises:
-            ValueError: If the conditions differ in names, shapes, options or LoRAs.
+            ValueError: If the conditions differ in names, shapes, options or LoRAs. Numbers of
+                tokens may differ where there are masks.
         """
-        first = parts[0][0]
-        if any(not _alike(first, other) for other, _ in parts):
-            raise ValueError("Keyframes of one path must have conditions of one kind.")
+        fitted = _of_one_length([part for part, _ in parts], "Keyframes of one path")
         positive = {}
-        for name, condition in first.positive.items():
-            mine = [(part.positive[name], count) for part, count in parts]
+        for name, condition in fitted[0].positive.items():
+            mine = [
+                (part.positive[name], count) for part, (_, count) in zip(fitted, parts, strict=True)
+            ]
             if condition.num_knots == 1 and all(_same(condition, other) for other, _ in mine):
                 positive[name] = condition
                 continue
             knots = [c.values.expand(-1, count, *c.values.shape[2:]) for c, count in mine]
             positive[name] = replace(condition, values=torch.cat(knots, 1))
-        return replace(first, positive=positive)
+        return replace(parts[0][0], positive=positive)
+
+
+def _of_one_length(parts: Sequence[Conditions], what: str) -> list[Conditions]:
+    """Conditions of several groups, padded to one number of tokens.
+
+    Args:
+        parts: The conditions of each group.
+        what: What has these conditions, in error messages.
+
+    Raises:
+        ValueError: If the conditions differ in more than that, or there is no mask.
+    """
+    positive = padded([part.positive for part in parts], what)
+    negative = padded([part.negative or {} for part in parts], what)
+    fitted = [
+        replace(part, positive=ours, negative=None if part.negative is None else theirs)
+        for part, ours, theirs in zip(parts, positive, negative, strict=True)
+    ]
+    if any(not _alike(fitted[0], other) for other in fitted):
+        raise ValueError(f"{what} must have conditions of one kind.")
+    return fitted
 
 
 def _alike(a: Conditions, b: Conditions) -> bool:

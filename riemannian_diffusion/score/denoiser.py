@@ -24,6 +24,17 @@ class DenoiserScore(ScoreModel):
 
     Raises:
         ValueError: If `function` is not callable, or `sigma` or `alpha` is not positive.
+
+    Examples:
+        Networks of EDM, EDM2 and k-diffusion are called with points and a noise level for each:
+
+        >>> import torch
+        >>> from riemannian_diffusion import DenoiserScore
+        >>> def net(x, sigma):  # here: the exact denoiser of data with unit variance
+        ...     return x / (1 + sigma.view(-1, 1) ** 2)
+        >>> score = DenoiserScore(lambda x: net(x, x.new_full((len(x),), 2.0)), sigma=2.0)
+        >>> score(torch.tensor([[5.0, 0.0]]))  # -x / (1 + sigma^2)
+        tensor([[-1.,  0.]])
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], sigma: float, *, alpha: float = 1.0):

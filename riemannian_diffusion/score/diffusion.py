@@ -1,27 +1,31 @@
-"""The score of any diffusers denoiser."""
+"""The score of a denoiser of diffusers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from riemannian_diffusion.arguments import check_kind, check_tensor
+from riemannian_diffusion.score.calling import PROMPT, Call
 from riemannian_diffusion.score.conditions import Condition, Conditions
 from riemannian_diffusion.score.network import MODES, NetworkScore
-from riemannian_diffusion.score.schedulers import level_at
-
-PROMPT = "encoder_hidden_states"
+from riemannian_diffusion.score.schedulers import level_at, num_timesteps
 
 
 class DiffusionScore(NetworkScore):
     """The score of a diffusers denoiser at one timestep, `score = -eps / sigma`.
 
-    The model is called like `UNet2DModel` (`model(x, t)`) or `UNet2DConditionModel` (`model(x, t,
-    encoder_hidden_states)`). The scheduler has `alphas_cumprod` and epsilon, velocity or sample
-    prediction. Or it is the scheduler of a rectified flow, `x_t = (1 - t) x_0 + t eps`, and the
-    model predicts the velocity `eps - x_0` (arXiv 2209.03003). The network runs in its own dtype.
-    Points, scores and products keep the dtype of the caller. Parameters receive no gradient.
+    The classes of diffusers in `riemannian_diffusion.score.calling.CALLED` are called with
+    the names, the time and the sign of their own pipelines. Points have the shape that the
+    class takes: `(K, C, h, w)`, or tokens `(K, T, C)` for classes such as `FluxTransformer2DModel`.
+    Any other module is called `model(x, timestep, **conditions, return_dict=False)`.
+
+    The scheduler has `alphas_cumprod` and epsilon, velocity or sample prediction. Or it is the
+    scheduler of a rectified flow, `x_t = (1 - t) x_0 + t eps`, and the model predicts the velocity
+    `eps - x_0` (arXiv 2209.03003). The network runs in its own dtype. Points, scores and products
+    keep the dtype of the caller. Parameters receive no gradient.
 
     Args:
         model: The denoiser.
@@ -35,6 +39,17 @@ class DiffusionScore(NetworkScore):
             there are several, calls need `where`.
         negative_hidden_states: Embeddings of the negative prompts, with the shapes of
             `encoder_hidden_states`. The modes "guided" and "difference" need them.
+        conditions: Further tensors by the network's own names of its arguments, such as
+            `pooled_projections`, or of the entries of its `added_cond_kwargs`. `(1, ...)` is one
+            value for all points, `(P, ...)` are values at P knots, and a `Condition` says more.
+            Floating-point values are interpolated. Masks (names with "mask", or boolean) and
+            lengths (names that end in "lens") are combined: a point between two knots has the
+            larger one. Other whole numbers must be the same at all knots. `img_ids`, `txt_ids` and
+            `position_ids` of tokens are `(T, axes)`, as the network takes them. Classes that change
+            along the path are floating-point `class_labels`, the weights `(P, num_classes)` of
+            rows in the network's table of classes.
+        negative_conditions: The same under the negative prompt. The modes "guided" and
+            "difference" need all that `conditions` has, except the places of tokens.
         guidance_scale: Weight `g` of mode "guided".
         mode: "conditional" takes `eps = eps_cond`; "guided" takes `eps_neg + g (eps_cond -
             eps_neg)` (classifier-free guidance); "difference" takes `eps_cond - eps_neg`.
@@ -44,8 +59,9 @@ class DiffusionScore(NetworkScore):
             `model.enable_gradient_checkpointing()` saves more memory and takes more time.
 
     Raises:
-        ValueError: If the scheduler has no such levels or an unknown prediction type, the timestep
-            is out of range, or the mode needs prompts that are missing.
+        ValueError: If the class of the model is refused, or lacks a condition, or does not take
+            one; the scheduler has no such levels or an unknown prediction type; the timestep is out
+            of range; or the mode needs negative conditions that are missing.
     """
 
     def __init__(
@@ -56,6 +72,8 @@ class DiffusionScore(NetworkScore):
         *,
         encoder_hidden_states: Tensor | None = None,
         negative_hidden_states: Tensor | None = None,
+        conditions: Mapping[str, Tensor | Condition] | None = None,
+        negative_conditions: Mapping[str, Tensor | Condition] | None = None,
         guidance_scale: float = 1.0,
         mode: str = "conditional",
         max_batch_size: int | None = None,
@@ -63,35 +81,76 @@ class DiffusionScore(NetworkScore):
         check_kind(nn.Module, model=model)
         if mode not in MODES:
             raise ValueError(f"`mode` must be one of {MODES}, but got {mode!r}.")
-        prompts = {
-            "encoder_hidden_states": encoder_hidden_states,
-            "negative_hidden_states": negative_hidden_states,
-        }
-        if mode != "conditional" and None in prompts.values():
-            raise ValueError(f"mode={mode!r} needs both {' and '.join(f'`{n}`' for n in prompts)}.")
-        named = {name: _as_condition(value, name) for name, value in prompts.items()}
-        positive, negative = named.values()
+        level = level_at(scheduler, timestep)
+        self.model, self._call = model, Call(model, num_timesteps(scheduler))
+        positive = _prompt(encoder_hidden_states, "encoder_hidden_states")
+        negative = _prompt(negative_hidden_states, "negative_hidden_states")
+        positive |= self._named(conditions, "conditions")
+        negative |= self._named(negative_conditions, "negative_conditions")
+        if mode != "conditional":
+            shared = {n: c for n, c in positive.items() if self._call.is_unbatched(n)}
+            negative = shared | negative
+            if not positive or positive.keys() != negative.keys():
+                raise ValueError(
+                    f"mode={mode!r} needs both `encoder_hidden_states` and "
+                    "`negative_hidden_states`, and `negative_conditions` with the names of "
+                    f"`conditions`, but got {sorted(positive)} and {sorted(negative)}."
+                )
+        self._call.check(set(positive))
         super().__init__(
             model,
-            self._predict,
-            level_at(scheduler, timestep),
+            self._call,
+            level,
             Conditions(positive, negative if mode != "conditional" else None),
             guidance_scale=guidance_scale,
             mode=mode,
             max_batch_size=max_batch_size,
         )
-        self.model = model
 
-    def _predict(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        return self.network(x, timestep, **conditions, return_dict=False)[0]
+    def _named(
+        self, given: Mapping[str, Tensor | Condition] | None, argument: str
+    ) -> dict[str, Condition]:
+        """Further conditions by name."""
+        if given is None:
+            return {}
+        check_kind(Mapping, **{argument: given})
+        return {
+            name: value
+            if isinstance(value, Condition)
+            else _condition(value, f"{argument}[{name!r}]", name, self._call.is_unbatched(name))
+            for name, value in given.items()
+        }
 
 
-def _as_condition(value: Tensor | None, name: str) -> dict[str, Condition]:
+def _prompt(value: Tensor | None, argument: str) -> dict[str, Condition]:
+    """Prompt embeddings as a condition."""
     if value is None:
         return {}
-    check_tensor(**{name: value})
+    check_tensor(**{argument: value})
     if value.ndim not in (3, 4):
         raise ValueError(
-            f"`{name}` must be (1, L, C), (P, L, C) or (B, P, L, C), but got {tuple(value.shape)}."
+            f"`{argument}` must be (1, L, C), (P, L, C) or (B, P, L, C), but got "
+            f"{tuple(value.shape)}."
         )
     return {PROMPT: Condition(value[None] if value.ndim == 3 else value)}
+
+
+def _condition(value: Tensor, argument: str, name: str, unbatched: bool) -> Condition:
+    """A further condition, of the kind that its name and its dtype say."""
+    check_kind(Tensor, **{argument: value})
+    if unbatched:
+        return Condition(value[None, None], "fixed")
+    if value.ndim == 0 or len(value) == 0:
+        raise ValueError(
+            f"`{argument}` must be (1, ...) or (P, ...), but got {tuple(value.shape)}."
+        )
+    if value.dtype == torch.bool or "mask" in name or name.endswith("lens"):
+        return Condition.of(value, "mask")
+    if value.is_floating_point():
+        return Condition.of(value)
+    if not torch.equal(value, value[:1].expand_as(value)):
+        raise ValueError(
+            f"`{argument}` has whole numbers, which cannot be interpolated: give one value for all "
+            "knots."
+        )
+    return Condition.of(value[:1], "fixed")

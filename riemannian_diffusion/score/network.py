@@ -15,7 +15,7 @@ from riemannian_diffusion.arguments import check_finite
 from riemannian_diffusion.batches import BatchSize
 from riemannian_diffusion.events import network_called
 from riemannian_diffusion.score.attention import forward_mode_attention
-from riemannian_diffusion.score.conditions import Conditions, Named
+from riemannian_diffusion.score.conditions import Conditions, Named, values_at
 from riemannian_diffusion.score.model import ScoreModel, outside_inference, pulled, pushed
 from riemannian_diffusion.score.weights import check_weights, kept_weights, moves_weights
 from riemannian_diffusion.score.where import Where
@@ -193,12 +193,12 @@ class NetworkScore(ScoreModel):
     def _output(self, x: Tensor, where: Where | None, named: Named) -> Tensor:
         dtype = dtype_of(self.network)
         conditions = {}
-        for name, condition in named.items():
-            value = condition.at(where, len(x), name).to(x.device)
+        for name, value in values_at(named, where, len(x)).items():
+            value = value.to(x.device)
             value = value.to(dtype) if value.is_floating_point() else value
             conditions[name] = value.expand(len(x), *value.shape[1:])
         network_called()
-        timestep = torch.tensor(self.level.timestep, device=x.device)
+        timestep = torch.full((), self.level.timestep, device=x.device)  # copies nothing there
         output = self.predict(x.to(dtype), timestep, conditions)
         if output.ndim == x.ndim and output.shape[1] == 2 * x.shape[1]:
             output = output[:, : x.shape[1]]  # the other half is a variance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind, check_points
@@ -96,7 +97,7 @@ class SharedNoiseScore(ScoreModel):
                     f"`noise` {tuple(noise.shape)} is given for {len(noise)} pairs, but a point "
                     f"belongs to pair number {int(where.pair.max()) + 1}."
                 )
-            noise = noise[where.pair.to(noise.device)]
+            noise = torch.stack([noise[i] for i in where.pair.tolist()])
         if noise.shape[2:] != x.shape[1:]:
             raise ValueError(
                 f"`noise` is {tuple(self.noise.shape)}, which does not fit points {tuple(x.shape)}."

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 
 import accelerate
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from diffusers.callbacks import SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from models import (
     FAST,
@@ -54,43 +52,6 @@ def assert_close(found, expected, atol=1e-4):
     np.testing.assert_allclose(found, expected, atol=atol, rtol=0)
 
 
-def test_the_signature_has_the_usual_names(pipe):
-    names = inspect.signature(pipe.__call__).parameters
-    usual = {"prompt", "image", "strength", "num_inference_steps", "guidance_scale", "generator"}
-    usual |= {"negative_prompt", "output_type", "return_dict", "callback_on_step_end"}
-    assert usual <= set(names)
-    usual = {"prompt_embeds", "negative_prompt_embeds", "cross_attention_kwargs"}
-    usual |= {"ip_adapter_image", "ip_adapter_image_embeds", "do_classifier_free_guidance"}
-    assert usual <= set(inspect.signature(pipe.condition).parameters)
-
-
-def test_half_precision_is_near_and_saved_as_it_is(pipe, keyframes, tmp_path):
-    expected = frames(pipe, keyframes)
-    half = pipe.to(torch.float16)
-    found = frames(half, keyframes)
-    assert_close(found, expected, atol=2e-2)
-    half.save_pretrained(tmp_path, variant="fp16", safe_serialization=True)
-    loaded = type(pipe).from_pretrained(tmp_path, variant="fp16", torch_dtype=torch.float16)
-    loaded.set_progress_bar_config(disable=True)
-    assert loaded.unet.dtype == torch.float16
-    assert_close(frames(loaded, keyframes), found)
-
-
-def test_dtypes_and_devices_reach_every_component(pipe):
-    pipe.to("cpu", torch.float64)
-    modules = [c for c in pipe.components.values() if isinstance(c, torch.nn.Module)]
-    assert all(p.dtype == torch.float64 for m in modules for p in m.parameters())
-    pipe.to("meta")
-    assert all(p.device.type == "meta" for m in modules for p in m.parameters())
-
-
-def test_optional_components_stay_none(tmp_path):
-    pipe = make()
-    pipe.save_pretrained(tmp_path)
-    loaded = GeodesicInterpolationPipeline.from_pretrained(tmp_path)
-    assert loaded.safety_checker is loaded.feature_extractor is loaded.image_encoder is None
-
-
 def test_a_safety_checker_flags_frames(keyframes):
     class Checker(torch.nn.Module):
         device, dtype = torch.device("cpu"), torch.float32
@@ -114,18 +75,6 @@ def test_a_safety_checker_flags_frames(keyframes):
     # the last keyframe's error is that of its frame, not that of the black one
     assert out.reconstruction_error == before.reconstruction_error
     assert "2 and 4 of 4" in out.warnings[-1]
-
-
-@pytest.mark.parametrize("way", ["attention", "slicing", "tiling"])
-def test_slicing_changes_nothing(pipe, keyframes, way):
-    expected = frames(pipe, keyframes)
-    switch = {
-        "attention": lambda: pipe.enable_attention_slicing("max"),
-        "slicing": lambda: pipe.vae.enable_slicing(),
-        "tiling": lambda: pipe.vae.enable_tiling(),
-    }
-    switch[way]()
-    assert_close(frames(pipe, keyframes), expected)
 
 
 @pytest.mark.parametrize("way", ["model", "sequential", "group"])
@@ -171,13 +120,6 @@ def test_encode_prompt_alone(pipe, keyframes):
     options = OPTIONS | {"guidance_scale": 2.0}
     found = morph(rest, keyframes[:2], **given, **options).frames
     assert_close(found, pipe(keyframes[:2], ["a", "b"], **options).frames)
-
-
-def test_from_pipe_both_ways_shares_components(keyframes):
-    pipe = make()
-    plain = StableDiffusionPipeline.from_pipe(pipe)
-    again = GeodesicInterpolationPipeline.from_pipe(plain)
-    assert again.unet is plain.unet is pipe.unet and again.vae is pipe.vae
 
 
 def test_loras(pipe, keyframes, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import diffusers
@@ -20,6 +20,7 @@ from diffusers.hooks import apply_pyramid_attention_broadcast
 from models import KINDS, PROMPTED, make, silent, to_pil, waves
 
 from riemannian_diffusion import DiffusionScore
+from riemannian_diffusion.pipelines import AutoGeodesicInterpolationPipeline
 from riemannian_diffusion.pipelines.known import WORKS
 
 INVERT = {"num_inference_steps": 4, "strength": 0.5}
@@ -79,7 +80,7 @@ def test_the_signature_has_the_usual_names(kind):
 def test_components_are_those_of_init(kind):
     given = KINDS[kind][2]()
     pipe = KINDS[kind][0](**given)
-    parts = {n: part for n, part in given.items() if not isinstance(part, (bool, int, float, str))}
+    parts = {n: part for n, part in given.items() if not isinstance(part, (bool, dict))}
     assert set(parts) == set(pipe.components) - (set(pipe._optional_components) - set(parts))
     assert all(pipe.components[n] is part for n, part in parts.items() if n != "scheduler")
 
@@ -134,7 +135,8 @@ def test_progress_bars_end_and_can_be_silenced(kind, capsys):
 @every_kind
 def test_callbacks_change_latents_and_guidance(kind):
     pipe, scales = make(kind), []
-    conditions = pipe.condition(texts(kind), "b" if kind in PROMPTED else "")
+    options = {"class_labels": [1, 2]} if kind == "dit" else {}
+    conditions = pipe.condition(texts(kind), "b" if kind in PROMPTED else "", **options)
     guided = {"guidance_scale": 1.5, "conditions": conditions}
 
     def erase(pipe, step, timestep, tensors):
@@ -145,7 +147,7 @@ def test_callbacks_change_latents_and_guidance(kind):
         scales.append(pipe.guidance_scale)
         assert pipe.do_classifier_free_guidance == (pipe.guidance_scale > 1)
         assert pipe.num_timesteps == 2
-        pipe._guidance_scale += 1
+        pipe._guidance_scale += 50
         return tensors
 
     latent = {"output_type": "latent", "conditions": conditions}
@@ -156,7 +158,7 @@ def test_callbacks_change_latents_and_guidance(kind):
         return
     plain = frames(pipe, kind, **guided)
     other = frames(pipe, kind, callback_on_step_end=raise_guidance, **guided)
-    assert scales == [1.5, 2.5] and float((plain - other).abs().max()) > 1e-6
+    assert scales == [1.5, 51.5] and float((plain - other).abs().max()) > 1e-6
     scales.clear()
     torch.testing.assert_close(frames(pipe, kind, **guided), plain)  # nothing stays behind
 
@@ -203,8 +205,9 @@ def test_half_precision_is_near_and_saved_as_it_is(kind, dtype, tmp_path):
     assert error < {torch.float16: 0.02, torch.bfloat16: 0.1}[dtype]
     half.save_pretrained(tmp_path, variant="half")
     loaded = type(half).from_pretrained(tmp_path, variant="half", torch_dtype=dtype)
-    assert loaded.network.dtype == dtype
-    torch.testing.assert_close(frames(silent(loaded), kind), found, atol=1e-5, rtol=0)
+    for one, other in zip(modules(half), modules(loaded), strict=True):
+        states = one.state_dict(), other.state_dict()  # loading keeps a few weights in float32
+        assert all(torch.equal(states[0][name], states[1][name].to(dtype)) for name in states[0])
 
 
 @every_kind
@@ -223,25 +226,35 @@ def test_from_pipe_both_ways(kind):
     pipe = make(kind)
     done = 0
     for name in WORKS[ours.__name__]:
-        theirs = getattr(diffusers, name)
-        if set(inspect.signature(theirs.__init__).parameters) - {"self"} - set(pipe.config):
+        theirs = getattr(diffusers, name, None)
+        if theirs is None:  # in older versions
+            continue
+        arguments = inspect.signature(theirs.__init__).parameters.values()
+        needed = {one.name for one in arguments if one.default is one.empty} - {"self"}
+        if needed - set(pipe.components):
             continue
         again = ours.from_pipe(theirs.from_pipe(pipe))
-        assert all(again.components[n] is part for n, part in pipe.components.items())
-        check(again, kind)
+        kept = {n: part for n, part in pipe.components.items() if n != "scheduler"}
+        assert all(again.components[n] is part for n, part in kept.items())
         done += 1
     assert done
+    check(again, kind)
 
 
-@pytest.mark.parametrize("kind", ["sd", "xl", "flux", "zimage"])
+@every_kind
 def test_a_saved_model_loads_by_the_classes_of_diffusers(kind, tmp_path, monkeypatch):
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path))
     pipe, folder = make(kind), tmp_path / "model"
     pipe.save_pretrained(folder)
-    check(type(pipe).from_pipe(KINDS[kind][1].from_pretrained(folder)), kind)
-    name = {"sd": "pipeline"}.get(kind, f"pipeline_{kind}")
-    options = {"custom_pipeline": str(COMMUNITY / f"{name}.py"), "trust_remote_code": True}
-    check(DiffusionPipeline.from_pretrained(folder, **options), kind)
+    if kind not in ("dit", "pixels"):  # those put other schedulers in place
+        check(type(pipe).from_pipe(KINDS[kind][1].from_pretrained(folder)), kind)
+    name = type(pipe).__name__.removesuffix("Pipeline")
+    [file] = [one for one in COMMUNITY.iterdir() if f"class {name}(" in one.read_text()]
+    options = {"custom_pipeline": str(file), "trust_remote_code": True}
+    loaded = DiffusionPipeline.from_pretrained(folder, **options)
+    check(loaded, kind)
+    loaded.save_pretrained(tmp_path / "again")
+    check(AutoGeodesicInterpolationPipeline.from_pretrained(tmp_path / "again"), kind)
 
 
 # -------------------------------------------------------------------------------------- text alone
@@ -264,9 +277,12 @@ def test_text_encoders_and_the_rest_work_without_each_other(kind):
     words = ("text_enc", "tokenizer", "scheduler")
     alone = {n: part if n.startswith(words) else None for n, part in given.items()}
     options = {"prompt": texts(kind), "device": "cpu", "num_images_per_prompt": 1}
-    options |= {"do_classifier_free_guidance": False}
+    options |= {"do_classifier_free_guidance": False, "prompt_2": None, "prompt_3": None}
     encoder = KINDS[kind][0](**alone)
     known = inspect.signature(encoder.encode_prompt).parameters
+    usual = inspect.signature(KINDS[kind][1].__call__).parameters
+    defaults = {n: usual[n].default for n in known if n in usual and "prompt" not in n}
+    options = defaults | options
     encoded = encoder.encode_prompt(**{n: v for n, v in options.items() if n in known})
     names = PLACES.get(kind, ("prompt_embeds", "prompt_attention_mask"))
     found = {n: value for n, value in zip(names, encoded, strict=False) if n}
@@ -291,6 +307,8 @@ def test_switches_change_nothing(kind, switch):
             pytest.skip("this network has none")
         target.fuse_qkv_projections()
     elif switch in ("offload", "blocks"):
+        if not all(getattr(m, "_supports_group_offloading", True) for m in modules(pipe)):
+            pytest.skip("diffusers refuses this network")
         options = {"offload_type": "leaf_level"}
         if switch == "blocks":
             options = {"offload_type": "block_level", "num_blocks_per_group": 1}
@@ -356,6 +374,8 @@ def test_caches_without_a_config_are_refused():
         cross_attention_block_skip_range=2, current_timestep_callback=lambda: 500
     )
     apply_pyramid_attention_broadcast(pipe.unet, config)
-    for work in (lambda: frames(pipe, "sd"), lambda: DiffusionScore(pipe.unet, pipe.scheduler, 9)):
+    given = {"encoder_hidden_states": torch.zeros(1, 2, 16)}
+    score = partial(DiffusionScore, pipe.unet, pipe.scheduler, 9, **given)
+    for work in (score, lambda: frames(pipe, "sd")):
         with pytest.raises(ValueError, match="has a cache .*PyramidAttentionBroadcastHook"):
             work()

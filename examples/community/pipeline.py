@@ -1,4 +1,4 @@
-"""Geodesic morphs as a diffusers community pipeline.
+"""Geodesic morphs of Stable Diffusion 1 and 2 as a diffusers community pipeline.
 
     DiffusionPipeline.from_pretrained(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -7,7 +7,8 @@
     )
 
 Or put this file into the model's own folder, with `"_class_name": ["pipeline",
-"GeodesicInterpolation"]` in its `model_index.json`. The library must be installed.
+"GeodesicInterpolation"]` in its `model_index.json`. The library must be installed. The files
+beside this one are the same for other models.
 """
 
 from riemannian_diffusion import pipelines

@@ -21,6 +21,7 @@ from riemannian_diffusion.pipelines.prompts import (
     TextRequest,
     check_embeddings,
     given_texts,
+    padded,
     read_options,
 )
 from riemannian_diffusion.pipelines.texts import warn_of_texts
@@ -47,9 +48,9 @@ class ConditionedModel(MorphableModel):
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] | None = None,
         target_size: tuple[int, int] | None = None,
-        prompt_embeds: Tensor | None = None,
+        prompt_embeds: Tensor | Sequence[Tensor] | None = None,
         prompt_attention_mask: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | Sequence[Tensor] | None = None,
         negative_prompt_attention_mask: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
@@ -81,7 +82,7 @@ class ConditionedModel(MorphableModel):
             target_size: Target height and width, for Stable Diffusion XL; None takes the size of
                 the images.
             prompt_embeds: Embeddings in place of prompts, as `encode_prompt` gives them: `(1, L,
-                C)` for all keyframes or `(P, L, C)`.
+                C)` for all keyframes or `(P, L, C)`; for Z-Image also a list of `(L, C)`.
             prompt_attention_mask: The mask of `prompt_embeds`, `(1, L)` or `(P, L)`, for models
                 that take one: 1 for a token, 0 for padding.
             negative_prompt_embeds: Embeddings in place of the negative prompt, the same for all
@@ -128,7 +129,7 @@ class ConditionedModel(MorphableModel):
         if cross_attention_kwargs is not None:
             check_kind(dict, cross_attention_kwargs=cross_attention_kwargs)
         options = dict(cross_attention_kwargs or {})
-        given = {
+        given: dict[str, Any] = {
             "prompt_embeds": prompt_embeds,
             "prompt_attention_mask": prompt_attention_mask,
             "negative_prompt_embeds": negative_prompt_embeds,
@@ -137,6 +138,8 @@ class ConditionedModel(MorphableModel):
             "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
         }
         embeddings = {name: value for name, value in given.items() if value is not None}
+        if self._masks_texts:
+            embeddings = padded(embeddings)
         check_embeddings(self, embeddings)
         prompts, negatives = given_texts(texts, negative_prompt, embeddings)
         num = len(texts) if prompts else len(embeddings["prompt_embeds"])

@@ -42,7 +42,6 @@ WORKS: Mapping[str, tuple[str, ...]] = {
     LUMINA: _tasks("Lumina2"),
 }
 OTHERS = {  # names that models have, but the installed diffusers need not
-    "GeodesicInterpolation": SD,  # examples/community/pipeline.py
     "Lumina2Text2ImgPipeline": LUMINA,  # the name in diffusers 0.33
 }
 
@@ -136,7 +135,8 @@ def support(name: str) -> Support:
         name: The class, as `_class_name` in a model's model_index.json has it.
     """
     for pipeline, names in WORKS.items():
-        if name in (*names, pipeline):
+        # without "Pipeline" at its end: a class of examples/community
+        if name in (*names, pipeline, pipeline.removesuffix("Pipeline")):
             return Support(name, pipeline, None)
     if name in OTHERS:
         return Support(name, OTHERS[name], None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from riemannian_diffusion.arguments import check_kind, check_points, check_whole
 from riemannian_diffusion.score import Condition
@@ -116,6 +117,27 @@ def masked(hidden: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         mask = torch.ones(hidden.shape[:2])
     mask = mask.to(hidden.device).bool()
     return {"encoder_hidden_states": hidden.masked_fill(~mask[..., None], 0), MASK: mask}
+
+
+def padded(embeddings: Mapping[str, Any]) -> dict[str, Any]:
+    """Embeddings where lists of `(L, C)`, each of another length, have become one and its mask.
+
+    Args:
+        embeddings: What is given to `condition` in place of prompts, by name.
+    """
+    found = dict(embeddings)
+    for name in ("prompt_embeds", "negative_prompt_embeds"):
+        given = embeddings.get(name)
+        if not isinstance(given, (list, tuple)):
+            continue
+        check_points(**{f"{name}[{i}]": one for i, one in enumerate(given)})
+        if len({one.shape[1:] for one in given}) != 1 or given[0].ndim != 2:
+            shapes = [tuple(one.shape) for one in given]
+            raise ValueError(f"`{name}` must be a list of (L, C) of one width, but got {shapes}.")
+        kept = [torch.ones(len(one), dtype=torch.bool) for one in given]
+        found[name] = pad_sequence(list(given), True)
+        found[name.replace("embeds", "attention_mask")] = pad_sequence(kept, True)
+    return found
 
 
 def defaults_of(function: Callable, *names: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from diffusers import ZImagePipeline
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from riemannian_diffusion.levels import even_sigmas
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
@@ -24,6 +23,7 @@ from riemannian_diffusion.pipelines.prompts import (
     conditions_of,
     encode,
     masked,
+    padded,
 )
 from riemannian_diffusion.score.network import Predict
 
@@ -91,8 +91,8 @@ class GeodesicInterpolationZImagePipeline(GeodesicInterpolationMixin, ZImagePipe
             given = request.embeddings
             return masked(given["prompt_embeds"], given["prompt_attention_mask"])
         prompts, _ = encode(self, request)  # (L, C), each of another length
-        kept = [torch.ones(len(prompt), dtype=torch.bool) for prompt in prompts]
-        return masked(pad_sequence(prompts, True), pad_sequence(kept, True))
+        found = padded({"prompt_embeds": prompts})
+        return masked(found["prompt_embeds"], found["prompt_attention_mask"])
 
     def _prediction(self, options: Mapping[str, Any]) -> Predict:
         num = self.scheduler.config.num_train_timesteps

@@ -109,7 +109,7 @@ def to_keyframes(
     if sizes[0][0] % factor or sizes[0][1] % factor:
         raise ValueError(
             f"Height and width must be multiples of {factor}, but got {sizes[0]}: resize or crop "
-            "the images first."
+            "them first."
         )
     return torch.stack(pixels)
 

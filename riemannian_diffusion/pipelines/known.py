@@ -11,7 +11,7 @@ SD, XL, SD3, FLUX, CHROMA = map(OURS, ("", "XL", "SD3", "Flux", "Chroma"))
 FLUX_2, KLEIN = OURS("Flux2"), OURS("Flux2Klein")
 AURA, QWEN, Z = OURS("AuraFlow"), OURS("QwenImage"), OURS("ZImage")
 ALPHA, SIGMA, SANA = OURS("PixArtAlpha"), OURS("PixArtSigma"), OURS("Sana")
-DIT, PIXELS = OURS("DiT"), OURS("Unconditional")
+DIT, LUMINA, PIXELS = OURS("DiT"), OURS("Lumina2"), OURS("Unconditional")
 
 
 def _tasks(name: str, *tasks: str) -> tuple[str, ...]:
@@ -39,23 +39,7 @@ WORKS: Mapping[str, tuple[str, ...]] = {
     SANA: _tasks("Sana", "PAG"),
     DIT: _tasks("DiT"),
     PIXELS: ("DDPMPipeline", "DDIMPipeline"),
-    "GeodesicInterpolationFlux2Pipeline": ("Flux2Pipeline",),
-    "GeodesicInterpolationFlux2KleinPipeline": ("Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),
-    "GeodesicInterpolationChromaPipeline": tuple(
-        f"Chroma{task}Pipeline" for task in ("", "Img2Img", "Inpaint")
-    ),
-    "GeodesicInterpolationAuraFlowPipeline": ("AuraFlowPipeline",),
-    "GeodesicInterpolationPixArtAlphaPipeline": ("PixArtAlphaPipeline",),
-    "GeodesicInterpolationPixArtSigmaPipeline": ("PixArtSigmaPipeline", "PixArtSigmaPAGPipeline"),
-    "GeodesicInterpolationSanaPipeline": ("SanaPipeline", "SanaPAGPipeline"),
-    "GeodesicInterpolationDiTPipeline": ("DiTPipeline",),
-    "GeodesicInterpolationQwenImagePipeline": tuple(
-        f"QwenImage{task}Pipeline" for task in ("", "Img2Img", "Inpaint")
-    ),
-    "GeodesicInterpolationZImagePipeline": tuple(
-        f"ZImage{task}Pipeline" for task in ("", "Img2Img", "Inpaint")
-    ),
-    "GeodesicInterpolationLumina2Pipeline": ("Lumina2Pipeline", "Lumina2Text2ImgPipeline"),
+    LUMINA: ("Lumina2Pipeline", "Lumina2Text2ImgPipeline"),
 }
 COMMUNITY = {"GeodesicInterpolation": SD}  # examples/community/pipeline.py
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from riemannian_diffusion.score.weights import check_uncached
+
 DISTILLED = ("turbo", "lightning", "lcm", "hyper-sd", "schnell", "sprint", "distill", "dmd", "pcm")
 """Parts of the names of models that were distilled to a few steps."""
 
@@ -36,11 +38,12 @@ def check_model(pipe: Any) -> None:
     """Refuse a model with an input or output that its family's pipeline does not handle.
 
     Raises:
-        ValueError: Naming the part and the field of its config.
+        ValueError: Naming the part and the field of its config, or the cache of its network.
 
     Warns:
         DistilledModelWarning: If the model's name or config says that it was distilled.
     """
+    check_uncached(pipe.network)
     _check_network(pipe)
     _check_autoencoder(pipe)
     _warn_of_distillation(pipe)

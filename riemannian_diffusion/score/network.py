@@ -17,7 +17,12 @@ from riemannian_diffusion.events import network_called
 from riemannian_diffusion.score.attention import forward_mode_attention
 from riemannian_diffusion.score.conditions import Conditions, Named, values_at
 from riemannian_diffusion.score.model import ScoreModel, outside_inference, pulled, pushed
-from riemannian_diffusion.score.weights import check_weights, kept_weights, moves_weights
+from riemannian_diffusion.score.weights import (
+    check_uncached,
+    check_weights,
+    kept_weights,
+    moves_weights,
+)
 from riemannian_diffusion.score.where import Where
 
 MODES = ("conditional", "guided", "difference")
@@ -89,6 +94,7 @@ class NetworkScore(ScoreModel):
     ):
         check_finite(guidance_scale=guidance_scale)
         check_weights(network)
+        check_uncached(network)
         if mode not in MODES:
             raise ValueError(f"`mode` must be one of {MODES}, but got {mode!r}.")
         if mode != "conditional" and conditions.negative is None:

@@ -1,4 +1,4 @@
-"""The weights of a network: whether they can be differentiated, and whether they move."""
+"""What layers of a network keep or move: weights, and results of earlier calls."""
 
 from __future__ import annotations
 
@@ -25,6 +25,31 @@ def check_weights(network: nn.Module) -> None:
             "PyTorch cannot differentiate the network: load the model outside of it. The rest may "
             "run in that mode."
         )
+
+
+def check_uncached(network: nn.Module) -> None:
+    """Refuse a network whose output depends on its earlier calls.
+
+    The caches of diffusers do so with hooks that have a state.
+
+    Raises:
+        ValueError: Naming the cache.
+    """
+    config = getattr(network, "_cache_config", None)
+    stateful = {
+        type(hook).__name__
+        for module in network.modules()
+        for hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).values()
+        if hook._is_stateful
+    }
+    if config is None and not stateful:
+        return
+    cache = type(config).__name__ if config is not None else sorted(stateful)[0]
+    raise ValueError(
+        f"{type(network).__name__} has a cache ({cache}), which reuses results of earlier calls, "
+        "so its output is no function of its input. Remove it by `disable_cache()` of the network, "
+        "or load the model again."
+    )
 
 
 def moves_weights(network: nn.Module) -> bool:

@@ -15,7 +15,12 @@ from riemannian_diffusion.cli.inputs import read_inputs
 from riemannian_diffusion.cli.notes import Notes
 from riemannian_diffusion.files import write_atomically
 from riemannian_diffusion.media import write_frames
-from riemannian_diffusion.runtime import default_dtype, first_device, installed_versions
+from riemannian_diffusion.runtime import (
+    check_device,
+    default_dtype,
+    first_device,
+    installed_versions,
+)
 
 
 def run_interpolate(args: argparse.Namespace) -> None:
@@ -116,8 +121,6 @@ def run_evaluate(args: argparse.Namespace) -> None:
         if args.output.is_dir():
             raise ValueError(f"{args.output} exists and is of another kind.")
 
-    import torch
-
     from riemannian_diffusion.evaluation import PROTOCOLS, evaluate, find_sequences
 
     found = find_sequences(args.directory)
@@ -125,10 +128,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     for files in found:  # all of them before the first is measured
         protocol.check(files.name, len(files.frames), files.resolution)
     device = args.device or first_device()
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used: {error}") from error
+    check_device(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the table repeats them
         result = evaluate(

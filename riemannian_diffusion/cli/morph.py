@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,18 +116,21 @@ def morph(
         )
         work.keep(path)
 
-    # 5. Sample it, change it and decode it; if memory runs out, keep it
+    # 5. Sample it, change it and decode it; if that fails, keep it
     try:
         return _shown(args, third, theirs, path, pipe, work)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+    except Exception as error:
         if work.folder is None:
             work.keep_in(kept_folder(args.output), metric, options)
-        raise MemoryError(
-            f"out of memory: {error} The path is kept: free memory and run this again with --keep "
-            f"{work.folder}."
-        ) from error
+        kept = f"run this again with --keep {work.folder}."
+        if is_out_of_memory(error):
+            raise MemoryError(
+                f"out of memory: {error} The path is kept: free memory and {kept}"
+            ) from error
+        if isinstance(error, (ValueError, OSError, ImportError)):
+            raise ValueError(f"{error} The path is kept: mend this and {kept}") from error
+        print(f"The path is kept: {kept}", file=sys.stderr)
+        raise
 
 
 def kept_folder(output: Path) -> Path:

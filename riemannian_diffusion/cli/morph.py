@@ -11,32 +11,17 @@ from typing import Any
 
 import torch
 
-from riemannian_diffusion.arguments import check_not_negative
 from riemannian_diffusion.batches import is_out_of_memory
 from riemannian_diffusion.cli.inputs import Inputs
 from riemannian_diffusion.cli.models import ip_adapter_images
 from riemannian_diffusion.cli.work import Work, solve_options
 from riemannian_diffusion.geodesics import RTOL
 from riemannian_diffusion.pipelines import GeodesicInterpolationOutput, MorphPath
-from riemannian_diffusion.pipelines.checks import check_inversion, check_sampling, check_solve
 from riemannian_diffusion.pipelines.curves import check_metric
 from riemannian_diffusion.pipelines.starts import as_starts
 from riemannian_diffusion.pipelines.texts import warn_of_negative
 from riemannian_diffusion.score import Conditions
 from riemannian_diffusion.score.schedulers import is_flow
-
-
-def check_options(args: argparse.Namespace, pipe: Any) -> None:
-    """Refuse options that are out of range, before any work.
-
-    Raises:
-        ValueError: Naming the argument of the library.
-    """
-    check_inversion(args.space, args.strength, args.steps, None, args.max_batch_size, None)
-    check_metric(args.metric, args.space, is_flow(pipe.scheduler))
-    check_solve(None, args.max_evals, _rtol(args), 1, None)
-    check_sampling(args.adain, args.attention_interpolation, args.space, None)
-    check_not_negative(share=args.extrapolate)
 
 
 def morph(
@@ -53,7 +38,7 @@ def morph(
     Returns:
         What the stage `render` returns.
     """
-    check_options(args, pipe)
+    check_metric(args.metric, args.space, is_flow(pipe.scheduler))
     as_starts(inputs.starts, args.space)
     metric, third = args.metric, inputs.third
 

@@ -36,6 +36,7 @@ from architectures import NAMES, score_of
 from torch import Tensor
 
 from riemannian_diffusion import TangentNormalMetric, geodesic, refine, slerp
+from riemannian_diffusion.paths import solve_second_difference
 
 NUM_QUADRATURE = 3
 
@@ -62,14 +63,6 @@ def evaluate(metric: TangentNormalMetric, path: Tensor) -> tuple[Tensor, Tensor,
     (gradient,) = torch.autograd.grad(fine, path, answer.gradient)
     values = chords, answer.segments.sum(), gradient[1:-1].flatten(1)
     return *(value.detach().cpu().double() for value in values), answer.resolution
-
-
-def smoothed(gradient: Tensor) -> Tensor:
-    """The gradient times the inverse of the second differences along the path."""
-    num = len(gradient)
-    ones = torch.ones(num - 1, dtype=gradient.dtype)
-    matrix = 2 * torch.eye(num, dtype=gradient.dtype) - ones.diag(1) - ones.diag(-1)
-    return torch.linalg.solve(matrix, gradient)
 
 
 def angle(a: Tensor, b: Tensor) -> float:
@@ -124,7 +117,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
                 "energy": float(found[1] / energy - 1),
                 "gradient": float((found[2] - gradient).norm() / gradient.norm()),
                 "angle": angle(found[2], gradient),
-                "across": angle(smoothed(found[2]), smoothed(gradient)),
+                "across": angle(*map(solve_second_difference, (found[2], gradient))),
                 "solved": None,
                 "evals": None,
             }

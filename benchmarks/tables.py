@@ -691,6 +691,23 @@ TABLES = {
         ],
         list(_lines("pairs", (1, 4, 16), file="scale")),
     ),
+    "growth, points": Table(
+        ("points",),
+        _values(
+            *("evaluations=evals", "status", "length, share of the true one=length:.4f"),
+            *("evaluations without preconditioner=plain evals", "its status=plain status"),
+            *("MiB:.2f", "KiB per point=KiB each:.1f"),
+        ),
+        list(_lines("points", (9, 17, 65, 129, 257, 513), file="growth")),
+    ),
+    "growth, pairs": Table(
+        ("pairs",),
+        _values(
+            *("fewest evaluations=fewest evals", "most evaluations=most evals", "converged"),
+            *("MiB:.1f", "KiB per pair=KiB each:.0f"),
+        ),
+        list(_lines("pairs", (1, 16, 64, 256), file="growth")),
+    ),
     "scale, on paper": Table(
         ("assumed TFLOP/s",),
         _values(

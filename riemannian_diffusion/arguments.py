@@ -1,13 +1,15 @@
-"""Checks of arguments. Each raises a `ValueError` that names the argument and what it must be."""
+"""Checks of arguments. Each raises a `ValueError` that names the argument and what it must be.
+
+Importing this module does not import PyTorch.
+"""
 
 from __future__ import annotations
 
 import math
 import reprlib
+import sys
 from numbers import Integral, Real
 from typing import Any
-
-from torch import Tensor
 
 
 def is_whole(value: Any) -> bool:
@@ -15,9 +17,15 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def is_tensor(value: Any) -> bool:
+    """Whether a value is a tensor. Without PyTorch loaded, nothing is."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
 def is_finite(value: Any) -> bool:
     """Whether a value is one finite real number; True and False are not."""
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if is_tensor(value) and value.numel() == 1:
         value = value.item()
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -50,10 +58,10 @@ def check_not_negative(**values: Any) -> None:
 def check_tensor(**values: Any) -> None:
     """Raise a `ValueError` unless all values are floating-point tensors, finite or not."""
     for name, value in values.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        if not is_tensor(value) or not value.is_floating_point():
             raise ValueError(
                 f"`{name}` must be a floating-point tensor of finite values, but got "
-                f"{value.dtype if isinstance(value, Tensor) else kind_of(value)}."
+                f"{value.dtype if is_tensor(value) else kind_of(value)}."
             )
 
 

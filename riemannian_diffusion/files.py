@@ -20,7 +20,15 @@ T = TypeVar("T")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a temporary path beside `path`, then move the file to `path`."""
+    """Call `write` with a temporary path beside `path`, then move the file to `path`.
+
+    Raises:
+        OSError: If `path` is a folder, or its own folder does not exist.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first.")
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         write(temporary)

@@ -203,6 +203,44 @@ def points_at(path: Tensor, arc: Tensor, u: Tensor) -> Tensor:
     return torch.where(first, path[0], torch.where(last, path[-1], points))
 
 
+def solve_second_difference(values: Tensor) -> Tensor:
+    """The points whose negative second difference along a path between two zeros is given.
+
+    It solves `2 x_k - x_(k - 1) - x_(k + 1) = b_k` for k from 1 to n, with `x_0 = x_(n + 1) = 0`.
+    With the fractions `u_k = k / (n + 1)`, Green's function gives the solution as two running sums,
+
+        x_k = (n + 1) ((1 - u_k) sum_(j <= k) u_j b_j + u_k sum_(j > k) (1 - u_j) b_j).
+
+    All factors are positive, so values of one sign lose no digits. The inverse matrix, which would
+    have n^2 entries, is not formed.
+
+    Args:
+        values: The right side b, `(n, ...)`; each entry along the first axis belongs to a point.
+
+    Returns:
+        The solution x, like `values`.
+    """
+    num = len(values) + 1
+    u = torch.arange(1, num, dtype=values.dtype, device=values.device) / num
+    u = u.view(-1, *[1] * (values.ndim - 1))
+    before = _running_sum(u * values)
+    after = _running_sum(((1 - u) * values).flip(0)).flip(0) - (1 - u) * values
+    return num * ((1 - u) * before + u * after)
+
+
+def _running_sum(values: Tensor) -> Tensor:
+    """The sums of the first 1, 2, ... entries, by doubling.
+
+    Rounding errors grow with the logarithm of the number of entries. `torch.cumsum` would not be
+    deterministic on CUDA.
+    """
+    reach = 1
+    while reach < len(values):
+        values = torch.cat([values[:reach], values[reach:] + values[:-reach]])
+        reach *= 2
+    return values
+
+
 def _check_ends(x0: Tensor, x1: Tensor, num_points: int) -> None:
     check_points(x0=x0, x1=x1)
     if x0.shape != x1.shape:

@@ -19,7 +19,7 @@ from riemannian_diffusion.arguments import (
     check_points,
     check_whole,
 )
-from riemannian_diffusion.paths import length, resample
+from riemannian_diffusion.paths import length, resample, solve_second_difference
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.score.where import Where
 
@@ -112,7 +112,6 @@ def _denoiser(score: ScoreModel, places: Where) -> Denoiser:
 
 def _relaxed(denoise: Denoiser, noise: float, x: Tensor, num_steps: int, rtol: float) -> Tensor:
     """The path `(K, *shape)` after the steps with one denoiser."""
-    inverse = _inverse_laplacian(x)
     move, share = torch.zeros_like(x[1:-1]), 1.0
     for step in range(num_steps):
         before, last = x, move
@@ -122,7 +121,7 @@ def _relaxed(denoise: Denoiser, noise: float, x: Tensor, num_steps: int, rtol: f
         bend = x[2:] - 2 * x[1:-1] + x[:-2]
         scale = PROBE * noise / _largest(bend)
         tangential = (denoise(x[1:-1] + scale * bend) - denoise(x[1:-1])) / scale
-        move = (inverse @ tangential.flatten(1)).view_as(tangential)
+        move = solve_second_difference(tangential)
         move = move * min(1.0, REACH * noise / _largest(move))
         back = float((move * last).sum()) < 0  # the last move went too far
         share = share / 2 if back else min(1.0, 1.5 * share)
@@ -133,14 +132,6 @@ def _projected(denoise: Denoiser, x: Tensor) -> Tensor:
     """The denoised points without the tangential part of their motion."""
     first = denoise(x)
     return 2 * first - denoise(first)
-
-
-def _inverse_laplacian(x: Tensor) -> Tensor:
-    """The inverse of the negative second difference between fixed ends, `(K - 2, K - 2)`."""
-    num = len(x) - 2
-    ones = torch.ones(num, dtype=torch.float64)
-    second = 2 * torch.diag(ones) - torch.diag(ones[1:], 1) - torch.diag(ones[1:], -1)
-    return torch.linalg.inv(second).to(x)
 
 
 def _joined(x: Tensor, interior: Tensor) -> Tensor:

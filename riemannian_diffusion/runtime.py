@@ -16,6 +16,20 @@ def first_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def check_device(device: object) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: If nothing can be computed on it.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=str(device)).item()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used: {error}") from error
+
+
 def default_dtype(device: object) -> str:
     """Name of the default dtype of networks on a device: "float16" on CUDA, else "float32".
 

@@ -10,6 +10,8 @@ from exact import HalfPlane, hyperbolic_distance
 from models import randn, vector
 from problems import all_problems, circle
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from uses import BENT, INF, MEANS, NAN_, PLAIN, P, Q
 
 from riemannian_diffusion import (
@@ -281,7 +283,7 @@ def test_the_inverse_hessian_is_the_bfgs_formula():
         left = identity - rho * torch.outer(moved.flatten(), change.flatten())
         dense = left @ dense @ left.T + rho * torch.outer(moved.flatten(), moved.flatten())
     gradient = randn(num, dim, seed=20)
-    actual = PathLBFGS._apply_inverse(pairs, initial, gradient)
+    actual = PathLBFGS._apply_inverse(pairs, initial.__matmul__, gradient)
     assert_close(actual.flatten(), dense @ gradient.flatten())
 
 
@@ -293,6 +295,26 @@ def test_evaluations_do_not_grow_with_the_number_of_points():
         assert found.status == "converged"
         assert found.num_evals <= 40
         assert float(length(found.path)) == pytest.approx(problem.length, rel=0.03)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the largest number of entries of a tensor that an operation returns."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = (one.numel() for one in tree_leaves(out) if isinstance(one, torch.Tensor))
+        self.entries = max([self.entries, *sizes])
+        return out
+
+
+def test_tensors_grow_in_proportion_to_the_number_of_points():
+    largest = {}
+    for num_points in (65, 513):
+        with LargestTensor() as largest[num_points]:
+            geodesic(BENT, P, Q, num_points=num_points, max_evals=4, rtol=0.0)
+    assert largest[513].entries <= 8 * largest[65].entries
 
 
 def test_points_alone_can_leap_and_the_finer_energy_shows_it():

@@ -83,6 +83,58 @@ except SystemExit as stop:
     assert not loaded_after(code) & {"torch", "diffusers", "transformers", "numpy", "PIL"}
 
 
+MORPH = ["interpolate", "--output"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--version"],
+        ["nothing"],
+        ["interpolate"],
+        ["evaluate", "folder", "--protocol", "none"],
+        [*MORPH, "here.txt"],
+        [*MORPH, "nowhere/here.gif"],
+        [*MORPH, "here.gif", "--strength", "2"],
+        [*MORPH, "here.gif", "--steps", "0"],
+        [*MORPH, "here.gif", "--max-evals", "0"],
+        [*MORPH, "here.gif", "--frames", "1"],
+        [*MORPH, "here.gif", "missing.png", "missing.png"],
+        [*MORPH, "here.gif", "--prompt", "a", "--prompt", "b", "--prompt", "c"],
+    ],
+    ids=" ".join,
+)
+def test_bad_arguments_are_refused_without_pytorch(arguments):
+    code = f"""
+from {PACKAGE}.cli import main
+try:
+    status = main({arguments})
+except SystemExit as stop:
+    status = stop.code
+assert status == {0 if arguments == ["--version"] else 2}
+"""
+    assert not loaded_after(code) & {"torch", "diffusers", "transformers"}
+
+
+def test_the_first_line_is_printed_before_pytorch_is_loaded(tmp_path):
+    """A process whose imports of PyTorch fail has printed what it is about to load."""
+    code = f"""
+import sys
+sys.modules["torch"] = None
+from {PACKAGE}.cli import main
+main({[*MORPH, str(tmp_path / "here.gif")]})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "loading the shipped model ...\n"
+    assert "torch" in done.stderr
+
+
+def test_pipelines_do_not_load_the_guiders_of_diffusers():
+    code = f"from {PACKAGE}.pipelines import *\nfrom {PACKAGE}.guidance import ManifoldGuidedScore"
+    code += "\nassert 'diffusers.guiders' not in sys.modules"
+    assert "diffusers" in loaded_after("import sys\n" + code)
+
+
 def test_geometry_does_not_load_diffusers():
     names = sorted(set(riemannian_diffusion.__all__) - NEED_DIFFUSERS)
     code = f"from {PACKAGE} import {', '.join(names)}\nimport {PACKAGE}.baselines"
@@ -90,7 +142,7 @@ def test_geometry_does_not_load_diffusers():
     assert "torch" in loaded and not loaded & {"diffusers", "transformers"}
 
 
-@pytest.mark.parametrize("package", ["", ".pipelines", ".guidance"])
+@pytest.mark.parametrize("package", ["", ".pipelines", ".guidance", ".demo"])
 def test_every_lazy_name_resolves(package):
     """The names in `__all__`, in `__dir__` and in the imports for type checkers are the same."""
     module = import_module(f"{PACKAGE}{package}")
@@ -99,7 +151,8 @@ def test_every_lazy_name_resolves(package):
     tree = ast.parse(Path(module.__file__).read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     typed = {alias.name for node in block.body for alias in node.names}
-    assert typed == set(module.__all__) - {"__version__"}
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert typed == set(module.__all__) - {"__version__", *defined}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = module.nothing
 

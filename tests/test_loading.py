@@ -22,6 +22,7 @@ from riemannian_diffusion.pipelines.known import REFUSED, UNKNOWN, WORKS, instal
 
 KIND_OF = {KINDS[kind][0].__name__: kind for kind in KINDS}
 CLASSES = [(name, pipeline) for pipeline, names in WORKS.items() for name in names]
+CLASSES = [one for one in CLASSES if one[0] in dir(diffusers)]  # a few are of some versions alone
 
 
 def same(first, second) -> bool:

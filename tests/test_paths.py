@@ -18,7 +18,7 @@ from riemannian_diffusion import (
     slerp,
     speed,
 )
-from riemannian_diffusion.paths import points_at, segment_lengths
+from riemannian_diffusion.paths import points_at, segment_lengths, solve_second_difference
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -290,3 +290,21 @@ USES = [
 def test_uses_that_are_refused(use, message):
     with pytest.raises(ValueError, match=message):
         use()
+
+
+# ---------------------------------------------------------------------------- second differences
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 7, 8, 511])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 3e-13), (torch.float32, 5e-7)])
+def test_the_second_difference_is_solved_as_by_a_dense_matrix(num, dtype, tolerance):
+    """For rough, smooth and one-signed values; errors are shares of the largest values."""
+    ones = torch.ones(num, dtype=torch.float64)
+    matrix = 2 * ones.diag() - ones[1:].diag(1) - ones[1:].diag(-1)
+    k = torch.arange(num, dtype=torch.float64)
+    values = torch.stack([randn(num, seed=num), (k / num * 6).sin(), ones, (-1) ** k], 1).to(dtype)
+    wanted = torch.linalg.solve(matrix, values.double())
+    found = solve_second_difference(values.view(num, 2, 2))
+    assert found.dtype == dtype and found.shape == (num, 2, 2)
+    scale = torch.linalg.solve(matrix, values.double().abs()).amax(0)
+    assert ((found.flatten(1).double() - wanted).abs().amax(0) <= tolerance * scale).all()

@@ -286,7 +286,10 @@ REFUSED = [  # arguments that only the call has, and one argument of each stage
     ({"strength": 0.05}, "`strength` 0.05 of `num_inference_steps` 4 leaves no step"),
     ({"guidance_scale": -1}, "`guidance_scale` must not be negative, but got -1"),
     ({"init": "graph"}, "`init` must be one of .*roadmap.*, but got 'graph'"),
-    ({"solver": "lbfgs"}, "`solver` must be a Solver, but got str"),
+    (
+        {"fixed_point_iterations": -1},
+        "`fixed_point_iterations` must be a whole number of at least 0",
+    ),
     ({"max_evals": 0}, "`max_evals` must be a whole number of at least 1, but got 0"),
     ({"max_batch_size": 0}, "`max_batch_size` must be a whole number of at least 1, but got 0"),
     ({"generator": 3}, "`generator` must be a Generator, but got int"),

@@ -16,7 +16,7 @@ def told(call) -> list[str]:
     return [str(one.message) for one in caught if one.category is TextWarning]
 
 
-@pytest.mark.parametrize("kind", PROMPTED)
+@pytest.mark.parametrize("kind", ["sd", "xl", "sd3", "flux"])
 def test_exactly_the_text_that_no_encoder_reads_is_named(kind):
     """The tokenizers of these models make one token of each letter; CLIP's 12 hold 10 letters."""
     pipe = make(kind)
@@ -29,6 +29,15 @@ def test_exactly_the_text_that_no_encoder_reads_is_named(kind):
     assert ("read by the others alone" in text) == longer and ("is not read" in text) == (
         not longer
     )
+
+
+@pytest.mark.parametrize("kind", PROMPTED)
+def test_every_family_tells_of_long_prompts_alone(kind):
+    pipe = make(kind)
+    assert not told(lambda: pipe.condition("a cat"))
+    words = " ".join("abcdefghij"[i % 10] for i in range(3000))
+    (text,) = truncation_warnings(pipe, [words])
+    assert "is truncated for text_encoder" in text
 
 
 def test_the_length_for_t5_is_that_of_the_call():

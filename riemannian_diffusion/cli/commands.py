@@ -11,11 +11,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from riemannian_diffusion.cli.inputs import read_inputs
+from riemannian_diffusion.cli.inputs import check_ranges, read_inputs
 from riemannian_diffusion.cli.notes import Notes
 from riemannian_diffusion.files import write_atomically
 from riemannian_diffusion.media import write_frames
-from riemannian_diffusion.runtime import default_dtype, first_device, installed_versions
+from riemannian_diffusion.runtime import (
+    check_device,
+    default_dtype,
+    first_device,
+    installed_versions,
+)
 
 
 def run_interpolate(args: argparse.Namespace) -> None:
@@ -34,11 +39,13 @@ def run_interpolate(args: argparse.Namespace) -> None:
         if path.exists() and path.is_dir() != is_folder:
             raise ValueError(f"{path} exists and is of another kind.")
 
+    check_ranges(args)
     notes = Notes()
     inputs = read_inputs(args, notes.tell)
 
+    print(f"loading {_model(args)} ...", flush=True)  # before imports, which take seconds
     from riemannian_diffusion.cli.models import load_model
-    from riemannian_diffusion.cli.morph import morph  # after reading: this import takes seconds
+    from riemannian_diffusion.cli.morph import morph
     from riemannian_diffusion.cli.work import Work, keyframe_settings
 
     device = args.device or first_device()
@@ -92,6 +99,7 @@ def run_app(args: argparse.Namespace) -> None:
         raise ValueError(
             f"the app needs {error.name}: pip install 'riemannian-diffusion[app]'"
         ) from error
+    print(f"loading {_model(args)} ...", flush=True)
     device = args.device or first_device()
     from riemannian_diffusion.cli.models import load_model
 
@@ -116,8 +124,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         if args.output.is_dir():
             raise ValueError(f"{args.output} exists and is of another kind.")
 
-    import torch
-
+    print(f"measuring {args.directory} ...", flush=True)  # before imports, which take seconds
     from riemannian_diffusion.evaluation import PROTOCOLS, evaluate, find_sequences
 
     found = find_sequences(args.directory)
@@ -125,10 +132,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     for files in found:  # all of them before the first is measured
         protocol.check(files.name, len(files.frames), files.resolution)
     device = args.device or first_device()
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used: {error}") from error
+    check_device(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the table repeats them
         result = evaluate(
@@ -150,6 +154,11 @@ def run_evaluate(args: argparse.Namespace) -> None:
         text = json.dumps(report, indent=2, allow_nan=False) + "\n"
         write_atomically(args.output, lambda path: path.write_text(text))
     print(result.table())
+
+
+def _model(args: argparse.Namespace) -> str:
+    """What is loaded, for a message."""
+    return "the shipped model" if args.model is None else args.model
 
 
 def _check_output(args: argparse.Namespace, *also: Path) -> None:

@@ -22,8 +22,14 @@ SAME = (  # arguments whose flags have the same name
 )
 FLAGS |= {name: f"--{name.replace('_', '-')}" for name in SAME}
 
+ADVICE = {  # what the library advises -> what the command line advises
+    "`safety_checker=None`": "--no-safety-checker",
+    "resize or crop them first": "crop and scale them with --size, as in --size 768x512",
+}
+
 
 def with_flags(message: str) -> str:
     """A message of the library with flags in place of the arguments that it quotes."""
-    message = message.replace("`safety_checker=None`", "--no-safety-checker")
+    for text, advice in ADVICE.items():
+        message = message.replace(text, advice)
     return re.sub(r"`(\w+)`", lambda found: FLAGS.get(found[1], found[0]), message)

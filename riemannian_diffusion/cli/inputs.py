@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from riemannian_diffusion.arguments import check_not_negative
 from riemannian_diffusion.media import (
     CLIP_SUFFIXES,
     images_in,
@@ -17,6 +18,7 @@ from riemannian_diffusion.media import (
     open_image,
     read_clip,
 )
+from riemannian_diffusion.pipelines.checks import check_inversion, check_sampling, check_solve
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,18 @@ class Inputs:
     fps: float
     third: Any
     starts: list[Any] | None
+
+
+def check_ranges(args: argparse.Namespace) -> None:
+    """Refuse options that are out of range, before any work and without PyTorch.
+
+    Raises:
+        ValueError: Naming the argument of the library.
+    """
+    check_inversion(args.space, args.strength, args.steps, None, args.max_batch_size, None)
+    check_solve(None, args.max_evals, 0.0 if args.rtol is None else args.rtol, 1, None)
+    check_sampling(args.adain, args.attention_interpolation, args.space, None)
+    check_not_negative(share=args.extrapolate)
 
 
 class Reader:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
+import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from riemannian_diffusion import demo, pipelines
 from riemannian_diffusion.media import open_image
 from riemannian_diffusion.pipelines import AutoGeodesicInterpolationPipeline
-from riemannian_diffusion.pipelines.single_file import LORA, pipeline_of_file, read_shapes
+from riemannian_diffusion.pipelines.folders import read_json, read_shapes
+from riemannian_diffusion.pipelines.single_file import LORA, pipeline_of_file
+from riemannian_diffusion.runtime import check_device
 
+DOWN = re.compile(r"lora_A\.|lora_down\.|lora\.down\.")  # one weight for each layer of a LoRA
 AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
@@ -33,8 +37,9 @@ def load_model(args: argparse.Namespace, device: str, dtype: str) -> Any:
         OSError: If a file is missing or cannot be loaded.
         ValueError: If options do not fit each other or the model.
     """
+    check_device(device)
     for library in (diffusers, transformers):  # stderr is for errors and the morph's own bars
-        library.utils.logging.set_verbosity_error()
+        library.utils.logging.set_verbosity(logging.CRITICAL)  # their errors are raised here again
         library.utils.logging.disable_progress_bar()
     model = Path(demo.model_path()) if args.model is None else args.model
     is_file = Path(model).is_file()
@@ -73,16 +78,14 @@ def load_model(args: argparse.Namespace, device: str, dtype: str) -> Any:
         pipe.vae.enable_slicing()
     if args.vae_tiling:
         pipe.vae.enable_tiling()
-    try:
-        _place(pipe, device, args.offload)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used: {error}") from error
+    _place(pipe, device, args.offload)
     return pipe
 
 
 def _kind(model: str | Path, config: Path | None) -> Any:
     """The class of the pipeline that loads a model."""
-    if Path(model).suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"):
+    suffixes = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+    if Path(model).suffix in suffixes or Path(model).is_file():
         return getattr(pipelines, pipeline_of_file(model, config))
     return AutoGeodesicInterpolationPipeline.pipeline_of(model)
 
@@ -153,7 +156,7 @@ def read_autoencoder(path: Path, old: Any) -> Any:
         file = folder / "config.json"
         if not file.exists():
             raise OSError(f"--vae {path} holds no autoencoder: there is no config.json in it.")
-        config = json.loads(file.read_text())
+        config = _loaded(path, lambda: read_json(file))
         kind = AUTOENCODERS.get(config.get("_class_name", ""))
         if kind is None or not isinstance(old, tuple(AUTOENCODERS.values())):
             raise ValueError(
@@ -247,6 +250,19 @@ def load_loras(pipe: Any, given: list[tuple[str, float]]) -> None:
             raise ValueError(
                 f"--lora {path} belongs to another model: none of its layers is in this one."
             )
+        num = sum(bool(DOWN.search(one)) for one in shapes)
+        num_used = sum(
+            names[-1] in getattr(layer, "lora_A", ())
+            for part in pipe.components.values()
+            if isinstance(part, torch.nn.Module)
+            for layer in part.modules()
+        )
+        if num_used < num:
+            warnings.warn(
+                f"--lora {path} has {num} layers, of which {num - num_used} are not in this model "
+                "and have no effect. Was it made for another model?",
+                stacklevel=2,
+            )
     pipe.set_adapters(names, [weight for _, weight in given])
 
 
@@ -306,4 +322,9 @@ def _loaded(path: Any, load: Any, flag: str = "--vae") -> Any:
     except ImportError:
         raise
     except Exception as error:  # a file of another model fails in many ways
+        if "size mismatch" in str(error):  # followed by a line for each layer
+            raise OSError(
+                f"{flag} {path} cannot be loaded: it is for another model, with layers of other "
+                "sizes."
+            ) from error
         raise OSError(f"{flag} {path} cannot be loaded: {error}") from error

@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from riemannian_diffusion.arguments import check_not_negative
 from riemannian_diffusion.batches import is_out_of_memory
 from riemannian_diffusion.cli.inputs import Inputs
 from riemannian_diffusion.cli.models import ip_adapter_images
 from riemannian_diffusion.cli.work import Work, solve_options
 from riemannian_diffusion.geodesics import RTOL
 from riemannian_diffusion.pipelines import GeodesicInterpolationOutput, MorphPath
-from riemannian_diffusion.pipelines.checks import check_inversion, check_sampling, check_solve
 from riemannian_diffusion.pipelines.curves import check_metric
 from riemannian_diffusion.pipelines.starts import as_starts
 from riemannian_diffusion.pipelines.texts import warn_of_negative
 from riemannian_diffusion.score import Conditions
 from riemannian_diffusion.score.schedulers import is_flow
-
-
-def check_options(args: argparse.Namespace, pipe: Any) -> None:
-    """Refuse options that are out of range, before any work.
-
-    Raises:
-        ValueError: Naming the argument of the library.
-    """
-    check_inversion(args.space, args.strength, args.steps, None, args.max_batch_size, None)
-    check_metric(args.metric, args.space, is_flow(pipe.scheduler))
-    check_solve(None, args.max_evals, _rtol(args), 1, None)
-    check_sampling(args.adain, args.attention_interpolation, args.space, None)
-    check_not_negative(share=args.extrapolate)
 
 
 def morph(
@@ -52,7 +38,7 @@ def morph(
     Returns:
         What the stage `render` returns.
     """
-    check_options(args, pipe)
+    check_metric(args.metric, args.space, is_flow(pipe.scheduler))
     as_starts(inputs.starts, args.space)
     metric, third = args.metric, inputs.third
 
@@ -115,18 +101,21 @@ def morph(
         )
         work.keep(path)
 
-    # 5. Sample it, change it and decode it; if memory runs out, keep it
+    # 5. Sample it, change it and decode it; if that fails, keep it
     try:
         return _shown(args, third, theirs, path, pipe, work)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+    except Exception as error:
         if work.folder is None:
             work.keep_in(kept_folder(args.output), metric, options)
-        raise MemoryError(
-            f"out of memory: {error} The path is kept: free memory and run this again with --keep "
-            f"{work.folder}."
-        ) from error
+        kept = f"run this again with --keep {work.folder}."
+        if is_out_of_memory(error):
+            raise MemoryError(
+                f"out of memory: {error} The path is kept: free memory and {kept}"
+            ) from error
+        if isinstance(error, (ValueError, OSError, ImportError)):
+            raise ValueError(f"{error} The path is kept: mend this and {kept}") from error
+        print(f"The path is kept: {kept}", file=sys.stderr)
+        raise
 
 
 def kept_folder(output: Path) -> Path:

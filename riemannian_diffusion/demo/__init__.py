@@ -1,18 +1,33 @@
 """A small Stable Diffusion model that ships with the package, its renderer and its images."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from riemannian_diffusion.demo.nearest import NearestRender, nearest_render
-from riemannian_diffusion.demo.renderer import (
-    FACTOR_RANGES,
-    FACTORS,
-    HUES,
-    KINDS,
-    caption,
-    hue_name,
-    random_factors,
-    render,
-)
+from riemannian_diffusion.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from riemannian_diffusion.demo.nearest import NearestRender, nearest_render
+    from riemannian_diffusion.demo.renderer import (
+        FACTOR_RANGES,
+        FACTORS,
+        HUES,
+        KINDS,
+        caption,
+        hue_name,
+        random_factors,
+        render,
+    )
+else:  # the paths of the shipped files need no PyTorch
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "nearest": ("NearestRender", "nearest_render"),
+            "renderer": (
+                *("FACTORS", "FACTOR_RANGES", "HUES", "KINDS"),
+                *("caption", "hue_name", "random_factors", "render"),
+            ),
+        },
+    )
 
 __all__ = [
     "FACTORS",

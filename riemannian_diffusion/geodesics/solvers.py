@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_finite, check_whole
+from riemannian_diffusion.paths import solve_second_difference
 
 T = TypeVar("T")
 State = dict[str, Any]
@@ -65,7 +67,8 @@ class PathLBFGS(Solver):
 
     The Hessian of the energy in flat space is the matrix of second differences along the path. Its
     inverse is the initial inverse Hessian. Changes of long wavelength along the path then converge
-    as fast as changes of short wavelength. Steps satisfy the strong Wolfe conditions (Nocedal and
+    as fast as changes of short wavelength. Time and memory of an iteration grow in proportion to
+    the number of points, up to a logarithm. Steps satisfy the strong Wolfe conditions (Nocedal and
     Wright, chapters 3 and 7).
 
     Args:
@@ -82,18 +85,17 @@ class PathLBFGS(Solver):
         pairs: list[tuple[Tensor, Tensor, float]] = []
         if state is None:
             energy, gradient = yield points
-            inverse_hessian = self._inverse_hessian(points)
             scale = energy / max(flat_energy, 1e-30)  # the metric's typical size
-            if self.precondition and scale > 1e-6:  # energies with a potential may be about 0
-                inverse_hessian = inverse_hessian / scale
+            if not scale > 1e-6:  # energies with a potential may be about 0
+                scale = 1.0
         else:
             points, energy, gradient = state["points"], state["energy"], state["gradient"]
-            inverse_hessian = state["inverse_hessian"]
+            scale = state["scale"]
             pairs = [(moved, change, rho) for moved, change, rho in state["pairs"]]
 
-        report = state is None
+        initial, report = partial(self._initial_inverse, scale), state is None
         while True:
-            direction = -self._apply_inverse(pairs, inverse_hessian, gradient)
+            direction = -self._apply_inverse(pairs, initial, gradient)
             slope = _inner(direction, gradient)
             if slope >= 0 and pairs:  # rounding errors have spoiled the history
                 pairs = []
@@ -103,7 +105,7 @@ class PathLBFGS(Solver):
                     "points": points,
                     "energy": energy,
                     "gradient": gradient,
-                    "inverse_hessian": inverse_hessian,
+                    "scale": scale,
                     "pairs": pairs,
                 }
                 # the quadratic model of the energy falls by half of the slope
@@ -127,25 +129,22 @@ class PathLBFGS(Solver):
             if curvature > 0:
                 pairs = [*pairs, (moved, change, 1 / curvature)][-self.history_size :]
 
-    def _inverse_hessian(self, points: Tensor) -> Tensor:
-        num = len(points)
+    def _initial_inverse(self, scale: float, gradient: Tensor) -> Tensor:
+        """The initial inverse Hessian times a gradient `(K - 2, d)`."""
         if not self.precondition:
-            return torch.eye(num, dtype=points.dtype, device=points.device)
-        second = 2 * torch.eye(num, dtype=torch.float64)
-        second -= torch.diag(torch.ones(num - 1, dtype=torch.float64), 1)
-        second -= torch.diag(torch.ones(num - 1, dtype=torch.float64), -1)
-        return torch.linalg.inv((num + 1) * second).to(points)
+            return gradient
+        return solve_second_difference(gradient) / ((len(gradient) + 1) * scale)
 
     @staticmethod
-    def _apply_inverse(pairs, inverse_hessian: Tensor, gradient: Tensor) -> Tensor:
+    def _apply_inverse(pairs, initial: Callable[[Tensor], Tensor], gradient: Tensor) -> Tensor:
         weights = []
         for moved, change, rho in reversed(pairs):
             weights.append(rho * _inner(moved, gradient))
             gradient = gradient - weights[-1] * change
-        out = inverse_hessian @ gradient
+        out = initial(gradient)
         if pairs:
             moved, change, rho = pairs[-1]
-            out = out / (rho * _inner(change, inverse_hessian @ change))
+            out = out / (rho * _inner(change, initial(change)))
         for (moved, change, rho), weight in zip(pairs, reversed(weights), strict=True):
             out = out + (weight - rho * _inner(change, out)) * moved
         return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,7 +105,11 @@ def opened(path: Path) -> Iterator[Any]:
             not all of them name the file, so they are replaced by this one.
     """
     try:
-        with pillow().open(path) as image:
+        with warnings.catch_warnings():
+            # large images are no attack here; Pillow still refuses those of twice this size
+            warnings.simplefilter("ignore", pillow().DecompressionBombWarning)
+            image = pillow().open(path)
+        with image:
             yield image
     except FileNotFoundError:
         raise
@@ -112,6 +117,8 @@ def opened(path: Path) -> Iterator[Any]:
         why = f"{error}{_heif_advice(path)}".removeprefix(f"{path} ")
         if path.is_file() and path.stat().st_size == 0:
             why = "it is empty"
+        if path.is_dir():
+            why = "it is a folder"
         raise OSError(f"{path} cannot be read as an image: {why}") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping, Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -170,7 +171,7 @@ class Metric(Composite, ABC):
     ) -> list[PathEnergy]:
         middles, steps, places = batch.segments()
         numbers = [len(path) - 1 for path in batch.paths]
-        rows = [slice(sum(numbers[:i]), sum(numbers[: i + 1])) for i in range(len(batch))]
+        rows = [slice(end - n, end) for n, end in zip(numbers, accumulate(numbers), strict=True)]
         weights = torch.cat([steps.new_full((n,), n / 2) for n in numbers])
         table = steps.new_empty(len(steps))  # <dx, dx> at the midpoints
 

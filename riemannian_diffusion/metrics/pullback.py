@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -138,7 +139,7 @@ class PullbackMetric(Metric):
         embedded_ends = self._embedded_ends(batch, ends)  # (A, 2, *embedding shape)
         table = embedded_ends.new_empty(num + 2 * len(batch), *embedded_ends.shape[2:])
         table[num:] = embedded_ends.flatten(0, 1)
-        starts = [sum(numbers[:i]) for i in range(len(batch))]
+        starts = list(accumulate(numbers[:-1], initial=0))
         rows = [  # the rows of the table for each path, made on the device
             torch.cat([torch.arange(*ends, device=points.device) for ends in slices])
             for slices in (
@@ -219,16 +220,17 @@ class PullbackMetric(Metric):
         of_paths = [
             (pair, path[[0, -1]]) for pair, path in zip(batch.pairs, batch.paths, strict=True)
         ]
-        new: list[tuple[int, Tensor]] = []
+        new: dict[int, list[Tensor]] = {}
         for pair, points in of_paths:
-            seen = any(pair == p and torch.equal(points, q) for p, q in new)
+            seen = any(torch.equal(points, other) for other in new.get(pair, []))
             if not seen and known(pair, points) is None:
-                new.append((pair, points))
+                new.setdefault(pair, []).append(points)
         if new:
-            pairs = torch.tensor([pair for pair, _ in new]).repeat_interleave(2)
-            places = Where([0.0, 1.0] * len(new), pairs)
-            embedded = self.embed(torch.cat([points for _, points in new]), places)
-            for (pair, points), both in zip(new, embedded.split(2), strict=True):
+            unknown = [(pair, points) for pair, several in new.items() for points in several]
+            pairs = torch.tensor([pair for pair, _ in unknown]).repeat_interleave(2)
+            places = Where([0.0, 1.0] * len(unknown), pairs)
+            embedded = self.embed(torch.cat([points for _, points in unknown]), places)
+            for (pair, points), both in zip(unknown, embedded.split(2), strict=True):
                 ends.setdefault(pair, []).append([points, both])
         found = (known(pair, points) for pair, points in of_paths)
         return torch.stack([both for both in found if both is not None])

@@ -1,10 +1,11 @@
-"""Arguments of the stages, checked before any work begins."""
+"""Arguments of the stages, checked before any work begins.
+
+Importing this module does not import PyTorch, so the command line can check its options first.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from riemannian_diffusion.arguments import (
     check_callable,
@@ -13,8 +14,11 @@ from riemannian_diffusion.arguments import (
     check_not_negative,
     check_whole,
 )
-from riemannian_diffusion.geodesics import Solver
-from riemannian_diffusion.score.network import MODES
+
+if TYPE_CHECKING:
+    import torch
+
+    from riemannian_diffusion.geodesics import Solver
 
 SPACES = ("noise", "clean")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -37,6 +41,8 @@ def check_generator(generator: torch.Generator | None) -> None:
         ValueError: If it is something else.
     """
     if generator is not None:
+        import torch
+
         check_kind(torch.Generator, generator=generator)
 
 
@@ -87,10 +93,15 @@ def check_solve(
         ValueError: If one is out of range.
     """
     if solver is not None:
+        from riemannian_diffusion.geodesics import Solver
+
         check_kind(Solver, solver=solver)
     check_whole(1, max_evals=max_evals, num_quadrature=num_quadrature)
     check_not_negative(rtol=rtol)
-    check_choice("score_mode", score_mode, (None, *MODES))
+    if score_mode is not None:
+        from riemannian_diffusion.score.network import MODES
+
+        check_choice("score_mode", score_mode, (None, *MODES))
 
 
 def check_sampling(adain: bool, attention_interpolation: float, space: str, callback: Any) -> None:

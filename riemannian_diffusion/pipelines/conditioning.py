@@ -23,6 +23,7 @@ from riemannian_diffusion.pipelines.prompts import (
     given_texts,
     padded,
     read_options,
+    text_width,
 )
 from riemannian_diffusion.pipelines.texts import warn_of_texts
 from riemannian_diffusion.score import Condition, Conditions
@@ -345,6 +346,13 @@ class ConditionedModel(MorphableModel):
             check_kind(Conditions, conditions=conditions)
             if negative_prompt or (any(prompt) if isinstance(prompt, (list, tuple)) else prompt):
                 raise ValueError("Give `prompt` and `negative_prompt`, or `conditions`, not both.")
+            embeds = conditions.positive.get("encoder_hidden_states")
+            width = text_width(self.network)
+            if embeds is not None and width is not None and embeds.values.shape[-1] != width:
+                raise ValueError(
+                    f"`conditions` have embeddings of width {embeds.values.shape[-1]}, but this "
+                    f"model takes {width}: make them with `condition` of the same pipeline."
+                )
         if conditions.num_knots not in (1, num):
             raise ValueError(
                 "Prompts, embeddings and adaptations must be one for all keyframes or one for "

@@ -8,6 +8,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<first>[\w-]+?))?"
     r"(?:-\d+-of-\d+)?(?:\.(?P<last>[\w-]+))?\.safetensors"
@@ -31,7 +35,48 @@ def read_index(folder: str | Path) -> dict[str, Any]:
                 "model_index.json."
             )
         raise OSError(f"{folder} holds no model: there is no model_index.json in it.")
-    return _read(file)
+    return read_json(file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON file.
+
+    Raises:
+        OSError: If it is damaged.
+    """
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise OSError(f"{file} is damaged: {error}.") from error
+    if not isinstance(found, dict):
+        raise OSError(f"{file} is damaged: it holds no JSON object.")
+    return found
+
+
+def read_shapes(file: str | Path) -> dict[str, Tensor]:
+    """The names and shapes of a file's weights, as tensors without data.
+
+    Raises:
+        OSError: If there is no such file, or it is damaged.
+        ValueError: If it is no file of safetensors: other formats can run code when they are read.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise OSError(f"there is no file {file}.")
+    if path.suffix.lower() != ".safetensors":
+        raise ValueError(
+            f"{file} must be a .safetensors file: other formats, such as .ckpt, can run code when "
+            "they are read. Convert it, or download the .safetensors version."
+        )
+    try:
+        with safe_open(path, "pt") as opened:
+            names = opened.keys()
+            return {
+                name: torch.empty(opened.get_slice(name).get_shape(), device="meta")
+                for name in names
+            }
+    except SafetensorError as error:
+        raise OSError(f"{file} is damaged, or no file of safetensors: {error}.") from error
 
 
 def check_folder(
@@ -40,6 +85,7 @@ def check_folder(
     *,
     variant: str | None = None,
     given: Collection[str] = (),
+    needed: Collection[str] = (),
 ) -> None:
     """Refuse a folder from which a model cannot be loaded as asked.
 
@@ -48,15 +94,20 @@ def check_folder(
         index: The content of its model_index.json.
         variant: The variant of the weights that is asked for, such as "fp16", or None.
         given: Names of components that the caller gives.
+        needed: Names of components without which there is no pipeline.
 
     Raises:
-        OSError: If a component, a tokenizer, a weight file or the variant is missing.
+        OSError: If a component, a config, a tokenizer, a weight file or the variant is missing, or
+            a weight file is damaged.
         ValueError: If the network needs inputs that no pipeline of this library gives.
     """
     check_index(folder, index)
     folder = Path(folder)
     found: set[str] = set()
     configs = {}
+    for name in sorted({*needed} - {*given}):
+        if (index.get(name) or [None])[0] is None:
+            raise OSError(f"{folder} has no {name}: its model_index.json names none.")
     for name, value in index.items():
         is_component = isinstance(value, (list, tuple)) and len(value) == 2 and value[0]
         if name.startswith("_") or not is_component or name in given:
@@ -66,8 +117,12 @@ def check_folder(
             raise OSError(f"{folder} lacks the folder {name}, which its model_index.json names.")
         if "Tokenizer" in value[1]:
             _check_tokenizer(part)
-        elif (part / "config.json").exists():
-            configs[name] = _read(part / "config.json")
+        elif value[1].endswith(("Scheduler", "Processor", "Extractor")):
+            continue
+        elif not (part / "config.json").exists():
+            raise OSError(f"{part} holds no config.json: download the whole model.")
+        else:
+            configs[name] = read_json(part / "config.json")
             found |= _check_weights(part, variant)
     if variant is not None and variant not in found:
         others = sorted(found)
@@ -105,8 +160,9 @@ def _check_weights(part: Path, variant: str | None) -> set[str]:
     Raises:
         OSError: If the weights that would be loaded are missing.
     """
-    matches = [WEIGHTS.fullmatch(file.name) for file in part.glob("*.safetensors")]
-    variants = {m["first"] or m["last"] for m in matches if m is not None}
+    matches = [(file, WEIGHTS.fullmatch(file.name)) for file in part.glob("*.safetensors")]
+    variant_of = {file: m["first"] or m["last"] for file, m in matches if m is not None}
+    variants = {*variant_of.values()}
     usable = variants & {None, variant}
     named = {one for one in variants if one is not None}
     if not usable and named:
@@ -114,7 +170,7 @@ def _check_weights(part: Path, variant: str | None) -> set[str]:
         asked = "" if variant is None else f", not {variant!r}"
         raise OSError(
             f"{part} holds its weights in the variant {' and '.join(map(repr, sorted(named)))} "
-            f"alone{asked}: give `variant`, as in variant={one!r}."
+            f"alone{asked}: give `variant` {one!r}."
         )
     if not usable:
         pickles = [*part.glob("*.bin"), *part.glob("*.ckpt"), *part.glob("*.pt")]
@@ -125,9 +181,12 @@ def _check_weights(part: Path, variant: str | None) -> set[str]:
             else "download the whole model"
         )
         raise OSError(f"{part} holds no weights as safetensors: {why}.")
+    for file, one in variant_of.items():
+        if one in usable:
+            read_shapes(file)  # refuses a damaged file by name
     for file in part.glob("*.index*.json"):
         missing = sorted(
-            {one for one in _read(file).get("weight_map", {}).values() if ".safetensors" in one}
+            {one for one in read_json(file).get("weight_map", {}).values() if ".safetensors" in one}
             - {one.name for one in part.iterdir()}
         )
         if missing and (variant is not None and variant in file.name or None in variants):
@@ -147,16 +206,45 @@ def _check_inputs(folder: Path, configs: Mapping[str, Any]) -> None:
         )
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """A JSON file.
+# transformers draws weights that a file lacks at random. Layers of these classes have the same
+# names in files as in networks, but for a prefix.
+STABLE_NAMES = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+
+
+def check_complete(pipe: Any, folder: str | Path, given: Collection[str] = ()) -> None:
+    """Refuse a pipeline that was loaded from files which lack weights.
+
+    Args:
+        pipe: The pipeline.
+        folder: The folder from which it was loaded.
+        given: Names of components that the caller gave.
 
     Raises:
-        OSError: If it is damaged.
+        OSError: Naming the component and a weight.
     """
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise OSError(f"{file} is damaged: {error}.") from error
-    if not isinstance(found, dict):
-        raise OSError(f"{file} is damaged: it holds no JSON object.")
-    return found
+    for name, part in pipe.components.items():
+        if not isinstance(part, nn.Module) or name in given:
+            continue
+        missing = [one for one, value in part.named_parameters() if value.is_meta]
+        if type(part).__name__ in STABLE_NAMES:
+            missing += _not_in_files(part, Path(folder) / name)
+        if missing:
+            raise OSError(
+                f"{Path(folder) / name} lacks {len(missing)} weights of its network, such as "
+                f"{missing[0]}: download the whole model again."
+            )
+
+
+def _not_in_files(part: nn.Module, folder: Path) -> list[str]:
+    """Parameters of a network that no file of a folder holds under any of their names."""
+    held = {name for file in folder.glob("*.safetensors") for name in read_shapes(file)}
+    names: dict[int, list[str]] = {}
+    for name, value in part.named_parameters(remove_duplicate=False):
+        names.setdefault(id(value), []).append(name)  # tied parameters have several names
+    return [
+        alike[0]
+        for alike in names.values()
+        if not any(
+            f".{a}".endswith(f".{b}") or f".{b}".endswith(f".{a}") for a in alike for b in held
+        )
+    ]

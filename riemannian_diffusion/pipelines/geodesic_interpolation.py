@@ -23,7 +23,7 @@ from riemannian_diffusion.pipelines.checks import (
     check_solve,
 )
 from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
-from riemannian_diffusion.pipelines.folders import check_folder, read_index
+from riemannian_diffusion.pipelines.folders import check_complete, check_folder, read_index
 from riemannian_diffusion.pipelines.further_stages import FurtherStages
 from riemannian_diffusion.pipelines.inputs import Image, for_each, split_morphs, to_keyframes
 from riemannian_diffusion.pipelines.morph import MorphOutOfMemoryError, check_num_frames
@@ -53,12 +53,17 @@ class GeodesicInterpolationMixin(FurtherStages):
             ValueError: If the network of a folder takes inputs that this library does not give.
         """
         folder = Path(pretrained_model_name_or_path)
-        if kwargs.setdefault("use_safetensors", True) and folder.is_dir():
+        checked = kwargs.setdefault("use_safetensors", True) and folder.is_dir()
+        if checked:
             index, variant = read_index(folder), kwargs.get("variant")
-            check_folder(folder, index, variant=variant, given=kwargs)
-        return super().from_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
+            needed = {*cls._get_signature_keys(cls)[0]} - {*cls._optional_components}  # type: ignore[attr-defined]
+            check_folder(folder, index, variant=variant, given=kwargs, needed=needed)
+        pipe = super().from_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
             pretrained_model_name_or_path, **kwargs
         )
+        if checked and kwargs.get("device_map") is None:
+            check_complete(pipe, folder, kwargs)
+        return pipe
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path, *, config=None, **kwargs):

@@ -109,7 +109,7 @@ def to_keyframes(
     if sizes[0][0] % factor or sizes[0][1] % factor:
         raise ValueError(
             f"Height and width must be multiples of {factor}, but got {sizes[0]}: resize or crop "
-            "the images first."
+            "them first."
         )
     return torch.stack(pixels)
 
@@ -160,10 +160,10 @@ def to_pixels(image: Image, index: int, num_channels: int = 3) -> Tensor:
             f"{name} must be (H, W, {num_channels}) as an array or ({num_channels}, H, W) as a "
             f"tensor, but its channels-first shape is {tuple(image.shape)}."
         )
-    if image.is_complex() or image.numel() == 0:
-        raise ValueError(
-            f"{name} must hold real numbers, but got {tuple(image.shape)}, {image.dtype}."
-        )
+    if image.is_complex():
+        raise ValueError(f"{name} must hold real numbers, but got {image.dtype}.")
+    if image.numel() == 0:
+        raise ValueError(f"{name} has no pixels: its channels-first shape is {tuple(image.shape)}.")
     return _in_channels(_in_unit_range(image, name), num_channels)
 
 

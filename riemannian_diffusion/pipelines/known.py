@@ -11,7 +11,7 @@ SD, XL, SD3, FLUX, CHROMA = map(OURS, ("", "XL", "SD3", "Flux", "Chroma"))
 FLUX_2, KLEIN = OURS("Flux2"), OURS("Flux2Klein")
 AURA, QWEN, Z = OURS("AuraFlow"), OURS("QwenImage"), OURS("ZImage")
 ALPHA, SIGMA, SANA = OURS("PixArtAlpha"), OURS("PixArtSigma"), OURS("Sana")
-DIT, PIXELS, LUMINA = map(OURS, ("DiT", "Unconditional", "Lumina2"))
+LUMINA, DIT, PIXELS = OURS("Lumina2"), OURS("DiT"), OURS("Unconditional")
 
 
 def _tasks(name: str, *tasks: str) -> tuple[str, ...]:
@@ -39,7 +39,10 @@ WORKS: Mapping[str, tuple[str, ...]] = {
     SANA: _tasks("Sana", "PAG"),
     DIT: _tasks("DiT"),
     PIXELS: ("DDPMPipeline", "DDIMPipeline"),
-    LUMINA: ("Lumina2Pipeline", "Lumina2Text2ImgPipeline"),
+    LUMINA: _tasks("Lumina2"),
+}
+OTHERS = {  # names that models have, but the installed diffusers need not
+    "Lumina2Text2ImgPipeline": LUMINA,  # the name in diffusers 0.33
 }
 
 # A reason -> names without "Pipeline" at their end; `*` stands for any text. The first that fits
@@ -135,6 +138,8 @@ def support(name: str) -> Support:
         # without "Pipeline" at its end: a class of examples/community
         if name in (*names, pipeline, pipeline.removesuffix("Pipeline")):
             return Support(name, pipeline, None)
+    if name in OTHERS:
+        return Support(name, OTHERS[name], None)
     short = name.removesuffix("Pipeline")
     patterns = [(one, reason) for reason, text in REFUSED.items() for one in text.split()]
     for is_exact in (True, False):

@@ -83,7 +83,9 @@ class AutoGeodesicInterpolationPipeline:
         name = config.get("_class_name")
         if isinstance(name, (list, tuple)) and name:  # [file, class]: its code is not run
             name = name[-1]
-        return cls._for(str(name), model)
+        if not isinstance(name, str):
+            raise ValueError(f"{model} names no pipeline: its model_index.json has no _class_name.")
+        return cls._for(name, model)
 
     @staticmethod
     def _for(name: str, model: Any) -> Any:

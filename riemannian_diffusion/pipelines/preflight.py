@@ -6,9 +6,12 @@ here in one sentence.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from riemannian_diffusion.score.weights import check_uncached
 
@@ -116,13 +119,21 @@ def _check_autoencoder(pipe: Any) -> None:
             f"The autoencoder's config has `{given[0]}` alone: `latents_mean` and `latents_std` "
             "belong together."
         )
+    num = vae.config.get("latent_channels") or vae.config.get("z_dim")
+    for name in given:
+        found = torch.as_tensor(vae.config[name]).numel()
+        if num is not None and found != num:
+            raise ValueError(
+                f"The autoencoder's config has {found} numbers as `{name}`, but {num} channels of "
+                "latents: correct the config, or download it again."
+            )
 
 
 def _warn_of_distillation(pipe: Any) -> None:
     parts = (pipe, pipe.network, pipe.scheduler)
     names = " ".join(str(getattr(p.config, "_name_or_path", "")) for p in parts)
     names += " ".join(str(p.config.get("_name_or_path", "")) for p in parts)
-    words = [word for word in DISTILLED if word in names.lower()]
+    words = [word for word in DISTILLED if re.search(rf"(?<![a-z]){word}", names.lower())]
     if pipe.config.get("is_distilled") or words:
         why = f"its name has {words[0]!r}" if words else "its config says so"
         warnings.warn(

@@ -225,6 +225,12 @@ def _parameters(pipe: Any) -> Mapping[str, Any]:
     return {} if encoder is None else inspect.signature(encoder).parameters
 
 
+def text_width(network: Any) -> int | None:
+    """The width of the prompt embeddings that a network takes, or None if its config has none."""
+    found = next((network.config[name] for name in WIDTHS if network.config.get(name)), None)
+    return found if isinstance(found, int) else None
+
+
 def check_embeddings(pipe: Any, embeddings: Mapping[str, Tensor]) -> None:
     """Check embeddings that are given in place of texts.
 
@@ -240,8 +246,7 @@ def check_embeddings(pipe: Any, embeddings: Mapping[str, Tensor]) -> None:
     pooled = "pooled_prompt_embeds" in known
     names = {"prompt_attention_mask", "prompt_embeds_mask"}
     with_mask = pipe._masks_texts or not names.isdisjoint(known)
-    config = pipe.network.config
-    width = next((config[name] for name in WIDTHS if config.get(name)), None)
+    width = text_width(pipe.network)
     for prefix in ("", "negative_"):
         name, other = f"{prefix}prompt_embeds", f"{prefix}pooled_prompt_embeds"
         mask = f"{prefix}prompt_attention_mask"
@@ -270,7 +275,7 @@ def check_embeddings(pipe: Any, embeddings: Mapping[str, Tensor]) -> None:
             raise ValueError(f"`{mask}` must leave at least one token of each prompt, but got 0.")
         if prefix and not torch.equal(one, one[:1].expand_as(one)):
             raise ValueError(f"`{name}` must be the same for all keyframes, but got {len(one)}.")
-        if isinstance(width, int) and one.shape[2] != width:
+        if width is not None and one.shape[2] != width:
             raise ValueError(
                 f"`{name}` must be {width} wide for this model, but got {tuple(one.shape)}."
             )

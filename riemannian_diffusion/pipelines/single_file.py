@@ -11,17 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers.loaders.single_file_utils import (
     CHECKPOINT_KEY_NAMES,
     DIFFUSERS_DEFAULT_PIPELINE_PATHS,
     infer_diffusers_model_type,
 )
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from riemannian_diffusion.pipelines.folders import read_index
+from riemannian_diffusion.pipelines.folders import read_index, read_shapes
 from riemannian_diffusion.pipelines.known import FLUX, SD, SD3, XL, support
 
 DATA = Path(__file__).parent / "single_files"
@@ -155,32 +153,6 @@ def _pipeline_of(file: str | Path, kind: str, config: str | Path | None) -> str:
             f"{kind}: give a folder of the same family."
         )
     return found.pipeline
-
-
-def read_shapes(file: str | Path) -> dict[str, Tensor]:
-    """The names and shapes of a file's weights, as tensors without data.
-
-    Raises:
-        OSError: If there is no such file, or it is damaged.
-        ValueError: If it is no file of safetensors: other formats can run code when they are read.
-    """
-    path = Path(file)
-    if path.suffix.lower() != ".safetensors":
-        raise ValueError(
-            f"{file} must be a .safetensors file: other formats are pickles, which can run code "
-            "when they are read. Convert it, or download the .safetensors version."
-        )
-    if not path.is_file():
-        raise OSError(f"there is no file {file}.")
-    try:
-        with safe_open(path, "pt") as opened:
-            names = opened.keys()
-            return {
-                name: torch.empty(opened.get_slice(name).get_shape(), device="meta")
-                for name in names
-            }
-    except SafetensorError as error:
-        raise OSError(f"{file} is damaged, or no file of safetensors: {error}.") from error
 
 
 def write_configs(kind: str, folder: Path) -> None:

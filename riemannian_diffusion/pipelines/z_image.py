@@ -45,12 +45,14 @@ class ZImagePrediction:
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output at points `(K, C, h, w)`."""
         prompts = zip(conditions["encoder_hidden_states"], conditions[MASK], strict=True)
+        # diffusers below 0.41 has no such argument
+        options = {"joint_attention_kwargs": dict(self.options)} if self.options else {}
         outputs = self.transformer(
             list(x[:, :, None]),  # images as videos of one frame
             (1 - timestep / self.num_train_timesteps).expand(len(x)),
             [hidden[mask] for hidden, mask in prompts],
-            joint_attention_kwargs=dict(self.options) or None,
             return_dict=False,
+            **options,
         )[0]
         return -torch.stack(list(outputs))[:, :, 0]
 

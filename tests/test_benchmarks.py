@@ -6,6 +6,7 @@ import adaptation
 import analogies
 import cost
 import geometries
+import growth
 import memory
 import precision
 import pytest
@@ -105,11 +106,11 @@ def test_memory_does_not_grow_with_the_points_in_batches_of_one():
     options = ["--points", "5", "17", "--max-batch-sizes", "0", "1", "--size", "32"]
     rows = memory.main(options)
 
-    def growth(size):
+    def ratio(size):
         few, many = (one(rows, max_batch_size=size, points=num)["GiB"] for num in (5, 17))
         return many / few
 
-    assert growth(0) > 2 and growth(1) < 1.5
+    assert ratio(0) > 2 and ratio(1) < 1.5
 
 
 def test_cost_in_operations():
@@ -120,6 +121,16 @@ def test_cost_in_operations():
     assert 1.5 < work["energy, gradient"] < 2.5
     assert 1 < work["in chunks of 1"] - work["energy, gradient"] + 0.5 < 2  # one more forward pass
     assert work["forward-mode energy"] > 2 * work["energy, gradient"]
+
+
+def test_evaluations_are_constant_and_memory_is_linear():
+    rows = growth.main(["--points", "17", "129", "--pairs", "4", "16", "--max-evals", "200"])
+    few, many = (row for row in rows if "points" in row)
+    assert few["evals"] == many["evals"] and many["plain evals"] > 3 * few["plain evals"]
+    assert many["KiB each"] < 1.1 * few["KiB each"]
+    few, many = (row for row in rows if "pairs" in row)
+    assert few["converged"] == 4 and many["converged"] == 16
+    assert few["most evals"] == many["most evals"] and many["KiB each"] < 1.1 * few["KiB each"]
 
 
 def test_side_by_side():

@@ -870,7 +870,8 @@ def test_command_without_weights(folder, tmp_path, capsys):
     assert report["sequences"] == ["pair_0", "pair_1", "pair_2"]
     assert {"python", "riemannian-diffusion", "torch", "torchmetrics"} <= set(report["versions"])
     assert report["arguments"]["protocol"] == "any" and report["seed"] == 0
-    first = printed.splitlines()[0]
+    begun, first = printed.splitlines()[:2]
+    assert begun == f"measuring {folder} ..."
     assert first == "protocol any: 3 sequences of 12 frames, 12 x 14 px, seed 0"
     assert not list(tmp_path.glob(".*"))
 

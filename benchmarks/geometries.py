@@ -73,7 +73,7 @@ from riemannian_diffusion import (
     resample,
     speed,
 )
-from riemannian_diffusion.media import write_atomically
+from riemannian_diffusion.files import write_atomically
 
 DRAW_NOISES = (0.3, 0.5, 0.8)  # noise of a roadmap's samples, in units of the clean data
 SCORES, SAMPLES = ("exact", "learned"), ("lattice", "0", "1", "2")

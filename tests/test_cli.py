@@ -176,6 +176,19 @@ BAD = [
     (["ok.png", "ok.png", "--analogy", "ok.png", "--extrapolate", "1", "-o", "x.gif"], "exclude"),
     (["ok.png", "ok.png", "--keep", "ok.png", "-o", "x.gif"], "but ok.png is a file"),
     (["ok.png", "ok.png", "--device", "moon", "-o", "x.gif"], "--device moon cannot be used"),
+    (["ok.png", "ok.png", "--device", "meta", "-o", "x.gif"], "--device meta cannot be used"),
+    (
+        ["ok.png", "ok.png", "--size", "15", "-o", "x.gif"],
+        "(15, 15): crop and scale them with --size",
+    ),
+    (["ok.png", "ok.png", "--model", "ok.png", "-o", "x.gif"], "must be a .safetensors file"),
+    (["ok.png", "ok.png", "--vae", "none", "-o", "x.gif"], "--vae: there is no file none."),
+    (["ok.png", "model", "-o", "x.gif"], "model cannot be read as an image: it is a folder"),
+    (["ok.png", "ok.png", "--keep", "ok.png/x", "-o", "x.gif"], "--keep ok.png/x cannot be made"),
+    (
+        ["ok.png", "ok.png", "--metric", "nao", "--space", "clean", "-o", "x.gif"],
+        "--metric nao needs --space noise, but got 'clean'",
+    ),
 ]
 
 

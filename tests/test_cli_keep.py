@@ -23,7 +23,11 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from riemannian_diffusion.cli import main
 from riemannian_diffusion.cli.inputs import frames_between, split_number
 from riemannian_diffusion.cli.parser import parse
-from riemannian_diffusion.pipelines import Keyframes, MorphPath
+from riemannian_diffusion.pipelines import (
+    GeodesicInterpolationPipeline,
+    Keyframes,
+    MorphPath,
+)
 
 FLAGS = flags(**FAST, device="cpu")
 
@@ -212,6 +216,25 @@ def test_an_interrupted_command_leaves_whole_files(run, tmp_path):
     resumed = run()
     assert "the keyframes and the path\n" in resumed.out and 0 < resumed.calls <= 4
     assert (tmp_path / "a.png").read_bytes() == frames
+
+
+@pytest.mark.parametrize("error", [ValueError("NaN"), RuntimeError("a defect")])
+def test_a_path_is_kept_whatever_fails_after_it(inputs, tmp_path, capsys, monkeypatch, error):
+    words = ["interpolate", *inputs, *FLAGS, "-o", str(tmp_path / "a.png")]
+
+    def fails(self, *args, **options):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GeodesicInterpolationPipeline, "render", fails)
+        if isinstance(error, RuntimeError):
+            with pytest.raises(RuntimeError, match="a defect"):
+                main(words)
+        else:
+            assert main(words) == 2
+    assert f"run this again with --keep {tmp_path / 'a-kept'}." in capsys.readouterr().err
+    resumed = Counted([*words, "--keep", str(tmp_path / "a-kept")], capsys)
+    assert resumed.status == 0 and "and the sampled path\n" in resumed.out and not resumed.calls
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from models import (
 )
 from original_layout import original, parts_of_version_1
 from peft import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -115,8 +116,12 @@ def test_wrong_loras_are_refused_in_a_sentence(run, loras, tmp_path):
     (tmp_path / "lora.pt").write_bytes(b"")
     foreign = {f"unet.blocks.7.to_q.lora_{half}.weight": torch.zeros(2, 2) for half in "AB"}
     save_file(foreign, tmp_path / "foreign.safetensors")
+    wide = load_file(loras[0])
+    wide = {n: torch.cat([v, v], -1) if "lora_A" in n else v for n, v in wide.items()}
+    save_file(wide, tmp_path / "wide.safetensors")
     for name, message in (
         ("other.safetensors", "holds no LoRA"),
+        ("wide.safetensors", "is for another model, with layers of other sizes.$"),
         ("lora.pt", "must be a .safetensors file"),
         ("none.safetensors", "there is no file"),
         ("foreign.safetensors", "--lora .*foreign.safetensors"),
@@ -128,6 +133,19 @@ def test_wrong_loras_are_refused_in_a_sentence(run, loras, tmp_path):
             continue
         status, text, _ = run("--lora", tmp_path / name)
         assert status == 2 and re.search(message, text), text
+
+
+def test_layers_of_a_lora_without_effect_are_told(loras, tmp_path):
+    state = load_file(loras[0])
+    other = {n.replace("attn2", "attn7"): v.clone() for n, v in state.items() if "attn2" in n}
+    num = sum("lora_A" in name for name in state)
+    save_file(state | other, tmp_path / "more.safetensors")
+    with pytest.warns(UserWarning, match=f"has {num + num // 2} layers, of which {num // 2} are"):
+        load_loras(make("sd"), [(str(tmp_path / "more.safetensors"), 1.0)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for file in loras[:2]:
+            load_loras(make("sd"), [(str(file), 1.0)])
 
 
 # ------------------------------------------------------------------------------------ IP-Adapters

@@ -13,7 +13,7 @@ from accelerate import init_empty_weights
 from models import KINDS, make, prompted_unet, silent, stable_diffusion, stable_diffusion_xl
 from original_layout import original, parts_of_version_1
 from packaging.version import Version
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from riemannian_diffusion import demo, pipelines
 from riemannian_diffusion.pipelines import AutoGeodesicInterpolationPipeline as Auto
@@ -80,6 +80,11 @@ def move(old: Path, new: str) -> None:
     old.rename(old.with_name(new))
 
 
+def _without(folder: Path, name: str) -> None:
+    file = folder / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: [None, None]}))
+
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 BROKEN = {
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "lacks the folder tokenizer"),
@@ -113,6 +118,12 @@ BROKEN = {
     ),
     "index": (lambda f: (f / "model_index.json").unlink(), "no model_index.json"),
     "damaged": (lambda f: (f / "vae" / "config.json").write_text("{"), "config.json is damaged"),
+    "no config": (lambda f: (f / "text_encoder" / "config.json").unlink(), "holds no config.json"),
+    "cut weights": (
+        lambda f: (f / "unet" / WEIGHTS).write_bytes((f / "unet" / WEIGHTS).read_bytes()[:-9]),
+        f"{WEIGHTS} is damaged",
+    ),
+    "no text encoder": (lambda f: _without(f, "text_encoder"), "has no text_encoder"),
 }
 
 
@@ -124,6 +135,31 @@ def test_what_is_wrong_with_a_folder_is_told_before_weights_are_read(folder, cas
     for load in (Auto.from_pretrained, GeodesicInterpolationPipeline.from_pretrained):
         with pytest.raises(OSError, match=message):
             load(folder)
+
+
+@pytest.mark.parametrize(
+    "file", [f"unet/{WEIGHTS}", f"vae/{WEIGHTS}", "text_encoder/model.safetensors"]
+)
+def test_weights_that_files_lack_are_told(folder, file):
+    state = load_file(folder / file)
+    name = sorted(name for name in state if name.endswith("weight"))[0]
+    del state[name]
+    save_file(state, folder / file, {"format": "pt"})
+    with pytest.raises(OSError, match=f"{Path(file).parent} lacks 1 weights .* such as .*weight: "):
+        Auto.from_pretrained(folder)
+
+
+def test_statistics_of_another_number_of_channels_are_refused():
+    pipe = make("xl")
+    pipe.vae.register_to_config(latents_mean=[0.0] * 3, latents_std=[1.0] * 3)
+    with pytest.raises(ValueError, match="3 numbers as `latents_mean`, but 4 channels"):
+        pipe.condition("a")
+
+
+def test_an_index_without_a_class_is_told(folder):
+    (folder / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DModel"]}')
+    with pytest.raises(ValueError, match="has no _class_name"):
+        Auto.from_pretrained(folder)
 
 
 def test_a_component_and_a_missing_variant_are_told(folder):

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from riemannian_diffusion.adaptation import adapt
+from riemannian_diffusion.files import save
 from riemannian_diffusion.pipelines import Keyframes, MorphPath
 
 
@@ -239,6 +240,10 @@ def test_files_that_are_not_there(tmp_path):
     for kind in (Keyframes, MorphPath):
         with pytest.raises(FileNotFoundError, match="none.safetensors does not exist"):
             kind.load(tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match="the folder .*none does not exist"):
+        save(tmp_path / "none" / "x.safetensors", "Keyframes", {}, {})
+    with pytest.raises(IsADirectoryError, match="is a folder: give the name of a file"):
+        save(tmp_path, "Keyframes", {}, {})
 
 
 def _other_weights(pipe):

@@ -549,6 +549,9 @@ def test_conditions_that_do_not_fit(pipe):
     conditions = pipe.condition("a")
     with pytest.raises(ValueError, match="or `conditions`, not both"):
         pipe.invert([A, B], "b", conditions=conditions, **INVERT)
+    wider = make("xl").condition("a")
+    with pytest.raises(ValueError, match="`conditions` have embeddings of width 32, but .* 16"):
+        pipe.invert([A, B], conditions=wider, **INVERT)
     without = pipe.condition("a", do_classifier_free_guidance=False)
     with pytest.raises(ValueError, match="`guidance_scale` 2.0 needs negative conditions"):
         pipe.invert([A, B], conditions=without, guidance_scale=2.0, **INVERT)

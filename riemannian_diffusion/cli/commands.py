@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from riemannian_diffusion.cli.flags import with_flags
 from riemannian_diffusion.cli.inputs import check_ranges, read_inputs
 from riemannian_diffusion.cli.notes import Notes
 from riemannian_diffusion.files import write_atomically
@@ -86,7 +87,8 @@ def run_interpolate(args: argparse.Namespace) -> None:
     print(f"{args.output}: {len(frames)} frames in {report['seconds']:.1f} s, report {report_path}")
     for i, found in enumerate(report["geodesics"]):
         if found is not None:
-            print("  energy {finer_energy:.4g}, {num_evals} evaluations: {message}".format(**found))
+            line = "  energy {finer_energy:.4g}, {num_evals} evaluations: {message}".format(**found)
+            print(with_flags(line))
         if len(report["speeds"]) > 1:
             print(f"  from image {i + 1} to {i + 2}: speed {report['speeds'][i]:.3g} per frame")
 

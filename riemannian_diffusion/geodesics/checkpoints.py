@@ -54,7 +54,7 @@ def load(path: Path, problem: Mapping[str, Any], device: torch.device) -> Any:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
         found, tree = json.loads(metadata["problem"]), json.loads(metadata["state"])
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ValueError(
             f"`checkpoint` {path} is no checkpoint of a solve: give another path."
         ) from error

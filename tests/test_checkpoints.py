@@ -12,6 +12,8 @@ import pytest
 import torch
 from models import randn, vector
 from problems import circle
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from riemannian_diffusion import (
@@ -147,6 +149,15 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is no checkpoint of a solve: give another path"):
         geodesic(EuclideanMetric(), CIRCLE.x0, CIRCLE.x1, checkpoint=file)
     assert file.read_text() == "no tensors"
+    options = {"max_evals": 2, "checkpoint": file}
+    file.unlink()
+    geodesic(EuclideanMetric(), CIRCLE.x0, CIRCLE.x1, **options)
+    with safe_open(file, "pt") as old:
+        tensors = {name: old.get_tensor(name) for name in old.keys()}  # noqa: SIM118
+        metadata = {k: v for k, v in old.metadata().items() if k != "format"}
+    save_file(tensors, file, metadata)
+    with pytest.raises(ValueError, match="was written by another version"):
+        geodesic(EuclideanMetric(), CIRCLE.x0, CIRCLE.x1, **options)
 
 
 SCRIPT = """

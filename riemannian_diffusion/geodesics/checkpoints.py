@@ -15,6 +15,7 @@ from riemannian_diffusion.files import write_atomically
 from riemannian_diffusion.geodesics.outcome import Geodesic
 
 _TENSOR, _GEODESIC = "tensor", "geodesic"  # JSON keys that mark tensors and geodesics
+_FORMAT = "2"  # changes with the state of the solver
 
 
 def save(path: Path, problem: Mapping[str, Any], state: Any) -> None:
@@ -30,7 +31,7 @@ def save(path: Path, problem: Mapping[str, Any], state: Any) -> None:
 
     tensors: dict[str, Tensor] = {}
     tree = _packed(state, tensors)
-    metadata = {"problem": json.dumps(problem), "state": json.dumps(tree)}
+    metadata = {"problem": json.dumps(problem), "state": json.dumps(tree), "format": _FORMAT}
     write_atomically(path, lambda file: save_file(tensors, file, metadata))
 
 
@@ -43,7 +44,7 @@ def load(path: Path, problem: Mapping[str, Any], device: torch.device) -> Any:
         device: Device of the tensors.
 
     Raises:
-        ValueError: If the file is no checkpoint, or belongs to another problem.
+        ValueError: If the file is no checkpoint, or belongs to another problem or version.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -58,6 +59,11 @@ def load(path: Path, problem: Mapping[str, Any], device: torch.device) -> Any:
         raise ValueError(
             f"`checkpoint` {path} is no checkpoint of a solve: give another path."
         ) from error
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(
+            f"`checkpoint` {path} was written by another version of this library: delete the file, "
+            "or give another path."
+        )
     wanted = json.loads(json.dumps(problem))
     differing = [name for name in wanted if found.get(name) != wanted[name]]
     if differing or len(found) != len(wanted):

@@ -12,6 +12,7 @@ from diffusers.guiders import ClassifierFreeGuidance
 from torch import Tensor, nn
 
 from riemannian_diffusion.guidance.score import check_damping
+from riemannian_diffusion.score.schedulers import is_flow
 
 
 class ManifoldGuidance(ClassifierFreeGuidance):
@@ -102,7 +103,7 @@ class ManifoldGuidance(ClassifierFreeGuidance):
                 f"{type(scheduler).__name__} with timestep_type='continuous' or invert_sigmas=True "
                 "gives timesteps that are not indices of its levels of noise."
             )
-        if "shift" in config and "num_train_timesteps" in config and "beta_start" not in config:
+        if is_flow(scheduler):
             levels: dict[str, Any] = {"prediction_type": "flow_prediction"}
             names: tuple[str, ...] = ("num_train_timesteps",)
         else:

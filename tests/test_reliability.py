@@ -177,7 +177,10 @@ BROKEN_MODELS = {
         lambda: _rewrite("model/model_index.json", _class_name="KandinskyPipeline"),
         "model is a KandinskyPipeline, which cannot be loaded: it has several stages",
     ),
-    "no kind": (lambda: _rewrite("model/model_index.json", _class_name=None), "model is a None"),
+    "no kind": (
+        lambda: _rewrite("model/model_index.json", _class_name=None),
+        "model names no pipeline",
+    ),
     "no network": (
         lambda: _rewrite("model/model_index.json", unet=None),
         "--model model cannot be loaded",

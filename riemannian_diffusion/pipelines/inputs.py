@@ -186,6 +186,8 @@ def _in_unit_range(image: Tensor, name: str) -> Tensor:
 
 def _in_channels(image: Tensor, num_channels: int) -> Tensor:
     """Greys or colours `(C, H, W)`, perhaps with opacity, as `num_channels` over white."""
+    if len(image) == num_channels:
+        return image  # also of a model whose images have 2 or 4 channels
     if len(image) in (2, 4):
         opacity = image[-1:]
         image = image[:-1] * opacity + 1 - opacity

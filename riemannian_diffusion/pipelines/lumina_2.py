@@ -6,14 +6,14 @@ is `v = eps - x_0`, so that `eps = x_t + (1 - t) v` and the score is `-eps / t`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from diffusers import Lumina2Pipeline
 from torch import Tensor, nn
 
-from riemannian_diffusion.levels import even_sigmas, linear_shift
+from riemannian_diffusion.levels import linear_shift
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
 from riemannian_diffusion.pipelines.prompts import (
     MASK,
@@ -68,14 +68,12 @@ class GeodesicInterpolationLumina2Pipeline(GeodesicInterpolationMixin, Lumina2Pi
     """
 
     _is_flow = True
+    _even_levels = True
 
     @property
     def _size_factor(self) -> int:
         scale = 2 ** (len(self.vae.config.block_out_channels) - 1)  # `vae_scale_factor` is always 8
         return self.transformer.config.patch_size * scale
-
-    def _sigmas(self, num_steps: int) -> Sequence[float]:
-        return even_sigmas(num_steps)
 
     def _mu(self, size: tuple[int, int], num_steps: int) -> float:
         # `Lumina2Pipeline` reads the number of image tokens at the axis of the channels

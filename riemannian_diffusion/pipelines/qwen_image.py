@@ -6,14 +6,13 @@ With `x_t = (1 - t) x_0 + t eps` the network predicts the velocity `v = eps - x_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from diffusers import QwenImagePipeline
 from torch import Tensor, nn
 
-from riemannian_diffusion.levels import even_sigmas
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
 from riemannian_diffusion.pipelines.latents import pack, unpack
 from riemannian_diffusion.pipelines.prompts import (
@@ -70,6 +69,7 @@ class GeodesicInterpolationQwenImagePipeline(GeodesicInterpolationMixin, QwenIma
     """
 
     _is_flow = True
+    _even_levels = True
     _patch_size = 2
 
     @property
@@ -79,9 +79,6 @@ class GeodesicInterpolationQwenImagePipeline(GeodesicInterpolationMixin, QwenIma
     @property
     def _output_channels(self) -> int:
         return self.vae.config.z_dim  # the network multiplies it by the size of a patch
-
-    def _sigmas(self, num_steps: int) -> Sequence[float]:
-        return even_sigmas(num_steps)
 
     def _encode_texts(self, request: TextRequest) -> Encoded:
         defaults = defaults_of(QwenImagePipeline.__call__, "max_sequence_length")

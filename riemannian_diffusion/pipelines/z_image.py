@@ -6,7 +6,7 @@ is `v = eps - x_0`, so that `eps = x_t + (1 - t) v` and the score is `-eps / t`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from diffusers import ZImagePipeline
 from torch import Tensor, nn
 
-from riemannian_diffusion.levels import even_sigmas
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
 from riemannian_diffusion.pipelines.prompts import (
     MASK,
@@ -75,11 +74,9 @@ class GeodesicInterpolationZImagePipeline(GeodesicInterpolationMixin, ZImagePipe
     """
 
     _is_flow = True
+    _even_levels = True
     _patch_size = 2
     _masks_texts = True
-
-    def _sigmas(self, num_steps: int) -> Sequence[float]:
-        return even_sigmas(num_steps)
 
     def _encode_texts(self, request: TextRequest) -> Encoded:
         positive = self._encode_one(request.side(False))

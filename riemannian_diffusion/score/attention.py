@@ -59,6 +59,16 @@ def forward_mode_attention(model: nn.Module) -> Iterator[None]:
             setattr(owner, name, value)
 
 
+def _repeated(heads: Tensor, repeats: int) -> Tensor:
+    """Each of the heads `(..., heads, L, C)` repeated, `(..., heads repeats, L, C)`.
+
+    It is `repeat_interleave`, which has no forward-mode derivative in PyTorch 2.8.
+    """
+    shape = [-1] * heads.ndim
+    shape.insert(-2, repeats)
+    return heads.unsqueeze(-3).expand(shape).flatten(-4, -3)
+
+
 class BlockwiseAttention(TorchFunctionMode):
     """Replaces `scaled_dot_product_attention` by its formula, evaluated in blocks of queries.
 
@@ -92,7 +102,7 @@ class BlockwiseAttention(TorchFunctionMode):
             )
         if enable_gqa:
             repeats = query.shape[-3] // key.shape[-3]
-            key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
+            key, value = (_repeated(one, repeats) for one in (key, value))
         num_queries, num_keys = query.shape[-2], key.shape[-2]
         if is_causal:
             attn_mask = torch.ones(

@@ -212,6 +212,18 @@ def test_interruption_stops_sampling(pipe, keyframes):
     assert steps == [0, 1]
 
 
+def test_half_precision_is_near_and_saved_as_it_is(pipe, keyframes, tmp_path):
+    expected = frames(pipe, keyframes)
+    half = pipe.to(torch.float16)
+    found = frames(half, keyframes)
+    assert_close(found, expected, atol=2e-2)
+    half.save_pretrained(tmp_path, variant="fp16", safe_serialization=True)
+    loaded = type(pipe).from_pretrained(tmp_path, variant="fp16", torch_dtype=torch.float16)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.unet.dtype == torch.float16
+    assert_close(frames(loaded, keyframes), found)
+
+
 CUTOFFS = {
     GeodesicInterpolationPipeline: SDCFGCutoffCallback,
     GeodesicInterpolationXLPipeline: SDXLCFGCutoffCallback,

@@ -7,14 +7,15 @@ is `v = eps - x_0`, so that `eps = x_t + (1 - t) v` and the score is `-eps / t`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from diffusers import Lumina2Pipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from riemannian_diffusion.levels import linear_shift
-from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.families.prediction import (
+    TransformerMixin,
+    TransformerPrediction,
+)
 from riemannian_diffusion.pipelines.prompts import (
     MASK,
     Encoded,
@@ -23,28 +24,17 @@ from riemannian_diffusion.pipelines.prompts import (
     encode,
     masked,
 )
-from riemannian_diffusion.score.network import Predict, linear_guidance
+from riemannian_diffusion.score.network import linear_guidance
 
 
-@dataclass(frozen=True)
-class Lumina2Prediction:
-    """The velocity that a `Lumina2Transformer2DModel` predicts.
-
-    Attributes:
-        transformer: The network.
-        num_train_timesteps: The timestep of pure noise.
-        options: Arguments of its attention.
-    """
-
-    transformer: nn.Module
-    num_train_timesteps: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+class Lumina2Prediction(TransformerPrediction):
+    """The velocity that a `Lumina2Transformer2DModel` predicts."""
 
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output at points `(K, C, h, w)`."""
         return -self.transformer(
             hidden_states=x,
-            timestep=(1 - timestep / self.num_train_timesteps).expand(len(x)),
+            timestep=1 - self.times(x, timestep),
             attention_kwargs=dict(self.options) or None,
             return_dict=False,
             **conditions,
@@ -57,7 +47,7 @@ class Lumina2Prediction:
         return guided * (norms[0] / norms[1])
 
 
-class GeodesicInterpolationLumina2Pipeline(GeodesicInterpolationMixin, Lumina2Pipeline):
+class GeodesicInterpolationLumina2Pipeline(TransformerMixin, Lumina2Pipeline):
     """Morph images into each other along geodesics of Lumina 2's data manifold.
 
     Prompts follow the pipeline's `system_prompt`; the negative prompt stands alone. As in
@@ -67,6 +57,7 @@ class GeodesicInterpolationLumina2Pipeline(GeodesicInterpolationMixin, Lumina2Pi
     prompts of different lengths, the longer one counts.
     """
 
+    _predicts = Lumina2Prediction
     _is_flow = True
     _even_levels = True
 
@@ -86,7 +77,3 @@ class GeodesicInterpolationLumina2Pipeline(GeodesicInterpolationMixin, Lumina2Pi
             masked(negative, negative_mask) if request.guided else None,
             masks=(MASK,),
         )
-
-    def _prediction(self, options: Mapping[str, Any]) -> Predict:
-        num = self.scheduler.config.num_train_timesteps
-        return Lumina2Prediction(self.transformer, num, options)

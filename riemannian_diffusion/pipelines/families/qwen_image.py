@@ -7,13 +7,14 @@ With `x_t = (1 - t) x_0 + t eps` the network predicts the velocity `v = eps - x_
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from diffusers import QwenImagePipeline
-from torch import Tensor, nn
+from torch import Tensor
 
-from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.families.prediction import (
+    TransformerMixin,
+    TransformerPrediction,
+)
 from riemannian_diffusion.pipelines.latents import pack, unpack
 from riemannian_diffusion.pipelines.prompts import (
     MASK,
@@ -23,29 +24,18 @@ from riemannian_diffusion.pipelines.prompts import (
     defaults_of,
     encode_masked,
 )
-from riemannian_diffusion.score.network import Predict, linear_guidance
+from riemannian_diffusion.score.network import linear_guidance
 
 
-@dataclass(frozen=True)
-class QwenImagePrediction:
-    """The velocity that a `QwenImageTransformer2DModel` predicts.
-
-    Attributes:
-        transformer: The network.
-        num_train_timesteps: The timestep of pure noise.
-        options: Arguments of its attention.
-    """
-
-    transformer: nn.Module
-    num_train_timesteps: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+class QwenImagePrediction(TransformerPrediction):
+    """The velocity that a `QwenImageTransformer2DModel` predicts."""
 
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output at points `(K, C, h, w)`."""
         num, _, height, width = x.shape
         output = self.transformer(
             hidden_states=pack(x),
-            timestep=(timestep / self.num_train_timesteps).expand(num),
+            timestep=self.times(x, timestep),
             encoder_hidden_states=conditions["encoder_hidden_states"],
             encoder_hidden_states_mask=conditions[MASK],
             img_shapes=[[(1, height // 2, width // 2)]] * num,
@@ -61,13 +51,14 @@ class QwenImagePrediction:
         return unpack(guided * (norms[0] / norms[1]), positive.shape)
 
 
-class GeodesicInterpolationQwenImagePipeline(GeodesicInterpolationMixin, QwenImagePipeline):
+class GeodesicInterpolationQwenImagePipeline(TransformerMixin, QwenImagePipeline):
     """Morph images into each other along geodesics of Qwen-Image's data manifold.
 
     `guidance_scale` is what `QwenImagePipeline` calls `true_cfg_scale`: guidance by a negative
     prompt that keeps the norm of each image token. 1 is without guidance.
     """
 
+    _predicts = QwenImagePrediction
     _is_flow = True
     _even_levels = True
     _patch_size = 2
@@ -85,7 +76,3 @@ class GeodesicInterpolationQwenImagePipeline(GeodesicInterpolationMixin, QwenIma
         positive = encode_masked(self, request.side(False), defaults)
         negative = encode_masked(self, request.side(True), defaults) if request.guided else None
         return conditions_of(positive, negative, masks=(MASK,))
-
-    def _prediction(self, options: Mapping[str, Any]) -> Predict:
-        num = self.scheduler.config.num_train_timesteps
-        return QwenImagePrediction(self.transformer, num, options)

@@ -7,28 +7,19 @@ With `x_t = (1 - t) x_0 + t eps` the network predicts the velocity `v = eps - x_
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from diffusers import StableDiffusion3Pipeline
-from torch import Tensor, nn
+from torch import Tensor
 
-from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.families.prediction import (
+    TransformerMixin,
+    TransformerPrediction,
+)
 from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest, conditions_of, encode
-from riemannian_diffusion.score.network import Predict
 
 
-@dataclass(frozen=True)
-class SD3Prediction:
-    """The velocity that an `SD3Transformer2DModel` predicts.
-
-    Attributes:
-        transformer: The network.
-        options: Arguments of its attention.
-    """
-
-    transformer: nn.Module
-    options: Mapping[str, Any] = field(default_factory=dict)
+class SD3Prediction(TransformerPrediction):
+    """The velocity that an `SD3Transformer2DModel` predicts."""
 
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output at points `(K, C, h, w)`."""
@@ -41,9 +32,10 @@ class SD3Prediction:
         )[0]
 
 
-class GeodesicInterpolationSD3Pipeline(GeodesicInterpolationMixin, StableDiffusion3Pipeline):
+class GeodesicInterpolationSD3Pipeline(TransformerMixin, StableDiffusion3Pipeline):
     """Morph images into each other along geodesics of Stable Diffusion 3's data manifold."""
 
+    _predicts = SD3Prediction
     _is_flow = True
     _patch_size = 2
 
@@ -55,6 +47,3 @@ class GeodesicInterpolationSD3Pipeline(GeodesicInterpolationMixin, StableDiffusi
             if request.guided
             else None,
         )
-
-    def _prediction(self, options: Mapping[str, Any]) -> Predict:
-        return SD3Prediction(self.transformer, options)

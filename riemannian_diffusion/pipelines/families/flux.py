@@ -7,32 +7,22 @@ With `x_t = (1 - t) x_0 + t eps` the network predicts the velocity `v = eps - x_
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from diffusers import FluxPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
-from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.families.prediction import (
+    TransformerMixin,
+    TransformerPrediction,
+)
 from riemannian_diffusion.pipelines.latents import pack, unpack
 from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest, conditions_of, encode
-from riemannian_diffusion.score.network import Predict
 
 
-@dataclass(frozen=True)
-class FluxPrediction:
-    """The velocity that a `FluxTransformer2DModel` predicts.
-
-    Attributes:
-        transformer: The network.
-        num_train_timesteps: The timestep of pure noise.
-        options: Arguments of its attention.
-    """
-
-    transformer: nn.Module
-    num_train_timesteps: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+class FluxPrediction(TransformerPrediction):
+    """The velocity that a `FluxTransformer2DModel` predicts."""
 
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output at points `(K, C, h, w)`."""
@@ -41,7 +31,7 @@ class FluxPrediction:
         guidance = conditions.get("guidance")  # (K,), for networks that take it as an input
         output = self.transformer(
             hidden_states=pack(x),
-            timestep=(timestep / self.num_train_timesteps).expand(num),
+            timestep=self.times(x, timestep),
             guidance=guidance,
             encoder_hidden_states=hidden,
             pooled_projections=conditions["pooled_projections"],
@@ -55,7 +45,7 @@ class FluxPrediction:
         return unpack(output, x.shape)
 
 
-class GeodesicInterpolationFluxPipeline(GeodesicInterpolationMixin, FluxPipeline):
+class GeodesicInterpolationFluxPipeline(TransformerMixin, FluxPipeline):
     """Morph images into each other along geodesics of Flux's data manifold.
 
     For a network that takes guidance as an input (Flux.1-dev), `guidance_scale` is that input, as
@@ -63,6 +53,7 @@ class GeodesicInterpolationFluxPipeline(GeodesicInterpolationMixin, FluxPipeline
     classifier-free guidance. For other networks both are classifier-free guidance.
     """
 
+    _predicts = FluxPrediction
     _is_flow = True
     _even_levels = True
     _patch_size = 2
@@ -87,7 +78,3 @@ class GeodesicInterpolationFluxPipeline(GeodesicInterpolationMixin, FluxPipeline
     def _encode_one(self, request: TextRequest) -> dict[str, Tensor]:
         hidden, pooled, _ = encode(self, request)
         return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
-
-    def _prediction(self, options: Mapping[str, Any]) -> Predict:
-        num = self.scheduler.config.num_train_timesteps
-        return FluxPrediction(self.transformer, num, options)

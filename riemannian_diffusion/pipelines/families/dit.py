@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,24 +16,17 @@ from riemannian_diffusion.pipelines.classes import (
     label_numbers,
     no_texts,
 )
-from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.families.prediction import (
+    TransformerMixin,
+    TransformerPrediction,
+)
 from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest
 from riemannian_diffusion.score import Condition
 from riemannian_diffusion.score.labels import MixedLabels
-from riemannian_diffusion.score.network import Predict
 
 
-@dataclass(frozen=True)
-class DiTPrediction:
-    """The noise that a `DiTTransformer2DModel` predicts, and a variance.
-
-    Attributes:
-        transformer: The network.
-        options: Arguments of its attention.
-    """
-
-    transformer: Any
-    options: Mapping[str, Any] = field(default_factory=dict)
+class DiTPrediction(TransformerPrediction):
+    """The noise that a `DiTTransformer2DModel` predicts, and a variance."""
 
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output at points `(K, C, h, h)`: `(K, 2 C, h, h)`."""
@@ -47,12 +39,14 @@ class DiTPrediction:
         )[0]
 
 
-class GeodesicInterpolationDiTPipeline(GeodesicInterpolationMixin, DiTPipeline):
+class GeodesicInterpolationDiTPipeline(TransformerMixin, DiTPipeline):
     """Morph images into each other along geodesics of a DiT's data manifold.
 
     There are no prompts: `condition(class_labels=...)` takes classes, as numbers or by their names
     in `labels`. Without them the model is unconditional. Images must be square.
     """
+
+    _predicts = DiTPrediction
 
     if TYPE_CHECKING:  # what DiTPipeline brings along
         labels: dict[str, int]
@@ -82,9 +76,6 @@ class GeodesicInterpolationDiTPipeline(GeodesicInterpolationMixin, DiTPipeline):
         given = none if labels is None else label_numbers(labels, num, self.labels)
         positive, negative = (F.one_hot(one, num + 1).float() for one in (given, none))
         return {CLASSES: Condition.of(positive)}, {CLASSES: Condition.of(negative)}
-
-    def _prediction(self, options: Mapping[str, Any]) -> Predict:
-        return DiTPrediction(self.transformer, options)
 
     def _encode_pixels(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[-2:]

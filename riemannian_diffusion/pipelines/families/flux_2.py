@@ -9,41 +9,31 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
-from torch import Tensor, nn
+from torch import Tensor
 
 from riemannian_diffusion.levels import Levels, Schedule
-from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.families.prediction import (
+    TransformerMixin,
+    TransformerPrediction,
+)
 from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest, conditions_of, encode
 from riemannian_diffusion.score import Conditions
-from riemannian_diffusion.score.network import Predict
 
 
-@dataclass(frozen=True)
-class Flux2Prediction:
-    """The velocity that a `Flux2Transformer2DModel` predicts.
-
-    Attributes:
-        transformer: The network.
-        num_train_timesteps: The timestep of pure noise.
-        options: Arguments of its attention.
-    """
-
-    transformer: nn.Module
-    num_train_timesteps: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+class Flux2Prediction(TransformerPrediction):
+    """The velocity that a `Flux2Transformer2DModel` predicts."""
 
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output at points `(K, C, h, w)`."""
         hidden = conditions["encoder_hidden_states"]
         output = self.transformer(
             hidden_states=x.flatten(2).mT,
-            timestep=(timestep / self.num_train_timesteps).expand(len(x)),
+            timestep=self.times(x, timestep),
             guidance=conditions.get("guidance"),  # (K,), for networks that take it as an input
             encoder_hidden_states=hidden,
             txt_ids=Flux2Pipeline._prepare_text_ids(hidden[:1]).to(x.device),
@@ -54,8 +44,10 @@ class Flux2Prediction:
         return output.mT.reshape(x.shape)
 
 
-class _Flux2(GeodesicInterpolationMixin):
+class _Flux2(TransformerMixin):
     """What the models of Flux.2 have in common."""
+
+    _predicts = Flux2Prediction
 
     if TYPE_CHECKING:
         _patchify_latents: Any
@@ -97,10 +89,6 @@ class _Flux2(GeodesicInterpolationMixin):
 
     def _encode_one(self, request: TextRequest) -> dict[str, Tensor]:
         return {"encoder_hidden_states": encode(self, request)[0]}
-
-    def _prediction(self, options: Mapping[str, Any]) -> Predict:
-        num = self.scheduler.config.num_train_timesteps
-        return Flux2Prediction(self.transformer, num, options)
 
 
 class GeodesicInterpolationFlux2Pipeline(_Flux2, Flux2Pipeline):

@@ -8,46 +8,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from diffusers import AuraFlowPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from riemannian_diffusion.levels import Schedule
-from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.families.prediction import (
+    TransformerMixin,
+    TransformerPrediction,
+)
 from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest, conditions_of, encode
-from riemannian_diffusion.score.network import Predict
 
 
-@dataclass(frozen=True)
-class AuraFlowPrediction:
-    """The velocity that an `AuraFlowTransformer2DModel` predicts.
-
-    Attributes:
-        transformer: The network.
-        num_train_timesteps: The timestep of pure noise.
-        options: Arguments of its attention.
-    """
-
-    transformer: nn.Module
-    num_train_timesteps: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+class AuraFlowPrediction(TransformerPrediction):
+    """The velocity that an `AuraFlowTransformer2DModel` predicts."""
 
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output at points `(K, C, h, w)`."""
         return self.transformer(
             hidden_states=x,
-            timestep=(timestep / self.num_train_timesteps).expand(len(x)),
+            timestep=self.times(x, timestep),
             attention_kwargs=dict(self.options) or None,
             return_dict=False,
             **conditions,
         )[0]
 
 
-class GeodesicInterpolationAuraFlowPipeline(GeodesicInterpolationMixin, AuraFlowPipeline):
+class GeodesicInterpolationAuraFlowPipeline(TransformerMixin, AuraFlowPipeline):
     """Morph images into each other along geodesics of AuraFlow's data manifold."""
 
+    _predicts = AuraFlowPrediction
     _is_flow = True
     _patch_size = 2
     _overflows_in_half = True
@@ -67,10 +57,6 @@ class GeodesicInterpolationAuraFlowPipeline(GeodesicInterpolationMixin, AuraFlow
         return conditions_of(
             _masked(hidden, mask), _masked(negative, negative_mask) if request.guided else None
         )
-
-    def _prediction(self, options: Mapping[str, Any]) -> Predict:
-        num = self.scheduler.config.num_train_timesteps
-        return AuraFlowPrediction(self.transformer, num, options)
 
 
 def _masked(hidden: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -7,14 +7,15 @@ is `v = eps - x_0`, so that `eps = x_t + (1 - t) v` and the score is `-eps / t`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from diffusers import ZImagePipeline
-from torch import Tensor, nn
+from torch import Tensor
 
-from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.families.prediction import (
+    TransformerMixin,
+    TransformerPrediction,
+)
 from riemannian_diffusion.pipelines.prompts import (
     MASK,
     Encoded,
@@ -24,22 +25,10 @@ from riemannian_diffusion.pipelines.prompts import (
     masked,
     padded,
 )
-from riemannian_diffusion.score.network import Predict
 
 
-@dataclass(frozen=True)
-class ZImagePrediction:
-    """The velocity that a `ZImageTransformer2DModel` predicts.
-
-    Attributes:
-        transformer: The network.
-        num_train_timesteps: The timestep of pure noise.
-        options: Arguments of its attention.
-    """
-
-    transformer: nn.Module
-    num_train_timesteps: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+class ZImagePrediction(TransformerPrediction):
+    """The velocity that a `ZImageTransformer2DModel` predicts."""
 
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output at points `(K, C, h, w)`."""
@@ -48,7 +37,7 @@ class ZImagePrediction:
         options = {"joint_attention_kwargs": dict(self.options)} if self.options else {}
         outputs = self.transformer(
             list(x[:, :, None]),  # images as videos of one frame
-            (1 - timestep / self.num_train_timesteps).expand(len(x)),
+            1 - self.times(x, timestep),
             [hidden[mask] for hidden, mask in prompts],
             return_dict=False,
             **options,
@@ -60,7 +49,7 @@ class ZImagePrediction:
         return positive + scale * (positive - negative)
 
 
-class GeodesicInterpolationZImagePipeline(GeodesicInterpolationMixin, ZImagePipeline):
+class GeodesicInterpolationZImagePipeline(TransformerMixin, ZImagePipeline):
     """Morph images into each other along geodesics of Z-Image's data manifold.
 
     `guidance_scale` above 1 is that of `ZImagePipeline`: it adds `guidance_scale` times the
@@ -73,6 +62,7 @@ class GeodesicInterpolationZImagePipeline(GeodesicInterpolationMixin, ZImagePipe
     longer one.
     """
 
+    _predicts = ZImagePrediction
     _is_flow = True
     _even_levels = True
     _patch_size = 2
@@ -90,7 +80,3 @@ class GeodesicInterpolationZImagePipeline(GeodesicInterpolationMixin, ZImagePipe
         prompts, _ = encode(self, request)  # (L, C), each of another length
         found = padded({"prompt_embeds": prompts})
         return masked(found["prompt_embeds"], found["prompt_attention_mask"])
-
-    def _prediction(self, options: Mapping[str, Any]) -> Predict:
-        num = self.scheduler.config.num_train_timesteps
-        return ZImagePrediction(self.transformer, num, options)

@@ -7,32 +7,21 @@ With `x_t = (1 - t) x_0 + t eps` the network predicts the velocity `v = eps - x_
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from diffusers import ChromaPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
-from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.families.prediction import (
+    TransformerMixin,
+    TransformerPrediction,
+)
 from riemannian_diffusion.pipelines.latents import pack, unpack
 from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest, conditions_of, encode
-from riemannian_diffusion.score.network import Predict
 
 
-@dataclass(frozen=True)
-class ChromaPrediction:
-    """The velocity that a `ChromaTransformer2DModel` predicts.
-
-    Attributes:
-        transformer: The network.
-        num_train_timesteps: The timestep of pure noise.
-        options: Arguments of its attention.
-    """
-
-    transformer: nn.Module
-    num_train_timesteps: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+class ChromaPrediction(TransformerPrediction):
+    """The velocity that a `ChromaTransformer2DModel` predicts."""
 
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output at points `(K, C, h, w)`."""
@@ -41,7 +30,7 @@ class ChromaPrediction:
         mask = conditions["attention_mask"]  # (K, L), of the text; the image has no padding
         output = self.transformer(
             hidden_states=tokens,
-            timestep=(timestep / self.num_train_timesteps).expand(num),
+            timestep=self.times(x, timestep),
             encoder_hidden_states=hidden,
             attention_mask=torch.cat([mask, mask.new_ones(tokens.shape[:2])], 1),
             txt_ids=torch.zeros(hidden.shape[1], 3, device=x.device, dtype=x.dtype),
@@ -54,13 +43,14 @@ class ChromaPrediction:
         return unpack(output, x.shape)
 
 
-class GeodesicInterpolationChromaPipeline(GeodesicInterpolationMixin, ChromaPipeline):
+class GeodesicInterpolationChromaPipeline(TransformerMixin, ChromaPipeline):
     """Morph images into each other along geodesics of Chroma's data manifold.
 
     Attention masks mean what they mean in `ChromaPipeline`: those that `encode_prompt` returns are
     numbers, which diffusers adds to the attention scores; boolean ones hide their tokens.
     """
 
+    _predicts = ChromaPrediction
     _is_flow = True
     _even_levels = True
     _patch_size = 2
@@ -76,10 +66,6 @@ class GeodesicInterpolationChromaPipeline(GeodesicInterpolationMixin, ChromaPipe
             _masked(negative, negative_mask) if request.guided else None,
             masks=("attention_mask",),
         )
-
-    def _prediction(self, options: Mapping[str, Any]) -> Predict:
-        num = self.scheduler.config.num_train_timesteps
-        return ChromaPrediction(self.transformer, num, options)
 
 
 def _masked(hidden: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -7,13 +7,14 @@ With `x_t = (1 - t) x_0 + t eps` the network predicts the velocity `v = eps - x_
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from diffusers import SanaPipeline
 from torch import Tensor
 
-from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.families.prediction import (
+    TransformerMixin,
+    TransformerPrediction,
+)
 from riemannian_diffusion.pipelines.prompts import (
     MASK,
     Encoded,
@@ -22,20 +23,10 @@ from riemannian_diffusion.pipelines.prompts import (
     defaults_of,
     encode_masked,
 )
-from riemannian_diffusion.score.network import Predict
 
 
-@dataclass(frozen=True)
-class SanaPrediction:
-    """The velocity that a `SanaTransformer2DModel` predicts.
-
-    Attributes:
-        transformer: The network.
-        options: Arguments of its attention.
-    """
-
-    transformer: Any
-    options: Mapping[str, Any] = field(default_factory=dict)
+class SanaPrediction(TransformerPrediction):
+    """The velocity that a `SanaTransformer2DModel` predicts."""
 
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output at points `(K, C, h, w)`."""
@@ -48,13 +39,14 @@ class SanaPrediction:
         )[0]
 
 
-class GeodesicInterpolationSanaPipeline(GeodesicInterpolationMixin, SanaPipeline):
+class GeodesicInterpolationSanaPipeline(TransformerMixin, SanaPipeline):
     """Morph images into each other along geodesics of Sana's data manifold.
 
     As in `SanaPipeline`, an instruction to the text encoder precedes each prompt, but not the
     negative prompt.
     """
 
+    _predicts = SanaPrediction
     _is_flow = True
 
     @property
@@ -69,6 +61,3 @@ class GeodesicInterpolationSanaPipeline(GeodesicInterpolationMixin, SanaPipeline
         plain = defaults | {"complex_human_instruction": None}
         negative = encode_masked(self, request.side(True), plain)
         return conditions_of(positive, negative, masks=(MASK,))
-
-    def _prediction(self, options: Mapping[str, Any]) -> Predict:
-        return SanaPrediction(self.transformer, options)

@@ -7,13 +7,16 @@ no use for a score.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
 from torch import Tensor
 
-from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.families.prediction import (
+    TransformerMixin,
+    TransformerPrediction,
+)
 from riemannian_diffusion.pipelines.prompts import (
     MASK,
     Encoded,
@@ -26,18 +29,14 @@ from riemannian_diffusion.score.network import Predict
 
 
 @dataclass(frozen=True)
-class PixArtPrediction:
+class PixArtPrediction(TransformerPrediction):
     """The noise that a `PixArtTransformer2DModel` predicts, and a variance.
 
     Attributes:
-        transformer: The network.
         pixels_per_latent: Sets the image size, on which some of these networks are conditioned.
-        options: Arguments of its attention.
     """
 
-    transformer: Any
-    pixels_per_latent: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+    pixels_per_latent: int = 8
 
     def __call__(self, x: Tensor, timestep: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output at points `(K, C, h, w)`: `(K, 2 C, h, w)`."""
@@ -56,7 +55,7 @@ class PixArtPrediction:
         )[0]
 
 
-class _PixArt(GeodesicInterpolationMixin):
+class _PixArt(TransformerMixin):
     """What both families share."""
 
     @property
@@ -70,7 +69,8 @@ class _PixArt(GeodesicInterpolationMixin):
         return conditions_of(positive, negative, masks=(MASK,))
 
     def _prediction(self, options: Mapping[str, Any]) -> Predict:
-        return PixArtPrediction(self.transformer, self.vae_scale_factor, options)
+        num = self.scheduler.config.num_train_timesteps
+        return PixArtPrediction(self.transformer, num, options, self.vae_scale_factor)
 
 
 class GeodesicInterpolationPixArtAlphaPipeline(_PixArt, PixArtAlphaPipeline):

@@ -8,8 +8,8 @@ A benchmark is a generator of rows, each a flat dictionary of numbers, texts, tr
     def main(argv=None):
         return frame.run(measure, frame.parser(__doc__), argv)
 
-`run` prints every row as soon as it is measured. With `--out FILE.json` it writes all rows at the
-end, together with the command, the commit, the versions, the machine and the date.
+`run` prints every row as soon as it is measured. With `--out FILE.json` it writes all rows so far
+after each one, together with the command, the commit, the versions, the machine and the date.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ def run(
             cells = (_cell(name, value, widths, _text(value)) for name, value in row.items())
             print("  ".join(cells), flush=True)
             rows.append(row)
-    if args.out is not None:
-        text = as_json(report | {"rows": rows})
-        write_atomically(args.out, lambda path: path.write_text(text))
+            if args.out is not None:
+                text = as_json(report | {"rows": rows})
+                write_atomically(args.out, lambda path, text=text: path.write_text(text))
     return rows
 
 

@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         line = with_flags(" ".join(str(error).split())) or "out of memory"
         print(f"riemannian-diffusion: error: {line}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("riemannian-diffusion: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        line = ". ".join(["interrupted", *map(str, error.args)])
+        print(f"riemannian-diffusion: {line}", file=sys.stderr)
         return 130
     return 0

@@ -87,34 +87,35 @@ def morph(
         )
         work.keep(keys)
 
-    # 4. Find the path
-    if path is None:
-        path = pipe.solve(
-            keys,
-            metric,
-            num_frames=inputs.num_frames,
-            init=inputs.starts,
-            max_evals=args.max_evals,
-            rtol=_rtol(args),
-            checkpoint=checkpoint,
-            generator=torch.Generator().manual_seed(args.seed),
-        )
-        work.keep(path)
-
-    # 5. Sample it, change it and decode it; if that fails, keep it
+    # 4. Find the path, and 5. sample it, change it and decode it; if that fails, keep what was made
     try:
+        if path is None:
+            path = pipe.solve(
+                keys,
+                metric,
+                num_frames=inputs.num_frames,
+                init=inputs.starts,
+                max_evals=args.max_evals,
+                rtol=_rtol(args),
+                checkpoint=checkpoint,
+                generator=torch.Generator().manual_seed(args.seed),
+            )
+            work.keep(path)
         return _shown(args, third, theirs, path, pipe, work)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if hasattr(error, "bridge"):  # an error of `transport` carries it
+            work.keep(error.bridge, "bridge")
         if work.folder is None:
             work.keep_in(kept_folder(args.output), metric, options)
-        kept = f"run this again with --keep {work.folder}."
+        what = "The keyframes are kept" if path is None else "The path is kept"
+        again = f"run this again with --keep {work.folder}."
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"{what}: {again}") from error
         if is_out_of_memory(error):
-            raise MemoryError(
-                f"out of memory: {error} The path is kept: free memory and {kept}"
-            ) from error
+            raise MemoryError(f"out of memory: {error} {what}: free memory and {again}") from error
         if isinstance(error, (ValueError, OSError, ImportError)):
-            raise ValueError(f"{error} The path is kept: mend this and {kept}") from error
-        print(f"The path is kept: {kept}", file=sys.stderr)
+            raise ValueError(f"{error} {what}: mend this and {again}") from error
+        print(f"{what}: {again}", file=sys.stderr)
         raise
 
 
@@ -148,7 +149,16 @@ def _shown(
         assert theirs is not None
         # loaded keyframes have their own copy of the LoRAs, and one path shares one
         theirs = replace(theirs, loras=path.keys.levels.conditions.loras)
-        path = pipe.transport(path, third, conditions=theirs, max_evals=args.max_evals)
+        bridge = work.bridge(path.metric)
+        if bridge is not None and not bridge.keys.pixels[1:].equal(pipe.pixels([third])):
+            bridge = None  # it leads to another image
+        path = pipe.transport(
+            *(path, third),
+            bridge=bridge,
+            conditions=theirs,
+            max_evals=args.max_evals,
+            rtol=_rtol(args),
+        )
     return pipe.render(
         path, paste_endpoints=args.paste_endpoints, max_batch_size=args.max_batch_size
     )

@@ -188,8 +188,8 @@ def _check_weights(part: Path, variant: str | None) -> set[str]:
             else "download the whole model"
         )
         raise OSError(f"{part} holds no weights as safetensors: {why}.")
-    for file, one in variant_of.items():
-        if one in usable:
+    for file, held in variant_of.items():
+        if held in usable:
             read_shapes(file)  # refuses a damaged file by name
     for file in part.glob("*.index*.json"):
         missing = sorted(
@@ -235,7 +235,8 @@ def check_complete(
         OSError: Naming the source and a weight.
     """
     lacking = [name for name, value in part.named_parameters() if value.is_meta]
-    if not (lacking or isinstance(part, ModelMixin) and low_cpu_mem_usage):
+    leaves_out = low_cpu_mem_usage and isinstance(part, ModelMixin)
+    if not (lacking or leaves_out):
         lacking = _filled_at_random(part, Path(source), variant)
     if lacking:
         raise OSError(
@@ -244,7 +245,7 @@ def check_complete(
         )
 
 
-def _filled_at_random(part: Any, folder: Path, variant: str | None) -> list[str]:
+def _filled_at_random(part: nn.Module, folder: Path, variant: str | None) -> list[str]:
     """Parameters that no file gives, as the library that loads the network says."""
     if not isinstance(part, (ModelMixin, PreTrainedModel)) or not folder.is_dir():
         return []  # parts of a whole model in one file are never filled at random
@@ -255,7 +256,8 @@ def _filled_at_random(part: Any, folder: Path, variant: str | None) -> list[str]
         options["device_map"] = {"": "meta"}  # only names are read, and no data
     if variant in _variants(folder).values():
         options["variant"] = variant
-    _, info = type(part).from_pretrained(
+    kind: Any = type(part)
+    _, info = kind.from_pretrained(
         folder, output_loading_info=True, use_safetensors=True, **options
     )
     return sorted({*info["missing_keys"]} & {name for name, _ in part.named_parameters()})

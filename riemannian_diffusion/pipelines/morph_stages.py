@@ -40,9 +40,8 @@ from riemannian_diffusion.pipelines.quality import ImageWarning, autoencoder_war
 from riemannian_diffusion.pipelines.running import RunningModel
 from riemannian_diffusion.pipelines.stages import (
     inverting,
-    joined_path,
     sampling,
-    solving_gaps,
+    solving_morphs,
     to_path_space,
 )
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
@@ -210,6 +209,10 @@ class MorphStages(RunningModel):
         Raises:
             ValueError: If an argument is out of range, or the metric reads the difference of equal
                 prompts.
+            Exception: Any error that ends the solve of a list, also one that `on_event` raises or a
+                `KeyboardInterrupt`, has a list as attribute `path` if a path was found before: the
+                path of each morph, or None. Morphs that are solved in one batch end together; use
+                `checkpoint` to resume a solve that has not ended.
 
         Examples:
             >>> from PIL import Image
@@ -251,7 +254,7 @@ class MorphStages(RunningModel):
         if not isinstance(metric, str) or metric not in CURVES or metric in MODEL_CURVES:
             for gap in gaps:  # refuses a mode that these conditions do not have
                 gap.levels(gap.timestep, mode=gap.mode)
-        events = solving_gaps(
+        events = solving_morphs(
             gaps,
             metric,
             starts[0],
@@ -262,11 +265,7 @@ class MorphStages(RunningModel):
             rtol=rtol,
             max_evals=max_evals,
         )
-        found = iter(self._run(events, on_event))
-        name = metric if isinstance(metric, str) else getattr(metric, "__name__", "custom")
-        paths = [
-            joined_path(one, [next(found) for _ in range(one.num_gaps)], name) for one in several
-        ]
+        paths = self._run(events, on_event)
         return paths[0] if isinstance(keys, Keyframes) else paths
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from riemannian_diffusion.cli.batch_parser import add_batch
 from riemannian_diffusion.runtime import __version__
 
 # Names that the library defines, repeated here because importing the library takes seconds.
@@ -207,6 +208,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="overwrite the output, and start anew where --keep holds work with other settings",
     )
+    add_batch(commands, morph, METRIC_NAMES, PROTOCOL_NAMES)
     measure = commands.add_parser(
         "evaluate",
         help="measure folders of frames by a named protocol",

@@ -221,6 +221,29 @@ def test_an_interrupted_command_leaves_whole_files(run, tmp_path):
     assert (tmp_path / "a.png").read_bytes() == frames
 
 
+@pytest.mark.parametrize("stage", ["solve", "transport"])
+def test_an_interrupt_keeps_what_was_finished_without_the_option(
+    inputs, folder, tmp_path, capsys, monkeypatch, stage
+):
+    words = ["interpolate", *inputs, *FLAGS, "-o", str(tmp_path / "a.png")]
+    words += ["--analogy", str(folder / "2.png"), "--prompt", "a"]
+
+    def fails(*args, **options):
+        raise KeyboardInterrupt
+
+    name = {"solve": "solve", "transport": "_transporting"}[stage]
+    with monkeypatch.context() as patch:
+        patch.setattr(GeodesicInterpolationPipeline, name, fails)
+        assert main(words) == 130
+    what = "The keyframes are" if stage == "solve" else "The path is"
+    advice = f"{what} kept: run this again with --keep {tmp_path / 'a-kept'}."
+    assert f"riemannian-diffusion: interrupted. {advice}\n" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        for done in ["invert"] if stage == "solve" else ["invert", "solve", "sample"]:
+            patch.setattr(GeodesicInterpolationPipeline, done, fails)
+        assert main([*words, "--keep", str(tmp_path / "a-kept")]) == 0
+
+
 @pytest.mark.parametrize("error", [ValueError("NaN"), RuntimeError("a defect")])
 def test_a_path_is_kept_whatever_fails_after_it(inputs, tmp_path, capsys, monkeypatch, error):
     words = ["interpolate", *inputs, *FLAGS, "-o", str(tmp_path / "a.png")]

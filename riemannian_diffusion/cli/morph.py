@@ -68,40 +68,22 @@ def morph(
     # 2. Prepare the conditions that are still needed: of the keyframes, of the image of --analogy
     ours, theirs = None, None
     if keys is None or third is not None:
-        ours = _conditions(args, inputs, pipe, work)
+        ours = conditions_of(args, inputs, pipe, work)
     if ours is not None and third is not None:
         ours, theirs = ours.at_knots([0, 1]), ours.at_knots([2])
 
     # 3. Invert the keyframes
     if keys is None:
-        keys = pipe.invert(
-            inputs.images,
-            conditions=ours,
-            space=args.space,
-            strength=args.strength,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
-            guidance_damping=args.guidance_damping,
-            max_batch_size=args.max_batch_size,
-            generator=torch.Generator().manual_seed(args.seed),
-        )
+        assert ours is not None
+        keys = inverted(args, inputs, ours, pipe)
         work.keep(keys)
 
     # 4. Find the path, and 5. sample it, change it and decode it; if that fails, keep what was made
     try:
         if path is None:
-            path = pipe.solve(
-                keys,
-                metric,
-                num_frames=inputs.num_frames,
-                init=inputs.starts,
-                max_evals=args.max_evals,
-                rtol=_rtol(args),
-                checkpoint=checkpoint,
-                generator=torch.Generator().manual_seed(args.seed),
-            )
+            path = solved(args, inputs, keys, pipe, checkpoint)
             work.keep(path)
-        return _shown(args, third, theirs, path, pipe, work)
+        return shown(args, third, theirs, path, pipe, work)
     except (Exception, KeyboardInterrupt) as error:
         if hasattr(error, "bridge"):  # an error of `transport` carries it
             work.keep(error.bridge, "bridge")
@@ -119,13 +101,44 @@ def morph(
         raise
 
 
+def inverted(args: argparse.Namespace, inputs: Inputs, conditions: Conditions, pipe: Any) -> Any:
+    """The images of a command line as keyframes."""
+    return pipe.invert(
+        inputs.images,
+        conditions=conditions,
+        space=args.space,
+        strength=args.strength,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance,
+        guidance_damping=args.guidance_damping,
+        max_batch_size=args.max_batch_size,
+        generator=torch.Generator().manual_seed(args.seed),
+    )
+
+
+def solved(
+    args: argparse.Namespace, inputs: Inputs, keys: Any, pipe: Any, checkpoint: Path | None
+) -> MorphPath:
+    """The path between keyframes."""
+    return pipe.solve(
+        keys,
+        args.metric,
+        num_frames=inputs.num_frames,
+        init=inputs.starts,
+        max_evals=args.max_evals,
+        rtol=RTOL if args.rtol is None else args.rtol,
+        checkpoint=checkpoint,
+        generator=torch.Generator().manual_seed(args.seed),
+    )
+
+
 def kept_folder(output: Path) -> Path:
     """A new folder beside the output, for work that would be lost."""
     names = (f"{output.stem}-kept{number or ''}" for number in itertools.count())
     return next(folder for folder in map(output.with_name, names) if not folder.exists())
 
 
-def _shown(
+def shown(
     args: argparse.Namespace,
     third: Any,
     theirs: Conditions | None,
@@ -157,14 +170,14 @@ def _shown(
             bridge=bridge,
             conditions=theirs,
             max_evals=args.max_evals,
-            rtol=_rtol(args),
+            rtol=RTOL if args.rtol is None else args.rtol,
         )
     return pipe.render(
         path, paste_endpoints=args.paste_endpoints, max_batch_size=args.max_batch_size
     )
 
 
-def _conditions(args: argparse.Namespace, inputs: Inputs, pipe: Any, work: Work) -> Conditions:
+def conditions_of(args: argparse.Namespace, inputs: Inputs, pipe: Any, work: Work) -> Conditions:
     """Conditions of the keyframes, and of the image of `--analogy` after them."""
     images = inputs.images if inputs.third is None else [*inputs.images, inputs.third]
     prompts, adaptation = args.prompt or [""], None
@@ -178,13 +191,9 @@ def _conditions(args: argparse.Namespace, inputs: Inputs, pipe: Any, work: Work)
             adaptation = adapt(pipe, images, prompts, **options)
         except ImportError as error:
             raise ValueError(str(error)) from error
-    shown: dict[str, Any] = {}
+    images_too: dict[str, Any] = {}
     if args.ip_adapter_image is not None:
-        shown["ip_adapter_image"] = ip_adapter_images(args)
+        images_too["ip_adapter_image"] = ip_adapter_images(args)
     if args.metric != "density":  # its score is the difference of prompts
         warn_of_negative(pipe, args.negative_prompt, args.guidance, 1.0)
-    return pipe.condition(prompts, args.negative_prompt, adaptation=adaptation, **shown)
-
-
-def _rtol(args: argparse.Namespace) -> float:
-    return RTOL if args.rtol is None else args.rtol
+    return pipe.condition(prompts, args.negative_prompt, adaptation=adaptation, **images_too)

@@ -28,6 +28,7 @@ from riemannian_diffusion.pipelines.further_stages import FurtherStages
 from riemannian_diffusion.pipelines.inputs import Image, for_each, split_morphs, to_keyframes
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, check_num_frames
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
+from riemannian_diffusion.pipelines.preflight import check_parts
 from riemannian_diffusion.pipelines.single_file import prepared
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
 from riemannian_diffusion.pipelines.storage import check_savable
@@ -99,8 +100,9 @@ class GeodesicInterpolationMixin(FurtherStages):
         """Save the model as diffusers does; once loaded, it gives the same levels.
 
         Raises:
-            ValueError: If the scheduler's config does not give its levels.
+            ValueError: If the scheduler's config does not give its levels, or a part is missing.
         """
+        check_parts(self)
         check_savable(self.scheduler)
         super().save_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
             save_directory, *args, **kwargs
@@ -177,6 +179,7 @@ class GeodesicInterpolationMixin(FurtherStages):
                 not found. Paths that were sampled have their latents. Go on with the stages.
         """
         # 1. Check everything before the work begins; one morph is a batch of one
+        check_parts(self)
         single, morphs, prompts = split_morphs(image, prompt)
         negatives = for_each("negative_prompt", negative_prompt, len(morphs))
         generators = for_each("generator", generator, len(morphs))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from riemannian_diffusion.cli.app import add_app
 from riemannian_diffusion.runtime import __version__
 
 # Names that the library defines, repeated here because importing the library takes seconds.
@@ -231,16 +232,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=_seed, default=0, help="of random frames and intervals (default: 0)")
     add("--device", help="cuda, mps or cpu (default: the first there is)")
     add("--force", action="store_true", help="overwrite the output")
-    page = commands.add_parser(
-        "app",
-        help="morph images in the browser",
-        description="Serve a page that morphs images, to this machine alone unless --host says "
-        "otherwise.",
-    )
-    add = page.add_argument
-    _add_model(add)
-    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    add("--port", type=int, default=7860, help="(default: 7860)")
+    add_app(commands, _add_model)
     commands.add_parser(
         "models",
         help="list which models work",
@@ -251,10 +243,11 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def _add_model(add: Callable[..., Any]) -> None:
-    """Add the options that say which model to load, and how."""
+def _add_model(add: Callable[..., Any], **options: Any) -> None:
+    """Add the options that say which model to load, and how; `options` are those of --model."""
     add(
         "--model",
+        **options,
         help="a diffusers directory or repository, for example of Stable Diffusion or Flux; or one "
         ".safetensors file (default: shipped). The command `models` lists what works",
     )

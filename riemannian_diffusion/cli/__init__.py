@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from riemannian_diffusion.cli.app import run_app
 from riemannian_diffusion.cli.flags import with_flags
 from riemannian_diffusion.cli.parser import parse
 
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         "interpolate": commands.run_interpolate,
         "batch": run_batch,
         "evaluate": commands.run_evaluate,
-        "app": commands.run_app,
+        "app": run_app,
         "models": commands.run_models,
     }
     try:

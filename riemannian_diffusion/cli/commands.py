@@ -93,22 +93,6 @@ def run_interpolate(args: argparse.Namespace) -> None:
             print(f"  from image {i + 1} to {i + 2}: speed {report['speeds'][i]:.3g} per frame")
 
 
-def run_app(args: argparse.Namespace) -> None:
-    """Serve the page."""
-    try:
-        from riemannian_diffusion.app import serve
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"the app needs {error.name}: pip install 'riemannian-diffusion[app]'"
-        ) from error
-    print(f"loading {_model(args)} ...", flush=True)
-    device = args.device or first_device()
-    from riemannian_diffusion.cli.models import load_model
-
-    pipe = load_model(args, device, args.dtype or default_dtype(device))
-    serve(pipe, args.host, args.port)
-
-
 def run_models(args: argparse.Namespace) -> None:
     """List every pipeline class of the installed diffusers: works, or refused for a reason."""
     from riemannian_diffusion.pipelines.known import installed_classes, support

@@ -42,7 +42,7 @@ from PIL import Image
 
 from riemannian_diffusion import demo
 from riemannian_diffusion.cli.commands import describe_geodesic
-from riemannian_diffusion.cli.parser import METRIC_NAMES
+from riemannian_diffusion.cli.options.interpolate import METRIC_NAMES
 from riemannian_diffusion.files import write_atomically
 from riemannian_diffusion.media import open_image
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from riemannian_diffusion.arguments import check_whole
-from riemannian_diffusion.cli.batch_parser import OF_ONE_MORPH
 from riemannian_diffusion.cli.inputs import check_ranges, frames_of_gaps
+from riemannian_diffusion.cli.options.batch import OF_ONE_MORPH
 from riemannian_diffusion.pairs.claims import Process
 from riemannian_diffusion.pairs.folder import PairFolder
 from riemannian_diffusion.pairs.manifest import Pair, read_pairs

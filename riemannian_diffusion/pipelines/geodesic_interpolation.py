@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from riemannian_diffusion.arguments import check_kind
 from riemannian_diffusion.batches import is_out_of_memory
@@ -62,7 +62,12 @@ class GeodesicInterpolationMixin(FurtherStages):
             pretrained_model_name_or_path, **kwargs
         )
         if checked and kwargs.get("device_map") is None:
-            check_complete(pipe, folder, kwargs)
+            options = {
+                one: kwargs[one] for one in ("variant", "low_cpu_mem_usage") if one in kwargs
+            }
+            for name, part in pipe.components.items():
+                if isinstance(part, nn.Module) and name not in kwargs:
+                    check_complete(part, folder / name, **options)
         return pipe
 
     @classmethod
@@ -70,14 +75,25 @@ class GeodesicInterpolationMixin(FurtherStages):
         """Load a model from one .safetensors file, as `AutoGeodesicInterpolationPipeline` does.
 
         Files of other formats are refused: they can run code when they are read.
+
+        Raises:
+            OSError: If the file lacks weights.
+            ValueError: If it is a model of another family.
         """
         file = pretrained_model_link_or_path
         with prepared(file, config, kwargs) as (name, options):
             if name not in [kind.__name__ for kind in cls.__mro__]:
                 raise ValueError(f"{file} needs a {name}, but was given to {cls.__name__}.")
-            return super().from_single_file(  # type: ignore[misc]
-                str(file), **options | kwargs
-            )
+            try:
+                pipe = super().from_single_file(str(file), **options | kwargs)  # type: ignore[misc]
+            except NotImplementedError as error:  # PyTorch cannot move weights without data
+                raise OSError(
+                    f"{file} lacks weights of its network or autoencoder: download it again."
+                ) from error
+        for name, part in pipe.components.items():
+            if isinstance(part, nn.Module) and name not in kwargs:
+                check_complete(part, file)
+        return pipe
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save the model as diffusers does; once loaded, it gives the same levels.

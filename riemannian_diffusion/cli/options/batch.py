@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from riemannian_diffusion.cli.options.evaluate import PROTOCOL_NAMES
+from riemannian_diffusion.cli.options.interpolate import METRIC_NAMES
 
 # Options of `interpolate` for one morph alone; `batch` has all others.
 OF_ONE_MORPH = (
@@ -14,19 +16,12 @@ OF_ONE_MORPH = (
 )
 
 
-def add_batch(
-    commands: Any,
-    morph: argparse.ArgumentParser,
-    metrics: Sequence[str],
-    protocols: Sequence[str],
-) -> None:
-    """Add the command `batch`.
+def add_batch(commands: Any, morph: argparse.ArgumentParser) -> None:
+    """Add the command that morphs many pairs of images.
 
     Args:
-        commands: The commands, as `add_subparsers` returns them.
+        commands: The subparsers of the whole command line.
         morph: The parser of `interpolate`, whose options for any morph `batch` has, too.
-        metrics: Names of metrics and curves.
-        protocols: Names of protocols.
     """
     batch = commands.add_parser(
         "batch",
@@ -45,14 +40,14 @@ def add_batch(
     add(
         "--metric",
         action="append",
-        choices=metrics,
+        choices=METRIC_NAMES,
         help="given more than once, each pair is inverted once and morphed by each of them "
         "(default: tangent_normal)",
     )
     add("--frames", type=int, default=17, help="of pairs that do not say it (default: 17)")
     add("--limit", type=int, metavar="NUMBER", help="take only the first pairs")
     add("--retry-failed", action="store_true", help="try the failed pairs again")
-    add("--evaluate", choices=protocols, help="measure the frames of each method at the end")
+    add("--evaluate", choices=PROTOCOL_NAMES, help="measure the frames of each method at the end")
     for action in morph._actions:  # as `parents` does, which takes all of them
         if action.dest not in OF_ONE_MORPH:
             batch._add_action(action)

@@ -271,7 +271,7 @@ def times_of(problem: Problem, spacing: str, num: int) -> Times:
 
 
 def noise_of(timestep: float) -> float:
-    """tau of a timestep, linear between whole ones."""
+    """Noise tau of a timestep, linear between whole ones."""
     below = min(int(timestep), len(NOISES) - 2)
     return NOISES[below] + (timestep - below) * (NOISES[below + 1] - NOISES[below])
 
@@ -361,6 +361,7 @@ def made(name: str, args: argparse.Namespace) -> Iterator[Problem]:
     levels = pipe._levels(
         *(pipe.condition(""), schedule),
         guidance_scale=3.0 if name == "guided" else 1.0,
+        true_cfg_scale=1.0,
         guidance_damping=0.0,
         max_batch_size=None,
     )

@@ -17,7 +17,7 @@ A method has a formula and levels. In `z = x / alpha` and `tau = sigma / alpha`,
 The levels are evenly spaced in timesteps ("even"), in tau ("tau"), or in the cube root of tau
 ("cube"). All have the same cleanest and the same noisiest level.
 
-Problems: the shipped pair, with guidance 3 ("guided"), pictures that the model does not know, and
+Problems: the shipped pair, with a prompt and guidance 3 ("guided"), pictures that the model does not know, and
 exact mixtures of six Gaussians in R^3, also as a flow. Images are inverted, joined by slerp and
 sampled, three points from each to the next. "invert" and "sample" are passes for each image and
 each frame. "trip" is the error of images sampled back, relative to their norm. "from 200" is the
@@ -359,7 +359,7 @@ def made(name: str, args: argparse.Namespace) -> Iterator[Problem]:
         pixels = unknown(args.seed)
     schedule = pipe._read_schedule(50, 0.6, (64, 64))
     levels = pipe._levels(
-        *(pipe.condition(""), schedule),
+        *(pipe.condition("a red cube" if name == "guided" else ""), schedule),
         guidance_scale=3.0 if name == "guided" else 1.0,
         true_cfg_scale=1.0,
         guidance_damping=0.0,

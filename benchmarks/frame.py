@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -34,6 +35,8 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from riemannian_diffusion.files import write_atomically
+
+T = TypeVar("T")
 
 PACKAGES = ("torch", "diffusers", "transformers")
 KEYS = ("command", "commit", "versions", "machine", "date", "rows")
@@ -104,6 +107,22 @@ def as_json(report: dict) -> str:
     rows = [json.dumps({k: _finite(v) for k, v in row.items()}) for row in report["rows"]]
     head = json.dumps(report | {"rows": []}, indent=1)
     return head.replace('"rows": []', '"rows": [\n  ' + ",\n  ".join(rows) + "\n ]") + "\n"
+
+
+def kept(file: Path | None, make: Callable[[], T]) -> T:
+    """What a function returns, kept as JSON in a file so that it is not made again.
+
+    Args:
+        file: The file; None keeps nothing.
+        make: Function that returns numbers, texts, lists or dictionaries of them.
+    """
+    if file is not None and file.exists():
+        return json.loads(file.read_text())
+    made = make()
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, lambda path: path.write_text(json.dumps(made)))
+    return made
 
 
 def describe(device: str = "cpu") -> str:

@@ -28,6 +28,7 @@ from typing import Any
 import frame
 import torch
 from accelerate import PartialState
+from methods import RECIPE
 from morph_pairs import Pair, add_options, describe_morph, images_of, make_morphs, pairs_of
 
 from riemannian_diffusion import Adam, ScoreJacobianMetric, SteinScoreMetric
@@ -76,9 +77,9 @@ class Recipe:
     unknown: tuple[str, ...]
     published: dict[str, float] = field(default_factory=dict)
     compared: tuple[int, int] | None = None
-    solver: Adam = field(default_factory=lambda: Adam(lr=1e-3, final_lr=1e-4))
-    max_evals: int = 500
-    num_quadrature: int = 1
+    solver: Adam = RECIPE["solver"]
+    max_evals: int = RECIPE["max_evals"]
+    num_quadrature: int = RECIPE["num_quadrature"]
 
 
 SAITO = PROTOCOLS["saito11"]

@@ -17,20 +17,22 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the name of the program; None takes those of the process.
 
     Returns:
-        Exit status: 0 on success, 2 after bad input, 130 after an interrupt. The last two print one
-        line that says what happened.
+        Exit status: 0 on success, 1 if morphs of `batch` failed, 2 after bad input, 130 after an
+        interrupt. The last two print one line that says what happened.
     """
     args = parse(argv)
     from riemannian_diffusion.cli import commands  # after parsing: --help must not wait for NumPy
+    from riemannian_diffusion.cli.batch import run_batch
 
     run = {
         "interpolate": commands.run_interpolate,
+        "batch": run_batch,
         "evaluate": commands.run_evaluate,
         "app": commands.run_app,
         "models": commands.run_models,
     }
     try:
-        run[args.command](args)
+        return run[args.command](args) or 0
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise  # PyTorch also reports its own defects as a RuntimeError
@@ -40,4 +42,3 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("riemannian-diffusion: interrupted", file=sys.stderr)
         return 130
-    return 0

@@ -68,42 +68,24 @@ def morph(
     # 2. Prepare the conditions that are still needed: of the keyframes, of the image of --analogy
     ours, theirs = None, None
     if keys is None or third is not None:
-        ours = _conditions(args, inputs, pipe, work)
+        ours = conditions_of(args, inputs, pipe, work)
     if ours is not None and third is not None:
         ours, theirs = ours.at_knots([0, 1]), ours.at_knots([2])
 
     # 3. Invert the keyframes
     if keys is None:
-        keys = pipe.invert(
-            inputs.images,
-            conditions=ours,
-            space=args.space,
-            strength=args.strength,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
-            guidance_damping=args.guidance_damping,
-            max_batch_size=args.max_batch_size,
-            generator=torch.Generator().manual_seed(args.seed),
-        )
+        assert ours is not None
+        keys = inverted(args, inputs, ours, pipe)
         work.keep(keys)
 
     # 4. Find the path
     if path is None:
-        path = pipe.solve(
-            keys,
-            metric,
-            num_frames=inputs.num_frames,
-            init=inputs.starts,
-            max_evals=args.max_evals,
-            rtol=_rtol(args),
-            checkpoint=checkpoint,
-            generator=torch.Generator().manual_seed(args.seed),
-        )
+        path = solved(args, inputs, keys, pipe, checkpoint)
         work.keep(path)
 
     # 5. Sample it, change it and decode it; if that fails, keep it
     try:
-        return _shown(args, third, theirs, path, pipe, work)
+        return shown(args, third, theirs, path, pipe, work)
     except Exception as error:
         if work.folder is None:
             work.keep_in(kept_folder(args.output), metric, options)
@@ -118,13 +100,44 @@ def morph(
         raise
 
 
+def inverted(args: argparse.Namespace, inputs: Inputs, conditions: Conditions, pipe: Any) -> Any:
+    """The images of a command line as keyframes."""
+    return pipe.invert(
+        inputs.images,
+        conditions=conditions,
+        space=args.space,
+        strength=args.strength,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance,
+        guidance_damping=args.guidance_damping,
+        max_batch_size=args.max_batch_size,
+        generator=torch.Generator().manual_seed(args.seed),
+    )
+
+
+def solved(
+    args: argparse.Namespace, inputs: Inputs, keys: Any, pipe: Any, checkpoint: Path | None
+) -> MorphPath:
+    """The path between keyframes."""
+    return pipe.solve(
+        keys,
+        args.metric,
+        num_frames=inputs.num_frames,
+        init=inputs.starts,
+        max_evals=args.max_evals,
+        rtol=RTOL if args.rtol is None else args.rtol,
+        checkpoint=checkpoint,
+        generator=torch.Generator().manual_seed(args.seed),
+    )
+
+
 def kept_folder(output: Path) -> Path:
     """A new folder beside the output, for work that would be lost."""
     names = (f"{output.stem}-kept{number or ''}" for number in itertools.count())
     return next(folder for folder in map(output.with_name, names) if not folder.exists())
 
 
-def _shown(
+def shown(
     args: argparse.Namespace,
     third: Any,
     theirs: Conditions | None,
@@ -154,7 +167,7 @@ def _shown(
     )
 
 
-def _conditions(args: argparse.Namespace, inputs: Inputs, pipe: Any, work: Work) -> Conditions:
+def conditions_of(args: argparse.Namespace, inputs: Inputs, pipe: Any, work: Work) -> Conditions:
     """Conditions of the keyframes, and of the image of `--analogy` after them."""
     images = inputs.images if inputs.third is None else [*inputs.images, inputs.third]
     prompts, adaptation = args.prompt or [""], None
@@ -168,13 +181,9 @@ def _conditions(args: argparse.Namespace, inputs: Inputs, pipe: Any, work: Work)
             adaptation = adapt(pipe, images, prompts, **options)
         except ImportError as error:
             raise ValueError(str(error)) from error
-    shown: dict[str, Any] = {}
+    images_too: dict[str, Any] = {}
     if args.ip_adapter_image is not None:
-        shown["ip_adapter_image"] = ip_adapter_images(args)
+        images_too["ip_adapter_image"] = ip_adapter_images(args)
     if args.metric != "density":  # its score is the difference of prompts
         warn_of_negative(pipe, args.negative_prompt, args.guidance, 1.0)
-    return pipe.condition(prompts, args.negative_prompt, adaptation=adaptation, **shown)
-
-
-def _rtol(args: argparse.Namespace) -> float:
-    return RTOL if args.rtol is None else args.rtol
+    return pipe.condition(prompts, args.negative_prompt, adaptation=adaptation, **images_too)

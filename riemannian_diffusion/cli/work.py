@@ -162,12 +162,12 @@ def keyframe_settings(args: argparse.Namespace, inputs: Inputs, dtype: str) -> d
         dtype: The name of the networks' dtype.
     """
     model = args.model or "shipped"
-    model = _absolute(Path(model)) if Path(model).exists() else model
+    model = absolute(Path(model)) if Path(model).exists() else model
     settings = {"--model": model, "--dtype": dtype}
     settings |= {f"--{name.replace('_', '-')}": getattr(args, name) for name in KEYFRAMES}
-    settings |= {f"--{name.replace('_', '-')}": _absolute(getattr(args, name)) for name in MODEL}
+    settings |= {f"--{name.replace('_', '-')}": absolute(getattr(args, name)) for name in MODEL}
     fitted = [] if args.adapt is None or inputs.third is None else [inputs.third]
-    return _plain(settings | {"images": [hash_of(image) for image in [*inputs.images, *fitted]]})
+    return plain(settings | {"images": [hash_of(image) for image in [*inputs.images, *fitted]]})
 
 
 def solve_options(args: argparse.Namespace, inputs: Inputs, device: object) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def solve_options(args: argparse.Namespace, inputs: Inputs, device: object) -> d
         for start in inputs.starts or ()
     ]
     options |= {"--frames": inputs.num_frames, "--init": starts, "--device": str(device)}
-    return _plain(options)
+    return plain(options)
 
 
 def hash_of(image: Any) -> str:
@@ -193,16 +193,16 @@ def hash_of(image: Any) -> str:
     return hashlib.sha256(described + image.tobytes()).hexdigest()
 
 
-def _absolute(value: Any) -> Any:
+def absolute(value: Any) -> Any:
     """Paths in a value of the command line, as text and independent of the current folder."""
     if isinstance(value, list):
-        return [_absolute(one) for one in value]
+        return [absolute(one) for one in value]
     if isinstance(value, tuple):  # a path and a weight
         return f"{Path(value[0]).resolve()}:{value[1]:g}"
     return str(value.resolve()) if isinstance(value, Path) else value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON gives it back."""
     return json.loads(json.dumps(value))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ METRIC_NAMES = (
 )
 
 
-def add_interpolate(commands: Any) -> None:
+def add_interpolate(commands: Any) -> argparse.ArgumentParser:
     """Add the command that morphs images into each other.
 
     Args:
         commands: The subparsers of the whole command line.
+
+    Returns:
+        The parser of the command.
     """
-    command = commands.add_parser(
+    command: argparse.ArgumentParser = commands.add_parser(
         "interpolate",
         help="morph images into each other",
         description="Morph two or more images into each other along a geodesic of a diffusion "
@@ -167,3 +171,4 @@ def add_interpolate(commands: Any) -> None:
         action="store_true",
         help="overwrite the output, and start anew where --keep holds work with other settings",
     )
+    return command

@@ -26,6 +26,7 @@ from riemannian_diffusion.pipelines.checks import (
 )
 from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
+from riemannian_diffusion.pipelines.knowledge import SHIPPED, is_shipped, size_problem
 from riemannian_diffusion.pipelines.model import to_unit
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, chained, sampled_latents
 from riemannian_diffusion.pipelines.morph_stages import MorphStages
@@ -370,7 +371,9 @@ class FurtherStages(MorphStages):
             frames = _POSTPROCESSOR.postprocess(frames, output_type, do_denormalize=scaling)
         for text in filter(None, (lost, dark)):
             warnings.warn(text, quality.ImageWarning, stacklevel=2)
-        found = quality.autoencoder_warning(alone, keys.pixels), lost, dark
+        known = SHIPPED if is_shipped(self) else None
+        size = size_problem(self, (keys.pixels.shape[3], keys.pixels.shape[2]))
+        found = quality.autoencoder_warning(alone, keys.pixels, known=known), size, lost, dark
         return (
             *(frames, list(path.geodesics), path.points, errors.tolist(), flags, path),
             None if alone is None else alone.tolist(),

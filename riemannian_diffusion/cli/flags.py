@@ -24,6 +24,7 @@ FLAGS |= {name: f"--{name.replace('_', '-')}" for name in SAME}
 
 ADVICE = {  # what the library advises -> what the command line advises
     "`safety_checker=None`": "--no-safety-checker",
+    "resize `image`": "choose another --size",
     "resize or crop them first": "crop and scale them with --size, as in --size 768x512",
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import sys
 import time
@@ -58,6 +59,18 @@ class StubWork:
         with self.log.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.write(f"{os.getpid()} {text}\n")
+
+
+def results(output: Path) -> dict[str, bytes]:
+    """All files of the output, the hidden ones, too; of failures all but the traceback."""
+    found = {}
+    for path in output.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            if path.parts[-3] == "failed":
+                data = json.dumps({**json.loads(data), "traceback": None}).encode()
+            found[str(path.relative_to(output))] = data
+    return found
 
 
 def main(pairs: str, output: str, log: str, rank: str = "0", num_processes: str = "1") -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -12,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from batch_stub import METHODS
+from batch_stub import METHODS, results
 
 from riemannian_diffusion.pairs.claims import Process
 
@@ -32,18 +31,6 @@ def manifest(tmp_path):
 def start(manifest, output, log, rank=0, num=1):
     command = [sys.executable, str(STUB), *map(str, (manifest, output, log, rank, num))]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
-
-
-def results(output: Path) -> dict[str, bytes]:
-    """All files of the output, the hidden ones, too; of failures all but the traceback."""
-    found = {}
-    for path in output.rglob("*"):
-        if path.is_file():
-            data = path.read_bytes()
-            if path.parts[-3] == "failed":
-                data = json.dumps({**json.loads(data), "traceback": None}).encode()
-            found[str(path.relative_to(output))] = data
-    return found
 
 
 def check_log(log: Path, killed: set[int]) -> None:

@@ -42,7 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise  # PyTorch also reports its own defects as a RuntimeError
-        line = with_flags(" ".join(str(error).split())) or "out of memory"
+        text = str(error)
+        if isinstance(error, OSError) and error.strerror:  # of the system: [Errno 13] ...
+            text = ": ".join(str(one) for one in (error.filename, error.strerror) if one)
+        line = with_flags(" ".join(text.split())) or "out of memory"
         print(f"riemannian-diffusion: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:

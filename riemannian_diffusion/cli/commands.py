@@ -31,6 +31,10 @@ def run_interpolate(args: argparse.Namespace) -> None:
     """Morph images and write frames and a report."""
     if not args.output.name:
         raise ValueError(f"--output must name a file or a folder, but got {args.output}.")
+    if args.output.name.startswith(".") and not args.output.suffix:
+        raise ValueError(
+            f"--output must have a name before its ending, as in morph.gif, but got {args.output}."
+        )
     if args.output.suffix.lower() not in ("", ".gif", ".mp4", ".png"):
         raise ValueError(
             f"--output must end in .gif, .mp4, .png or nothing, but got {args.output}."

@@ -23,6 +23,7 @@ SAME = (  # arguments whose flags have the same name
 FLAGS |= {name: f"--{name.replace('_', '-')}" for name in SAME}
 
 ADVICE = {  # what the library advises -> what the command line advises
+    "call `pipe.vae.disable_tiling()`": "leave out --vae-tiling",
     "`safety_checker=None`": "--no-safety-checker",
     "resize `image`": "choose another --size",
     "resize or crop them first": "crop and scale them with --size, as in --size 768x512",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,9 @@ def check_folder(
         OSError: If a component, a config, a tokenizer, a weight file or the variant is missing, or
             a weight file is damaged.
         ValueError: If the network needs inputs that no pipeline of this library gives.
+
+    Warns:
+        UserWarning: If the scheduler's config was written by another class than the index names.
     """
     check_index(folder, index)
     folder = Path(folder)
@@ -119,7 +123,9 @@ def check_folder(
             raise OSError(f"{folder} lacks the folder {name}, which its model_index.json names.")
         if "Tokenizer" in value[1]:
             _check_tokenizer(part)
-        elif value[1].endswith(("Scheduler", "Processor", "Extractor")):
+        elif value[1].endswith("Scheduler"):
+            _tell_scheduler(part / "scheduler_config.json", value[1])
+        elif value[1].endswith(("Processor", "Extractor")):
             continue
         elif not (part / "config.json").exists():
             raise OSError(f"{part} holds no config.json: download the whole model.")
@@ -131,6 +137,18 @@ def check_folder(
         has = f"has {' and '.join(map(repr, others))}" if others else "has none"
         raise OSError(f"{folder} has no variant {variant!r} of its weights; it {has}.")
     _check_inputs(folder, configs)
+
+
+def _tell_scheduler(file: Path, named: str) -> None:
+    """Warn of a scheduler's config that was written by another class than the index names."""
+    other = read_json(file).get("_class_name", named) if file.exists() else named
+    if other != named:
+        warnings.warn(
+            f"model_index.json names the scheduler {named}, but {file} was written by {other}: "
+            f"{named} is used, as in diffusers, and reads the values that it shares with {other}. "
+            f"If the model needs {other}, correct model_index.json.",
+            stacklevel=2,
+        )
 
 
 def check_index(model: object, index: Mapping[str, Any]) -> None:

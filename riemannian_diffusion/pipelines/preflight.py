@@ -71,6 +71,22 @@ def check_model(pipe: Any) -> None:
     _warn_of_distillation(pipe)
 
 
+def check_tiling(vae: Any) -> None:
+    """Refuse tiles where diffusers computes their size for another autoencoder.
+
+    Raises:
+        ValueError: If an `AutoencoderTiny` with tiling has not 8 pixels along a latent.
+    """
+    if getattr(vae, "use_tiling", False) and "decoder_block_out_channels" in vae.config:
+        num = 2 ** (len(vae.config["decoder_block_out_channels"]) - 1)
+        assumed = getattr(vae, "spatial_scale_factor", num)
+        if num != assumed:
+            raise ValueError(
+                f"The tiles of {type(vae).__name__} in diffusers need {assumed} pixels along each "
+                f"side of a latent, but it has {num}: call `pipe.vae.disable_tiling()`."
+            )
+
+
 def _check_network(pipe: Any) -> None:
     config: Mapping[str, Any] = pipe.network.config
     kind = type(pipe.network).__name__

@@ -8,8 +8,8 @@ A benchmark is a generator of rows, each a flat dictionary of numbers, texts, tr
     def main(argv=None):
         return frame.run(measure, frame.parser(__doc__), argv)
 
-`run` prints every row as soon as it is measured. With `--out FILE.json` it writes all rows at the
-end, together with the command, the commit, the versions, the machine and the date.
+`run` prints every row as soon as it is measured. With `--out FILE.json` it writes all rows so far
+after each one, together with the command, the commit, the versions, the machine and the date.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -34,6 +35,8 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from riemannian_diffusion.files import write_atomically
+
+T = TypeVar("T")
 
 PACKAGES = ("torch", "diffusers", "transformers")
 KEYS = ("command", "commit", "versions", "machine", "date", "rows")
@@ -93,9 +96,9 @@ def run(
             cells = (_cell(name, value, widths, _text(value)) for name, value in row.items())
             print("  ".join(cells), flush=True)
             rows.append(row)
-    if args.out is not None:
-        text = as_json(report | {"rows": rows})
-        write_atomically(args.out, lambda path: path.write_text(text))
+            if args.out is not None:
+                text = as_json(report | {"rows": rows})
+                write_atomically(args.out, lambda path, text=text: path.write_text(text))
     return rows
 
 
@@ -104,6 +107,22 @@ def as_json(report: dict) -> str:
     rows = [json.dumps({k: _finite(v) for k, v in row.items()}) for row in report["rows"]]
     head = json.dumps(report | {"rows": []}, indent=1)
     return head.replace('"rows": []', '"rows": [\n  ' + ",\n  ".join(rows) + "\n ]") + "\n"
+
+
+def kept(file: Path | None, make: Callable[[], T]) -> T:
+    """What a function returns, kept as JSON in a file so that it is not made again.
+
+    Args:
+        file: The file; None keeps nothing.
+        make: Function that returns numbers, texts, lists or dictionaries of them.
+    """
+    if file is not None and file.exists():
+        return json.loads(file.read_text())
+    made = make()
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, lambda path: path.write_text(json.dumps(made)))
+    return made
 
 
 def describe(device: str = "cpu") -> str:

@@ -29,6 +29,7 @@ import torch
 from architectures import SD15, score_of
 from cost import evaluation, least_seconds
 from diffusers import UNet2DConditionModel
+from methods import count_passes
 from PIL import Image
 from problems import circle
 from torch import Tensor
@@ -95,15 +96,9 @@ def of_sizes(sides: list[int], device: str, seed: int) -> Iterator[dict]:
 def passes_of_a_pair() -> dict[str, int]:
     """Forward and reverse passes of the network for the shipped pair at the pipeline's defaults."""
     pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
-    passes = {"forward": 0, "reverse": 0}
-
-    def count(_, inputs) -> None:
-        passes["forward"] += len(inputs[0])
-        passes["reverse"] += len(inputs[0]) * inputs[0].requires_grad
-
-    pipe.unet.register_forward_pre_hook(count)
+    count = count_passes(pipe.network)
     pipe([Image.open(path).convert("RGB") for path in demo.endpoint_paths()])
-    return passes
+    return {"forward": count.points, "reverse": count.with_gradient}
 
 
 def tera_per_pass() -> float:

@@ -11,7 +11,9 @@ import torch
 from models import FAST, flags, to_pil
 
 from riemannian_diffusion.cli import main
-from riemannian_diffusion.cli.parser import INIT_NAMES, METRIC_NAMES, PROTOCOL_NAMES
+from riemannian_diffusion.cli.options.evaluate import PROTOCOL_NAMES
+from riemannian_diffusion.cli.options.interpolate import METRIC_NAMES
+from riemannian_diffusion.cli.options.values import INIT_NAMES
 from riemannian_diffusion.evaluation import PROTOCOLS
 from riemannian_diffusion.media import read_clip
 from riemannian_diffusion.pipelines.curves import CURVES, METRICS

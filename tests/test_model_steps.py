@@ -11,7 +11,6 @@ import torch
 from diffusers import (
     ChromaImg2ImgPipeline,
     ChromaInpaintPipeline,
-    Flux2KleinInpaintPipeline,
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
 )

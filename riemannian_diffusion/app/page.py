@@ -100,7 +100,11 @@ def build(models: Models | GeodesicInterpolationMixin, limits: Limits | None = N
             show_progress_on=status,
         )
         working.success(None, js=TO_RESULTS)
-        after: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        after: dict[str, Any] = {
+            "queue": False,
+            "show_progress": "hidden",
+            "api_visibility": "private",
+        }
         working.then(models.describe, controls["model"], controls.about, **after)
 
         def stop(request: gr.Request) -> str:

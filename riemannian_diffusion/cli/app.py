@@ -1,52 +1,16 @@
-"""The command `app`: its flags, and what it serves."""
+"""The command `app`: what it serves."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from riemannian_diffusion.cli.options.app import AUTH
 from riemannian_diffusion.runtime import default_dtype, first_device
 
-AUTH = "RIEMANNIAN_DIFFUSION_AUTH"  # the environment variable in place of --auth
 SHIPPED = "shipped"
-
-
-def add_app(commands: Any, add_model: Callable[..., None]) -> None:
-    """Add the command and its flags.
-
-    Args:
-        commands: The parser's commands.
-        add_model: Adds the flags that say which model to load, and how.
-    """
-    page = commands.add_parser(
-        "app",
-        help="morph images in the browser",
-        description="Serve a page that morphs images, to this machine alone unless --host says "
-        "otherwise. Give --model more than once to let visitors choose (shipped is the shipped "
-        "model): one at a time is in memory, and visitors can load no others. What they upload and "
-        "make is deleted after an hour and at the end.",
-    )
-    add = page.add_argument
-    add_model(add, action="append")
-    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    add("--port", type=int, default=7860, help="(default: 7860)")
-    add(
-        "--auth",
-        metavar="USER:PASSWORD",
-        help="ask visitors for this name and password; better set the environment variable "
-        f"{AUTH}, which other users of this machine cannot read",
-    )
-    add(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a name by which visitors reach the page, such as that of a proxy; this machine's own "
-        "name and IP addresses are allowed anyway; may be given more than once",
-    )
 
 
 def run_app(args: argparse.Namespace) -> None:

@@ -18,12 +18,13 @@ FLAGS = {  # arguments of the library whose flags have other names
 SAME = (  # arguments whose flags have the same name
     *("config", "variant", "vae"),
     *("strength", "space", "metric", "init", "prompt", "negative_prompt", "max_evals"),
-    *("guidance_damping", "attention_interpolation", "max_batch_size", "rtol"),
+    *("guidance_damping", "attention_interpolation", "max_batch_size", "rtol", "limit"),
 )
 FLAGS |= {name: f"--{name.replace('_', '-')}" for name in SAME}
 
 ADVICE = {  # what the library advises -> what the command line advises
     "`safety_checker=None`": "--no-safety-checker",
+    "resize `image`": "choose another --size",
     "resize or crop them first": "crop and scale them with --size, as in --size 768x512",
 }
 

@@ -30,12 +30,13 @@ STYLE = """
     background: var(--body-background-fill); border-top: 1px solid var(--border-color-primary);
 }
 .gradio-container { padding-bottom: 150px; }
-#status { height: 72px; }
+footer .divider { display: none; }
+#status { height: 72px; display: flex; align-items: center; }
 #status .pending { visibility: hidden; }  /* the progress takes its place */
 #status .progress-level { width: 100%; margin: 0; }
 #status .progress-level-inner { width: 100%; font-size: 12px; }
 #status .progress-bar-wrap { width: 100%; }
-#status .progress-text { inset: auto 0 0 auto; transform: none; padding: 0; margin: 0; }
+#status .progress-text { inset: auto 0 2px auto; line-height: 1.2; transform: none; padding: 0; margin: 0; }
 #numbers { overflow-x: auto; }
 #numbers th, #numbers td {
     white-space: nowrap; word-break: keep-all; overflow-wrap: normal; font-size: 13px;

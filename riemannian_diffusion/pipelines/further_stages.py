@@ -21,6 +21,7 @@ from riemannian_diffusion.pipelines.checks import (
     check_callback,
     check_choice,
 )
+from riemannian_diffusion.pipelines.knowledge import SHIPPED, is_shipped, size_problem
 from riemannian_diffusion.pipelines.model import to_unit
 from riemannian_diffusion.pipelines.morph import MorphPath, sampled_latents
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput, stacked
@@ -227,7 +228,9 @@ class FurtherStages(TransportStage):
             frames = _POSTPROCESSOR.postprocess(frames, output_type, do_denormalize=scaling)
         for text in filter(None, (lost, dark)):
             warnings.warn(text, quality.ImageWarning, stacklevel=2)
-        found = quality.autoencoder_warning(alone, keys.pixels), lost, dark
+        known = SHIPPED if is_shipped(self) else None
+        size = size_problem(self, (keys.pixels.shape[3], keys.pixels.shape[2]))
+        found = quality.autoencoder_warning(alone, keys.pixels, known=known), size, lost, dark
         return (
             *(frames, list(path.geodesics), path.points, errors.tolist(), flags, path),
             None if alone is None else alone.tolist(),

@@ -33,6 +33,7 @@ from riemannian_diffusion.pipelines.curves import (
     check_metric,
 )
 from riemannian_diffusion.pipelines.inputs import Image, for_each, to_keyframes
+from riemannian_diffusion.pipelines.knowledge import SHIPPED, is_shipped, size_problem
 from riemannian_diffusion.pipelines.model import to_unit
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, learning_together
 from riemannian_diffusion.pipelines.preflight import check_model
@@ -109,7 +110,8 @@ class MorphStages(RunningModel):
                 model, or the scheduler has no levels of the model's kind.
 
         Warns:
-            ImageWarning: If the autoencoder loses more than a tenth of an image's variance.
+            ImageWarning: If the autoencoder loses more than a tenth of an image's variance, or the
+                images' sides are more than twice or less than half the model's own.
             TextWarning: If `prompt` is truncated, or `negative_prompt` has no effect.
 
         Examples:
@@ -333,7 +335,10 @@ class MorphStages(RunningModel):
         clean = yield from self._encoding(pixels, *batches)
         decoded = to_unit(run(self._decoding(clean, *batches)))
         error = (decoded - pixels).square().flatten(1).mean(1)
-        if (text := autoencoder_warning(error, pixels)) is not None:
+        known = SHIPPED if is_shipped(self) else None
+        size = (pixels.shape[3], pixels.shape[2])
+        lost = autoencoder_warning(error, pixels, known=known), size_problem(self, size)
+        for text in filter(None, lost):
             warnings.warn(text, ImageWarning, stacklevel=2)
         points, noise = clean, draft.noise
         if draft.space == "clean":

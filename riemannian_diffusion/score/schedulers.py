@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from bisect import bisect_left
 from typing import Any
 
 from riemannian_diffusion.arguments import check_finite
@@ -176,6 +177,22 @@ def level_at(scheduler: Any, timestep: float, **options: Any) -> Level:
     )
     noise = low + (timestep - below) * (high - low)
     return make_level(scheduler, timestep, factors_of_noise(scheduler, noise), **options)
+
+
+def timestep_of(scheduler: Any, noise: float) -> float:
+    """The timestep at which `level_at` has a noise, in units of the clean data.
+
+    Of a noise beyond the last timestep with data, it is this timestep.
+    """
+    if is_flow(scheduler):
+        return num_timesteps(scheduler) * noise / (1 + noise)
+    abar = scheduler.alphas_cumprod.cpu().double()
+    noises = ((1 - abar) / abar).sqrt().tolist()
+    above = bisect_left(noises, noise)
+    if above == 0 or above == len(noises) or math.isinf(noises[above]):
+        return max(above - 1, 0)
+    low, high = noises[above - 1], noises[above]
+    return above - (high - noise) / (high - low)
 
 
 def make_level(

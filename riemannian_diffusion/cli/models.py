@@ -114,7 +114,7 @@ def check_model_options(args: argparse.Namespace, kind: Any, device: str) -> Non
     for flag, is_lacking in lacks.items():
         if is_lacking:
             raise ValueError(f"{flag} does not fit --model: a {kind.__name__} has no use for it.")
-    if args.command == "interpolate" and (args.ip_adapter is None) != (images is None):
+    if args.command != "app" and (args.ip_adapter is None) != (images is None):
         raise ValueError("--ip-adapter and --ip-adapter-image need each other: give both or none.")
     if args.command == "app" and args.ip_adapter is not None:
         raise ValueError("--ip-adapter needs an image, which the page does not ask for.")

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from riemannian_diffusion.cli.options.app import add_app
+from riemannian_diffusion.cli.options.batch import add_batch
 from riemannian_diffusion.cli.options.evaluate import add_evaluate
 from riemannian_diffusion.cli.options.interpolate import add_interpolate
 from riemannian_diffusion.runtime import __version__
@@ -52,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         version=f"riemannian-diffusion {__version__}",
     )
     commands = whole.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    add_interpolate(commands)
+    add_batch(commands, add_interpolate(commands))
     add_evaluate(commands)
     add_app(commands)
     commands.add_parser(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 from riemannian_diffusion.cli.options.model import add_model
-from riemannian_diffusion.cli.options.values import colour, frames, seed, size, start
+from riemannian_diffusion.cli.options.values import colour, frames, scale, seed, size, start
 
 # Names that the library defines, repeated here because importing the library takes seconds.
 METRIC_NAMES = (
@@ -15,13 +16,16 @@ METRIC_NAMES = (
 )
 
 
-def add_interpolate(commands: Any) -> None:
+def add_interpolate(commands: Any) -> argparse.ArgumentParser:
     """Add the command that morphs images into each other.
 
     Args:
         commands: The subparsers of the whole command line.
+
+    Returns:
+        The parser of the command.
     """
-    command = commands.add_parser(
+    command: argparse.ArgumentParser = commands.add_parser(
         "interpolate",
         help="morph images into each other",
         description="Morph two or more images into each other along a geodesic of a diffusion "
@@ -148,6 +152,14 @@ def add_interpolate(commands: Any) -> None:
         type=float,
         help="frames per second of .gif and .mp4 (default: 12, of a video its own)",
     )
+    add(
+        "--scale",
+        type=scale,
+        default=1,
+        metavar="NUMBER",
+        help="write every pixel as a square of this many pixels along each side, so that frames of "
+        "a small model can be seen; it adds no detail (default: 1)",
+    )
     add("--ping-pong", action="store_true", help="go back again at the end, so that it can repeat")
     add(
         "--seed",
@@ -167,3 +179,4 @@ def add_interpolate(commands: Any) -> None:
         action="store_true",
         help="overwrite the output, and start anew where --keep holds work with other settings",
     )
+    return command

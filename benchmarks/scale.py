@@ -26,26 +26,22 @@ from functools import partial
 
 import frame
 import torch
-from architectures import SD15, score_of
-from cost import evaluation, least_seconds
-from diffusers import UNet2DConditionModel
-from methods import count_passes
-from PIL import Image
+from architectures import ARCHITECTURES, score_of
+from cost import evaluation
+from device import least_seconds
+from model_costs import counted, points_of_a_morph
 from problems import circle
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from riemannian_diffusion import (
     Geodesic,
     Metric,
     TangentNormalMetric,
-    demo,
     geodesic,
     geodesics,
     refine,
     slerp,
 )
-from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
 NUM_QUADRATURE = 3
 NUM_PAIRS, NUM_GPUS = 10_000, 8
@@ -93,24 +89,6 @@ def of_sizes(sides: list[int], device: str, seed: int) -> Iterator[dict]:
         yield {"side": side, "seconds": seconds, "microseconds per value": each}
 
 
-def passes_of_a_pair() -> dict[str, int]:
-    """Forward and reverse passes of the network for the shipped pair at the pipeline's defaults."""
-    pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
-    count = count_passes(pipe.network)
-    pipe([Image.open(path).convert("RGB") for path in demo.endpoint_paths()])
-    return {"forward": count.points, "reverse": count.with_gradient}
-
-
-def tera_per_pass() -> float:
-    """TFLOP of Stable Diffusion 1.5's network for one latent of 4 x 64 x 64."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**SD15)
-        inputs = torch.zeros(1, 4, 64, 64), torch.tensor(1), torch.zeros(1, 77, 768)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            unet(*inputs)
-    return counter.get_total_flops() / 1e12
-
-
 def main(argv: list[str] | None = None) -> list[dict]:
     """Measure the times; return the rows."""
     parser = frame.parser(__doc__)
@@ -148,14 +126,13 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     )
     yield from of_sizes(args.sizes, args.device, args.seed)
 
-    passes, tera = passes_of_a_pair(), tera_per_pass()
-    work = tera * (
-        passes["forward"] + passes["reverse"]
-    )  # weights are frozen, so a reverse pass costs as much as a forward pass
+    points, gradient = points_of_a_morph(args.device)
+    tera = counted(ARCHITECTURES["sd15"], 512)[1].forward / 1e12
+    work = tera * (points + gradient)  # weights are frozen: a reverse pass is about a forward pass
     hours = NUM_PAIRS * work / args.rate / 3600
     yield {
-        "forward passes": passes["forward"],
-        "reverse passes": passes["reverse"],
+        "forward passes": points,
+        "reverse passes": gradient,
         "TFLOP per pass": tera,
         "TFLOP per pair": work,
         "TFLOP/s": args.rate,

@@ -422,12 +422,24 @@ def test_command_serves_only_this_machine(tiny_pipe, tmp_path, monkeypatch):
     launched = {}
     monkeypatch.setattr(gr.Blocks, "launch", lambda page, **options: launched.update(options))
     monkeypatch.setenv("RIEMANNIAN_DIFFUSION_AUTH", "ann:secret")
-    given = ["--model", str(tmp_path), "--model", "shipped", "--allow-host", "morphs.example"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = [
+        "--port",
+        str(port),
+        "--model",
+        str(tmp_path),
+        "--model",
+        "shipped",
+        "--allow-host",
+        "morphs.example",
+    ]
     assert main(["app", *given, "--device", "cpu"]) == 0
     (guard,) = launched["app_kwargs"]["middleware"]
     assert guard.kwargs["auth"] == ("ann", "secret") and "morphs.example" in guard.kwargs["names"]
     assert not guard.kwargs["folder"].exists()
-    assert launched["server_name"] == "127.0.0.1" and launched["server_port"] == 7860
+    assert launched["server_name"] == "127.0.0.1" and launched["server_port"] == port
     assert launched["share"] is False
 
 

@@ -93,7 +93,9 @@ class Schedule:
         num = len(self.levels)
         if max_levels is None or num <= max_levels:
             return self
-        high, low = ((one.sigma / one.alpha) ** (1 / 3) for one in (self.levels[0], self.levels[-1]))
+        high, low = (
+            (one.sigma / one.alpha) ** (1 / 3) for one in (self.levels[0], self.levels[-1])
+        )
         shares = torch.linspace(0, 1, max_levels, dtype=torch.float64).tolist()[1:-1]
         noises = [(high + share * (low - high)) ** 3 for share in shares]
         between = [level_at(self.scheduler, timestep_of(self.scheduler, n)) for n in noises]

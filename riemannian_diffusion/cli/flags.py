@@ -18,7 +18,7 @@ FLAGS = {  # arguments of the library whose flags have other names
 SAME = (  # arguments whose flags have the same name
     *("config", "variant", "vae"),
     *("strength", "space", "metric", "init", "prompt", "negative_prompt", "max_evals"),
-    *("guidance_damping", "attention_interpolation", "max_batch_size", "rtol"),
+    *("guidance_damping", "attention_interpolation", "max_batch_size", "max_levels", "rtol"),
 )
 FLAGS |= {name: f"--{name.replace('_', '-')}" for name in SAME}
 

@@ -180,7 +180,7 @@ class GeodesicInterpolationMixin(FurtherStages):
         generators = for_each("generator", generator, len(morphs))
         for one in generators:
             check_inversion(
-                *(space, strength, num_inference_steps, fixed_point_iterations),
+                *(space, strength, num_inference_steps, None, fixed_point_iterations),
                 *(max_batch_size, one),
             )
         check_metric(metric, space, self._is_flow)

@@ -228,8 +228,7 @@ class GeodesicInterpolationMixin(FurtherStages):
         # 4. Sample clean latents from each path, and 5. decode them
         options: dict[str, Any] = {"callback_on_step_end": callback_on_step_end}
         try:
-            for i, path in enumerate(paths):
-                paths[i] = self.sample(path, on_event=on_event, **options)
+            paths = self.sample(paths, on_event=on_event, **options)
             out = self.render(
                 paths[0] if single else paths,
                 output_type=output_type,

@@ -553,6 +553,24 @@ TABLES = {
         ],
         list(_lines("method", GUIDANCE, file="guidance_demo_compared")),
     ),
+    "guidance, shipped model, other rules": Table(
+        ("guidance",),
+        [
+            *(
+                Column(f"{weight:g}", "{probability:.3f} / {distance:.4f}", {"weight": weight})
+                for weight in (1.0, 2.0, 4.0, 8.0, 15.0)
+            ),
+            Column("at equal accuracy", AT_EQUAL_PROBABILITY, {"at": "probability"}),
+            Column("at equal weight", AT_EQUAL_WEIGHT, {"at": "weight"}),
+        ],
+        list(
+            _lines(
+                "method",
+                {n: RULES[n] for n in ("plain", "half", "apg", "apg eps", "tcfg", "mog")},
+                file="guidance_demo_rules",
+            )
+        ),
+    ),
     "guidance, mixtures, curves": Table(
         ("problem",),
         [

@@ -189,7 +189,16 @@ def _prepared(
         accepted = inspect.signature(own.set_timesteps).parameters
         if sigmas is not None and "sigmas" in accepted and not option(own, "use_flow_sigmas"):
             options["sigmas"] = torch.as_tensor(sigmas, dtype=torch.float64).numpy()
-    own.set_timesteps(**options)
+    try:
+        own.set_timesteps(**options)
+    except ValueError as error:
+        most = num_timesteps(own)
+        if num_steps <= most:
+            raise
+        raise ValueError(
+            f"`num_inference_steps` must be at most {most}, the number of timesteps for which this "
+            f"{type(own).__name__} was made, but got {num_steps}."
+        ) from error
     return own
 
 
@@ -218,17 +227,18 @@ def _noises(own: Any) -> list[float] | None:
 
 def _level(own: Any, timestep: float, factors: tuple[float, float] | None, num_steps: int) -> Level:
     """The level of a step."""
+    advice = ("a lower `strength`", "fewer `num_inference_steps`")
     if is_flow(own):
         timestep = min(timestep, NOISIEST * num_timesteps(own))
     if factors is not None:
-        return make_level(own, timestep, factors)
+        return make_level(own, timestep, factors, advice)
     last = num_timesteps(own) - 1
     if timestep > last:
         raise ValueError(
             f"`num_inference_steps` {num_steps} makes this {type(own).__name__} visit timestep "
             f"{timestep}, but its last one is {last}: lower `num_inference_steps` or `strength`."
         )
-    return level_at(own, timestep)
+    return level_at(own, timestep, advice=advice)
 
 
 def _final_abar(own: Any, noises: list[float] | None) -> float:

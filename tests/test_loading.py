@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 
 import diffusers
@@ -180,6 +181,20 @@ def test_lacking_weights_are_told_whatever_the_options_of_loading(part, tmp_path
     save_file(state, file, {"format": "pt"})
     with pytest.raises(OSError, match=f"{part} lacks 1 weights"):
         Auto.from_pretrained(tmp_path, **options)
+
+
+def test_a_scheduler_of_another_class_than_the_index_names_is_told(folder):
+    """diffusers takes the class of model_index.json, and the values that this class knows."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text()) | {"_class_name": "EulerDiscreteScheduler"}
+    file.write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="names the scheduler DDIMScheduler, but .* by Euler"):
+        pipe = Auto.from_pretrained(folder)
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    assert type(pipe.scheduler) is type(theirs.scheduler) is diffusers.DDIMScheduler
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Auto.from_pretrained(folder, scheduler=diffusers.EulerDiscreteScheduler())
 
 
 def test_statistics_of_another_number_of_channels_are_refused():

@@ -456,7 +456,11 @@ CONTRADICTIONS = [
     (diffusers.DPMSolverMultistepScheduler(**FLOW, use_karras_sigmas=True), "use_karras_sigmas"),
     (
         diffusers.DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing"),
-        "Timestep 999 of DDIMScheduler has nothing of the data.*both signal and noise",
+        "Timestep 999 of DDIMScheduler has nothing of the data.*both signal.* a lower `strength`",
+    ),
+    (
+        diffusers.DDIMScheduler(num_train_timesteps=4),
+        "`num_inference_steps` must be at most 4,",
     ),
 ]
 

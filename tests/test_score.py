@@ -716,7 +716,7 @@ def test_rounding_of_the_model_does_not_reach_the_points():
         ({"scheduler": object()}, "`scheduler` must have `alphas_cumprod`.*but got object"),
         (
             {"scheduler": DDIMScheduler(rescale_betas_zero_snr=True), "timestep": 999},
-            "999 .*a level needs both signal and noise",
+            "999 .*a level needs both signal and noise: choose a lower `timestep`",
         ),
     ],
 )

@@ -16,7 +16,7 @@ from riemannian_diffusion.cli.options.batch import OF_ONE_MORPH
 from riemannian_diffusion.pairs.claims import Process
 from riemannian_diffusion.pairs.folder import PairFolder
 from riemannian_diffusion.pairs.manifest import Pair, read_pairs
-from riemannian_diffusion.pairs.running import in_order, run_pairs
+from riemannian_diffusion.pairs.running import Work, in_order, run_pairs
 from riemannian_diffusion.pairs.summary import write_summary
 from riemannian_diffusion.runtime import default_dtype, first_device
 
@@ -67,12 +67,13 @@ def run_batch(args: argparse.Namespace) -> int:
             folder.forget_failures()
 
         # 3. Make the morphs
-        if any(folder.missing(pair) for pair in pairs):
+        def load() -> Work:
             from riemannian_diffusion.cli.batch_work import MorphWork
 
             tell(f"loading {args.model or 'the shipped model'} ...")
-            work = MorphWork(args, methods, device, dtype)
-            run_pairs(in_order(pairs, rank, num_processes), folder, work, tell=tell)
+            return MorphWork(args, methods, device, dtype)
+
+        run_pairs(in_order(pairs, rank, num_processes), folder, load, tell=tell)
 
         # 4. Summarise and measure them
         if not is_first:

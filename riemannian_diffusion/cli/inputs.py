@@ -138,6 +138,8 @@ def _keyframes(
         if not paths:
             raise ValueError(f"the folder {folder} holds no images.")
         numbers = [None] * len(paths)
+    if len(paths) == 1 and not (paths[0].suffix or paths[0].exists()):  # meant as a folder
+        raise FileNotFoundError(f"{paths[0]} does not exist.")
     if len(paths) == 1:
         raise ValueError(f"a morph needs two or more images, but got {paths[0]} alone.")
     frames = 17 if args.frames is None else args.frames

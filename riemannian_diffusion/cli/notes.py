@@ -36,7 +36,8 @@ class Notes:
         if text not in self.texts:
             self.texts.append(text)
             if not self._silent:
-                print(f"riemannian-diffusion: warning: {text}", file=sys.stderr)
+                clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the line of progress
+                print(f"{clear}riemannian-diffusion: warning: {text}", file=sys.stderr)
 
     def __enter__(self) -> Notes:
         """Begin to take warnings."""

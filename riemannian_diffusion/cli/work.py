@@ -82,9 +82,9 @@ class Work:
             raise OSError(f"--keep {self.folder} cannot be made or written to: {error}") from error
         old: tuple[str, ...] = ()
         if self._anew:
-            old = ("keys.safetensors", "path-*.safetensors", "solve-*.safetensors")
+            old = ("keys.safetensors", *(f"{n}-*.safetensors" for n in ("path", "bridge", "solve")))
         elif self._kept["solves"].get(metric) != options:
-            old = (f"path-{metric}.safetensors", f"solve-{metric}*.safetensors")
+            old = tuple(f"{n}-{metric}*.safetensors" for n in ("path", "bridge", "solve"))
         for pattern in old:
             for file in self.folder.glob(pattern):
                 file.unlink()
@@ -100,13 +100,22 @@ class Work:
         """The path of a metric, if it was kept; call `begin` first."""
         return self._load(f"path-{metric}.safetensors", MorphPath.load)
 
+    def bridge(self, metric: str) -> MorphPath | None:
+        """The path to the image of `--analogy`, if it was kept; call `begin` first."""
+        return self._load(f"bridge-{metric}.safetensors", MorphPath.load)
+
     def checkpoint(self, metric: str) -> Path | None:
         """The file for the state of a solve; call `begin` first."""
         return None if self.folder is None else self.folder / f"solve-{metric}.safetensors"
 
-    def keep(self, made: Keyframes | MorphPath) -> None:
-        """Write keyframes or a path; without a folder, remember them for `keep_in`."""
-        name = "keys" if isinstance(made, Keyframes) else f"path-{made.metric}"
+    def keep(self, made: Keyframes | MorphPath, kind: str = "path") -> None:
+        """Write keyframes or a path; without a folder, remember them for `keep_in`.
+
+        Args:
+            made: The keyframes or the path.
+            kind: "path", or "bridge" for the path to the image of `--analogy`.
+        """
+        name = "keys" if isinstance(made, Keyframes) else f"{kind}-{made.metric}"
         if self.folder is None:
             self._made[name] = made
         else:
@@ -122,8 +131,8 @@ class Work:
         """
         self.folder = folder
         self.begin(metric, options)
-        for made in self._made.values():
-            self.keep(made)
+        for name, made in self._made.items():
+            made.save(folder / f"{name}.safetensors")
 
     def _load(self, name: str, load: Callable[[Path], T]) -> T | None:
         if self.folder is None or not (self.folder / name).exists():

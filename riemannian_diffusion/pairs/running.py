@@ -39,7 +39,7 @@ def in_order(pairs: Sequence[Pair], rank: int, num_processes: int) -> list[Pair]
 def run_pairs(
     pairs: Sequence[Pair],
     folder: PairFolder,
-    work: Work,
+    load: Callable[[], Work],
     *,
     tell: Callable[[str], None],
     poll: float = POLL,
@@ -52,13 +52,15 @@ def run_pairs(
     Args:
         pairs: The pairs, in the order in which this process tries them.
         folder: The folder of the results.
-        work: How the morphs of a pair are made.
+        load: Returns how the morphs of a pair are made; it is called once if one is missing.
         tell: Receives a sentence after each pair, with the progress of all processes.
         poll: Seconds between looks at pairs that other processes work on.
     """
     progress = Progress([pair.name for pair in pairs], folder)
     process, todo, waiting = folder.process, list(pairs), False
+    work = None
     while todo := [pair for pair in todo if folder.missing(pair)]:
+        work = work or load()
         idle = True
         for pair in todo:
             claim = process.take(pair.name) if folder.missing(pair) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,9 @@ def check_folder(
         OSError: If a component, a config, a tokenizer, a weight file or the variant is missing, or
             a weight file is damaged.
         ValueError: If the network needs inputs that no pipeline of this library gives.
+
+    Warns:
+        UserWarning: If the scheduler's config was written by another class than the index names.
     """
     check_index(folder, index)
     folder = Path(folder)
@@ -119,7 +123,9 @@ def check_folder(
             raise OSError(f"{folder} lacks the folder {name}, which its model_index.json names.")
         if "Tokenizer" in value[1]:
             _check_tokenizer(part)
-        elif value[1].endswith(("Scheduler", "Processor", "Extractor")):
+        elif value[1].endswith("Scheduler"):
+            _tell_scheduler(part / "scheduler_config.json", value[1])
+        elif value[1].endswith(("Processor", "Extractor")):
             continue
         elif not (part / "config.json").exists():
             raise OSError(f"{part} holds no config.json: download the whole model.")
@@ -131,6 +137,18 @@ def check_folder(
         has = f"has {' and '.join(map(repr, others))}" if others else "has none"
         raise OSError(f"{folder} has no variant {variant!r} of its weights; it {has}.")
     _check_inputs(folder, configs)
+
+
+def _tell_scheduler(file: Path, named: str) -> None:
+    """Warn of a scheduler's config that was written by another class than the index names."""
+    other = read_json(file).get("_class_name", named) if file.exists() else named
+    if other != named:
+        warnings.warn(
+            f"model_index.json names the scheduler {named}, but {file} was written by {other}: "
+            f"{named} is used, as in diffusers, and reads the values that it shares with {other}. "
+            f"If the model needs {other}, correct model_index.json.",
+            stacklevel=2,
+        )
 
 
 def check_index(model: object, index: Mapping[str, Any]) -> None:
@@ -188,8 +206,8 @@ def _check_weights(part: Path, variant: str | None) -> set[str]:
             else "download the whole model"
         )
         raise OSError(f"{part} holds no weights as safetensors: {why}.")
-    for file, one in variant_of.items():
-        if one in usable:
+    for file, held in variant_of.items():
+        if held in usable:
             read_shapes(file)  # refuses a damaged file by name
     for file in part.glob("*.index*.json"):
         missing = sorted(
@@ -235,7 +253,8 @@ def check_complete(
         OSError: Naming the source and a weight.
     """
     lacking = [name for name, value in part.named_parameters() if value.is_meta]
-    if not (lacking or isinstance(part, ModelMixin) and low_cpu_mem_usage):
+    leaves_out = low_cpu_mem_usage and isinstance(part, ModelMixin)
+    if not (lacking or leaves_out):
         lacking = _filled_at_random(part, Path(source), variant)
     if lacking:
         raise OSError(
@@ -244,7 +263,7 @@ def check_complete(
         )
 
 
-def _filled_at_random(part: Any, folder: Path, variant: str | None) -> list[str]:
+def _filled_at_random(part: nn.Module, folder: Path, variant: str | None) -> list[str]:
     """Parameters that no file gives, as the library that loads the network says."""
     if not isinstance(part, (ModelMixin, PreTrainedModel)) or not folder.is_dir():
         return []  # parts of a whole model in one file are never filled at random
@@ -255,7 +274,8 @@ def _filled_at_random(part: Any, folder: Path, variant: str | None) -> list[str]
         options["device_map"] = {"": "meta"}  # only names are read, and no data
     if variant in _variants(folder).values():
         options["variant"] = variant
-    _, info = type(part).from_pretrained(
+    kind: Any = type(part)
+    _, info = kind.from_pretrained(
         folder, output_loading_info=True, use_safetensors=True, **options
     )
     return sorted({*info["missing_keys"]} & {name for name, _ in part.named_parameters()})

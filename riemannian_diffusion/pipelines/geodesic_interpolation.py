@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from riemannian_diffusion.arguments import check_kind
-from riemannian_diffusion.batches import is_out_of_memory
 from riemannian_diffusion.events import Listener
 from riemannian_diffusion.pipelines.callbacks import Step
 from riemannian_diffusion.pipelines.checks import (
@@ -23,11 +22,13 @@ from riemannian_diffusion.pipelines.checks import (
     check_solve,
 )
 from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
+from riemannian_diffusion.pipelines.finished import carrying
 from riemannian_diffusion.pipelines.folders import check_complete, check_folder, read_index
 from riemannian_diffusion.pipelines.further_stages import FurtherStages
 from riemannian_diffusion.pipelines.inputs import Image, for_each, split_morphs, to_keyframes
-from riemannian_diffusion.pipelines.morph import MorphOutOfMemoryError, check_num_frames
+from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, check_num_frames
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
+from riemannian_diffusion.pipelines.preflight import check_parts
 from riemannian_diffusion.pipelines.single_file import prepared
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
 from riemannian_diffusion.pipelines.storage import check_savable
@@ -99,8 +100,9 @@ class GeodesicInterpolationMixin(FurtherStages):
         """Save the model as diffusers does; once loaded, it gives the same levels.
 
         Raises:
-            ValueError: If the scheduler's config does not give its levels.
+            ValueError: If the scheduler's config does not give its levels, or a part is missing.
         """
+        check_parts(self)
         check_savable(self.scheduler)
         super().save_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
             save_directory, *args, **kwargs
@@ -171,10 +173,13 @@ class GeodesicInterpolationMixin(FurtherStages):
             ValueError: If an argument is out of range, the images' sizes differ or do not fit the
                 model, counts of images and prompts disagree, or the scheduler has no levels of the
                 model's kind.
-            MorphOutOfMemoryError: If memory runs out after the paths were found, even for batches
-                of one. Its `path` is what was found.
+            Exception: Any error that ends the work, also one that a callback raises or a
+                `KeyboardInterrupt`, has what was finished as attributes: `keys`, the keyframes, and
+                `path`, the path; lists of them for several morphs, with None for paths that were
+                not found. Paths that were sampled have their latents. Go on with the stages.
         """
         # 1. Check everything before the work begins; one morph is a batch of one
+        check_parts(self)
         single, morphs, prompts = split_morphs(image, prompt)
         negatives = for_each("negative_prompt", negative_prompt, len(morphs))
         generators = for_each("generator", generator, len(morphs))
@@ -194,41 +199,50 @@ class GeodesicInterpolationMixin(FurtherStages):
             check_num_frames(num_frames, len(images) - 1)
 
         # 2. Bring the keyframes of every morph into the space of the path
-        keys = [
-            self.invert(
-                images,
-                "" if mine is not None and not any(texts) else texts,
-                negative,
-                space=space,
-                strength=strength,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                fixed_point_iterations=fixed_point_iterations,
-                conditions=mine,
-                max_batch_size=max_batch_size,
-                generator=source,
-                on_event=on_event,
-            )
+        keys: list[Keyframes] = []
+        paths: list[MorphPath] = []
+
+        def made(found: list) -> Any:
+            return found[0] if single and found else found or None
+
+        with (
+            carrying("keys", lambda: made(keys), "Give it to `pipe.solve`."),
+            carrying("path", lambda: made(paths), "Give it to `pipe.sample` and `pipe.render`."),
+        ):
             for images, texts, negative, mine, source in zip(
                 *(morphs, prompts, negatives, given, generators), strict=True
+            ):
+                keys += [
+                    self.invert(
+                        images,
+                        "" if mine is not None and not any(texts) else texts,
+                        negative,
+                        space=space,
+                        strength=strength,
+                        num_inference_steps=num_inference_steps,
+                        guidance_scale=guidance_scale,
+                        fixed_point_iterations=fixed_point_iterations,
+                        conditions=mine,
+                        max_batch_size=max_batch_size,
+                        generator=source,
+                        on_event=on_event,
+                    )
+                ]
+
+            # 3. Find the paths of all morphs side by side
+            paths += self.solve(
+                keys,
+                metric,
+                num_frames=num_frames,
+                init=init,
+                max_evals=max_evals,
+                generator=generators,
+                on_event=on_event,
             )
-        ]
 
-        # 3. Find the paths of all morphs side by side
-        paths = self.solve(
-            keys,
-            metric,
-            num_frames=num_frames,
-            init=init,
-            max_evals=max_evals,
-            generator=generators,
-            on_event=on_event,
-        )
-
-        # 4. Sample clean latents from each path, and 5. decode them
-        options: dict[str, Any] = {"callback_on_step_end": callback_on_step_end}
-        try:
-            paths = self.sample(paths, on_event=on_event, **options)
+            # 4. Sample clean latents from each path, and 5. decode them
+            options: dict[str, Any] = {"callback_on_step_end": callback_on_step_end}
+            paths[:] = self.sample(paths, on_event=on_event, **options)
             out = self.render(
                 paths[0] if single else paths,
                 output_type=output_type,
@@ -236,10 +250,6 @@ class GeodesicInterpolationMixin(FurtherStages):
                 max_batch_size=max_batch_size,
                 on_event=on_event,
             )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise MorphOutOfMemoryError(paths[0] if single else paths, error) from error
         return out if return_dict else tuple(getattr(out, field.name) for field in fields(out))
 
 

@@ -33,6 +33,7 @@ from riemannian_diffusion.pipelines.curves import (
     check_metric,
 )
 from riemannian_diffusion.pipelines.inputs import Image, for_each, to_keyframes
+from riemannian_diffusion.pipelines.knowledge import SHIPPED, is_shipped, size_problem
 from riemannian_diffusion.pipelines.model import to_unit
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, learning_together
 from riemannian_diffusion.pipelines.preflight import check_model
@@ -40,9 +41,8 @@ from riemannian_diffusion.pipelines.quality import ImageWarning, autoencoder_war
 from riemannian_diffusion.pipelines.running import RunningModel
 from riemannian_diffusion.pipelines.stages import (
     inverting,
-    joined_path,
     sampling,
-    solving_gaps,
+    solving_morphs,
     to_path_space,
 )
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
@@ -116,7 +116,8 @@ class MorphStages(RunningModel):
                 model, or the scheduler has no levels of the model's kind.
 
         Warns:
-            ImageWarning: If the autoencoder loses more than a tenth of an image's variance.
+            ImageWarning: If the autoencoder loses more than a tenth of an image's variance, or the
+                images' sides are more than twice or less than half the model's own.
             TextWarning: If `prompt` is truncated, or `negative_prompt` has no effect.
 
         Examples:
@@ -216,6 +217,10 @@ class MorphStages(RunningModel):
         Raises:
             ValueError: If an argument is out of range, or the metric reads the difference of equal
                 prompts.
+            Exception: Any error that ends the solve of a list, also one that `on_event` raises or a
+                `KeyboardInterrupt`, has a list as attribute `path` if a path was found before: the
+                path of each morph, or None. Morphs that are solved in one batch end together; use
+                `checkpoint` to resume a solve that has not ended.
 
         Examples:
             >>> from PIL import Image
@@ -257,7 +262,7 @@ class MorphStages(RunningModel):
         if not isinstance(metric, str) or metric not in CURVES or metric in MODEL_CURVES:
             for gap in gaps:  # refuses a mode that these conditions do not have
                 gap.levels(gap.timestep, mode=gap.mode)
-        events = solving_gaps(
+        events = solving_morphs(
             gaps,
             metric,
             starts[0],
@@ -268,11 +273,7 @@ class MorphStages(RunningModel):
             rtol=rtol,
             max_evals=max_evals,
         )
-        found = iter(self._run(events, on_event))
-        name = metric if isinstance(metric, str) else getattr(metric, "__name__", "custom")
-        paths = [
-            joined_path(one, [next(found) for _ in range(one.num_gaps)], name) for one in several
-        ]
+        paths = self._run(events, on_event)
         return paths[0] if isinstance(keys, Keyframes) else paths
 
     @overload
@@ -353,7 +354,10 @@ class MorphStages(RunningModel):
         clean = yield from self._encoding(pixels, *batches)
         decoded = to_unit(run(self._decoding(clean, *batches)))
         error = (decoded - pixels).square().flatten(1).mean(1)
-        if (text := autoencoder_warning(error, pixels)) is not None:
+        known = SHIPPED if is_shipped(self) else None
+        size = (pixels.shape[3], pixels.shape[2])
+        lost = autoencoder_warning(error, pixels, known=known), size_problem(self, size)
+        for text in filter(None, lost):
             warnings.warn(text, ImageWarning, stacklevel=2)
         points, noise = clean, draft.noise
         if draft.space == "clean":

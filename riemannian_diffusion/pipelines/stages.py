@@ -15,7 +15,7 @@ from riemannian_diffusion.arguments import kind_of
 from riemannian_diffusion.batches import BatchSize, Learned
 from riemannian_diffusion.ddim import invert_steps, sample_steps
 from riemannian_diffusion.events import Event, run
-from riemannian_diffusion.geodesics import Geodesic, Problem, Start, solving
+from riemannian_diffusion.geodesics import Geodesic, Iterate, Problem, Start, solving
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import points_at
@@ -27,6 +27,7 @@ from riemannian_diffusion.pipelines.curves import (
     MetricFactory,
     split_path,
 )
+from riemannian_diffusion.pipelines.finished import carrying
 from riemannian_diffusion.pipelines.inputs import is_images
 from riemannian_diffusion.pipelines.model import check_finite_values
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
@@ -55,7 +56,7 @@ def inverting(
     return points
 
 
-def solving_gaps(
+def solving_morphs(
     gaps: Sequence[Gap],
     metric: str | MetricFactory,
     starts: Sequence[OneStart],
@@ -63,11 +64,13 @@ def solving_gaps(
     *,
     checkpoint: Path | None,
     **options: Any,
-) -> Generator[Event, Any, list[Geodesic | Tensor]]:
-    """Find a path through every gap; those of one network and one size side by side.
+) -> Generator[Event, Any, list[MorphPath]]:
+    """Find the paths of morphs; gaps of one network and one size side by side.
+
+    An error carries the paths that were found before it, as `solve` describes.
 
     Args:
-        gaps: The gaps.
+        gaps: The gaps of every morph, in order.
         metric: A metric's or a curve's name, or a factory `ScoreModel -> Metric`.
         starts: Where to start, as `as_starts` gives them.
         images_to_points: A gap and images -> points of the path's space.
@@ -75,54 +78,87 @@ def solving_gaps(
         **options: Options of `geodesics`.
 
     Returns:
-        A geodesic for each gap, or the points `(F, C, h, w)` of a curve.
+        The path of each morph.
     """
     found: dict[int, Geodesic | Tensor] = {}
-    if isinstance(metric, str) and metric in CURVES:
-        for i, gap in enumerate(gaps):
-            yield Event("solve", i, len(gaps), gap=i)
-            found[i] = CURVES[metric](gap)
-        yield Event("solve", len(gaps), len(gaps), gap=len(gaps) - 1)
-        return [found[i] for i in range(len(gaps))]
-    factory = METRICS[metric] if isinstance(metric, str) else metric
-    groups: dict[tuple, list[int]] = {}
-    for i, gap in enumerate(gaps):
-        groups.setdefault(_batch_of(gap), []).append(i)
-    spent = [0] * len(gaps)
-    yield Event("solve", 0)
-    for number, members in enumerate(groups.values()):
-        mine = [gaps[i] for i in members]
-        made = factory(_joint_score(mine))
-        metrics = made if isinstance(made, (list, tuple)) else [made]
-        if not metrics or not all(isinstance(one, Metric) for one in metrics):
-            raise ValueError(f"`metric` must make a Metric of a score, but made {kind_of(made)}.")
-        problems = []
-        for pair, gap in enumerate(mine):
-            from_where = [_start_of(gap, start, images_to_points) for start in starts]
-            problems.append(
-                Problem.between(*gap.ends, num_points=gap.num_frames, init=from_where, pair=pair)
-            )
-        file = checkpoint
-        if checkpoint is not None and number > 0:
-            file = checkpoint.with_name(f"{checkpoint.stem}-{number}{checkpoint.suffix}")
-        iterates = solving(metrics, problems, checkpoint=file, **options)
-        while True:
-            try:
-                iterate = next(iterates)
-            except StopIteration as end:
-                found |= zip(members, end.value, strict=True)
-                break
-            spent[members[iterate.pair]] = iterate.num_evals
-            yield Event(
-                "solve",
-                sum(spent),
-                None,
-                iterate.path,
-                iterate.energy,
-                members[iterate.pair],
-                iterate.iteration,
-            )
-    return [found[i] for i in range(len(gaps))]
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", "custom")
+    firsts = [i for i, gap in enumerate(gaps) if gap.index == 0]
+
+    def path_from(first: int) -> MorphPath | None:
+        keys = gaps[first].keys
+        mine = [found[i] for i in range(first, first + keys.num_gaps) if i in found]
+        return joined_path(keys, mine, name) if len(mine) == keys.num_gaps else None
+
+    def finished() -> list[MorphPath | None] | None:
+        paths = [path_from(first) for first in firsts]
+        return paths if any(path is not None for path in paths) else None
+
+    with carrying("path", finished, "It lists a path for each morph, or None if none was found."):
+        if isinstance(metric, str) and metric in CURVES:
+            for i, gap in enumerate(gaps):
+                yield Event("solve", i, len(gaps), gap=i)
+                found[i] = CURVES[metric](gap)
+            yield Event("solve", len(gaps), len(gaps), gap=len(gaps) - 1)
+        else:
+            factory = METRICS[metric] if isinstance(metric, str) else metric
+            groups: dict[tuple, dict[int, Gap]] = {}
+            for i, gap in enumerate(gaps):
+                groups.setdefault(_batch_of(gap), {})[i] = gap
+            num_evals = [0] * len(gaps)
+            yield Event("solve", 0)
+            for number, members in enumerate(groups.values()):
+                file = checkpoint
+                if checkpoint is not None and number > 0:
+                    file = checkpoint.with_name(f"{checkpoint.stem}-{number}{checkpoint.suffix}")
+                problems = [
+                    Problem.between(
+                        *gap.ends,
+                        num_points=gap.num_frames,
+                        init=[_start_of(gap, start, images_to_points) for start in starts],
+                        pair=pair,
+                    )
+                    for pair, gap in enumerate(members.values())
+                ]
+                iterates = solving(
+                    _metrics_of(factory, [*members.values()]), problems, checkpoint=file, **options
+                )
+                geodesics = yield from _solve_events(iterates, [*members], num_evals)
+                found |= zip(members, geodesics, strict=True)
+    return [path for path in map(path_from, firsts) if path is not None]
+
+
+def _metrics_of(factory: MetricFactory, gaps: Sequence[Gap]) -> Sequence[Metric]:
+    """The metrics that a factory makes of the joint score of gaps.
+
+    Raises:
+        ValueError: If it makes something else.
+    """
+    made = factory(_joint_score(gaps))
+    metrics = made if isinstance(made, (list, tuple)) else [made]
+    if not metrics or not all(isinstance(one, Metric) for one in metrics):
+        raise ValueError(f"`metric` must make a Metric of a score, but made {kind_of(made)}.")
+    return metrics
+
+
+def _solve_events(
+    iterates: Generator[Iterate, None, list[Geodesic]], members: Sequence[int], num_evals: list[int]
+) -> Generator[Event, Any, list[Geodesic]]:
+    """Events of a solve of some gaps; returns their geodesics.
+
+    Args:
+        iterates: The solve.
+        members: The number of each gap among all gaps.
+        num_evals: The number of evaluations of every gap, which is kept up to date.
+    """
+    while True:
+        try:
+            iterate = next(iterates)
+        except StopIteration as end:
+            return end.value
+        gap = members[iterate.pair]
+        num_evals[gap] = iterate.num_evals
+        steps = sum(num_evals), None, iterate.path, iterate.energy, gap, iterate.iteration
+        yield Event("solve", *steps)
 
 
 def _batch_of(gap: Gap) -> tuple:

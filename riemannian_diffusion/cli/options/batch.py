@@ -12,7 +12,7 @@ from riemannian_diffusion.cli.options.interpolate import METRIC_NAMES
 # Options of `interpolate` for one morph alone; `batch` has all others.
 OF_ONE_MORPH = (
     *("help", "images", "output", "prompt", "metric", "frames", "clip_frames", "analogy"),
-    *("fps", "ping_pong", "keep", "force"),
+    *("fps", "ping_pong", "scale", "keep", "force"),
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from riemannian_diffusion.cli.options.model import add_model
-from riemannian_diffusion.cli.options.values import colour, frames, seed, size, start
+from riemannian_diffusion.cli.options.values import colour, frames, scale, seed, size, start
 
 # Names that the library defines, repeated here because importing the library takes seconds.
 METRIC_NAMES = (
@@ -158,6 +158,14 @@ def add_interpolate(commands: Any) -> argparse.ArgumentParser:
         "--fps",
         type=float,
         help="frames per second of .gif and .mp4 (default: 12, of a video its own)",
+    )
+    add(
+        "--scale",
+        type=scale,
+        default=1,
+        metavar="NUMBER",
+        help="write every pixel as a square of this many pixels along each side, so that frames of "
+        "a small model can be seen; it adds no detail (default: 1)",
     )
     add("--ping-pong", action="store_true", help="go back again at the end, so that it can repeat")
     add(

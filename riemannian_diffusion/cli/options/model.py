@@ -9,10 +9,16 @@ from typing import Any
 from riemannian_diffusion.cli.options.values import weighted
 
 
-def add_model(add: Callable[..., Any]) -> None:
-    """Add the options that say which model to load, and how."""
+def add_model(add: Callable[..., Any], **options: Any) -> None:
+    """Add the options that say which model to load, and how.
+
+    Args:
+        add: Adds one option to a parser.
+        options: Further arguments of `add` for --model.
+    """
     add(
         "--model",
+        **options,
         help="a diffusers directory or repository, for example of Stable Diffusion or Flux; or one "
         ".safetensors file (default: shipped). The command `models` lists what works",
     )

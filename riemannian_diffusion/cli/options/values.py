@@ -85,3 +85,10 @@ def size(text: str) -> tuple[int, int]:
     if not 1 <= min(found) <= max(found) <= 2**14:
         raise argparse.ArgumentTypeError(f"must be like 512 or 768x512, but got {text!r}")
     return found
+
+
+def scale(text: str) -> int:
+    """A whole factor of the size of what is written."""
+    if not text.isdecimal() or not 1 <= int(text) <= 32:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 32, but got {text}")
+    return int(text)

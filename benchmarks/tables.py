@@ -835,7 +835,7 @@ TABLES = {
             *("seconds:.0f", "seconds in networks=network:.0f"),
             *("overhead:.1%", "overhead in CPU time=CPU overhead:.1%"),
         ),
-        [Line(("3",), {"file": "batch", "row": "overhead"})],
+        [Line(("2",), {"file": "batch", "row": "overhead"})],
     ),
     "batch, estimate": Table(
         ("per pair",),

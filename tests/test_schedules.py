@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from models import INVERT, KINDS, make, randn, silent
+from packaging.version import Version
 from torch import nn
 
 from riemannian_diffusion import (
@@ -85,10 +86,14 @@ def test_every_scheduler_of_diffusers_is_accepted_or_refused():
         for name in dir(diffusers.schedulers)
         if name.endswith("Scheduler") and inspect.isclass(getattr(diffusers.schedulers, name))
     }
-    assert exported == {*VARIANCE_PRESERVING, *FLOWS, *REFUSED}
+    exported -= {name for name in exported if name.startswith("Flax")}  # in diffusers below 0.38
+    known = {*VARIANCE_PRESERVING, *FLOWS, *REFUSED}
+    assert exported <= known
+    if Version(diffusers.__version__) >= Version("0.42.1"):  # earlier ones lack some classes
+        assert exported == known
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", [one for one in REFUSED if hasattr(diffusers.schedulers, one)])
 def test_refused_classes_are_named_with_what_to_use(name):
     try:
         scheduler = build(name, **REQUIRED.get(name, {}))

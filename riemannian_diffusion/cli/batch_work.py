@@ -54,6 +54,9 @@ class MorphWork:
         device: The device of the networks.
         dtype: The name of the networks' dtype.
 
+    Attributes:
+        pipe: The pipeline, on its device.
+
     Raises:
         OSError: If the model cannot be loaded.
         ValueError: If options do not fit each other or the model.
@@ -61,12 +64,12 @@ class MorphWork:
 
     def __init__(self, args: argparse.Namespace, methods: Sequence[str], device: str, dtype: str):
         self._args, self._device = args, device
-        self._pipe = load_model(args, device, dtype)
-        self._pipe.set_progress_bar_config(disable=True)
+        self.pipe = load_model(args, device, dtype)
+        self.pipe.set_progress_bar_config(disable=True)
         for method in methods:
-            check_metric(method, args.space, is_flow(self._pipe.scheduler))
+            check_metric(method, args.space, is_flow(self.pipe.scheduler))
         as_starts(args.init, args.space)
-        self._passes = Passes(self._pipe.network)
+        self._passes = Passes(self.pipe.network)
         names = ("riemannian-diffusion", "torch", "diffusers", "transformers")
         self._about = {"device": device, "dtype": dtype, "versions": installed_versions(names)}
 
@@ -79,8 +82,8 @@ class MorphWork:
             images = [reader.image(path, args.size) for path in pair.images]
             names = [str(path) for path in pair.images]
             inputs = Inputs(images, names, [pair.num_frames], 0.0, None, args.init)
-            conditions = conditions_of(args, inputs, self._pipe, nothing_kept())
-            keys = inverted(args, inputs, conditions, self._pipe)
+            conditions = conditions_of(args, inputs, self.pipe, nothing_kept())
+            keys = inverted(args, inputs, conditions, self.pipe)
         report = {
             "seconds_of_inversion": round(time.perf_counter() - start, 3),
             "passes_of_inversion": self._passes.taken(),
@@ -92,8 +95,8 @@ class MorphWork:
         start = time.perf_counter()
         args = argparse.Namespace(**vars(prepared.args) | {"metric": method})
         with Notes(silent=True) as notes:
-            path = solved(args, prepared.inputs, prepared.keys, self._pipe, None)
-            output = shown(args, None, None, path, self._pipe, nothing_kept())
+            path = solved(args, prepared.inputs, prepared.keys, self.pipe, None)
+            output = shown(args, None, None, path, self.pipe, nothing_kept())
             for text in output.warnings:
                 notes.tell(text)
         found = output.geodesics[0]

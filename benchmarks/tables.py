@@ -317,6 +317,14 @@ INVERSION_PROBLEMS = {
     "mixture, anywhere": "mixtures in R^3, anywhere",
 }
 
+SAMPLING_PROBLEMS = {
+    "pair": ("the shipped pair", "sampling_pair"),
+    "guided": ("the same, guidance 3", "sampling_guided"),
+    "mixture": ("mixtures", "sampling_mixtures"),
+    "flow": ("mixtures as flows", "sampling_mixtures"),
+}
+SAMPLING_METHODS = {"ddim": "DDIM", "ab2": "AB2", "midpoint": "midpoint", "belm": "O-BELM"}
+
 IMPORTS = (
     *("import torch", "riemannian-diffusion --help", "import riemannian_diffusion"),
     *("the geometry", "the pipelines"),
@@ -1022,6 +1030,27 @@ TABLES = {
                 if problem.startswith("mixture")
                 else ((50, 0.6), (25, 0.6), (10, 0.6), (50, 1.0), (5, 1.0))
             )
+        ],
+    ),
+    "sampling": Table(
+        ("problem", "method", "spacing"),
+        [
+            Column(
+                f"{num} levels",
+                "{invert:.0f} + {sample:.0f}, {trip:.0e} / {greatest trip:.0e}, "
+                "{from 200:.4f}, {from exact:.4f}",
+                {"levels": num},
+            )
+            for num in (10, 15, 30)
+        ],
+        [
+            Line(
+                (label, name, spacing),
+                {"file": file, "problem": problem, "method": method, "spacing": spacing},
+            )
+            for problem, (label, file) in SAMPLING_PROBLEMS.items()
+            for method, name in SAMPLING_METHODS.items()
+            for spacing in ("even", *(("tau",) if method == "ddim" else ()), "cube")
         ],
     ),
     "references": Table(

@@ -665,7 +665,7 @@ TABLES = {
             )
         ),
     ),
-    "models": Table(
+    "model costs": Table(
         ("model",),
         [
             *(

@@ -1,8 +1,34 @@
-"""Time and memory of the main job: a morph of the shipped images in 17 frames.
+"""Cost of the main job: a morph of the shipped images in 17 frames.
 
     python benchmarks/main_job.py [--repeat 3]
+    python benchmarks/main_job.py --passes [--pairs shipped "tuning 1" ...] [--settings noise ...]
+        [--references FOLDER]
 
-The shipped model makes the morph. There is one row per run of the whole command, with its imports.
+The shipped model makes the morph. Without `--passes`, there is one row per run of the whole
+command, with its imports: wall time and peak memory.
+
+With `--passes`, there is one row per pair of images and setting, with these columns. A pass is one
+evaluation of the network at one point; guidance takes two. A pass with a gradient counts as 2.1
+passes, and one with a forward-mode product as 2.
+
+    inversion    passes of the inversion
+    gradient     passes of the solve with a gradient
+    forward      other passes of the solve
+    sampling     passes of the sampling
+    total        all passes of the morph
+    slerp        all passes of the same morph with slerp
+    autoencoder  images that the autoencoder encoded and decoded
+    evals        evaluations of energy and gradient
+    status       how the solve ended
+    energy       energy on six sub-chords for each segment, over that of the reference, minus 1
+    frames       root mean square difference from the frames of the reference, values in [0, 1]
+    step         largest root mean square step between neighbouring frames
+    reference step, slerp step    the same for the reference and for slerp
+
+The reference is a solve with three sub-chords for each segment and a tolerance of 1e-6. It takes
+minutes; `--references` keeps it in a folder. The tuning pairs may be used to choose options, the
+reporting pairs may not. The settings are noise space, clean space, and noise space with guidance 3
+and captions.
 """
 
 from __future__ import annotations
@@ -14,20 +40,198 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import demo_model
 import frame
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+
+from riemannian_diffusion import Metric, TangentNormalMetric, demo, refine
+from riemannian_diffusion.evaluation import largest_step
+from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline, Keyframes, MorphPath
+
+PAIRS = ("shipped", *(f"{use} {i}" for use in ("tuning", "reporting") for i in range(1, 6)))
+SCENES_SEED = 17
+SETTINGS: dict[str, dict[str, Any]] = {
+    "noise": {},
+    "clean": {"space": "clean", "strength": 0.2},
+    "guidance 3": {"guidance_scale": 3.0},
+}
+GRADIENT, PRODUCT = 2.1, 2.0  # cost of a pass with a gradient or a product, in passes without
+REFERENCE = {"num_quadrature": 3, "rtol": 1e-6, "max_evals": 300}
+
+
+@dataclass
+class Passes:
+    """Numbers of points at which the network was evaluated, by kind of evaluation."""
+
+    forward: int = 0
+    gradient: int = 0
+    product: int = 0
+
+    @property
+    def cost(self) -> float:
+        """The cost in passes without a gradient."""
+        return self.forward + GRADIENT * self.gradient + PRODUCT * self.product
+
+
+@contextmanager
+def counted(network: torch.nn.Module) -> Iterator[Passes]:
+    """Count the passes of a network."""
+    passes = Passes()
+
+    def count(module, inputs, named) -> None:
+        x = inputs[0] if inputs else named["sample"]
+        if unpack_dual(x).tangent is not None:
+            passes.product += len(x)
+        elif torch.is_grad_enabled() and x.requires_grad:
+            passes.gradient += len(x)
+        else:
+            passes.forward += len(x)
+
+    hook = network.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def counted_images(autoencoder: torch.nn.Module) -> Iterator[Counter]:
+    """Count the images that an autoencoder encodes and decodes."""
+    images: Counter = Counter()
+
+    def count(module, inputs) -> None:
+        images["all"] += len(inputs[0])
+
+    hooks = [
+        part.register_forward_pre_hook(count) for part in (autoencoder.encoder, autoencoder.decoder)
+    ]
+    try:
+        yield images
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def images_of(pair: str) -> Tensor:
+    """The two images of a pair, `(2, 3, 64, 64)`."""
+    if pair == "shipped":
+        arrays = [np.array(Image.open(path).convert("RGB")) for path in demo.endpoint_paths()]
+        return torch.from_numpy(np.stack(arrays)).movedim(3, 1) / 255
+    scenes = demo_model.held_out(20, SCENES_SEED)  # scenes i and i + 10 show one kind of solid
+    number = PAIRS.index(pair) - 1
+    return scenes[[number, number + 10]]
+
+
+class Recorded:
+    """The tangent-normal metric of a score, which is kept."""
+
+    def __init__(self) -> None:
+        self.metric: Metric | None = None
+
+    def __call__(self, score) -> Metric:
+        """The metric."""
+        self.metric = TangentNormalMetric(score)
+        return self.metric
+
+    def energy(self, path: MorphPath) -> float:
+        """The energy of the nodes on six sub-chords for each segment."""
+        assert self.metric is not None and path.geodesics[0] is not None
+        fine = refine(path.geodesics[0].nodes, 6)
+        return float(self.metric.energies([fine], differentiate=False)[0].segments.double().sum())
+
+
+def passes_row(pipe, references: Path | None, pair: str, setting: str) -> dict:
+    """The row of one pair and setting."""
+    images = images_of(pair)
+    prompts = demo.nearest_render(images).captions if setting == "guidance 3" else ""
+    recorded = Recorded()
+    with counted_images(pipe.vae) as autoencoder:
+        with counted(pipe.unet) as inversion:
+            keys = pipe.invert(
+                images,
+                prompts,
+                generator=torch.Generator().manual_seed(0),
+                **SETTINGS[setting],
+            )
+        with counted(pipe.unet) as solve:
+            path = pipe.solve(keys, recorded)
+        with counted(pipe.unet) as sampling:
+            path = pipe.sample(path)
+        frames = pipe.render(path, output_type="pt").frames
+    with counted(pipe.unet) as slerp:
+        straight = pipe.sample(pipe.solve(keys, "slerp" if setting != "clean" else "lerp"))
+    straight_frames = pipe.render(straight, output_type="pt").frames
+    reference = reference_of(pipe, keys, recorded, references, f"{pair} {setting}")
+    reference_frames = pipe.render(reference, output_type="pt").frames
+    found = path.geodesics[0]
+    return {
+        "pair": pair,
+        "setting": setting,
+        "inversion": inversion.cost,
+        "gradient": solve.gradient,
+        "forward": solve.cost - GRADIENT * solve.gradient,
+        "sampling": sampling.cost,
+        "total": inversion.cost + solve.cost + sampling.cost,
+        "slerp": inversion.cost + slerp.cost,
+        "autoencoder": autoencoder["all"],
+        "evals": found.num_evals,
+        "status": found.status,
+        "energy": recorded.energy(path) / recorded.energy(reference) - 1,
+        "frames": float((frames - reference_frames).square().mean().sqrt()),
+        "step": float(largest_step(frames)),
+        "reference step": float(largest_step(reference_frames)),
+        "slerp step": float(largest_step(straight_frames)),
+    }
+
+
+def reference_of(pipe, keys: Keyframes, metric, folder: Path | None, name: str) -> MorphPath:
+    """The sampled path of the reference, from the folder if it is there."""
+    file = None if folder is None else folder / f"{name.replace(' ', '_')}.safetensors"
+    if file is not None and file.exists():
+        return pipe.connect(MorphPath.load(file))
+    path = pipe.sample(pipe.solve(keys, metric, **REFERENCE))
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        path.save(file)
+    return path
+
+
+def measure_passes(args: argparse.Namespace) -> Iterator[dict]:
+    """Rows of all pairs and settings."""
+    pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path()).to(args.device)
+    for setting in args.settings:
+        for pair in args.pairs:
+            yield passes_row(pipe, args.references, pair, setting)
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    """Measure the command; return the rows."""
+    """Measure the command or its stages; return the rows."""
     parser = frame.parser(__doc__)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--passes", action="store_true", help="count passes of the network")
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--references", type=Path, help="folder of reference solves")
     return frame.run(measure, parser, argv)
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
+    """Rows of the kind that was asked for."""
+    yield from measure_passes(args) if args.passes else measure_command(args)
+
+
+def measure_command(args: argparse.Namespace) -> Iterator[dict]:
     """Rows with the wall time and the peak memory of every run."""
     with tempfile.TemporaryDirectory() as folder:
         for i in range(args.repeat):

@@ -1,9 +1,9 @@
 """Cost of geodesics by the number of points, the number of pairs, and the size of the images.
 
     python benchmarks/scale.py [--device cuda] [--points 5 9 17 33 65] [--pairs 1 4 16]
-        [--sizes 8 16 32 64] [--rate 200] [--price 3]
+        [--sizes 8 16 32 64]
 
-There are four kinds of rows:
+There are three kinds of rows:
 
     points      seconds of one evaluation of energy and gradient with the shipped model (3
                 sub-chords per segment), in total and per point
@@ -11,25 +11,19 @@ There are four kinds of rows:
                 `geodesics`; the exact score of a circle (400 points in R^32) shows the overhead,
                 the shipped model shows the cost of a network (on a CPU with max_batch_size=8)
     side        seconds of one evaluation of 5 points, for each side of the latents
-    on paper    estimate for 10,000 pairs on 8 GPUs: the network passes of the pipeline at its
-                defaults on the shipped pair, times the TFLOP of one pass of Stable Diffusion 1.5 at
-                512 x 512, at an assumed --rate in TFLOP/s per GPU and an assumed --price per GPU
-                hour
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import frame
 import torch
-from architectures import ARCHITECTURES, score_of
+from architectures import score_of
 from cost import evaluation
 from device import least_seconds
-from model_costs import counted, points_of_a_morph
 from problems import circle
 from torch import Tensor
 
@@ -44,7 +38,6 @@ from riemannian_diffusion import (
 )
 
 NUM_QUADRATURE = 3
-NUM_PAIRS, NUM_GPUS = 10_000, 8
 
 
 def of_points(nums: list[int], device: str, seed: int) -> Iterator[dict]:
@@ -95,13 +88,11 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--points", type=int, nargs="+", default=[5, 9, 17, 33, 65])
     parser.add_argument("--pairs", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16, 32, 64])
-    parser.add_argument("--rate", type=float, default=200.0, help="TFLOP/s sustained per GPU")
-    parser.add_argument("--price", type=float, default=3.0, help="price of a GPU hour")
     return frame.run(measure, parser, argv)
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
-    """Rows of all four kinds."""
+    """Rows of all three kinds."""
     yield from of_points(args.points, args.device, args.seed)
 
     problem = circle(32)
@@ -125,21 +116,6 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
         args.device,
     )
     yield from of_sizes(args.sizes, args.device, args.seed)
-
-    points, gradient = points_of_a_morph(args.device)
-    tera = counted(ARCHITECTURES["sd15"], 512)[1].forward / 1e12
-    work = tera * (points + gradient)  # weights are frozen: a reverse pass is about a forward pass
-    hours = NUM_PAIRS * work / args.rate / 3600
-    yield {
-        "forward passes": points,
-        "reverse passes": gradient,
-        "TFLOP per pass": tera,
-        "TFLOP per pair": work,
-        "TFLOP/s": args.rate,
-        "GPU hours": hours,
-        f"hours on {NUM_GPUS} GPUs": hours / NUM_GPUS,
-        "price": math.ceil(hours * args.price),
-    }
 
 
 if __name__ == "__main__":

@@ -577,6 +577,24 @@ TABLES = {
         ],
         list(_lines("method", GUIDANCE, file="guidance_demo_compared")),
     ),
+    "guidance, shipped model, other rules": Table(
+        ("guidance",),
+        [
+            *(
+                Column(f"{weight:g}", "{probability:.3f} / {distance:.4f}", {"weight": weight})
+                for weight in (1.0, 2.0, 4.0, 8.0, 15.0)
+            ),
+            Column("at equal accuracy", AT_EQUAL_PROBABILITY, {"at": "probability"}),
+            Column("at equal weight", AT_EQUAL_WEIGHT, {"at": "weight"}),
+        ],
+        list(
+            _lines(
+                "method",
+                {n: RULES[n] for n in ("plain", "half", "apg", "apg eps", "tcfg", "mog")},
+                file="guidance_demo_rules",
+            )
+        ),
+    ),
     "guidance, mixtures, curves": Table(
         ("problem",),
         [
@@ -811,18 +829,32 @@ TABLES = {
         ),
         list(_lines("pairs", (1, 16, 64, 256), file="growth")),
     ),
-    "scale, on paper": Table(
-        ("assumed TFLOP/s",),
+    "batch": Table(
+        ("pairs",),
         _values(
-            "forward passes per pair=forward passes",
-            "reverse passes per pair=reverse passes",
-            "TFLOP per pass:.3f",
-            "TFLOP per pair:.0f",
-            "GPU hours for 10,000 pairs=GPU hours:.0f",
-            "hours on 8 GPUs:.1f",
-            "dollars=price",
+            *("seconds:.0f", "seconds in networks=network:.0f"),
+            *("overhead:.1%", "overhead in CPU time=CPU overhead:.1%"),
         ),
-        [Line(("200",), {"file": "scale", "TFLOP/s": 200.0})],
+        [Line(("3",), {"file": "batch", "row": "overhead"})],
+    ),
+    "batch, estimate": Table(
+        ("per pair",),
+        [
+            Column("forward passes", "{forward:.0f}", {"row": "passes"}),
+            Column("reverse passes", "{reverse:.0f}", {"row": "passes"}),
+            Column("reverse over forward", "{reverse over forward:.2f}", {"row": "passes"}),
+            *(
+                Column(title, text, {"row": "estimate"})
+                for title, text in (
+                    ("assumed seconds per pass", "{assumed seconds per pass:.4f}"),
+                    ("seconds per pair", "{seconds per pair:.1f}"),
+                    ("GPU hours for 10,000 pairs", "{GPU hours:.0f}"),
+                    ("hours on 8 GPUs", "{hours on 8 GPUs:.1f}"),
+                    ("dollars", "{price}"),
+                )
+            ),
+        ],
+        [Line(("estimate",), {"file": "batch"})],
     ),
     "geometry": Table(
         ("quantity",),

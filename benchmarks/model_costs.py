@@ -92,7 +92,8 @@ class WithoutData(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         query, key, value = args[:3] if len(args) >= 3 else _named(args, kwargs or {})
         heads = query.shape[1] // key.shape[1]  # queries may share keys
-        key, value = (one.repeat_interleave(heads, 1) for one in (key, value))
+        if heads > 1:
+            key, value = (one.repeat_interleave(heads, 1) for one in (key, value))
         return _Fused.apply(query, key, value)
 
 

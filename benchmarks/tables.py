@@ -691,7 +691,7 @@ TABLES = {
             )
         ),
     ),
-    "models": Table(
+    "model costs": Table(
         ("model",),
         [
             *(

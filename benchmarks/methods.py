@@ -74,7 +74,8 @@ def count_passes(network: nn.Module) -> Count:
 
     def add(_, inputs: tuple) -> None:
         count.points += len(inputs[0])
-        count.with_gradient += len(inputs[0]) * inputs[0].requires_grad
+        if torch.is_grad_enabled() and inputs[0].requires_grad:
+            count.with_gradient += len(inputs[0])
 
     network.register_forward_pre_hook(add)
     return count

@@ -248,7 +248,8 @@ def of_the_pair(args: argparse.Namespace) -> Iterator[dict]:
 
     def curve(name: str, keys: Keyframes) -> MorphPath:
         generator = torch.Generator().manual_seed(args.seed)
-        return pipe.solve(keys, name, generator=generator, **options)
+        mode = {"score_mode": "conditional"}  # there are no prompts to compare
+        return pipe.solve(keys, name, generator=generator, **mode, **options)
 
     def same_noise() -> Keyframes:
         generator = torch.Generator().manual_seed(args.seed)

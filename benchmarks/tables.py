@@ -322,6 +322,30 @@ IMPORTS = (
     *("the geometry", "the pipelines"),
 )
 
+PEERS = {  # space and method of `peers.py`
+    ("clean", "ours"): "**ours**",
+    ("clean", "Stein"): "Stein, its recipe",
+    ("clean", "score Jacobian"): "score Jacobian, its recipe",
+    ("noise", "ours"): "**ours**",
+    ("noise", "Stein"): "Stein, its recipe",
+    ("noise", "score Jacobian"): "score Jacobian, its recipe",
+    ("noise", "density"): "density geodesic",
+    ("noise", "split"): "`split`",
+    ("noise", "slerp"): "slerp",
+}
+AVERAGE = {"file": "peers", "manifold": None}
+PEER_MANIFOLDS = {
+    **{"helix": "helix", "trefoil": "trefoil", "2-sphere in R^10": "2-sphere in R^10"},
+    **MANIFOLDS,
+}
+PUBLIC = ("helix", "trefoil", "2-sphere in R^10", "flat torus in R^6")
+MODELS = (
+    *(f"Stable Diffusion {version}" for version in ("1.5", "2.1", "XL", "3 medium")),
+    *("Stable Diffusion 3.5 medium", "Stable Diffusion 3.5 large", "Flux.1 dev"),
+    *("Flux.2 klein 4B", "Flux.2 klein 9B", "Flux.2 dev", "Qwen-Image", "Z-Image", "Sana 1.6B"),
+    *("PixArt-Sigma", "Lumina 2", "Chroma", "AuraFlow"),
+)
+
 TABLES = {
     "geometries, exact score": _errors("geometries_exact", MANIFOLDS, random=True),
     "geometries, exact score, medians": _medians("geometries_exact", random=True),
@@ -603,6 +627,85 @@ TABLES = {
             for problem in MIXTURES
         ],
         list(_lines("method", RULES, file="guidance_mixtures")),
+    ),
+    "peers": Table(
+        ("method", "space"),
+        [
+            *_values("point-passes=passes:.0f", "error:.2g", "largest step:.2f"),
+            *_values("passes / ours:.1f", "error / ours:.2g", "energy / ours:.2f"),
+            *_values(
+                *("smaller error", "re-paced smaller=smaller re-paced", "smaller step"),
+                *("fewer passes", "manifolds"),
+            ),
+        ],
+        [
+            Line(
+                (label, space), {"file": "peers", "space": space, "method": name, "manifold": None}
+            )
+            for (space, name), label in PEERS.items()
+        ],
+    ),
+    "peers, manifolds": Table(
+        ("method", "space"),
+        [
+            Column(title, "{error:.2g} / {largest step:.2f}", {"manifold": name})
+            for name, title in PEER_MANIFOLDS.items()
+        ],
+        [
+            Line((label, space), {"file": "peers", "space": space, "method": method})
+            for (space, method), label in PEERS.items()
+        ],
+    ),
+    "peers, public code": Table(
+        ("manifold",),
+        _values(
+            *("error:.3f", "public error:.3f", "ratio=error / public:.2f"),
+            *("largest step:.2f", "public step:.2f", "ratio of steps=step / public:.2f"),
+        ),
+        list(_lines("public", PUBLIC, file="peers")),
+    ),
+    "peers, shipped pair": Table(
+        ("method",),
+        _values(
+            *("point-passes=passes:.0f", "inversion:.0f", "path:.0f", "sampling:.0f"),
+            *("energy:.0f", "energy / ours:.2f", "largest step:.2f"),
+        ),
+        list(
+            _lines(
+                "method",
+                {
+                    **{"ours": "**ours**", "Stein": "Stein, its recipe"},
+                    "Stein, own ends": "Stein, its recipe and its ends",
+                    "score Jacobian": "score Jacobian, its recipe",
+                    **{"density": "density geodesic", "split": "`split`", "slerp": "slerp"},
+                },
+                file="peers_pair",
+            )
+        ),
+    ),
+    "models": Table(
+        ("model",),
+        [
+            *(
+                Column(title, text, {"pixels": 512})
+                for title, text in (
+                    ("config", "{config}"),
+                    ("billions of parameters", "{billions:.1f}"),
+                    ("network, GB", "{weights GB:.1f}"),
+                    ("text encoders, GB", "{encoders GB:.1f}"),
+                )
+            ),
+            *(
+                Column(f"{title}, {pixels} px", text, {"pixels": pixels})
+                for title, text in (
+                    ("TFLOP per pass", "{TFLOP:.1f}"),
+                    ("memory, GB", "{memory GB:.1f}"),
+                    ("seconds", "{seconds:.0f}"),
+                )
+                for pixels in (512, 1024)
+            ),
+        ],
+        list(_lines("model", MODELS, file="model_costs", kind="estimate")),
     ),
     "cost": Table(
         ("operation",),

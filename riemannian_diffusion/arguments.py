@@ -101,7 +101,7 @@ def reworded(message: str, names: Mapping[str, str]) -> str:
     """A message with other names in place of the arguments that it quotes.
 
     Args:
-        message: A message that quotes arguments as `name`, or with a value as name='value'.
+        message: A message that quotes arguments as `name`, `name=value` or name='value'.
         names: The other name of each argument; arguments without one stay.
     """
     message = re.sub(r"`(\w+)`", lambda found: names.get(found[1], found[0]), message)
@@ -109,4 +109,5 @@ def reworded(message: str, names: Mapping[str, str]) -> str:
     def with_value(found: re.Match[str]) -> str:
         return f"{names[found[1]]} {found[2]}" if found[1] in names else found[0]
 
+    message = re.sub(r"`(\w+)=([^`]+)`", with_value, message)
     return re.sub(r"\b(\w+)='(\w+)'", with_value, message)

@@ -36,7 +36,9 @@ footer .divider { display: none; }
 #status .progress-level { width: 100%; margin: 0; }
 #status .progress-level-inner { width: 100%; font-size: 12px; }
 #status .progress-bar-wrap { width: 100%; }
-#status .progress-text { inset: auto 0 2px auto; line-height: 1.2; transform: none; padding: 0; margin: 0; }
+#status .progress-text {
+    inset: auto 0 2px auto; line-height: 1.2; transform: none; padding: 0; margin: 0;
+}
 #numbers { overflow-x: auto; }
 #numbers th, #numbers td {
     white-space: nowrap; word-break: keep-all; overflow-wrap: normal; font-size: 13px;

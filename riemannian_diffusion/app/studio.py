@@ -20,6 +20,7 @@ from riemannian_diffusion.geodesics import Geodesic
 from riemannian_diffusion.pipelines import Keyframes
 from riemannian_diffusion.pipelines.curves import check_metric
 from riemannian_diffusion.pipelines.progress import TITLES
+from riemannian_diffusion.pipelines.quality import verdict
 from riemannian_diffusion.pipelines.starts import as_starts
 from riemannian_diffusion.score.schedulers import is_flow
 
@@ -45,6 +46,7 @@ class Morph:
         errors: Reconstruction error of each image.
         seconds: Time that the path, its sampling and its decoding took, without inversion.
         warnings: Sentences about images that the model does not know or the morph does not show.
+        verdict: How good the morph is, in one sentence.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Morph:
     errors: list[float]
     seconds: float
     warnings: list[str]
+    verdict: str
 
 
 class Cancelled(Exception):
@@ -218,7 +221,7 @@ class Request:
             seconds = time.perf_counter() - start
         return Morph(
             *(metric, found.frames, found.geodesics, energies.solves),
-            *(found.reconstruction_error, seconds, found.warnings),
+            *(found.reconstruction_error, seconds, found.warnings, verdict(found)),
         )
 
     def _listen(self, event: Event, prefix: str = "") -> None:

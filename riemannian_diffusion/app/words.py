@@ -10,10 +10,9 @@ import numpy as np
 from riemannian_diffusion.app.labels import with_labels
 from riemannian_diffusion.app.studio import Morph
 from riemannian_diffusion.geodesics import Geodesic
+from riemannian_diffusion.pipelines.quality import psnr
 
-NEAR = 0.1  # an energy that is above its lower bound by less than this share is near it
 EVEN = 1.5  # the largest speed over the mean of a morph that changes evenly
-CLOSE, ALIKE = 30.0, 25.0  # PSNR in dB: hardly visible differences, small ones
 
 
 def in_words(morphs: Sequence[Morph], *, reused: bool = False) -> str:
@@ -26,8 +25,8 @@ def in_words(morphs: Sequence[Morph], *, reused: bool = False) -> str:
     warnings = list(dict.fromkeys(text for morph in morphs for text in morph.warnings))
     parts = [f"**Warning:** {with_labels(text)}" for text in warnings]
     for morph in morphs:
-        sentences = [_shown(morph.errors), *_path(morph.geodesics), _pace(morph)]
-        parts.append(f"**{morph.name}**: {' '.join(sentences)}")
+        sentences = [f"{morph.verdict}.", *_solved(morph.geodesics), _pace(morph)]
+        parts.append(f"**{morph.name}** is {' '.join(sentences)}")
     if len(morphs) == 2:
         parts.append(_compared(*morphs))
     if reused:
@@ -42,39 +41,12 @@ def speeds(morph: Morph) -> np.ndarray:
     return steps / steps.mean() if steps.any() else np.ones(len(steps))
 
 
-def psnr(error: float) -> float:
-    """Peak signal-to-noise ratio in dB of a mean squared error of values in [0, 1]."""
-    return math.inf if error <= 0 else -10 * math.log10(error)
-
-
-def _shown(errors: Sequence[float]) -> str:
-    """How well a morph shows the images themselves."""
-    worst = min(map(psnr, errors), default=math.nan)
-    if not math.isfinite(worst):
-        return "It shows the images themselves."
-    quality = (
-        "differences are hardly visible"
-        if worst >= CLOSE
-        else "differences are small"
-        if worst >= ALIKE
-        else "they are visibly changed"
-    )
-    return f"It returns the images with {worst:.1f} dB or more: {quality}."
-
-
-def _path(geodesics: Sequence[Geodesic | None]) -> list[str]:
-    """What is known of the path: whether it is solved, short and on the data."""
+def _solved(geodesics: Sequence[Geodesic | None]) -> list[str]:
+    """What the solver says of the path."""
     found = [one for one in geodesics if one is not None]
     if not found:
         return ["It is a curve that is computed without solving."]
-    sentences = list(dict.fromkeys(with_labels(one.message) for one in found))
-    excess = [one.energy / one.lower_bound - 1 for one in found if 0 < one.lower_bound < math.inf]
-    if excess and all(map(math.isfinite, excess)):
-        short = ": hardly any path is shorter" if max(excess) < NEAR else ""
-        sentences.append(f"Its energy is {max(excess):.1%} above the lower bound{short}.")
-    if all(one.on_data for one in found):
-        sentences.append("It stays on the data.")
-    return sentences
+    return list(dict.fromkeys(with_labels(one.message) for one in found))
 
 
 def _pace(morph: Morph) -> str:

@@ -50,9 +50,6 @@ def run_interpolate(args: argparse.Namespace) -> None:
     check_ranges(args)
     notes = Notes()
     inputs = read_inputs(args, notes.tell)
-    if args.model is None and args.images:
-        notes.tell(SHIPPED)
-
     with Progress() as progress, notes:
         progress.begin(f"loading {_model(args)}")  # before imports, which take seconds
         with leaving_at_once():
@@ -66,6 +63,8 @@ def run_interpolate(args: argparse.Namespace) -> None:
             pipe = load_model(args, device, dtype)
         check_size(args, inputs, pipe)
         work = Work(args.keep, keyframe_settings(args, inputs, dtype), force=args.force)
+        if args.model is None and args.images:
+            notes.tell(SHIPPED)
         progress.estimate = estimate_of(args, inputs)
 
         def write(output: Any) -> dict[str, Any]:

@@ -31,8 +31,10 @@ class Notes:
         self._catching = warnings.catch_warnings()
 
     def tell(self, text: str) -> None:
-        """Print a sentence and keep it, unless it was told before."""
+        """Print sentences and keep them, without those that were told before."""
         text = with_flags(text)
+        for known in self.texts:
+            text = text.replace(f" {known}", "")
         if text not in self.texts:
             self.texts.append(text)
             if not self._silent:

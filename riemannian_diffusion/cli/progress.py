@@ -16,9 +16,10 @@ CLEAR = "\r\x1b[K"
 
 
 class Progress:
-    """A line that is kept up to date on a terminal; in a file, one for each stage and every 30 s.
+    """Shows on a terminal one line that is kept up to date; elsewhere prints a line for each stage.
 
-    As a context it updates the line also where no events come, as during imports.
+    The terminal is that of stderr. Without one, the lines go to stdout, and another one comes every
+    30 s. As a context it updates the line also where no events come, as during imports.
 
     Attributes:
         estimate: What predicts the time left, or None.
@@ -82,10 +83,12 @@ class Progress:
         return "" if left is None else f"{before}about {rounded(left)} left"
 
     def _tell(self, text: str) -> None:
-        """Write a line to a file; a terminal shows the kept one."""
+        """Show a text on the terminal, or write a line to the output."""
         self._told = time.perf_counter()
-        end = "" if self._is_terminal else "\n"
-        print(f"{CLEAR if self._is_terminal else ''}{text}", end=end, file=sys.stderr, flush=True)
+        if self._is_terminal:
+            print(f"{CLEAR}{text}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, flush=True)
 
 
 def clock(seconds: float) -> str:

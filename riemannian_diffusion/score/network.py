@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as fwAD
@@ -124,6 +124,9 @@ class NetworkScore(ScoreModel):
 
     def __call__(self, x: Tensor, where: Where | None = None) -> Tensor:
         """The score at each point, `(K, *shape) -> (K, *shape)`."""
+        if _is_transformed(x):
+            with _uncheckpointed(self.network):
+                return self._in_batches(lambda chunk: self._at(where, chunk)(x[chunk]), x, where)
         differentiated = torch.is_grad_enabled() and x.requires_grad
         checkpointing = differentiated and _is_checkpointing(self.network)
 
@@ -145,18 +148,21 @@ class NetworkScore(ScoreModel):
         def call(chunk: slice) -> Tensor:
             return push(self._at(where, chunk), x[chunk], v[chunk])
 
-        with frozen(self.network), _uncompiled(), forward_mode_attention(self.network):
+        plain = _uncheckpointed(self.network)  # so that a reverse pass can follow
+        with frozen(self.network), plain, _uncompiled(), forward_mode_attention(self.network):
             return self._in_batches(call, x, where)
 
     def vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
         """The product `J(x)^T w` in reverse mode."""
-        saves = moves_weights(self.network) or _is_checkpointing(self.network)
-        pull = _pulled_by_autograd if saves else pulled
+        inside = any(map(_is_transformed, (x, w)))
+        checkpointing = _is_checkpointing(self.network) and not inside
+        pull = _pulled_by_autograd if checkpointing or moves_weights(self.network) else pulled
 
         def call(chunk: slice) -> Tensor:
             return pull(self._at(where, chunk), x[chunk], w[chunk])
 
-        with frozen(self.network), _uncompiled():
+        plain = _uncheckpointed(self.network) if inside else nullcontext()
+        with frozen(self.network), plain, _uncompiled():
             return self._in_batches(call, x, where)
 
     @property
@@ -278,6 +284,24 @@ def _pulled_by_autograd(function: Callable[[Tensor], Tensor], x: Tensor, w: Tens
 
 def _is_checkpointing(network: nn.Module) -> bool:
     return any(value_of(module, "gradient_checkpointing") for module in modules_of(network))
+
+
+def _is_transformed(x: Tensor) -> bool:
+    """Whether a tensor belongs to a transform of torch.func around this call."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+@contextmanager
+def _uncheckpointed(network: nn.Module) -> Iterator[None]:
+    """Run a network without its gradient checkpointing, which torch.func does not support."""
+    changed: list[Any] = [m for m in modules_of(network) if value_of(m, "gradient_checkpointing")]
+    try:
+        for module in changed:
+            module.gradient_checkpointing = False
+        yield
+    finally:
+        for module in changed:
+            module.gradient_checkpointing = True
 
 
 def _uncompiled() -> AbstractContextManager:

@@ -294,7 +294,7 @@ def _is_transformed(x: Tensor) -> bool:
 @contextmanager
 def _uncheckpointed(network: nn.Module) -> Iterator[None]:
     """Run a network without its gradient checkpointing, which torch.func does not support."""
-    changed: list[Any] = [m for m in network.modules() if getattr(m, "gradient_checkpointing", 0)]
+    changed: list[Any] = [m for m in modules_of(network) if value_of(m, "gradient_checkpointing")]
     try:
         for module in changed:
             module.gradient_checkpointing = False

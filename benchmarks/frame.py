@@ -8,8 +8,9 @@ A benchmark is a generator of rows, each a flat dictionary of numbers, texts, tr
     def main(argv=None):
         return frame.run(measure, frame.parser(__doc__), argv)
 
-`run` prints every row as soon as it is measured. With `--out FILE.json` it writes all rows so far
-after each one, together with the command, the commit, the versions, the machine and the date.
+`run` prints every row as soon as it is measured. With `--out FILE.json` it writes all rows at the
+end, together with the command, the commit, the versions, the machine and the date. Until then, the
+rows so far are in `FILE.json.part`, so a run that is stopped loses none.
 """
 
 from __future__ import annotations
@@ -97,9 +98,21 @@ def run(
             print("  ".join(cells), flush=True)
             rows.append(row)
             if args.out is not None:
-                text = as_json(report | {"rows": rows})
-                write_atomically(args.out, lambda path, text=text: path.write_text(text))
+                _write(part_of(args.out), report | {"rows": rows})
+    if args.out is not None:
+        _write(args.out, report | {"rows": rows})
+        part_of(args.out).unlink(missing_ok=True)
     return rows
+
+
+def part_of(out: Path) -> Path:
+    """The file with the rows so far."""
+    return out.with_name(f"{out.name}.part")
+
+
+def _write(file: Path, report: dict) -> None:
+    text = as_json(report)
+    write_atomically(file, lambda path: path.write_text(text))
 
 
 def as_json(report: dict) -> str:

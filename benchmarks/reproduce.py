@@ -53,7 +53,12 @@ from riemannian_diffusion.runtime import check_device, default_dtype
 SETTINGS = (  # frames depend on these options, so all frames in one folder must share them
     *("paper", "model", "size", "negative_prompt", "score_mode", "max_evals", "dtype"),
 )
-INVERSION = {"strength": 0.6, "num_inference_steps": 50, "fixed_point_iterations": 0}  # plain DDIM
+INVERSION = {  # plain DDIM
+    "strength": 0.6,
+    "num_inference_steps": 50,
+    "max_levels": None,
+    "fixed_point_iterations": 0,
+}
 SHARED_ENDS = ("paper", "lerp", "slerp")  # methods between the end points of the recipe
 
 

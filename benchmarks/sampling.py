@@ -17,13 +17,14 @@ A method has a formula and levels. In `z = x / alpha` and `tau = sigma / alpha`,
 The levels are evenly spaced in timesteps ("even"), in tau ("tau"), or in the cube root of tau
 ("cube"). All have the same cleanest and the same noisiest level.
 
-Problems: the shipped pair, with a prompt and guidance 3 ("guided"), pictures that the model does not know, and
-exact mixtures of six Gaussians in R^3, also as a flow. Images are inverted, joined by slerp and
-sampled, three points from each to the next. "invert" and "sample" are passes for each image and
-each frame. "trip" is the error of images sampled back, relative to their norm. "from 200" is the
-root mean square difference of the frames between the images from those of 200 DDIM steps. In the
-same way, "from exact" compares with 2nd-order steps of 100 levels, and "from 30" with 30 even DDIM
-levels. For mixtures, they are the medians over the frames, relative to the norm.
+Problems: the shipped pair ("pair"), also with a prompt and guidance 3 ("guided"), pictures that the
+model does not know ("unknown"), and exact mixtures of six Gaussians in R^3 ("mixture"), also as a
+flow ("flow"). Images are inverted, joined by slerp and sampled, three points from each to the next.
+"invert" and "sample" are passes for each image and each frame. "trip" is the error of images
+sampled back, relative to their norm. "from 200" is the root mean square difference of the frames
+between the images from those of 200 DDIM steps. In the same way, "from exact" compares with 100
+midpoint steps, and "from 30" with 30 even DDIM levels. For mixtures, they are the medians over the
+frames, relative to the norm.
 """
 
 from __future__ import annotations

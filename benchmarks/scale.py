@@ -22,7 +22,8 @@ from functools import partial
 import frame
 import torch
 from architectures import score_of
-from cost import evaluation, least_seconds
+from cost import evaluation
+from device import least_seconds
 from problems import circle
 from torch import Tensor
 

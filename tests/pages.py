@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import zipfile
-from pathlib import Path
 
 import httpx
 import PIL.Image
@@ -65,8 +64,9 @@ def upload(url, *files, **options):
     return httpx.post(f"{url}gradio_api/upload", files=parts, timeout=30, **options)
 
 
-@pytest.fixture
-def browser():
+@contextlib.contextmanager
+def chromium():
+    """A browser, if there is one."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = [path for path in map(shutil.which, BROWSERS) if path is not None]
     if not found:
@@ -75,10 +75,3 @@ def browser():
         opened = play.chromium.launch(executable_path=found[0], args=["--no-sandbox"])
         yield opened
         opened.close()
-
-
-@pytest.fixture
-def paths(pictures, tmp_path):
-    for i, picture in enumerate(pictures):
-        picture.save(tmp_path / f"{i}.png")
-    return [str(Path(tmp_path, f"{i}.png")) for i in range(len(pictures))]

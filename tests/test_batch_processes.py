@@ -88,13 +88,20 @@ def test_killed_processes_lose_and_repeat_nothing(manifest, tmp_path, num, seed)
 
 def test_a_claim_belongs_to_one_process_until_it_ends(tmp_path):
     with Process(tmp_path) as first, Process(tmp_path) as second:
-        claim = first.take("a.1")
-        assert claim is not None and first.holds(claim)
-        assert second.take("a.1") is None and second.take("a") is not None
-        second.finish("a")
-        first.finish("a.1")
-        assert not first.holds(claim) and second.take("a.1") is not None
-        second.finish("a.1")
+        claim, other = first.take("a.1"), second.take("a")
+        assert claim is not None and other is not None and first.holds(claim)
+        assert second.take("a.1") is None and first.take("a") is None
+        first.finish_dead(lambda name: True)  # these claims are alive
+        assert second.holds(other)
+        first.finish(claim)
+        assert not first.holds(claim)
+        again = second.take("a.1")
+        assert again is not None and again.generation == 0
+        second.finish(again)
+    with Process(tmp_path) as third:  # the claim on "a" ended with its process
+        taken = third.take("a")
+        assert taken is not None and taken.generation == 1
+        third.finish(taken)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -10,6 +12,7 @@ import pytest
 import torch
 from models import FAST, flags, to_pil
 
+from riemannian_diffusion.cli import flags as in_flags
 from riemannian_diffusion.cli import main
 from riemannian_diffusion.cli.options.evaluate import PROTOCOL_NAMES
 from riemannian_diffusion.cli.options.interpolate import METRIC_NAMES
@@ -223,3 +226,18 @@ def test_running_the_module_runs_the_command():
     command = [sys.executable, "-m", "riemannian_diffusion", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("riemannian-diffusion 0.")
+
+
+def test_advice_of_the_library_in_the_words_of_the_command_line():
+    """Every sentence that is reworded is one that the library has."""
+    said = []
+    for file in Path(in_flags.__file__).parents[1].rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())) if file.name != "flags.py" else ():
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            texts = [part.value for part in parts if isinstance(part, ast.Constant)]
+            said.append("".join(map(str, texts)))
+    assert [text for text in in_flags.ADVICE if not any(text in one for one in said)] == []
+    message = "`checkpoint` a.safetensors belongs to another problem"
+    assert in_flags.with_flags(message).startswith("--keep: a.safetensors belongs")
+    message = "`image` must have the keyframes' size, but is (3, 8, 8)."
+    assert in_flags.with_flags(message).startswith("--analogy must have the size")

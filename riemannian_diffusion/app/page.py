@@ -123,8 +123,9 @@ def build(models: Models | GeodesicInterpolationMixin, limits: Limits | None = N
         controls["model"].input(choose, controls["model"], chosen, **after)
         controls["images"].upload(_readable, controls["images"], controls["images"], **after)
         keep = [results.kept, results.latest, *results.videos]
-        results.keep.click(_keep, keep, results.kept, **after)
-        results.forget.click(lambda: [], None, results.kept, **after)
+        queued = after | {"queue": True}  # gradio shows a changed state only then
+        results.keep.click(_keep, keep, results.kept, **queued)
+        results.forget.click(lambda: [], None, results.kept, **queued)
     page.queue(max_size=MOST_WAITING)
     return page
 

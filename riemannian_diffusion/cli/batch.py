@@ -155,4 +155,4 @@ def evaluate_method(
     if not output.exists() or sorted(json.loads(output.read_text())["sequences"]) != names:
         command = ["evaluate", str(directory), "--protocol", protocol, "-o", str(output)]
         run_evaluate(parse([*command, "--device", device, "--force"]))
-    process.finish(claim.name)
+    process.finish(claim)

@@ -27,6 +27,14 @@ ADVICE = {  # what the library advises -> what the command line advises
     "call `pipe.vae.disable_tiling()`": "leave out --vae-tiling",
     "`safety_checker=None`": "--no-safety-checker",
     "resize `image`": "choose another --size",
+    "`image` must have the keyframes' size": "--analogy must have the size of the images",
+    "`checkpoint` ": "--keep: ",
+    "(`lora_steps=0`)": "(--adapt embeddings)",
+    ", or guide by `true_cfg_scale`": "",
+    ", or pass score_mode='conditional'": "",
+    "give `class_labels` to `condition`, and what that returns to `invert`": (
+        "use it in Python, for the command line takes no classes"
+    ),
     "resize or crop them first": "crop and scale them with --size, as in --size 768x512",
     ", or guide by `true_cfg_scale`": "",
     "`guidance_scale` and `true_cfg_scale` are ignored: leave them at 1": "--guidance is ignored: "

@@ -114,16 +114,18 @@ class Process:
         part.write_text(text)
         part.replace(path)
 
-    def finish(self, name: str) -> None:
-        """Delete all claims on a name whose work is done."""
-        for generation in self._generations(name):
-            (self._claims / f"{name}.{generation}").unlink(missing_ok=True)
+    def finish(self, claim: Claim) -> None:
+        """Delete a claim whose work is done, and those before it."""
+        for generation in self._generations(claim.name):
+            if generation <= claim.generation:
+                (self._claims / f"{claim.name}.{generation}").unlink(missing_ok=True)
 
-    def finish_all(self, is_done: Callable[[str], bool]) -> None:
-        """Delete the claims on all names whose work is done, which killed processes have left."""
+    def finish_dead(self, is_done: Callable[[str], bool]) -> None:
+        """Delete the claims of dead processes on names whose work is done."""
         for name in {file.rpartition(".")[0] for file in names_in(self._claims)}:
-            if is_done(name):
-                self.finish(name)
+            newest = Claim(name, max(self._generations(name), default=-1))
+            if is_done(name) and self._is_free(newest):
+                self.finish(newest)
 
     def sweep(self) -> None:
         """Delete what dead processes have left."""

@@ -69,7 +69,7 @@ def run_pairs(
             if missing := folder.missing(pair):  # another process may have just made them
                 _work_on(pair, missing, claim, folder, work)
                 idle = waiting = False
-            process.finish(pair.name)
+            process.finish(claim)
             if not idle:
                 tell(progress.sentence())
         if idle:
@@ -78,7 +78,7 @@ def run_pairs(
             waiting = True
             time.sleep(poll)
     names = {pair.name for pair in pairs}
-    process.finish_all(lambda name: name in names)
+    process.finish_dead(lambda name: name in names)
 
 
 def _work_on(

@@ -87,7 +87,7 @@ class FurtherStages(TransportStage):
             moved = path if torch.equal(times, path.times) else replaced_times(path, times)
             proceeds = True
             if moved.latents is None:
-                moved, proceeds = yield from self._sampling(moved, on_step)
+                (moved,), proceeds = yield from self._sampling([moved], on_step)
             if not proceeds:
                 return moved, moved.points[:0], False
             frames = yield from self._decoding(sampled_latents(moved), max_batch_size, learned)

@@ -185,7 +185,7 @@ class GeodesicInterpolationMixin(FurtherStages):
         generators = for_each("generator", generator, len(morphs))
         for one in generators:
             check_inversion(
-                *(space, strength, num_inference_steps, fixed_point_iterations),
+                *(space, strength, num_inference_steps, None, fixed_point_iterations),
                 *(max_batch_size, one),
             )
         check_metric(metric, space, self._is_flow)
@@ -242,8 +242,7 @@ class GeodesicInterpolationMixin(FurtherStages):
 
             # 4. Sample clean latents from each path, and 5. decode them
             options: dict[str, Any] = {"callback_on_step_end": callback_on_step_end}
-            for i, path in enumerate(paths):
-                paths[i] = self.sample(path, on_event=on_event, **options)
+            paths[:] = self.sample(paths, on_event=on_event, **options)
             out = self.render(
                 paths[0] if single else paths,
                 output_type=output_type,

@@ -63,6 +63,7 @@ class MorphStages(RunningModel):
         space: str = "noise",
         strength: float = 0.6,
         num_inference_steps: int = 50,
+        max_levels: int | None = 15,
         guidance_scale: float = 1.0,
         true_cfg_scale: float = 1.0,
         guidance_damping: float = 0.0,
@@ -85,7 +86,12 @@ class MorphStages(RunningModel):
                 (arXiv 2510.05509). "clean": the path runs between the clean latents, read under one
                 shared noise (arXiv 2505.11128); its ends are exact and nothing is inverted.
             strength: Noise level of the path, as a share of the steps, in (0, 1].
-            num_inference_steps: Steps of the whole schedule.
+            num_inference_steps: Steps of the whole schedule. With `strength`, they set the noisiest
+                and the cleanest level.
+            max_levels: The largest number of levels that inversion and sampling visit, at least 2.
+                Where the scheduler's steps are more, other levels replace them
+                (`Schedule.limited`): 15 of these give frames nearer to the exact ones than 30 steps
+                that are even in the timestep. None visits the scheduler's own steps.
             guidance_scale: Classifier-free guidance above 1, in every stage alike; or the input of
                 networks that take guidance as one.
             true_cfg_scale: Classifier-free guidance above 1, also for networks that take
@@ -125,7 +131,7 @@ class MorphStages(RunningModel):
             (2, 4, 16, 16)
         """
         check_inversion(
-            *(space, strength, num_inference_steps, fixed_point_iterations),
+            *(space, strength, num_inference_steps, max_levels, fixed_point_iterations),
             *(max_batch_size, generator),
         )
         check_model(self)
@@ -133,7 +139,7 @@ class MorphStages(RunningModel):
         pixels = to_keyframes(image, self._image_channels, self._size_factor)
         conditions = self._conditions_for(len(pixels), prompt, negative_prompt, conditions)
         size = (pixels.shape[2], pixels.shape[3])
-        schedule = self._read_schedule(num_inference_steps, strength, size)
+        schedule = self._read_schedule(num_inference_steps, strength, size).limited(max_levels)
         levels = self._levels(
             conditions,
             schedule,
@@ -270,20 +276,25 @@ class MorphStages(RunningModel):
         paths = self._run(events, on_event)
         return paths[0] if isinstance(keys, Keyframes) else paths
 
+    @overload
+    def sample(self, path: MorphPath, *args: Any, **options: Any) -> MorphPath: ...
+    @overload
+    def sample(self, path: Sequence[MorphPath], *args: Any, **options: Any) -> list[MorphPath]: ...
     @torch.no_grad()
     def sample(
         self,
-        path: MorphPath,
+        path: MorphPath | Sequence[MorphPath],
         *,
         adain: bool = False,
         attention_interpolation: float = 0.0,
         callback_on_step_end: Step | None = None,
         on_event: Listener | None = None,
-    ) -> MorphPath:
+    ) -> MorphPath | list[MorphPath]:
         """Sample clean latents from the points of a path.
 
         Args:
-            path: The path.
+            path: The path, or a list of them, such as those of several metrics. Paths of one model
+                and one size are sampled in one batch, if there is no callback.
             adain: Give noisy points means and spreads between those of the keyframes first
                 (`riemannian_diffusion.adain`, arXiv 2312.07409).
             attention_interpolation: Share of the sampling steps, the first ones, in which the
@@ -297,7 +308,8 @@ class MorphStages(RunningModel):
             on_event: Receives events; None shows progress bars.
 
         Returns:
-            The path with its clean latents. In clean space these are its points.
+            The path with its clean latents, or one for each of the list. In clean space these are
+            the path's points.
 
         Raises:
             ValueError: If an option does not fit the space, or a value is not finite.
@@ -313,16 +325,23 @@ class MorphStages(RunningModel):
             >>> tuple(path.latents.shape)
             (3, 4, 16, 16)
         """
-        check_kind(MorphPath, path=path)
-        path = self.connect(path)
-        check_sampling(adain, attention_interpolation, path.keys.space, callback_on_step_end)
-        path = replace(path, attention_interpolation=attention_interpolation)
-        if adain:
-            pieces = [matched(path.points[gap]) for gap in path.gaps]
-            points = torch.cat([p if i == 0 else p[1:] for i, p in enumerate(pieces)])
-            path = replace(path, points=points)
-        events = self._sampling(path, following(self, callback_on_step_end))
-        return self._run(events, on_event)[0]
+        several: list[Any] = list(path) if isinstance(path, (list, tuple)) else [path]
+        for i, one in enumerate(several):
+            check_kind(MorphPath, path=one)
+            several[i] = one = self.connect(one)
+            check_sampling(adain, attention_interpolation, one.keys.space, callback_on_step_end)
+        for i, one in enumerate(several):
+            several[i] = one = replace(one, attention_interpolation=attention_interpolation)
+            if adain:
+                pieces = [matched(one.points[gap]) for gap in one.gaps]
+                points = torch.cat([p if j == 0 else p[1:] for j, p in enumerate(pieces)])
+                several[i] = replace(one, points=points)
+        on_step = following(self, callback_on_step_end)
+        batches = [several] if callback_on_step_end is None else [[one] for one in several]
+        found: list[MorphPath] = []
+        for batch in batches:
+            found += self._run(self._sampling(batch, on_step), on_event)[0]
+        return found[0] if isinstance(path, MorphPath) else found
 
     # Parts of the stages
 
@@ -349,13 +368,17 @@ class MorphStages(RunningModel):
         return replace(draft, clean=clean, points=points, noise=noise, autoencoder_error=error)
 
     def _sampling(
-        self, path: MorphPath, on_step: OnStep
-    ) -> Generator[Event, Any, tuple[MorphPath, bool]]:
-        """Events of sampling; returns the path with latents, and whether it came to its end."""
-        if path.keys.space == "clean":
-            return replace(path, latents=path.points), True
-        latents, proceeds = yield from sampling(path, on_step)
-        return replace(path, latents=latents), proceeds
+        self, paths: Sequence[MorphPath], on_step: OnStep
+    ) -> Generator[Event, Any, tuple[list[MorphPath], bool]]:
+        """Events of sampling; returns the paths with latents, and whether it came to its end."""
+        noisy = [one for one in paths if one.keys.space != "clean"]
+        sampled, proceeds = yield from sampling(noisy, on_step)
+        rest = iter(sampled)
+        found = [
+            replace(one, latents=one.points) if one.keys.space == "clean" else next(rest)
+            for one in paths
+        ]
+        return found, proceeds
 
     def _points_of_images(self, gap: Gap, images: Sequence[Image]) -> Tensor:
         """Images along a gap as points of the path's space, as many as the gap has frames."""

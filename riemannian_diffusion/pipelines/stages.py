@@ -163,12 +163,17 @@ def _solve_events(
 
 def _batch_of(gap: Gap) -> tuple:
     """A key that is equal for gaps that can be solved in one batch."""
-    levels, conditions = gap.levels, gap.levels.conditions
+    shape = tuple(gap.ends[0].shape)
+    return shape, gap.timestep, gap.mode, gap.keys.space, *_model_of(gap.levels)
+
+
+def _model_of(levels: Levels) -> tuple:
+    """A key that is equal for levels whose conditions can be joined."""
+    conditions = levels.conditions
     return (
-        *(tuple(gap.ends[0].shape), id(levels.network), gap.timestep, gap.mode, gap.keys.space),
-        *(levels.guidance_scale, levels.guidance_damping, levels.max_batch_size),
-        *(repr(dict(conditions.options)), conditions.loras and id(conditions.loras)),
-        conditions.outline,
+        *(id(levels.network), levels.guidance_scale, levels.guidance_damping),
+        *(levels.max_batch_size, repr(dict(conditions.options))),
+        *(conditions.loras and id(conditions.loras), conditions.outline),
     )
 
 
@@ -256,18 +261,57 @@ class InterpolatedAttentionScore(ScoreModel):
         return torch.cat(list(self.batch_size.run(last, call)))
 
 
-def sampling(path: MorphPath, on_step: OnStep) -> Generator[Event, Any, tuple[Tensor, bool]]:
-    """Sample clean latents from the points of a path.
+def sampling(
+    paths: Sequence[MorphPath], on_step: OnStep
+) -> Generator[Event, Any, tuple[list[MorphPath], bool]]:
+    """Sample clean latents from the points of paths; those of one model and size in one batch.
 
     Args:
-        path: The path, in noise space.
+        paths: The paths, in noise space.
         on_step: Called with the number of the step, its timestep, its latents and the levels after
-            each step; returns how to go on.
+            each step of a batch; returns how to go on.
+
+    Returns:
+        The paths with clean latents, and whether sampling came to its end.
+    """
+    groups: dict[tuple, list[int]] = {}
+    for i, path in enumerate(paths):
+        groups.setdefault(_sampled_with(path), []).append(i)
+    found, proceeds = list(paths), True
+    for members in groups.values():
+        latents, goes_on = yield from _sampling_together([paths[i] for i in members], on_step)
+        pieces = latents.split([len(paths[i]) for i in members])
+        for i, piece in zip(members, pieces, strict=True):
+            found[i] = replace(paths[i], latents=piece if len(members) == 1 else piece.clone())
+        proceeds = proceeds and goes_on
+    return found, proceeds
+
+
+def _sampled_with(path: MorphPath) -> tuple:
+    """A key that is equal for paths that can be sampled in one batch."""
+    levels = path.keys.levels
+    alone = id(path) if path.attention_interpolation else None  # needs a whole path at a time
+    return (
+        *(alone, tuple(path.points.shape[1:]), levels.conditions.num_knots),
+        *(levels.schedule.levels, levels.schedule.final_abar, *_model_of(levels)),
+    )
+
+
+def _sampling_together(
+    paths: Sequence[MorphPath], on_step: OnStep
+) -> Generator[Event, Any, tuple[Tensor, bool]]:
+    """Sample the points of all paths in one batch.
 
     Returns:
         Clean latents `(F, C, h, w)`, and whether sampling came to its end.
     """
-    levels, where = path.keys.levels, path.where
+    path, kinds = paths[0], list(dict.fromkeys(path.keys.levels.conditions for path in paths))
+    levels = path.keys.levels
+    if len(kinds) > 1:
+        levels = replace(levels, conditions=Conditions.join([(kind, 1) for kind in kinds]))
+    number = [kinds.index(one.keys.levels.conditions) for one in paths]
+    where = Where.cat([Where(one.where.u, i) for one, i in zip(paths, number, strict=True)])
+    points = torch.cat([one.points for one in paths])
     schedule = levels.schedule
     timesteps, total = schedule.timesteps, len(schedule.levels)
     together = BatchSize(argument=None)
@@ -282,11 +326,9 @@ def sampling(path: MorphPath, on_step: OnStep) -> Generator[Event, Any, tuple[Te
         assert levels.network is not None
         return InterpolatedAttentionScore(whole, levels.network, path, together)
 
-    steps = sample_steps(
-        level_at, path.points, timesteps, final_abar=schedule.final_abar, where=where
-    )
+    steps = sample_steps(level_at, points, timesteps, final_abar=schedule.final_abar, where=where)
     latents, proceeds = None, True  # None starts the steps
-    yield Event("sample", 0, total, path.points)
+    yield Event("sample", 0, total, points)
     for i, timestep in enumerate(timesteps):
         latents, levels, proceeds = on_step(i, timestep, steps.send(latents), levels)
         yield Event("sample", i + 1, total, latents, timestep=timestep)

@@ -119,10 +119,9 @@ class TransportStage(MorphStages):
                     callback_on_step_end=callback_on_step_end,
                     on_event=on_event,
                 )
-            whole = _joined(path, found)
-            if self._interrupt:
-                return whole
-            return self._run(self._transporting(whole, path, found), on_event)
+                if self._interrupt:
+                    return _joined(path, found)
+            return self._run(self._transporting(path, found), on_event)
 
     def _bridge(
         self,
@@ -143,16 +142,14 @@ class TransportStage(MorphStages):
         both = chained([(keys, 0), (third, 0)], Conditions.through([(first, 1), (theirs, 1)]))
         return self.solve(both, metric, num_frames=len(path), on_event=on_event, **options)
 
-    def _transporting(
-        self, whole: MorphPath, path: MorphPath, bridge: MorphPath
-    ) -> Generator[Event, Any, MorphPath]:
+    def _transporting(self, path: MorphPath, bridge: MorphPath) -> Generator[Event, Any, MorphPath]:
         """Events of the last step of transport; returns the whole path with its frames."""
         yield Event("transport", 0, 1)
         levels = bridge.keys.levels
         levels = replace(levels, conditions=levels.conditions.at_knots([1]))
         latents = transported(sampled_latents(path), sampled_latents(bridge), levels)
         yield Event("transport", 1, 1, latents)
-        return replace(whole, transported=latents)
+        return replace(_joined(path, bridge), transported=latents)
 
     def _conditions_of_third(
         self, keys: Keyframes, prompt: str | None, conditions: Conditions | None

@@ -21,7 +21,10 @@ from riemannian_diffusion.score.weights import (
     check_uncached,
     check_weights,
     kept_weights,
+    modules_of,
     moves_weights,
+    parameters_of,
+    value_of,
 )
 from riemannian_diffusion.score.where import Where
 
@@ -196,7 +199,8 @@ class NetworkScore(ScoreModel):
         def noise(output: Tensor) -> Tensor:
             return noise_from(output, x, self.alpha, self.sigma)
 
-        with frozen(self.network), kept_weights(self.network):
+        freeze = frozen(self.network) if torch.is_grad_enabled() else nullcontext()
+        with freeze, kept_weights(self.network):
             positive = self._output(x, where, self.conditions.positive)
             if self.mode == "conditional":
                 return -noise(positive) / self.sigma
@@ -279,7 +283,7 @@ def _pulled_by_autograd(function: Callable[[Tensor], Tensor], x: Tensor, w: Tens
 
 
 def _is_checkpointing(network: nn.Module) -> bool:
-    return any(getattr(module, "gradient_checkpointing", False) for module in network.modules())
+    return any(value_of(module, "gradient_checkpointing") for module in modules_of(network))
 
 
 def _is_transformed(x: Tensor) -> bool:
@@ -290,7 +294,7 @@ def _is_transformed(x: Tensor) -> bool:
 @contextmanager
 def _uncheckpointed(network: nn.Module) -> Iterator[None]:
     """Run a network without its gradient checkpointing, which torch.func does not support."""
-    changed: list[Any] = [m for m in network.modules() if getattr(m, "gradient_checkpointing", 0)]
+    changed: list[Any] = [m for m in modules_of(network) if value_of(m, "gradient_checkpointing")]
     try:
         for module in changed:
             module.gradient_checkpointing = False
@@ -307,10 +311,11 @@ def _uncompiled() -> AbstractContextManager:
 
 def dtype_of(network: nn.Module) -> torch.dtype:
     """The dtype in which a network computes; its parameters may be stored in a narrower dtype."""
-    dtype = getattr(network, "dtype", None)
+    plain = not (getattr(network, "_keep_in_fp32_modules", True) or moves_weights(network))
+    dtype = None if plain else getattr(network, "dtype", None)  # plain ones of diffusers are slow
     if isinstance(dtype, torch.dtype):
         return dtype
-    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    return next((p.dtype for p in parameters_of(network) if p.is_floating_point()), torch.float32)
 
 
 @contextmanager
@@ -319,7 +324,7 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
     Enter it before the transforms of torch.func, because no flag can be changed inside them.
     """
-    changed = [p for p in network.parameters() if p.requires_grad]
+    changed = [p for p in parameters_of(network) if p.requires_grad]
     try:
         for parameter in changed:
             parameter.requires_grad = False

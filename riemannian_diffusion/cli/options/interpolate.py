@@ -84,6 +84,13 @@ def add_interpolate(commands: Any) -> argparse.ArgumentParser:
         "(default: the first and the last)",
     )
     add("--steps", type=int, default=50, help="DDIM steps of the whole schedule (default: 50)")
+    add(
+        "--max-levels",
+        type=int,
+        default=15,
+        metavar="N",
+        help="largest number of noise levels that are visited (default: 15)",
+    )
     add("--strength", type=float, default=0.6, help="noise level, in (0, 1] (default: 0.6)")
     add("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")
     add(

@@ -1,11 +1,12 @@
-"""What each supported model costs: work and memory of a morph at 512 and 1024 px, as an estimate.
+"""What each supported model costs: work and memory of a morph at 512 and 1024 px.
 
-    python benchmarks/models.py [--models sd15 sdxl ...] [--pixels 512 1024] [--rate 989]
+    python benchmarks/model_costs.py [--models sd15 sdxl ...] [--pixels 512 1024] [--rate 989]
         [--share 0.4] [--points N --with-gradient N]
+    python benchmarks/model_costs.py --device cuda [--batches 1 8] [--dtype bfloat16] [...]
 
-Nothing is run on a GPU. Each network is built at its full size without memory (torch's device
-"meta"), with 16-bit weights, and its operations and saved tensors are counted. There is one row per
-model and size of the images:
+On the CPU, all rows are estimates: each network is built at its full size without memory (torch's
+device "meta"), with 16-bit weights, and its operations and saved tensors are counted. There is one
+row per model and size of the images:
 
     config          where the network's config comes from, as in `architectures.py`
     billions        parameters of the network
@@ -23,12 +24,21 @@ here unless --points and --with-gradient give them. A prompt is as long as its p
 has 128 tokens for Qwen-Image and Z-Image. Autoencoders, the time to encode and decode, and
 temporary tensors are not counted. GB is 1e9 bytes. The default rate is the data sheet's dense rate
 of an H100 (SXM) in bfloat16; the default share is an assumption.
+
+With `--device cuda`, each network runs with random weights after its estimate, and rows of the kind
+"measured" follow, one per number of points in a batch (--batches):
+
+    forward, gradient   seconds per point of an evaluation without and with gradient
+    TFLOP/s, share      rate of evaluations without gradient, and its share of the rate of a square
+                        matrix product on this device in this dtype
+    GB, GB gradient     peak memory with the weights, without and with gradient
+    seconds             time of the network for the same morph; autoencoders and texts come on top
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +48,7 @@ import torch
 import torch.fx.experimental._config
 import torch.nn.functional as F
 from architectures import ARCHITECTURES, Architecture, encoder_parameters, num_parameters
+from device import forget_peak, is_gpu, least_seconds, matrix_rate, peak_gib
 from methods import count_passes
 from PIL import Image
 from torch import Tensor
@@ -81,7 +92,8 @@ class WithoutData(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         query, key, value = args[:3] if len(args) >= 3 else _named(args, kwargs or {})
         heads = query.shape[1] // key.shape[1]  # queries may share keys
-        key, value = (one.repeat_interleave(heads, 1) for one in (key, value))
+        if heads > 1:
+            key, value = (one.repeat_interleave(heads, 1) for one in (key, value))
         return _Fused.apply(query, key, value)
 
 
@@ -124,7 +136,7 @@ def work_of(function: Callable[[Tensor], Tensor], x: Tensor, known: list[Tensor]
     x = x.detach().requires_grad_()
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = function(x)
+            out = function(x.clone())  # a module that is counted takes no leaf
         forward = counter.get_total_flops()
         torch.autograd.grad(out.sum(), x)
     saved = sum(one.untyped_storage().nbytes() for one in kept.values())
@@ -148,7 +160,7 @@ def counted(architecture: Architecture, pixels: int) -> tuple[int, Work]:
 
 def main(argv: list[str] | None = None) -> list[dict]:
     """Estimate the costs; return the rows."""
-    parser = frame.parser(__doc__, cpu_only=True)
+    parser = frame.parser(__doc__)
     add = parser.add_argument
     names = list(ARCHITECTURES)
     add("--models", nargs="+", choices=names, default=names, metavar="NAME")
@@ -157,12 +169,14 @@ def main(argv: list[str] | None = None) -> list[dict]:
     add("--share", type=float, default=0.4, help="share of the rate (default: 0.4)")
     add("--points", type=int, help="points of a morph at which the network is evaluated")
     add("--with-gradient", type=int, help="those of them with gradient")
+    add("--batches", type=int, nargs="+", default=[1, 8], help="points in a batch, on a GPU")
+    add("--dtype", default="bfloat16", help="dtype of measured networks (default: bfloat16)")
     return frame.run(measure, parser, argv)
 
 
-def points_of_a_morph() -> tuple[int, int]:
+def points_of_a_morph(device: str = "cpu") -> tuple[int, int]:
     """Points of the shipped pair's morph at the pipeline's defaults, and those with gradient."""
-    pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+    pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path()).to(device)
     count = count_passes(pipe.network)
     pipe([Image.open(path).convert("RGB") for path in demo.endpoint_paths()])
     return count.points, count.with_gradient
@@ -172,7 +186,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     """One row for each model and size."""
     points, gradient = args.points, args.with_gradient
     if points is None or gradient is None:
-        points, gradient = points_of_a_morph()
+        points, gradient = points_of_a_morph(args.device)
     for name in args.models:
         architecture = ARCHITECTURES[name]
         encoders = sum(map(encoder_parameters, architecture.encoders))
@@ -199,6 +213,64 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
                 "TFLOP/s": args.rate * args.share,
                 "seconds": total / (args.rate * args.share * 1e12),
             }
+            if is_gpu(args.device):
+                options = {"dtype": getattr(torch, args.dtype), "device": args.device}
+                sizes = args.batches, pixels, points, gradient
+                yield from measured(architecture, *sizes, work=work, **options)
+
+
+def measured(
+    architecture: Architecture,
+    batches: Sequence[int],
+    pixels: int,
+    points: int,
+    gradient: int,
+    *,
+    work: Work,
+    dtype: torch.dtype,
+    device: str,
+) -> Iterator[dict]:
+    """One row for each number of points in a batch, until memory runs out."""
+    network = architecture.network(dtype, device)
+    rate = matrix_rate(dtype, device)
+    score = architecture.score(network)
+    for batch in batches:
+        x = torch.randn(batch, *architecture.shape(pixels), device=device)
+
+        def forward(x: Tensor = x) -> Tensor:
+            with torch.no_grad():
+                return score(x)
+
+        def both(x: Tensor = x) -> Tensor:
+            y = x.detach().requires_grad_()
+            return torch.autograd.grad(score(y).sum(), y)[0]
+
+        seconds, peaks = [], []
+        try:
+            for function in (forward, both):
+                forget_peak(device)
+                seconds.append(least_seconds(function, 2, device) / batch)
+                peaks.append(peak_gib(device) * 2**30 / 1e9)
+        except torch.OutOfMemoryError:
+            print(f"{architecture.title}, {pixels} px: no memory for {batch} points")
+            return
+        speed = work.forward / seconds[0] / 1e12
+        yield {
+            "model": architecture.title,
+            "pixels": pixels,
+            "kind": "measured",
+            "dtype": str(dtype).removeprefix("torch."),
+            "batch": batch,
+            "forward": seconds[0],
+            "gradient": seconds[1],
+            "TFLOP/s": speed,
+            "share": speed / rate,
+            "GB": peaks[0],
+            "GB gradient": peaks[1],
+            "points": points,
+            "with gradient": gradient,
+            "seconds": (points - gradient) * seconds[0] + gradient * seconds[1],
+        }
 
 
 if __name__ == "__main__":

@@ -34,6 +34,12 @@ class NearestRender:
             `FACTOR_RANGES`.
         images: The nearest renders, `(N, 3, R, R)` in [0, 1], at the resolution of the images.
         mse: Mean squared errors between images and renders, `(N,)`, for values in [0, 1].
+
+    Examples:
+        >>> from riemannian_diffusion import demo
+        >>> image = demo.render('cube', demo.random_factors(1))
+        >>> demo.nearest_render(image).kinds  # doctest: +SKIP
+        ['cube']
     """
 
     kinds: tuple[str, ...]
@@ -72,6 +78,12 @@ def nearest_render(
 
     Raises:
         ValueError: If the images have another shape, or values outside [0, 1].
+
+    Examples:
+        >>> from riemannian_diffusion import demo
+        >>> image = demo.render('cube', demo.random_factors(1))
+        >>> demo.nearest_render(image).kinds  # doctest: +SKIP
+        ['cube']
     """
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
         raise ValueError(f"`images` must be (N, 3, R, R), but got {tuple(images.shape)}.")

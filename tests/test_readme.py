@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import pytest
@@ -15,11 +15,16 @@ from models import FAST, INVERT, SOLVE, make, randn, to_pil, vector, waves
 
 import riemannian_diffusion
 from riemannian_diffusion import DiffusionScore, GaussianMixtureScore
-from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline, RoadmapStart
+from riemannian_diffusion.pipelines import (
+    GeodesicInterpolationPipeline,
+    GeodesicInterpolationXLPipeline,
+    RoadmapStart,
+)
 
 ROOT = Path(__file__).parent.parent
-README, GUIDE = ("README.md", "examples/README.md")
-TEXTS = {name: (ROOT / name).read_text() for name in (README, GUIDE)}
+README, GUIDE = "README.md", "examples/README.md"
+FILES = (README, GUIDE, "examples/community/README.md")
+TEXTS = {name: (ROOT / name).read_text() for name in FILES}
 TABLES = TEXTS[GUIDE]  # of models and features
 BLOCKS = [
     (name, block)
@@ -67,12 +72,13 @@ def stand_ins() -> dict:
     }
 
 
-def patched(function, defaults=None, renamed=None):
-    """The function with other defaults, and with replacements for some values of arguments."""
+def patched(function, few=None, renamed=None):
+    """The function with few steps, and with replacements for some values of arguments."""
 
+    @wraps(function)
     def call(*args, **options):
         args = [renamed.get(a, a) if renamed and isinstance(a, str) else a for a in args]
-        return function(*args, **(defaults or {}) | options)
+        return function(*args, **options | (few or {}))
 
     return call
 
@@ -86,8 +92,9 @@ def errors(tmp_path_factory) -> list[BaseException | None]:
     """
     folder = tmp_path_factory.mktemp("readme")
     (folder / "examples").symlink_to(ROOT / "examples")
-    for name in set(re.findall(r'from_pretrained\(\s*"([^"]+)"', "".join(TEXTS.values()))):
-        make("sd").save_pretrained(folder / name)
+    named = r'(?:from_pretrained|init_pipeline)\(\s*"([^"]+)"'
+    for name in set(re.findall(named, "".join(TEXTS.values()))):
+        make("xl" if "-xl-" in name else "sd").save_pretrained(folder / name)
 
     for name, image in zip(("cat", "dog"), to_pil(waves(2)), strict=True):
         image.save(folder / f"{name}.png")
@@ -100,9 +107,10 @@ def errors(tmp_path_factory) -> list[BaseException | None]:
         patch.setattr("riemannian_diffusion.evaluation.lpips_distance", lambda *_, **__: rmse)
         for kind in (DiffusionPipeline, torch.nn.Module):
             patch.setattr(kind, "to", patched(kind.to, renamed={"cuda": "cpu"}))
-        kind = GeodesicInterpolationPipeline
-        for name, few in (("__call__", FAST), ("invert", INVERT), ("solve", SOLVE)):
-            patch.setattr(kind, name, patched(getattr(kind, name), few))
+        for kind in (GeodesicInterpolationPipeline, GeodesicInterpolationXLPipeline):
+            for name, few in (("__call__", FAST), ("invert", INVERT), ("solve", SOLVE)):
+                patch.setattr(kind, name, patched(getattr(kind, name), few))
+        patch.syspath_prepend(ROOT / "examples" / "community")
         start = patched(RoadmapStart, {"max_samples": 8})
         patch.setattr("riemannian_diffusion.pipelines.RoadmapStart", lambda _: start())
         few = {"embedding_steps": 1, "lora_steps": 1}

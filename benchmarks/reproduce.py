@@ -56,7 +56,7 @@ SETTINGS = (  # frames depend on these options, so all frames in one folder must
 INVERSION = {  # plain DDIM
     "strength": 0.6,
     "num_inference_steps": 50,
-    "max_levels": None,
+    "spacing": "scheduler",
     "fixed_point_iterations": 0,
 }
 SHARED_ENDS = ("paper", "lerp", "slerp")  # methods between the end points of the recipe

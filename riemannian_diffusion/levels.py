@@ -34,6 +34,8 @@ from riemannian_diffusion.score.schedulers import (
     timestep_of,
 )
 
+_FEWEST_EVEN = 10  # number of levels that are evenly spaced in the noise, where there are as many
+
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
@@ -79,24 +81,21 @@ class Schedule:
         """The whole timestep whose noise, in units of the clean data, is about `noise`."""
         return round(timestep_of(self.scheduler, noise))
 
-    def limited(self, max_levels: int | None) -> Schedule:
-        """The schedule with at most so many levels.
+    def even_in_noise(self) -> Schedule:
+        """The schedule with half as many levels, but at least 10 if it has as many.
 
-        If it has more, others replace them. They lie between its cleanest and its noisiest level,
-        evenly in the cube root of the noise in units of the clean data. DDIM steps then err about
-        as little as twice as many steps that are even in the timestep, because the noise of the
-        cleanest levels grows by smaller factors.
-
-        Args:
-            max_levels: The largest number of levels, at least 2; None for no limit.
+        They lie between its cleanest and its noisiest level, evenly in the cube root of the noise
+        in units of the clean data. DDIM steps then err about as little as twice as many steps that
+        are even in the timestep, because the noise of the cleanest levels grows by smaller factors.
         """
         num = len(self.levels)
-        if max_levels is None or num <= max_levels:
+        if num <= 2:
             return self
+        num = max((num + 1) // 2, min(num, _FEWEST_EVEN))
         high, low = (
             (one.sigma / one.alpha) ** (1 / 3) for one in (self.levels[0], self.levels[-1])
         )
-        shares = torch.linspace(0, 1, max_levels, dtype=torch.float64).tolist()[1:-1]
+        shares = torch.linspace(0, 1, num, dtype=torch.float64).tolist()[1:-1]
         noises = [(high + share * (low - high)) ** 3 for share in shares]
         between = [level_at(self.scheduler, timestep_of(self.scheduler, n)) for n in noises]
         return replace(self, levels=_falling((self.levels[0], *between, self.levels[-1])))

@@ -15,7 +15,7 @@ from torch import nn
 
 from riemannian_diffusion import TangentNormalMetric, slerp
 
-BILLIONS = {  # of published networks, from their model cards
+BILLIONS = {  # parameters of the published networks
     **{"sd15": 0.860, "sd21": 0.866, "sdxl": 2.57, "sd3": 2.03, "sd35_large": 8.06, "flux": 11.9},
     **{"flux2_klein_4b": 3.9, "flux2_klein_9b": 9.1, "flux2": 32.2, "qwen_image": 20.4},
     **{"z_image": 6.15, "sana": 1.60, "pixart": 0.61, "lumina2": 2.61, "chroma": 8.9},

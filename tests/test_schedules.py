@@ -327,12 +327,12 @@ def test_sampling_equals_the_steps_of_first_order_schedulers(name, options, num_
         ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     ],
 )
-def test_fewer_levels_are_even_in_the_cube_root_of_the_noise(name, options):
+def test_half_as_many_levels_are_even_in_the_cube_root_of_the_noise(name, options):
     scheduler = build(name, **options)
     schedule = read_schedule(scheduler, 50, strength=0.6)
-    few = schedule.limited(7)
-    assert (len(few.levels), few.final_abar) == (7, schedule.final_abar)
-    assert few.levels[::6] == schedule.levels[::29]
+    few = schedule.even_in_noise()
+    assert (len(few.levels), few.final_abar) == (15, schedule.final_abar)
+    assert few.levels[::14] == schedule.levels[::29]
     noises = [level.sigma / level.alpha for level in few.levels]
     steps = np.diff(np.cbrt(noises))
     np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
@@ -345,12 +345,19 @@ def test_fewer_levels_are_even_in_the_cube_root_of_the_noise(name, options):
         else:
             around = scheduler.alphas_cumprod[[int(level.timestep), int(level.timestep) + 1]]
             assert around[0] > level.alpha**2 > around[1]
-    assert schedule.limited(None) is schedule and schedule.limited(30) is schedule
 
 
-def test_a_limited_schedule_of_more_levels_than_timesteps():
-    """Levels may lie closer together than the timesteps of training."""
-    levels = read_schedule(build("DDIMScheduler", **BETAS), 500, strength=0.1).limited(40).levels
+@pytest.mark.parametrize(
+    ("num", "expected"), [(1, 1), (2, 2), (7, 7), (12, 10), (20, 10), (31, 16)]
+)
+def test_few_levels_are_not_halved(num, expected):
+    schedule = read_schedule(build("DDIMScheduler", **BETAS), num)
+    assert len(schedule.even_in_noise().levels) == expected
+
+
+def test_levels_may_lie_closer_together_than_the_timesteps_of_training():
+    schedule = read_schedule(build("DDIMScheduler", **BETAS), 500, strength=0.1)
+    levels = schedule.even_in_noise().levels
     assert all(
         a.timestep > b.timestep and a.sigma > b.sigma
         for a, b in zip(levels, levels[1:], strict=False)
@@ -362,7 +369,7 @@ def test_half_as_many_levels_are_nearer_to_the_closed_form():
     schedule = read_schedule(build("DDIMScheduler", **BETAS, steps_offset=1), 50, strength=0.6)
     mean, std, errors = randn(3), 0.1, []
     clean = mean + std * randn(8, 3, seed=1)
-    for one in (schedule, schedule.limited(15)):
+    for one in (schedule, schedule.even_in_noise()):
 
         def level(timestep, one=one):
             found = one.at(timestep)

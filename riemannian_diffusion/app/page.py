@@ -121,9 +121,9 @@ def build(models: Models | GeodesicInterpolationMixin, limits: Limits | None = N
         page.unload(leave)
         chosen = [controls.about, controls["width"], controls["height"]]
         controls["model"].input(choose, controls["model"], chosen, **after)
-        controls["images"].upload(_readable, controls["images"], controls["images"], **after)
+        queued = after | {"queue": True}  # gradio shows warnings and a changed state only then
+        controls["images"].upload(_readable, controls["images"], controls["images"], **queued)
         keep = [results.kept, results.latest, *results.videos]
-        queued = after | {"queue": True}  # gradio shows a changed state only then
         results.keep.click(_keep, keep, results.kept, **queued)
         results.forget.click(lambda: [], None, results.kept, **queued)
     page.queue(max_size=MOST_WAITING)

@@ -57,7 +57,7 @@ def wait_without_spinning() -> None:
     """Let threads of OpenMP sleep while they wait for each other, unless the user decides.
 
     By default they spin. If another process holds one of the processors, the others then spin for
-    most of the time: a solve with two threads took eight times the processor time of one thread
+    most of the time: a solve with two threads took seven times the processor time of one thread
     (`benchmarks/threads.py`). It has an effect only before PyTorch is imported.
     """
     if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:

@@ -36,11 +36,9 @@ ADVICE = {  # what the library advises -> what the command line advises
         "use it in Python, for the command line takes no classes"
     ),
     "resize or crop them first": "crop and scale them with --size, as in --size 768x512",
-    ", or guide by `true_cfg_scale`": "",
-    "`guidance_scale` and `true_cfg_scale` are ignored: leave them at 1": "--guidance is ignored: "
-    "leave it at 1",
-    "give `class_labels` to `condition`, and what that returns to `invert`": "the command has no "
-    "option for them, but Python has `class_labels`",
+    "`guidance_scale` and `true_cfg_scale` are ignored: leave them at 1": (
+        "--guidance is ignored: leave it at 1"
+    ),
 }
 
 

@@ -49,7 +49,7 @@ def check_ranges(args: argparse.Namespace) -> None:
         ValueError: Naming the argument of the library.
     """
     check_inversion(
-        args.space, args.strength, args.steps, args.max_levels, None, args.max_batch_size, None
+        args.space, args.strength, args.steps, args.spacing, None, args.max_batch_size, None
     )
     check_solve(None, args.max_evals, 0.0 if args.rtol is None else args.rtol, 1, None)
     check_sampling(args.adain, args.attention_interpolation, args.space, None)

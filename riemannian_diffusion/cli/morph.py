@@ -131,7 +131,7 @@ def inverted(
         space=args.space,
         strength=args.strength,
         num_inference_steps=args.steps,
-        max_levels=args.max_levels,
+        spacing=args.spacing,
         guidance_scale=args.guidance,
         guidance_damping=args.guidance_damping,
         max_batch_size=args.max_batch_size,

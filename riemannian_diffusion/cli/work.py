@@ -17,7 +17,7 @@ from riemannian_diffusion.pipelines import Keyframes, MorphPath
 T = TypeVar("T")
 
 KEYFRAMES = (  # options on which the keyframes depend, beside the images, the model and its dtype
-    *("size", "prompt", "negative_prompt", "space", "strength", "steps", "max_levels"),
+    *("size", "prompt", "negative_prompt", "space", "strength", "steps", "spacing"),
     *("guidance", "guidance_damping", "seed", "adapt"),
 )
 MODEL = ("config", "variant", "vae", "lora", "ip_adapter", "ip_adapter_image")  # and paths of files

@@ -63,7 +63,7 @@ class MorphStages(RunningModel):
         space: str = "noise",
         strength: float = 0.6,
         num_inference_steps: int = 50,
-        max_levels: int | None = 15,
+        spacing: str | None = None,
         guidance_scale: float = 1.0,
         true_cfg_scale: float = 1.0,
         guidance_damping: float = 0.0,
@@ -86,12 +86,10 @@ class MorphStages(RunningModel):
                 (arXiv 2510.05509). "clean": the path runs between the clean latents, read under one
                 shared noise (arXiv 2505.11128); its ends are exact and nothing is inverted.
             strength: Noise level of the path, as a share of the steps, in (0, 1].
-            num_inference_steps: Steps of the whole schedule. With `strength`, they set the noisiest
-                and the cleanest level.
-            max_levels: The largest number of levels that inversion and sampling visit, at least 2.
-                Where the scheduler's steps are more, other levels replace them
-                (`Schedule.limited`): 15 of these give frames nearer to the exact ones than 30 steps
-                that are even in the timestep. None visits the scheduler's own steps.
+            num_inference_steps: Steps of the scheduler's whole schedule.
+            spacing: "noise": inversion and sampling visit half as many levels, evenly spaced in the
+                cube root of the noise (`Schedule.even_in_noise`), with about the same error.
+                "scheduler": they visit the scheduler's own steps, as flows do by default.
             guidance_scale: Classifier-free guidance above 1, in every stage alike; or the input of
                 networks that take guidance as one.
             true_cfg_scale: Classifier-free guidance above 1, also for networks that take
@@ -131,7 +129,7 @@ class MorphStages(RunningModel):
             (2, 4, 16, 16)
         """
         check_inversion(
-            *(space, strength, num_inference_steps, max_levels, fixed_point_iterations),
+            *(space, strength, num_inference_steps, spacing, fixed_point_iterations),
             *(max_batch_size, generator),
         )
         check_model(self)
@@ -139,7 +137,9 @@ class MorphStages(RunningModel):
         pixels = to_keyframes(image, self._image_channels, self._size_factor)
         conditions = self._conditions_for(len(pixels), prompt, negative_prompt, conditions)
         size = (pixels.shape[2], pixels.shape[3])
-        schedule = self._read_schedule(num_inference_steps, strength, size).limited(max_levels)
+        schedule = self._read_schedule(num_inference_steps, strength, size)
+        if spacing == "noise" or (spacing is None and not schedule.is_flow):
+            schedule = schedule.even_in_noise()
         levels = self._levels(
             conditions,
             schedule,

@@ -116,8 +116,8 @@ def inversion_warning(errors: Tensor, known: Tensor, images: Tensor) -> str | No
     return (
         f"The morph does not show {_named(bad)}: inverted and sampled back, they return with a "
         f"mean squared error of {_listed(errors, bad)}, of which the autoencoder causes "
-        f"{_listed(known, bad)}; raise `num_inference_steps` and `max_levels`, or lower "
-        "`strength` or `guidance_scale`."
+        f"{_listed(known, bad)}; raise `num_inference_steps`, or lower `strength` or "
+        "`guidance_scale`."
     )
 
 

@@ -85,11 +85,10 @@ def add_interpolate(commands: Any) -> argparse.ArgumentParser:
     )
     add("--steps", type=int, default=50, help="DDIM steps of the whole schedule (default: 50)")
     add(
-        "--max-levels",
-        type=int,
-        default=15,
-        metavar="N",
-        help="largest number of noise levels that are visited (default: 15)",
+        "--spacing",
+        choices=("noise", "scheduler"),
+        help="visit half as many noise levels, evenly spaced in the cube root of the noise, or all "
+        "steps of the scheduler (default: noise, for flows scheduler)",
     )
     add("--strength", type=float, default=0.6, help="noise level, in (0, 1] (default: 0.6)")
     add("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")

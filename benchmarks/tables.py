@@ -1,9 +1,9 @@
-"""Tables of `benchmarks/README.md`, generated from the JSON files in `benchmarks/results`.
+"""Tables of both READMEs, the project's and that of this folder, from the files in `results`.
 
     python benchmarks/tables.py [--check]
 
-Each table stands between `<!-- table: NAME -->` and `<!-- /table -->`. Without options the README
-is rewritten; with `--check` it stays as it is, and the exit status is 1 if a table differs.
+Each table stands between `<!-- table: NAME -->` and `<!-- /table -->`. Without options both
+are rewritten; with `--check` they stay as they are, and the exit status is 1 if a table differs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 README = Path(__file__).with_name("README.md")
+FRONT = Path(__file__).parents[1] / "README.md"  # of the project
 RESULTS = Path(__file__).with_name("results")
 BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -1069,21 +1070,39 @@ TABLES = {
 }
 
 
-def rewritten(text: str) -> str:
+FRONT_MODELS = (
+    *("Stable Diffusion 1.5", "Stable Diffusion XL", "Stable Diffusion 3.5 medium"),
+    *("Sana 1.6B", "PixArt-Sigma", "Z-Image", "Lumina 2", "AuraFlow", "Flux.2 klein 4B"),
+    *("Chroma", "Flux.1 dev", "Qwen-Image"),
+)
+FRONT_TABLES = {
+    "models": Table(
+        ("model",),
+        [
+            Column(f"{title}, {pixels} px", text, {"pixels": pixels})
+            for title, text in (("memory, GB", "{memory GB:.0f}"), ("seconds", "{seconds:.0f}"))
+            for pixels in (512, 1024)
+        ],
+        list(_lines("model", FRONT_MODELS, file="model_costs", kind="estimate")),
+    ),
+}
+
+
+def rewritten(text: str, tables: Mapping[str, Table] = TABLES) -> str:
     """The text of a README after its tables have been generated again.
 
     Raises:
         ValueError: If a table is missing, or has a name that is not defined here.
     """
     named = [name for _, name, _ in BLOCK.findall(text)]
-    if sorted(named) != sorted(TABLES):
-        wrong = ", ".join(sorted(set(named) ^ set(TABLES))) or "one table is there twice"
+    if sorted(named) != sorted(tables):
+        wrong = ", ".join(sorted(set(named) ^ set(tables))) or "one table is there twice"
         raise ValueError(f"README and tables.py do not name the same tables: {wrong}.")
-    return BLOCK.sub(lambda m: m[1] + TABLES[m[2]].render() + m[3], text)
+    return BLOCK.sub(lambda m: m[1] + tables[m[2]].render() + m[3], text)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Rewrite or check the README; return the exit status."""
+    """Rewrite or check both READMEs; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -1091,14 +1110,16 @@ def main(argv: list[str] | None = None) -> int:
         "--check", action="store_true", help="change nothing; exit with 1 if a table differs"
     )
     args = parser.parse_args(argv)
-    old = README.read_text()
-    new = rewritten(old)
-    if args.check and new != old:
-        print(f"{README}: tables differ from the results; run python benchmarks/tables.py")
-        return 1
-    if not args.check:
-        README.write_text(new)
-    return 0
+    status = 0
+    for path, tables in ((README, TABLES), (FRONT, FRONT_TABLES)):
+        old = path.read_text()
+        new = rewritten(old, tables)
+        if args.check and new != old:
+            print(f"{path}: tables differ from the results; run python benchmarks/tables.py")
+            status = 1
+        if not args.check:
+            path.write_text(new)
+    return status
 
 
 if __name__ == "__main__":

@@ -172,6 +172,17 @@ def test_tables_of_the_readme_match_the_results():
     assert not [line for line in rest.splitlines() if line.startswith("|")]
 
 
+def test_the_table_of_the_front_page_matches_the_results(tmp_path, monkeypatch, capsys):
+    text = tables.FRONT.read_text()
+    assert tables.FRONT_TABLES["models"].render() in text
+    copy = tmp_path / "README.md"
+    copy.write_text(text.replace("| Flux.1 dev |", "| Flux.1 |"))
+    monkeypatch.setattr(tables, "FRONT", copy)
+    assert tables.main(["--check"]) == 1 and str(copy) in capsys.readouterr().out
+    with pytest.raises(ValueError, match="models"):
+        tables.rewritten("", tables.FRONT_TABLES)
+
+
 def test_a_changed_cell_is_found_and_repaired(tmp_path, monkeypatch, capsys):
     copy = tmp_path / "README.md"
     text = tables.README.read_text()

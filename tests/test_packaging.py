@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -141,3 +142,15 @@ def test_issue_forms_are_such():
 def test_the_changelog_begins_with_this_version():
     headings = re.findall(r"^## (\S+)", (GITHUB / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[0] == __version__
+
+
+@pytest.mark.slow
+def test_api_pages_show_every_public_name(tmp_path):
+    command = [sys.executable, str(ROOT / ".ci" / "api_pages.py"), "--output", str(tmp_path)]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    for name in ("", ".pipelines", ".evaluation"):
+        module = importlib.import_module(f"riemannian_diffusion{name}")
+        page = tmp_path / f"{module.__name__.replace('.', '/')}.html"
+        shown = set(re.findall(r'section id="([^"]*)"', page.read_text()))
+        assert set(module.__all__) - {"__version__"} <= shown | {"geodesics"}
+    assert 'id="geodesics"' in (tmp_path / "riemannian_diffusion" / "geodesics.html").read_text()

@@ -66,6 +66,15 @@ def split(score: ScoreModel, x0: Tensor, x1: Tensor, num_points: int, *, pair: i
     Raises:
         ValueError: If the shapes differ, values are not finite, `num_points` is less than 2, or
             the noise estimates are opposite, because then no arc between them is the shortest.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore, split
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> tuple(split(score, circle[0], circle[9], 5).shape)
+        (5, 2)
     """
     check_kind(ScoreModel, score=score)
     straight = lerp(x0, x1, num_points)  # checks the ends

@@ -35,6 +35,12 @@ class Event:
         iteration: In "solve", whether this event ends an iteration of the solver.
         timestep: In "invert" and "sample", the timestep of the step.
         calls: Number of evaluations of networks since the stage began.
+
+    Examples:
+        >>> from riemannian_diffusion import Event
+        >>> event = Event('solve', 3, 200)
+        >>> event.stage, event.done, event.total
+        ('solve', 3, 200)
     """
 
     stage: str

@@ -33,6 +33,12 @@ def lerp(x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
 
     Raises:
         ValueError: If the shapes differ, values are not finite or `num_points` is less than 2.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import lerp
+        >>> lerp(torch.zeros(1), torch.ones(1), 3).flatten()
+        tensor([0.0000, 0.5000, 1.0000])
     """
     _check_ends(x0, x1, num_points)
     u = _fractions(num_points, x0)
@@ -49,6 +55,13 @@ def slerp(x0: Tensor, x1: Tensor, num_points: int) -> Tensor:
     Raises:
         ValueError: If the shapes differ, values are not finite, `num_points` is less than 2, or
             the directions are opposite, because then no arc between them is the shortest.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import slerp
+        >>> path = slerp(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), 3)
+        >>> path.norm(dim=1)
+        tensor([1.0000, 1.0000, 1.0000])
     """
     _check_ends(x0, x1, num_points)
     wide0, wide1 = x0.cpu().double(), x1.cpu().double()  # not every device has float64
@@ -81,6 +94,12 @@ def adain(path: Tensor) -> Tensor:
 
     Returns:
         Points `(K, C, h, w)`; the end points are unchanged bit for bit.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import adain
+        >>> tuple(adain(torch.randn(3, 4, 8, 8)).shape)
+        (3, 4, 8, 8)
     """
     u = _fractions(len(path), path[0])
     mean, std = path.mean((2, 3), keepdim=True), path.std((2, 3), keepdim=True)
@@ -96,6 +115,12 @@ def refine(path: Tensor, factor: int) -> Tensor:
 
     `(K, *shape) -> ((K - 1) factor + 1, *shape)`. The given points stay, and the result is
     differentiable in them.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import lerp, refine
+        >>> len(refine(lerp(torch.zeros(1), torch.ones(1), 3), 2))
+        5
     """
     check_kind(Tensor, path=path)
     check_whole(1, factor=factor)
@@ -136,7 +161,14 @@ def smooth(path: Tensor, factor: int) -> Tensor:
 
 
 def length(path: Tensor, metric: HasEnergy | None = None) -> Tensor:
-    """The length of a path, a scalar, in a metric; None measures in flat space."""
+    """The length of a path, a scalar, in a metric; None measures in flat space.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import length, lerp
+        >>> length(lerp(torch.zeros(2), torch.tensor([3.0, 4.0]), 5))
+        tensor(5.)
+    """
     return segment_lengths(path, metric).sum()
 
 
@@ -144,6 +176,12 @@ def speed(path: Tensor, metric: HasEnergy | None = None) -> Tensor:
     """The speed on each segment, `(K - 1,)`, if the path is run through in unit time.
 
     The mean speed is the length of the path.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import lerp, speed
+        >>> len(speed(lerp(torch.zeros(2), torch.ones(2), 5)))
+        4
     """
     return segment_lengths(path, metric) * (len(path) - 1)
 
@@ -169,6 +207,12 @@ def resample(path: Tensor, num_points: int, *, metric: HasEnergy | None = None) 
     Raises:
         ValueError: If the path is not finite or has fewer than 2 points, or `num_points` is less
             than 2.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import resample
+        >>> resample(torch.tensor([[0.0], [1.0], [4.0]]), 3).flatten()
+        tensor([0., 2., 4.])
     """
     check_points(path=path)
     check_whole(2, num_points=num_points)

@@ -48,6 +48,15 @@ def plot_plane(
 
     Raises:
         ValueError: If a path does not lie in the plane.
+
+    Examples:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from riemannian_diffusion import lerp
+        >>> from riemannian_diffusion.plotting import plot_plane
+        >>> axes = Figure().subplots()
+        >>> line = lerp(torch.zeros(2), torch.ones(2), 5)
+        >>> plot_plane(axes, {'line': line})
     """
     for name, path in paths.items():
         if path.ndim != 2 or path.shape[1] != 2:
@@ -99,6 +108,21 @@ def plot_energy(axes: Axes, solves: Mapping[str, Sequence[Iterate]]) -> None:
     Args:
         axes: The axes on which to draw.
         solves: Iterates of each solve, by its name.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore
+        >>> from riemannian_diffusion import TangentNormalMetric
+        >>> from riemannian_diffusion import geodesic
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> metric = TangentNormalMetric(score)
+        >>> from matplotlib.figure import Figure
+        >>> from riemannian_diffusion.plotting import plot_energy
+        >>> seen = []
+        >>> _ = geodesic(metric, circle[0], circle[9], callback=seen.append)
+        >>> plot_energy(Figure().subplots(), {'path L-BFGS': seen})
     """
     for name, iterates in solves.items():
         counts, energies = [i.num_evals for i in iterates], [i.energy for i in iterates]
@@ -119,6 +143,15 @@ def plot_speed(axes: Axes, paths: Mapping[str, Tensor], metric: Metric | None = 
         axes: The axes on which to draw.
         paths: Paths `(K, *shape)` by name.
         metric: The metric that measures the speed; None measures in flat space.
+
+    Examples:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from riemannian_diffusion import lerp
+        >>> from riemannian_diffusion.plotting import plot_speed
+        >>> axes = Figure().subplots()
+        >>> line = lerp(torch.zeros(2), torch.ones(2), 5)
+        >>> plot_speed(axes, {'line': line})
     """
     for name, path in paths.items():
         with torch.no_grad():
@@ -137,6 +170,13 @@ def plot_spectrum(axes: Axes, values: Tensor, dimension: int | None = None) -> N
         axes: The axes on which to draw.
         values: Singular values `(rank,)` of one point, in falling order.
         dimension: Dimension of the manifold; a line is drawn after it. None draws no line.
+
+    Examples:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from riemannian_diffusion.plotting import plot_spectrum
+        >>> axes = Figure().subplots()
+        >>> plot_spectrum(axes, torch.tensor([1.0, 0.9, 0.1]), 2)
     """
     axes.plot(range(1, len(values) + 1), values.cpu().double().numpy(), "o-", markersize=4)
     if dimension is not None:
@@ -161,6 +201,13 @@ def contact_sheet(
 
     Raises:
         ValueError: If there are no frames or fewer than 2 columns.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from riemannian_diffusion.plotting import contact_sheet
+        >>> frames = [Image.new('RGB', (8, 8))] * 3
+        >>> contact_sheet({'black': frames}, 2).mode
+        'RGB'
     """
     if not rows or not all(rows.values()) or num_columns < 2:
         raise ValueError(

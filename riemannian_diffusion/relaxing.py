@@ -74,6 +74,16 @@ def relax(
     Raises:
         ValueError: If an argument is out of range, the last two scores have the same noise, or a
             score is not finite at a point of the path.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore, lerp, relax
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> relaxed = relax([score], lerp(circle[0], circle[9], 9))
+        >>> tuple(relaxed.path.shape) if hasattr(relaxed, 'path') else tuple(relaxed.shape)
+        (9, 2)
     """
     scores = [score] if isinstance(score, ScoreModel) else list(score)
     _check(scores, path, num_steps, rtol, pair)

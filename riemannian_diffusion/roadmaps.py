@@ -48,6 +48,13 @@ class Roadmap:
         samples: All samples drawn, `(M, *shape)`.
         longest_hop: The longest step of the path, as a share of the distance from `x0` to `x1`; 1
             if nothing better than the straight line was found.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import Roadmap
+        >>> path = torch.tensor([[0.0], [3.0], [4.0]])
+        >>> Roadmap(path, path, 0.75)(path[0], path[-1], 5).flatten()
+        tensor([0., 1., 2., 3., 4.])
     """
 
     path: Tensor
@@ -111,6 +118,22 @@ def roadmap(
     Raises:
         ValueError: If `x0` and `x1` are equal or differ in shape, `draws` is empty, a function of
             it returns another shape or non-finite values, or a number is out of range.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore
+        >>> from riemannian_diffusion import TangentNormalMetric
+        >>> from riemannian_diffusion import roadmap
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> metric = TangentNormalMetric(score)
+        >>> def draw(x):  # samples near the given points: here, any point of the circle
+        ...     return circle[torch.randint(64, (len(x),), generator=generator)]
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> found = roadmap([draw], circle[0], circle[20], metric=metric, max_samples=192)
+        >>> found.longest_hop < 1
+        True
     """
     _check(draws, x0, x1, max_samples, batch_size, max_hop, num_neighbors, power)
     if metric is not None:

@@ -183,6 +183,15 @@ def intrinsic_dimension(
     Raises:
         ValueError: If an argument is out of range, or "flipd" or "loss" is given a score that adds
             noise to its points.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore, intrinsic_dimension
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> intrinsic_dimension(score, circle[:2]).dimension
+        tensor([1, 1])
     """
     check_kind(ScoreModel, score=score)
     size = _size_of(x)

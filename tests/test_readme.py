@@ -60,6 +60,7 @@ def stand_ins() -> dict:
         "x": points[:3],
         "u": points[3:6],
         "v": points[5:8],
+        "v3": points[8:11],
         "x0": points[0],
         "x1": points[1],
         "points": points[:3],

@@ -49,6 +49,10 @@ def fit_embeddings(
 
     Raises:
         ValueError: If shapes disagree, an argument is out of range, or the loss is not finite.
+
+    Examples:
+        >>> from riemannian_diffusion import fit_embeddings
+        >>> fitted = fit_embeddings(unet, scheduler, latents, embeddings)  # doctest: +SKIP
     """
     embeddings = _per_image(embeddings, latents)
     seed, found = _seed(generator), []
@@ -97,6 +101,10 @@ def fit_lora(
     Raises:
         ImportError: If peft is not installed.
         ValueError: As in `fit_embeddings`, or if the network already has adapters.
+
+    Examples:
+        >>> from riemannian_diffusion import fit_lora
+        >>> loras = fit_lora(unet, scheduler, latents, embeddings)  # doctest: +SKIP
     """
     try:
         import peft

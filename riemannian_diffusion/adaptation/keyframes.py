@@ -30,6 +30,11 @@ class Adaptation:
 
     Raises:
         ValueError: If both are None, or their numbers of keyframes differ.
+
+    Examples:
+        >>> from riemannian_diffusion import adapt
+        >>> adaptation = adapt(pipe, images, ['a ring', 'a ring'])  # doctest: +SKIP
+        >>> conditions = pipe.condition(adaptation=adaptation)  # doctest: +SKIP
     """
 
     embeddings: Tensor | None = None
@@ -115,6 +120,11 @@ def adapt(
     Raises:
         ImportError: If `lora_steps` is above 0 and peft is not installed.
         ValueError: If an argument is out of range, or the numbers of images and prompts disagree.
+
+    Examples:
+        >>> from riemannian_diffusion import adapt
+        >>> adaptation = adapt(pipe, images, ['a ring', 'a ring'])  # doctest: +SKIP
+        >>> conditions = pipe.condition(adaptation=adaptation)  # doctest: +SKIP
     """
     from diffusers import StableDiffusionPipeline  # not at the top, because it takes seconds
 

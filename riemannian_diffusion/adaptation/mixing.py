@@ -27,6 +27,10 @@ class LoraMix(nn.Module):
 
     Raises:
         ValueError: If there is no LoRA, or the network lacks a module of a LoRA.
+
+    Examples:
+        >>> from riemannian_diffusion import LoraMix
+        >>> mix = LoraMix(unet, loras)  # doctest: +SKIP
     """
 
     def __init__(self, unet: nn.Module, loras: Sequence[Mapping[str, Tensor]]):
@@ -157,6 +161,11 @@ def interpolated_attention(
     Raises:
         ValueError: If these modules have no self-attention, its projections are fused, or a batch
             inside the context has another length than `weights`.
+
+    Examples:
+        >>> from riemannian_diffusion import interpolated_attention
+        >>> with interpolated_attention(unet, weights):  # doctest: +SKIP
+        ...     sample(levels, path, timesteps)
     """
     found = [
         module

@@ -83,6 +83,18 @@ def invert(
     Warns:
         UserWarning: If points were sampled back and missed their clean points by more than 5% of
             their norm.
+
+    Examples:
+        >>> import torch
+        >>> from diffusers import DDIMScheduler
+        >>> from riemannian_diffusion import GaussianMixtureScore, invert
+        >>> abar = DDIMScheduler().alphas_cumprod
+        >>> def level(timestep):  # the exact score of two points
+        ...     a = float(abar[int(timestep)])
+        ...     return GaussianMixtureScore(points, (1 - a) ** 0.5, alpha=a**0.5)
+        >>> points = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> tuple(invert(level, points, [400, 200, 0]).shape)
+        (2, 2)
     """
     steps = _inversion(model, x, timesteps, final_abar, fixed_point_iterations, tol, where)
     points, errors = deque(steps, maxlen=1).pop()
@@ -107,7 +119,20 @@ def invert_steps(
     tol: float = 1e-3,
     where: Where | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the points of `invert` after each of its steps, without its warning."""
+    """Yield the points of `invert` after each of its steps, without its warning.
+
+    Examples:
+        >>> import torch
+        >>> from diffusers import DDIMScheduler
+        >>> from riemannian_diffusion import GaussianMixtureScore, invert_steps
+        >>> abar = DDIMScheduler().alphas_cumprod
+        >>> def level(timestep):  # the exact score of two points
+        ...     a = float(abar[int(timestep)])
+        ...     return GaussianMixtureScore(points, (1 - a) ** 0.5, alpha=a**0.5)
+        >>> points = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> len(list(invert_steps(level, points, [400, 200, 0])))
+        3
+    """
     steps = _inversion(model, x, timesteps, final_abar, fixed_point_iterations, tol, where)
     for points, _ in steps:
         yield points

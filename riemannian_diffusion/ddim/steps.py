@@ -40,6 +40,12 @@ def ddim_step(x: Tensor, eps: Tensor, abar_from: float, abar_to: float) -> Tenso
 
     Raises:
         ValueError: If a level lies outside (0, 1], or the shapes differ.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import ddim_step
+        >>> tuple(ddim_step(torch.ones(1, 2), torch.zeros(1, 2), 0.5, 1.0).shape)
+        (1, 2)
     """
     check_tensor(x=x, eps=eps)
     if x.shape != eps.shape:
@@ -71,6 +77,19 @@ def sample(
 
     Raises:
         ValueError: As in `invert`.
+
+    Examples:
+        >>> import torch
+        >>> from diffusers import DDIMScheduler
+        >>> from riemannian_diffusion import GaussianMixtureScore, sample
+        >>> abar = DDIMScheduler().alphas_cumprod
+        >>> def level(timestep):  # the exact score of two points
+        ...     a = float(abar[int(timestep)])
+        ...     return GaussianMixtureScore(points, (1 - a) ** 0.5, alpha=a**0.5)
+        >>> points = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> found = sample(level, torch.randn(3, 2), [800, 400, 0])
+        >>> tuple(found.shape)
+        (3, 2)
     """
     steps = sample_steps(model, x, timesteps, final_abar=final_abar, where=where)
     return deque(steps, maxlen=1).pop()
@@ -101,6 +120,18 @@ def sdedit(
 
     Raises:
         ValueError: As in `invert`.
+
+    Examples:
+        >>> import torch
+        >>> from diffusers import DDIMScheduler
+        >>> from riemannian_diffusion import GaussianMixtureScore, sdedit
+        >>> abar = DDIMScheduler().alphas_cumprod
+        >>> def level(timestep):  # the exact score of two points
+        ...     a = float(abar[int(timestep)])
+        ...     return GaussianMixtureScore(points, (1 - a) ** 0.5, alpha=a**0.5)
+        >>> points = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> tuple(sdedit(level, points, timesteps=[400, 0]).shape)
+        (2, 2)
     """
     check_points(x=x)
     levels = sorted_timesteps(timesteps)
@@ -124,6 +155,18 @@ def sample_steps(
     """Yield the points of `sample` after each of its steps.
 
     If the caller sends points back to the generator, the next step starts from them.
+
+    Examples:
+        >>> import torch
+        >>> from diffusers import DDIMScheduler
+        >>> from riemannian_diffusion import GaussianMixtureScore, sample_steps
+        >>> abar = DDIMScheduler().alphas_cumprod
+        >>> def level(timestep):  # the exact score of two points
+        ...     a = float(abar[int(timestep)])
+        ...     return GaussianMixtureScore(points, (1 - a) ** 0.5, alpha=a**0.5)
+        >>> points = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> len(list(sample_steps(level, torch.randn(3, 2), [800, 400, 0])))
+        3
     """
     check_points(x=x)
     levels = sorted_timesteps(timesteps)[::-1]

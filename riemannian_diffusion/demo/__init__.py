@@ -55,6 +55,11 @@ def model_path() -> str:
 
     Raises:
         FileNotFoundError: If this installation lacks the model.
+
+    Examples:
+        >>> from riemannian_diffusion import demo
+        >>> demo.model_path().endswith('model')
+        True
     """
     return str(Path(_shipped("model/model_index.json", "The shipped model")).parent)
 
@@ -64,6 +69,11 @@ def endpoint_paths() -> tuple[str, str]:
 
     Raises:
         FileNotFoundError: If this installation lacks the images.
+
+    Examples:
+        >>> from riemannian_diffusion import demo
+        >>> [path.rsplit('/', 1)[-1] for path in demo.endpoint_paths()]
+        ['endpoint_0.png', 'endpoint_1.png']
     """
     first, second = (_shipped(f"endpoint_{i}.png", "A shipped image") for i in range(2))
     return first, second

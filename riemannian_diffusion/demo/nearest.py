@@ -34,6 +34,13 @@ class NearestRender:
             `FACTOR_RANGES`.
         images: The nearest renders, `(N, 3, R, R)` in [0, 1], at the resolution of the images.
         mse: Mean squared errors between images and renders, `(N,)`, for values in [0, 1].
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import demo
+        >>> factors = demo.random_factors(1, torch.Generator().manual_seed(0))
+        >>> demo.nearest_render(demo.render('cube', factors)).kinds
+        ('cube',)
     """
 
     kinds: tuple[str, ...]
@@ -72,6 +79,13 @@ def nearest_render(
 
     Raises:
         ValueError: If the images have another shape, or values outside [0, 1].
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import demo
+        >>> factors = demo.random_factors(1, torch.Generator().manual_seed(0))
+        >>> demo.nearest_render(demo.render('cube', factors)).kinds
+        ('cube',)
     """
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
         raise ValueError(f"`images` must be (N, 3, R, R), but got {tuple(images.shape)}.")

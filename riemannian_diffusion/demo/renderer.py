@@ -56,6 +56,11 @@ def render(kind: str | Sequence[str], factors: Tensor, *, resolution: int = 64) 
     Raises:
         ValueError: If a kind is unknown, the factors are not `(N, 5)`, or the numbers of kinds and
             factors disagree.
+
+    Examples:
+        >>> from riemannian_diffusion import demo
+        >>> tuple(demo.render('cube', demo.random_factors(1), resolution=16).shape)
+        (1, 3, 16, 16)
     """
     if factors.ndim != 2 or factors.shape[1] != len(FACTORS):
         raise ValueError(f"`factors` must be (N, {len(FACTORS)}), but got {tuple(factors.shape)}.")
@@ -78,18 +83,36 @@ def render(kind: str | Sequence[str], factors: Tensor, *, resolution: int = 64) 
 
 
 def random_factors(num: int, generator: torch.Generator | None = None) -> Tensor:
-    """Draw `(num, 5)` factors uniformly from `FACTOR_RANGES`."""
+    """Draw `(num, 5)` factors uniformly from `FACTOR_RANGES`.
+
+    Examples:
+        >>> from riemannian_diffusion import demo
+        >>> tuple(demo.random_factors(3).shape)
+        (3, 5)
+    """
     low, high = torch.tensor([FACTOR_RANGES[name] for name in FACTORS]).T
     return low + (high - low) * torch.rand(num, len(FACTORS), generator=generator)
 
 
 def hue_name(hue: float) -> str:
-    """The nearest of `HUES` to a hue in turns; `HUES` lie a sixth of a turn apart."""
+    """The nearest of `HUES` to a hue in turns; `HUES` lie a sixth of a turn apart.
+
+    Examples:
+        >>> from riemannian_diffusion import demo
+        >>> demo.hue_name(2 / 3)
+        'blue'
+    """
     return HUES[round(hue * len(HUES)) % len(HUES)]
 
 
 def caption(kind: str, hue: float) -> str:
-    """The caption with which the shipped model was trained on a scene, such as "a red cube"."""
+    """The caption with which the shipped model was trained on a scene, such as "a red cube".
+
+    Examples:
+        >>> from riemannian_diffusion import demo
+        >>> demo.caption('cube', 0.0)
+        'a red cube'
+    """
     return f"a {hue_name(hue)} {kind}"
 
 

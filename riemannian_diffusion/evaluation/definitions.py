@@ -18,6 +18,11 @@ class Measure:
         direction: Which values are better: "lower" or "higher".
         needs: Names of networks, data and libraries that it needs, among "distance", "features",
             "inputs", "truth" and "torchmetrics".
+
+    Examples:
+        >>> from riemannian_diffusion.evaluation import MEASURES
+        >>> 'ppl' in MEASURES
+        True
     """
 
     name: str

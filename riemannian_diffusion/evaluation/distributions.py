@@ -32,6 +32,13 @@ def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: If the sets are not matrices with equally many columns, a set has fewer than 2
             rows, or a value is not finite.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import frechet_distance
+        >>> x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+        >>> bool(abs(float(frechet_distance(x, x))) < 1e-3)
+        True
     """
     _check_sets(x, y)
     caution = too_small_for_fid(len(x), len(y), x.shape[1])
@@ -73,6 +80,13 @@ def kernel_distance(x: Tensor, y: Tensor) -> Tensor:
         ImportError: If torchmetrics is missing.
         ValueError: If the sets are not matrices with equally many columns, a set has fewer than 2
             rows, or a value is not finite.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import kernel_distance
+        >>> x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+        >>> bool(abs(float(kernel_distance(x, x + 3))) > 0)
+        True
     """
     _check_sets(x, y)
     within_x, between, within_y = _kernels(x, y)

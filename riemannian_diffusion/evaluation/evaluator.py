@@ -88,6 +88,17 @@ def evaluate(
         OSError: If the weights of a network are missing; the message names the file.
         ValueError: If an argument is out of range, a sequence does not fit the protocol, or no
             measure could be computed.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import FrameSequence, evaluate
+        >>> frames = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 16, 16)
+        >>> def pixels(x, y):
+        ...     return (x - y).abs().flatten(1).mean(1)
+        >>> one = FrameSequence('a', frames)
+        >>> found = evaluate([one], 'any', distance=pixels, skip_missing=True)
+        >>> round(found['ppl'].value, 3)
+        1.0
     """
     protocol = _named(protocol)
     _check(max_batch_size, num_resamples, confidence)

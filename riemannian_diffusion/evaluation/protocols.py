@@ -32,6 +32,11 @@ class Protocol:
 
     Raises:
         ValueError: If a measure or a network does not exist, or a number is out of range.
+
+    Examples:
+        >>> from riemannian_diffusion.evaluation import PROTOCOLS
+        >>> PROTOCOLS['diffmorpher17'].name
+        'diffmorpher17'
     """
 
     name: str

@@ -24,6 +24,17 @@ class Result:
         backbone: Name of the network, or None.
         sets: Description of the compared sets, with counts.
         per_sequence: One value per sequence, or None for a distance between sets.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import FrameSequence, evaluate
+        >>> frames = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 16, 16)
+        >>> def pixels(x, y):
+        ...     return (x - y).abs().flatten(1).mean(1)
+        >>> one = FrameSequence('a', frames)
+        >>> found = evaluate([one], 'any', distance=pixels, skip_missing=True)
+        >>> found['ppl'].num_frames
+        5
     """
 
     measure: str
@@ -58,6 +69,17 @@ class Evaluation:
         num_resamples: Largest number of resamples for an interval of FID or KID; 0 means that there
             are no intervals.
         seed: Seed of the resamples and of the protocol's random frames.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import FrameSequence, evaluate
+        >>> frames = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 16, 16)
+        >>> def pixels(x, y):
+        ...     return (x - y).abs().flatten(1).mean(1)
+        >>> one = FrameSequence('a', frames)
+        >>> found = evaluate([one], 'any', distance=pixels, skip_missing=True)
+        >>> found.sequences
+        ('a',)
     """
 
     protocol: Protocol

@@ -22,6 +22,13 @@ class FrameSequence:
             uint8.
         inputs: The two original images `(2, 3, H, W)`, or None.
         truth: The true middle frames `(F - 2, 3, H, W)`, or None.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import FrameSequence
+        >>> frames = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 16, 16)
+        >>> len(FrameSequence('fade', frames).frames)
+        5
     """
 
     name: str
@@ -40,6 +47,18 @@ class SequenceFiles:
         inputs: Files of the two original images, or an empty tuple.
         truth: Files of the true middle frames, or an empty tuple.
         resolution: Height and width of every image.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from riemannian_diffusion.evaluation import find_sequences
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for i in range(3):
+        ...         (Path(folder) / 'a').mkdir(exist_ok=True)
+        ...         Image.new('RGB', (8, 8)).save(Path(folder) / 'a' / f'{i}.png')
+        ...     [tuple(one.load().frames.shape) for one in find_sequences(Path(folder))]
+        [(3, 3, 8, 8)]
     """
 
     name: str
@@ -71,6 +90,18 @@ def find_sequences(directory: Path | str) -> list[SequenceFiles]:
         ValueError: If there are no sub-folders, a sub-folder holds no images, the images of a
             sub-folder differ in size, have several frames each or differ in the suffix alone, or
             `inputs` does not hold two images.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from riemannian_diffusion.evaluation import find_sequences
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for i in range(3):
+        ...         (Path(folder) / 'a').mkdir(exist_ok=True)
+        ...         Image.new('RGB', (8, 8)).save(Path(folder) / 'a' / f'{i}.png')
+        ...     [len(one.frames) for one in find_sequences(Path(folder))]
+        [3]
     """
     directory = Path(directory)
     if not directory.is_dir():

@@ -63,6 +63,21 @@ class Geodesic:
     Raises:
         ValueError: If `path` has fewer than 2 points, `status` is unknown, or the shapes of
             `curve`, `arc`, `nodes` and `path` do not fit.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore
+        >>> from riemannian_diffusion import TangentNormalMetric
+        >>> from riemannian_diffusion import geodesic
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> metric = TangentNormalMetric(score)
+        >>> found = geodesic(metric, circle[0], circle[9], num_points=9)
+        >>> tuple(found.path.shape), tuple(found(0.5).shape)
+        ((9, 2), (2,))
+        >>> found.energy >= found.lower_bound
+        True
     """
 
     path: Tensor

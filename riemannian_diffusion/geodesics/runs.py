@@ -61,6 +61,20 @@ class Iterate:
         num_evals: Number of evaluations of energy and gradient for this pair so far.
         pair: Index of the problem among those that are solved side by side.
         iteration: Whether this state ends an iteration.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore
+        >>> from riemannian_diffusion import TangentNormalMetric
+        >>> from riemannian_diffusion import geodesic
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> metric = TangentNormalMetric(score)
+        >>> seen = []  # the callback receives iterates
+        >>> _ = geodesic(metric, circle[0], circle[9], callback=seen.append)
+        >>> seen[0].energy >= seen[-1].energy
+        True
     """
 
     path: Tensor

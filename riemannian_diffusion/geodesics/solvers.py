@@ -32,6 +32,11 @@ class Iteration:
         state: A state from which the solver can continue: a dict of tensors, numbers and lists of
             these, which is not changed later. None if the solver cannot continue. A checkpoint then
             records every evaluation.
+
+    Examples:
+        >>> from riemannian_diffusion import Iteration
+        >>> isinstance(Iteration, type)
+        True
     """
 
     points: Tensor
@@ -41,7 +46,13 @@ class Iteration:
 
 
 class Solver(ABC):
-    """An algorithm that lowers the energy of a path; `iterate` receives the problem."""
+    """An algorithm that lowers the energy of a path; `iterate` receives the problem.
+
+    Examples:
+        >>> from riemannian_diffusion import PathLBFGS, Solver
+        >>> isinstance(PathLBFGS(), Solver)
+        True
+    """
 
     @abstractmethod
     def iterate(
@@ -74,6 +85,19 @@ class PathLBFGS(Solver):
     Args:
         history_size: Number of stored pairs of a step and a change of the gradient, at least 1.
         precondition: Whether to use the preconditioner; False gives plain L-BFGS.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore
+        >>> from riemannian_diffusion import TangentNormalMetric
+        >>> from riemannian_diffusion import PathLBFGS
+        >>> from riemannian_diffusion import geodesic
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> metric = TangentNormalMetric(score)
+        >>> geodesic(metric, circle[0], circle[9], solver=PathLBFGS()).status
+        'converged'
     """
 
     def __init__(self, history_size: int = 10, precondition: bool = True):
@@ -159,6 +183,20 @@ class Adam(Solver):
     Args:
         lr: First learning rate, in the units of the points.
         final_lr: Last learning rate, in the units of the points, positive and at most `lr`.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore
+        >>> from riemannian_diffusion import TangentNormalMetric
+        >>> from riemannian_diffusion import Adam
+        >>> from riemannian_diffusion import geodesic
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> metric = TangentNormalMetric(score)
+        >>> found = geodesic(metric, circle[0], circle[9], solver=Adam(1e-2), max_evals=20)
+        >>> found.num_evals <= 20
+        True
     """
 
     def __init__(self, lr: float = 1e-3, final_lr: float = 1e-4):

@@ -173,6 +173,19 @@ def geodesic(
     Raises:
         ValueError: If the points differ in shape or are not finite, an argument is out of range, or
             the checkpoint belongs to another problem.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore
+        >>> from riemannian_diffusion import TangentNormalMetric
+        >>> from riemannian_diffusion import geodesic
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> metric = TangentNormalMetric(score)
+        >>> found = geodesic(metric, circle[0], circle[20], num_points=17)
+        >>> bool((found.path.norm(dim=1) - 1).abs().max() < 0.05)  # it follows the circle
+        True
     """
     check_ends(x0, x1)
     problem = Problem.between(x0, x1, num_points=num_points, init=init)
@@ -218,6 +231,19 @@ def geodesics(
 
     Raises:
         ValueError: As in `geodesic`.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore
+        >>> from riemannian_diffusion import TangentNormalMetric
+        >>> from riemannian_diffusion import geodesics
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> metric = TangentNormalMetric(score)
+        >>> found = geodesics(metric, circle[:3], circle[9:12], num_points=9)
+        >>> [tuple(one.path.shape) for one in found]
+        [(9, 2), (9, 2), (9, 2)]
     """
     check_points(x0=x0, x1=x1)
     if x0.ndim < 2 or x0.shape != x1.shape or x0.numel() == 0:

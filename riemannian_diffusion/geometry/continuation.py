@@ -60,6 +60,21 @@ def extrapolate(
     Raises:
         ValueError: If `path` has fewer than 2 points or no length, `distance` or `max_residual` is
             not positive, or `project` does not return finite points.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore
+        >>> from riemannian_diffusion import TangentNormalMetric
+        >>> from riemannian_diffusion import extrapolate
+        >>> from riemannian_diffusion import geodesic
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> metric = TangentNormalMetric(score)
+        >>> path = geodesic(metric, circle[0], circle[9], num_points=9).path
+        >>> longer = extrapolate(path, 0.5, project=score.denoise)
+        >>> bool((longer[-1].norm() - 1).abs() < 0.1)
+        True
     """
     check_points(path=path)
     if path.ndim < 2 or len(path) < 2:
@@ -157,6 +172,16 @@ def analogy(
     Raises:
         ValueError: If a path has fewer than 2 points, the bridge does not lead from A to C, the
             shapes differ, or `project` does not return finite points.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore, analogy, slerp
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> change = slerp(circle[0], circle[5], 5)  # A to B
+        >>> tuple(analogy(score, change, circle[20]).shape)  # C to D
+        (5, 2)
     """
     check_kind(ScoreModel, score=score)
     check_points(start=start)

@@ -50,6 +50,20 @@ def logarithm_map(
 
     Raises:
         ValueError: As in `geodesic`, or if no geodesic was found.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore
+        >>> from riemannian_diffusion import TangentNormalMetric
+        >>> from riemannian_diffusion import exponential_map
+        >>> from riemannian_diffusion import logarithm_map
+        >>> angles = torch.arange(64, dtype=torch.float64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> metric = TangentNormalMetric(score)
+        >>> v = logarithm_map(metric, circle[0], circle[5])
+        >>> bool((exponential_map(metric, circle[0], v)[-1] - circle[5]).norm() < 0.01)
+        True
     """
     check_kind(Metric, metric=metric)
     check_points(x=x, y=y)

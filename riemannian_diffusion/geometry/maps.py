@@ -49,6 +49,20 @@ def exponential_map(
     Raises:
         ValueError: If shapes differ, values are not finite, `num_steps` is less than 1, or a step
             is too long for its equation to be solved.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore
+        >>> from riemannian_diffusion import TangentNormalMetric
+        >>> from riemannian_diffusion import exponential_map
+        >>> angles = torch.arange(64, dtype=torch.float64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> metric = TangentNormalMetric(score)
+        >>> v = torch.tensor([0.0, 0.5], dtype=torch.float64)  # along the circle, at (1, 0)
+        >>> end = exponential_map(metric, circle[0], v)[-1]
+        >>> bool((end.norm() - 1).abs() < 0.05)
+        True
     """
     check_kind(Metric, metric=metric)
     check_tangent(x, v)

@@ -66,6 +66,19 @@ def frechet_mean(
 
     Raises:
         ValueError: If `points`, `weights` or `init` are not valid, or no geodesic was found.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore
+        >>> from riemannian_diffusion import TangentNormalMetric
+        >>> from riemannian_diffusion import frechet_mean
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> metric = TangentNormalMetric(score)
+        >>> mean = frechet_mean(metric, circle[[0, 6]])
+        >>> bool((mean - circle[3]).norm() < 0.05)
+        True
     """
     check_kind(Metric, metric=metric)
     check_points(points=points)

@@ -35,6 +35,21 @@ def parallel_transport(metric: Metric, path: Tensor, v: Tensor) -> Tensor:
 
     Raises:
         ValueError: If the metric is not a pullback, shapes differ or values are not finite.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore
+        >>> from riemannian_diffusion import TangentNormalMetric
+        >>> from riemannian_diffusion import geodesic
+        >>> from riemannian_diffusion import parallel_transport
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> metric = TangentNormalMetric(score)
+        >>> path = geodesic(metric, circle[0], circle[9]).path
+        >>> v = torch.tensor([0.0, 1.0])
+        >>> tuple(parallel_transport(metric, path, v).shape)
+        (17, 2)
     """
     check_kind(Metric, metric=metric)
     check_points(path=path)

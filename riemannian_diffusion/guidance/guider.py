@@ -43,6 +43,13 @@ class ManifoldGuidance(ClassifierFreeGuidance):
 
     Raises:
         ValueError: If `prediction_type` is unknown or `damping` is outside [0, 1].
+
+    Examples:
+        >>> from diffusers import DDIMScheduler
+        >>> from riemannian_diffusion import ManifoldGuidance
+        >>> guider = ManifoldGuidance.from_scheduler(DDIMScheduler(), guidance_scale=8.0)
+        >>> guider.guidance_scale
+        8.0
     """
 
     @register_to_config

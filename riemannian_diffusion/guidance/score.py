@@ -25,6 +25,17 @@ class ManifoldGuidedScore(ScoreModel):
     Raises:
         ValueError: If the noise levels differ, `guidance_scale` is below 1, or `damping` is outside
             [0, 1].
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore, ManifoldGuidedScore
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> half = GaussianMixtureScore(circle[:32], 0.2)
+        >>> guided = ManifoldGuidedScore(half, score, guidance_scale=3.0)
+        >>> tuple(guided(circle[:2]).shape)
+        (2, 2)
     """
 
     def __init__(

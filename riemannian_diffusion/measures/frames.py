@@ -35,7 +35,14 @@ def import_extra(name: str) -> ModuleType:
 
 
 def in_float64(values: Tensor) -> Tensor:
-    """The values in float64 on the CPU, because not every device has float64."""
+    """The values in float64 on the CPU, because not every device has float64.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.measures import in_float64
+        >>> callable(in_float64)
+        True
+    """
     return values.detach().cpu().double()
 
 
@@ -50,6 +57,13 @@ def distances(x: Tensor, y: Tensor, distance: Distance, *, max_batch_size: int =
     Raises:
         ValueError: If the shapes differ, or the distance returns another shape or a value that is
             not finite.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import distances
+        >>> x = torch.rand(3, 3, 4, 4)
+        >>> distances(x, x, lambda a, b: (a - b).abs().flatten(1).mean(1)).tolist()
+        [0.0, 0.0, 0.0]
     """
     _check_pair(x, y)
     pieces = []
@@ -72,6 +86,13 @@ def adjacent_distances(frames: Tensor, distance: Distance, *, max_batch_size: in
 
     Raises:
         ValueError: If there are fewer than 2 frames, and as in `distances`.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import adjacent_distances
+        >>> frames = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 4, 4)
+        >>> adjacent_distances(frames, lambda a, b: (a - b).abs().flatten(1).mean(1)).tolist()
+        [0.25, 0.25, 0.25, 0.25]
     """
     if len(frames) < 2:
         raise ValueError(f"`frames` must hold at least 2 frames, but got {len(frames)}.")
@@ -84,6 +105,13 @@ def ppl(gaps: Tensor) -> Tensor:
     It lies in [0, inf), and lower is better. This is the definition of DiffMorpher (CVPR 2024). It
     grows with the number of frames. StyleGAN and torchmetrics use the same name for another
     measure, which samples the latent space of a generator.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import ppl
+        >>> gaps = torch.tensor([0.1, 0.1, 0.4])
+        >>> ppl(gaps)
+        tensor(0.6000)
     """
     return gaps.sum(-1)
 
@@ -92,6 +120,13 @@ def pdv_variance(gaps: Tensor) -> Tensor:
     """Perceptual distance variance of DiffMorpher: the population variance of the gaps.
 
     The shapes are `(..., G) -> (...)`. It lies in [0, inf), and lower is better.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import pdv_variance
+        >>> gaps = torch.tensor([0.1, 0.1, 0.4])
+        >>> round(float(pdv_variance(gaps)), 3)
+        0.02
     """
     return gaps.var(-1, correction=0)
 
@@ -102,6 +137,13 @@ def pdv_std(gaps: Tensor) -> Tensor:
     The shapes are `(..., G) -> (...)`. It lies in [0, inf), and lower is better. It is also
     published under the name PDV. It is the square root of `pdv_variance` for one sequence, but not
     for means over sequences.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import pdv_std
+        >>> gaps = torch.tensor([0.1, 0.1, 0.4])
+        >>> round(float(pdv_std(gaps)), 3)
+        0.141
     """
     return gaps.std(-1, correction=0)
 
@@ -110,6 +152,13 @@ def consistency(gaps: Tensor) -> Tensor:
     """Mean of the gaps, `(..., G) -> (...)`; in [0, inf), lower is better (AID, NeurIPS 2024).
 
     It is `ppl` divided by the number of gaps.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import consistency
+        >>> gaps = torch.tensor([0.1, 0.1, 0.4])
+        >>> consistency(gaps)
+        tensor(0.2000)
     """
     return gaps.mean(-1)
 
@@ -119,6 +168,13 @@ def smoothness(gaps: Tensor) -> Tensor:
 
     It lies in [1 / G, 1]. It is 1 if all gaps are equal, also if all are 0. It is 1 / G if only one
     gap is not 0.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import smoothness
+        >>> gaps = torch.tensor([0.1, 0.1, 0.4])
+        >>> smoothness(torch.full((3,), 0.1))  # even steps
+        tensor(1.)
     """
     count = gaps.shape[-1]
     rank = torch.arange(1, count + 1, dtype=gaps.dtype, device=gaps.device)
@@ -135,6 +191,12 @@ def mse(x: Tensor, y: Tensor) -> Tensor:
 
     Raises:
         ValueError: If the shapes differ.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import mse
+        >>> mse(torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4))
+        tensor([1.])
     """
     _check_pair(x, y)
     return (x - y).square().flatten(1).mean(1)
@@ -145,6 +207,12 @@ def rmse(x: Tensor, y: Tensor) -> Tensor:
 
     Raises:
         ValueError: If the shapes differ.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import rmse
+        >>> rmse(torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.5))
+        tensor([0.5000])
     """
     return mse(x, y).sqrt()
 
@@ -158,6 +226,12 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ImportError: If torchmetrics is missing.
         ValueError: If the shapes differ.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import psnr
+        >>> psnr(torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.1)).round()
+        tensor([20.])
     """
     _check_pair(x, y)
     image = import_extra("torchmetrics.functional.image")
@@ -174,6 +248,13 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ImportError: If torchmetrics is missing.
         ValueError: If the shapes differ or an image is smaller than the window of 11 pixels.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import ssim
+        >>> x = torch.rand(1, 3, 16, 16)
+        >>> round(float(ssim(x, x)), 4)
+        1.0
     """
     _check_pair(x, y)
     if min(x.shape[-2:]) < SSIM_WINDOW:
@@ -196,6 +277,13 @@ def largest_step(frames: Tensor) -> Tensor:
 
     Raises:
         ValueError: If there are fewer than 2 frames.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion.evaluation import largest_step
+        >>> frames = torch.tensor([0.0, 0.25, 1.0]).view(3, 1, 1, 1).expand(3, 3, 4, 4)
+        >>> largest_step(frames)
+        tensor(0.7500)
     """
     if len(frames) < 2:
         raise ValueError(f"`frames` must hold at least 2 frames, but got {len(frames)}.")

@@ -36,6 +36,11 @@ class LPIPSDistance:
         name: Name of the network, for reports.
         network: Network that takes images in [-1, 1].
         min_side: Smallest allowed height and width of an image.
+
+    Examples:
+        >>> from riemannian_diffusion.evaluation import lpips_distance
+        >>> distance = lpips_distance('alex')  # doctest: +SKIP
+        >>> distance(x, y)  # (N,), for images (N, 3, H, W) in [0, 1]  # doctest: +SKIP
     """
 
     name: str
@@ -61,6 +66,11 @@ class ImageFeatures:
     Attributes:
         name: Name of the network, for reports.
         network: Network that takes uint8 images.
+
+    Examples:
+        >>> from riemannian_diffusion.evaluation import inception_features
+        >>> features = inception_features()  # doctest: +SKIP
+        >>> features(x)  # (N, 2048)  # doctest: +SKIP
     """
 
     name: str
@@ -85,6 +95,11 @@ def lpips_distance(network: str | nn.Module = "alex", *, device: str = "cpu") ->
         ImportError: If lpips is missing.
         OSError: If the weights cannot be loaded or downloaded; the message names their file.
         ValueError: If the name of the network is unknown.
+
+    Examples:
+        >>> from riemannian_diffusion.evaluation import lpips_distance
+        >>> distance = lpips_distance('alex')  # doctest: +SKIP
+        >>> distance(x, y)  # (N,), for images (N, 3, H, W) in [0, 1]  # doctest: +SKIP
     """
     if isinstance(network, nn.Module):
         return LPIPSDistance(_passed_in(network), network)
@@ -115,6 +130,11 @@ def inception_features(network: nn.Module | None = None, *, device: str = "cpu")
     Raises:
         ImportError: If torchmetrics or torch-fidelity is missing.
         OSError: If the weights cannot be loaded or downloaded; the message names their file.
+
+    Examples:
+        >>> from riemannian_diffusion.evaluation import inception_features
+        >>> features = inception_features()  # doctest: +SKIP
+        >>> features(x)  # (N, 2048)  # doctest: +SKIP
     """
     if network is not None:
         return ImageFeatures(_passed_in(network), network)

@@ -141,6 +141,13 @@ def open_image(
 
     Raises:
         OSError: If the file cannot be read as an image.
+
+    Examples:
+        >>> from riemannian_diffusion import demo
+        >>> from pathlib import Path
+        >>> from riemannian_diffusion.media import open_image
+        >>> open_image(Path(demo.endpoint_paths()[0])).size
+        (64, 64)
     """
     with opened(path) as image:
         image = converted(image, "RGB", name=str(path), background=background, tell=tell)

@@ -37,6 +37,17 @@ def write_frames(frames: list, output: Path, fps: float, *, tell: Tell = warn) -
         OSError: If the output cannot be written. Frames of a file are then kept as a folder of PNG
             files if that is possible, beside it or among the temporary files, and the message says
             where.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from riemannian_diffusion.media import write_frames
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / 'morph.gif'
+        ...     write_frames([Image.new('RGB', (8, 8), c) for c in ('red', 'blue')], file, 12)
+        ...     Image.open(file).n_frames
+        2
     """
     suffix = output.suffix.lower()
     if suffix == "":

@@ -40,6 +40,13 @@ class Metric(Composite, ABC):
     lists, tuples or dicts. `where` gives the places of points on their paths, for scores that
     change along the path. A subclass defines `inner`. It may leave out `where` if its metric does
     not change along the path. It may override `energy`, and then the solver minimises that energy.
+
+    Examples:
+        >>> import torch, riemannian_diffusion
+        >>> class HalfPlane(riemannian_diffusion.Metric):
+        ...     inner = lambda self, x, u, v, where=None: (u * v).sum(1) / x[:, 1] ** 2
+        >>> HalfPlane().norm(torch.tensor([[0.0, 2.0]]), torch.ones(1, 2))
+        tensor([0.7071])
     """
 
     # Whether the points of a geodesic are paced by flat length instead of length in the metric.

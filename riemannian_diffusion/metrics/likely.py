@@ -42,6 +42,16 @@ class LikelyMetric(Metric):
             `1 / sigma^2`, and that along the data does not depend on the noise level. A large value
             gathers the solver's nodes where the density is high, and leads paths there. At high
             noise in many dimensions it pulls paths towards the mean of the data.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore, LikelyMetric, geodesic
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> found = geodesic(LikelyMetric(score), circle[0], circle[9])
+        >>> tuple(found.path.shape)
+        (17, 2)
     """
 
     flat_pace = True

@@ -29,6 +29,16 @@ class PullbackMetric(Metric):
     The energy is that of the chords of `phi`. It takes one evaluation per point and an ordinary
     reverse pass. `inner` takes forward-mode products. Energies from `inner` and from chords agree
     in the limit of many points. A subclass defines `embed`.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import PullbackMetric
+        >>> class Stretched(PullbackMetric):
+        ...     def embed(self, x, where=None):
+        ...         return x * torch.tensor([1.0, 2.0])
+        >>> v = torch.tensor([[0.0, 1.0]])
+        >>> Stretched().norm(torch.zeros(1, 2), v)
+        tensor([2.])
     """
 
     @abstractmethod
@@ -264,7 +274,15 @@ class PullbackMetric(Metric):
 
 
 class EuclideanMetric(PullbackMetric):
-    """Flat space: `G = I`."""
+    """Flat space: `G = I`.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import EuclideanMetric
+        >>> x, v = torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])
+        >>> EuclideanMetric().norm(x, v)
+        tensor([5.])
+    """
 
     def embed(self, x: Tensor, where: Where | None = None) -> Tensor:
         """The points themselves, `(K, *shape)`."""

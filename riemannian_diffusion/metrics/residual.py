@@ -70,6 +70,16 @@ class ScoreJacobianMetric(_ScorePullback):
     Args:
         score: The score, or a score under shared noises.
         ridge: Weight of the flat metric, non-negative.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore, ScoreJacobianMetric
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> tangent = torch.tensor([[0.0, 1.0]])  # at the point (1, 0)
+        >>> bool(ScoreJacobianMetric(score).norm(circle[:1], tangent) < 0.1)
+        True
     """
 
     def __init__(self, score: ScoreModel, *, ridge: float = 0.0):
@@ -99,6 +109,17 @@ class TangentNormalMetric(_ScorePullback):
         score: The score, or a score under shared noises.
         normal_weight: `kn`, non-negative.
         tangent_weight: `kt`, non-negative.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore, TangentNormalMetric
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> metric = TangentNormalMetric(score)
+        >>> x, across, along = circle[:1], torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> bool(metric.norm(x, across) > 5 * metric.norm(x, along))
+        True
     """
 
     def __init__(

@@ -30,6 +30,17 @@ class SteinScoreMetric(Metric):
             the paper. False gives the full gradient.
         normalize: Replace `s` by `sigma s / sqrt(d)`, whose square is about 1 at typical noisy
             points.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore, SteinScoreMetric
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> metric = SteinScoreMetric(score)
+        >>> x, v = 1.2 * circle[:1], torch.tensor([[1.0, 0.0]])
+        >>> bool(metric.norm(x, v) > 1)  # steps towards more likely points are long
+        True
     """
 
     flat_pace = True

@@ -15,7 +15,14 @@ from riemannian_diffusion.pipelines.single_file import pipeline_of_file
 
 
 class AutoGeodesicInterpolationPipeline:
-    """Picks the pipeline that fits a model, as diffusers' auto pipelines do."""
+    """Picks the pipeline that fits a model, as diffusers' auto pipelines do.
+
+    Examples:
+        >>> from riemannian_diffusion import demo
+        >>> from riemannian_diffusion.pipelines import AutoGeodesicInterpolationPipeline
+        >>> AutoGeodesicInterpolationPipeline.pipeline_of(demo.model_path()).__name__
+        'GeodesicInterpolationPipeline'
+    """
 
     @classmethod
     def from_pretrained(

@@ -41,6 +41,16 @@ class Keyframes:
         model: A digest of the model that made the points.
         autoencoder_error: Mean squared error of each image, encoded and decoded `(P,)`; None if it
             is unknown.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from riemannian_diffusion import demo
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+        >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+        >>> images = [Image.open(path) for path in demo.endpoint_paths()]
+        >>> keys = pipe.invert(images, num_inference_steps=5)
+        >>> keys.num_gaps, keys.space
+        (1, 'noise')
     """
 
     pixels: Tensor
@@ -200,6 +210,16 @@ class MorphPath:
         beyond: Clean latents `(M, C, h, w)` beyond the last keyframe, once extended.
         transported: Clean latents `(T, C, h, w)` that are shown in place of the path's own, once
             transported to another image.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from riemannian_diffusion import demo
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+        >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+        >>> images = [Image.open(path) for path in demo.endpoint_paths()]
+        >>> path = pipe.solve(pipe.invert(images, num_inference_steps=5), 'slerp', num_frames=3)
+        >>> tuple(path.points.shape)
+        (3, 4, 16, 16)
     """
 
     keys: Keyframes

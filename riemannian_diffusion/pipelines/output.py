@@ -34,6 +34,16 @@ class GeodesicInterpolationOutput(BaseOutput):
             keyframes come from a file that lacks it.
         warnings: Sentences about keyframes that the model does not know or the morph does not show.
             Each was also an `ImageWarning` of the stage that found it.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from riemannian_diffusion import demo
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+        >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+        >>> images = [Image.open(path) for path in demo.endpoint_paths()]
+        >>> out = pipe(images, metric='slerp', num_frames=3, num_inference_steps=5)
+        >>> len(out.frames), out.geodesics
+        (3, [None])
     """
 
     frames: Any

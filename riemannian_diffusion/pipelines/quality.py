@@ -17,7 +17,14 @@ GOOD, FAIR = 30.0, 20.0  # PSNR in dB: from 30 on, an image looks as given; belo
 
 
 class ImageWarning(UserWarning):
-    """A model does not know an image, or a morph does not show it, or not all its frames."""
+    """A model does not know an image, or a morph does not show it, or not all its frames.
+
+    Examples:
+        >>> import warnings
+        >>> from riemannian_diffusion.pipelines import ImageWarning
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter('error', ImageWarning)  # stop at images that are not known
+    """
 
 
 def too_much_lost(errors: Tensor, images: Tensor) -> list[int]:

@@ -37,6 +37,11 @@ class RoadmapStart:
 
     Attributes:
         max_samples: Most samples for each gap, at least 1.
+
+    Examples:
+        >>> from riemannian_diffusion.pipelines import RoadmapStart
+        >>> RoadmapStart(96).max_samples
+        96
     """
 
     max_samples: int = 768

@@ -28,6 +28,12 @@ class Condition:
 
     Raises:
         ValueError: If `values` has another shape or `kind` is unknown.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import Condition
+        >>> tuple(Condition.of(torch.zeros(2, 4, 8)).values.shape)  # of two prompts
+        (1, 2, 4, 8)
     """
 
     values: Tensor
@@ -190,6 +196,14 @@ class Conditions:
     Raises:
         ValueError: If positive and negative conditions differ in names or in the shapes of their
             values. Only the first size may differ, which is the number of tokens.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import Condition, Conditions
+        >>> embeddings = Condition.of(torch.zeros(2, 4, 8))  # of two prompts
+        >>> conditions = Conditions({'encoder_hidden_states': embeddings})
+        >>> sorted(conditions.positive)
+        ['encoder_hidden_states']
     """
 
     positive: Named

@@ -63,6 +63,21 @@ class DiffusionScore(NetworkScore):
         ValueError: If the class of the model is refused, or lacks a condition, or does not take
             one; the scheduler has no such levels or an unknown prediction type; the timestep is out
             of range; or the mode needs negative conditions that are missing.
+
+    Examples:
+        >>> import torch
+        >>> from diffusers import DDIMScheduler, UNet2DModel
+        >>> unet = UNet2DModel(
+        ...     sample_size=8,
+        ...     block_out_channels=(8,),
+        ...     down_block_types=("DownBlock2D",),
+        ...     up_block_types=("UpBlock2D",),
+        ...     norm_num_groups=4,
+        ... )
+        >>> from riemannian_diffusion import DiffusionScore
+        >>> score = DiffusionScore(unet, DDIMScheduler(), 400)
+        >>> tuple(score.denoise(torch.randn(2, 3, 8, 8)).shape)
+        (2, 3, 8, 8)
     """
 
     def __init__(

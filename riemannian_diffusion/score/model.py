@@ -127,6 +127,17 @@ class ScoreModel(Composite, ABC):
     Attributes:
         alpha: Factor of the clean data at this level, in (0, 1].
         sigma: Standard deviation of the noise at this level, positive.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import ScoreModel
+        >>> class Normal(ScoreModel):
+        ...     alpha, sigma = 1.0, 1.0
+        ...
+        ...     def __call__(self, x, where=None):
+        ...         return -x / 2  # of N(0, 1) with noise of variance 1
+        >>> Normal().denoise(torch.ones(1, 2))
+        tensor([[0.5000, 0.5000]])
     """
 
     alpha: float

@@ -27,6 +27,16 @@ class SharedNoiseScore(ScoreModel):
 
     Raises:
         ValueError: If the noise is empty or not finite.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore, SharedNoiseScore
+        >>> angles = torch.arange(64) * 2 * torch.pi / 64
+        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
+        >>> score = GaussianMixtureScore(circle, 0.2)
+        >>> shared = SharedNoiseScore(score, torch.zeros(2))
+        >>> tuple(shared(circle[:3]).shape)
+        (3, 2)
     """
 
     def __init__(self, score: ScoreModel, noise: Tensor):

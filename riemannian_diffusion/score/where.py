@@ -22,6 +22,13 @@ class Where:
     Raises:
         ValueError: If a fraction lies outside [0, 1], an index is negative, or `u` and `pair` have
             different numbers of entries.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import Where
+        >>> places = Where([0.0, 0.5, 1.0])  # three points of one path
+        >>> places.u.tolist(), places.pair.tolist()
+        ([0.0, 0.5, 1.0], [0, 0, 0])
     """
 
     u: Tensor

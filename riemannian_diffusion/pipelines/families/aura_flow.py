@@ -35,7 +35,15 @@ class AuraFlowPrediction(TransformerPrediction):
 
 
 class GeodesicInterpolationAuraFlowPipeline(TransformerMixin, AuraFlowPipeline):
-    """Morph images into each other along geodesics of AuraFlow's data manifold."""
+    """Morph images into each other along geodesics of AuraFlow's data manifold.
+
+    Examples:
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationAuraFlowPipeline
+        >>> pipe = GeodesicInterpolationAuraFlowPipeline.from_pretrained(  # doctest: +SKIP
+        ...     'fal/AuraFlow-v0.3'
+        ... )
+        >>> pipe(images).frames  # doctest: +SKIP
+    """
 
     _predicts = AuraFlowPrediction
     _is_flow = True

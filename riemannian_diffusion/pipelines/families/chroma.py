@@ -48,6 +48,13 @@ class GeodesicInterpolationChromaPipeline(TransformerMixin, ChromaPipeline):
 
     Attention masks mean what they mean in `ChromaPipeline`: those that `encode_prompt` returns are
     numbers, which diffusers adds to the attention scores; boolean ones hide their tokens.
+
+    Examples:
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationChromaPipeline
+        >>> pipe = GeodesicInterpolationChromaPipeline.from_pretrained(  # doctest: +SKIP
+        ...     'lodestones/Chroma1-HD'
+        ... )
+        >>> pipe(images).frames  # doctest: +SKIP
     """
 
     _predicts = ChromaPrediction

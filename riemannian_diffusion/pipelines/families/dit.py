@@ -44,6 +44,13 @@ class GeodesicInterpolationDiTPipeline(TransformerMixin, DiTPipeline):
 
     There are no prompts: `condition(class_labels=...)` takes classes, as numbers or by their names
     in `labels`. Without them the model is unconditional. Images must be square.
+
+    Examples:
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationDiTPipeline
+        >>> pipe = GeodesicInterpolationDiTPipeline.from_pretrained(  # doctest: +SKIP
+        ...     'facebook/DiT-XL-2-256'
+        ... )
+        >>> pipe(images).frames  # doctest: +SKIP
     """
 
     _predicts = DiTPrediction

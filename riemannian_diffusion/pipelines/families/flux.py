@@ -51,6 +51,13 @@ class GeodesicInterpolationFluxPipeline(TransformerMixin, FluxPipeline):
     For a network that takes guidance as an input (Flux.1-dev), `guidance_scale` is that input, as
     in `FluxPipeline`; 1 follows the data most closely. `true_cfg_scale` of `invert` above 1 is
     classifier-free guidance. For other networks both are classifier-free guidance.
+
+    Examples:
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationFluxPipeline
+        >>> pipe = GeodesicInterpolationFluxPipeline.from_pretrained(  # doctest: +SKIP
+        ...     'black-forest-labs/FLUX.1-dev'
+        ... )
+        >>> pipe(images).frames  # doctest: +SKIP
     """
 
     _predicts = FluxPrediction

@@ -96,6 +96,13 @@ class GeodesicInterpolationFlux2Pipeline(_Flux2, Flux2Pipeline):
 
     `guidance_scale` is an input of its network, as in `Flux2Pipeline`; 1 follows the data most
     closely. `true_cfg_scale` of `invert` above 1 is classifier-free guidance.
+
+    Examples:
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationFlux2Pipeline
+        >>> pipe = GeodesicInterpolationFlux2Pipeline.from_pretrained(  # doctest: +SKIP
+        ...     'black-forest-labs/FLUX.2-dev'
+        ... )
+        >>> pipe(images).frames  # doctest: +SKIP
     """
 
     @property
@@ -108,6 +115,13 @@ class GeodesicInterpolationFlux2KleinPipeline(_Flux2, Flux2KleinPipeline):
 
     Guidance is classifier-free. A model whose config says `is_distilled` takes none, as in
     `Flux2KleinPipeline`.
+
+    Examples:
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationFlux2KleinPipeline
+        >>> pipe = GeodesicInterpolationFlux2KleinPipeline.from_pretrained(  # doctest: +SKIP
+        ...     'black-forest-labs/FLUX.2-klein-base-4B'
+        ... )
+        >>> pipe(images).frames  # doctest: +SKIP
     """
 
     def _levels(

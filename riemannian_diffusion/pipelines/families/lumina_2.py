@@ -55,6 +55,13 @@ class GeodesicInterpolationLumina2Pipeline(TransformerMixin, Lumina2Pipeline):
 
     The network numbers the places of an image after those of the prompt. Between keyframes with
     prompts of different lengths, the longer one counts.
+
+    Examples:
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationLumina2Pipeline
+        >>> pipe = GeodesicInterpolationLumina2Pipeline.from_pretrained(  # doctest: +SKIP
+        ...     'Alpha-VLLM/Lumina-Image-2.0'
+        ... )
+        >>> pipe(images).frames  # doctest: +SKIP
     """
 
     _predicts = Lumina2Prediction

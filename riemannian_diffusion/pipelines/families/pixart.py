@@ -77,10 +77,25 @@ class GeodesicInterpolationPixArtAlphaPipeline(_PixArt, PixArtAlphaPipeline):
     """Morph images into each other along geodesics of PixArt-alpha's data manifold.
 
     Networks for images of about 1024 pixels are conditioned on the size of the images.
+
+    Examples:
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPixArtAlphaPipeline
+        >>> pipe = GeodesicInterpolationPixArtAlphaPipeline.from_pretrained(  # doctest: +SKIP
+        ...     'PixArt-alpha/PixArt-XL-2-1024-MS'
+        ... )
+        >>> pipe(images).frames  # doctest: +SKIP
     """
 
 
 class GeodesicInterpolationPixArtSigmaPipeline(_PixArt, PixArtSigmaPipeline):
-    """Morph images into each other along geodesics of PixArt-Sigma's data manifold."""
+    """Morph images into each other along geodesics of PixArt-Sigma's data manifold.
+
+    Examples:
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPixArtSigmaPipeline
+        >>> pipe = GeodesicInterpolationPixArtSigmaPipeline.from_pretrained(  # doctest: +SKIP
+        ...     'PixArt-alpha/PixArt-Sigma-XL-2-1024-MS'
+        ... )
+        >>> pipe(images).frames  # doctest: +SKIP
+    """
 
     _overflows_in_half = True  # it is that of Stable Diffusion XL

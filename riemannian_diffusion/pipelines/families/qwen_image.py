@@ -56,6 +56,13 @@ class GeodesicInterpolationQwenImagePipeline(TransformerMixin, QwenImagePipeline
 
     `guidance_scale` is what `QwenImagePipeline` calls `true_cfg_scale`: guidance by a negative
     prompt that keeps the norm of each image token. 1 is without guidance.
+
+    Examples:
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationQwenImagePipeline
+        >>> pipe = GeodesicInterpolationQwenImagePipeline.from_pretrained(  # doctest: +SKIP
+        ...     'Qwen/Qwen-Image'
+        ... )
+        >>> pipe(images).frames  # doctest: +SKIP
     """
 
     _predicts = QwenImagePrediction

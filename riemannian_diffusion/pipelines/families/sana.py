@@ -44,6 +44,13 @@ class GeodesicInterpolationSanaPipeline(TransformerMixin, SanaPipeline):
 
     As in `SanaPipeline`, an instruction to the text encoder precedes each prompt, but not the
     negative prompt.
+
+    Examples:
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationSanaPipeline
+        >>> pipe = GeodesicInterpolationSanaPipeline.from_pretrained(  # doctest: +SKIP
+        ...     'Efficient-Large-Model/Sana_1600M_1024px_diffusers'
+        ... )
+        >>> pipe(images).frames  # doctest: +SKIP
     """
 
     _predicts = SanaPrediction

@@ -77,6 +77,15 @@ class GeodesicInterpolationPipeline(GeodesicInterpolationMixin, StableDiffusionP
 
     Loads from any Stable Diffusion 1.x or 2.x repository or directory with `from_pretrained`, and
     takes over the components of a loaded pipeline with `from_pipe`.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from riemannian_diffusion import demo
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+        >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+        >>> images = [Image.open(path) for path in demo.endpoint_paths()]
+        >>> len(pipe(images, metric='slerp', num_frames=3, num_inference_steps=5).frames)
+        3
     """
 
     _has_ip_adapters = True
@@ -141,6 +150,13 @@ class GeodesicInterpolationXLPipeline(GeodesicInterpolationMixin, StableDiffusio
 
     The network is conditioned on the size of the images, without a crop, unless `condition` is
     given other sizes.
+
+    Examples:
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationXLPipeline
+        >>> pipe = GeodesicInterpolationXLPipeline.from_pretrained(  # doctest: +SKIP
+        ...     'stabilityai/stable-diffusion-xl-base-1.0'
+        ... )
+        >>> pipe(images).frames  # doctest: +SKIP
     """
 
     _has_ip_adapters = True

@@ -33,7 +33,15 @@ class SD3Prediction(TransformerPrediction):
 
 
 class GeodesicInterpolationSD3Pipeline(TransformerMixin, StableDiffusion3Pipeline):
-    """Morph images into each other along geodesics of Stable Diffusion 3's data manifold."""
+    """Morph images into each other along geodesics of Stable Diffusion 3's data manifold.
+
+    Examples:
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationSD3Pipeline
+        >>> pipe = GeodesicInterpolationSD3Pipeline.from_pretrained(  # doctest: +SKIP
+        ...     'stabilityai/stable-diffusion-3.5-medium'
+        ... )
+        >>> pipe(images).frames  # doctest: +SKIP
+    """
 
     _predicts = SD3Prediction
     _is_flow = True

@@ -48,6 +48,13 @@ class GeodesicInterpolationUnconditionalPipeline(GeodesicInterpolationMixin, DDI
     prompts and no guidance. A model of classes needs `condition(class_labels=...)`. Latents are
     images in [-1, 1], and no step of sampling clips them, whatever the scheduler's `clip_sample`
     says: inversion could not undo that.
+
+    Examples:
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationUnconditionalPipeline
+        >>> pipe = GeodesicInterpolationUnconditionalPipeline.from_pretrained(  # doctest: +SKIP
+        ...     'google/ddpm-celebahq-256'
+        ... )
+        >>> pipe(images).frames  # doctest: +SKIP
     """
 
     _takes_classes = True

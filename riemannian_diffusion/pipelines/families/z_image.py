@@ -60,6 +60,13 @@ class GeodesicInterpolationZImagePipeline(TransformerMixin, ZImagePipeline):
     The network numbers the places of an image after those of the prompt, and it rounds their number
     up to a multiple of 32. Between keyframes with prompts of different lengths it is that of the
     longer one.
+
+    Examples:
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationZImagePipeline
+        >>> pipe = GeodesicInterpolationZImagePipeline.from_pretrained(  # doctest: +SKIP
+        ...     'Tongyi-MAI/Z-Image'
+        ... )
+        >>> pipe(images).frames  # doctest: +SKIP
     """
 
     _predicts = ZImagePrediction

@@ -384,7 +384,7 @@ def frames_of(output: Path) -> dict[str, bytes]:
 def undisturbed(scene_manifest, tmp_path_factory):
     """The frames of one process that nobody disturbs."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
-    subprocess.run(command(scene_manifest, output), check=True, timeout=500)
+    subprocess.run(command(scene_manifest, output), check=True, timeout=2000)
     return frames_of(output)
 
 
@@ -397,7 +397,7 @@ def test_killed_processes_make_the_same_frames(scene_manifest, undisturbed, tmp_
         return subprocess.Popen(command(scene_manifest, output), stdout=subprocess.DEVNULL)
 
     running, num_killed = [start() for _ in range(num)], 0
-    deadline, next_kill = time.monotonic() + 900, 1
+    deadline, next_kill = time.monotonic() + 3000, 1
     while any(process.poll() is None for process in running):
         assert time.monotonic() < deadline
         time.sleep(random_number.uniform(0.1, 2.0))
@@ -421,7 +421,7 @@ def test_accelerate_launch(scene_manifest, undisturbed, tmp_path):
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launch = command(scene_manifest, output, (*launch, "-m", "riemannian_diffusion"))
     first = subprocess.Popen(launch, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 500
+    deadline = time.monotonic() + 2000
     while len(list(output.glob("*/*/pair.json"))) < 3:
         assert first.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
@@ -429,9 +429,9 @@ def test_accelerate_launch(scene_manifest, undisturbed, tmp_path):
     workers = [int(pid) for pid in listed.stdout.split()]
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)
-    assert first.wait(120) != 0
+    assert first.wait(600) != 0
     made = len(list(output.glob("*/*/pair.json")))
     assert 3 <= made < 12
-    done = subprocess.run(launch, check=True, timeout=500, capture_output=True, text=True)
+    done = subprocess.run(launch, check=True, timeout=2000, capture_output=True, text=True)
     assert "6 of 6 pairs done" in done.stdout and done.stdout.count("6 pairs by") == 1
     assert frames_of(output) == undisturbed and not list(output.glob(".*"))

@@ -231,7 +231,7 @@ def test_own_family(tmp_path):
     pipe = silent(example.GeodesicInterpolationLDMPipeline.from_pretrained(tmp_path / "ldm"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        keys = pipe.invert(SMALL, num_inference_steps=4, strength=1.0)
+        keys = pipe.invert(SMALL, num_inference_steps=4, strength=1.0, spacing="scheduler")
         latents = pipe.sample(pipe.solve(keys, "slerp", num_frames=3)).latents
     own = LDMPipeline.from_pretrained(tmp_path / "ldm")
     own.scheduler.set_timesteps(4)

@@ -22,7 +22,6 @@ _LEAST_RESOLUTION = 2.0  # smallest length of chords, in rounding errors of the 
 RTOL = 1e-4  # default relative tolerance
 THOROUGH = 3  # number of sub-chords with which chords hardly ever leap
 FIRST = 2  # number of sub-chords that is tried first
-_LARGEST_MISS = 0.02  # share of the energy that the first try may miss
 _PATIENCE = 3  # number of iterations in a row that must be close to the minimum
 _LEAST_TO_REFINE = 20.0  # smallest resolution at which a finer sampling shows more than rounding
 
@@ -33,7 +32,7 @@ class Options:
 
     Attributes:
         num_quadrature: Number of sub-chords of each segment, at least 1. None tries 2. If
-            the energy that was found misses more than 2 % of the energy on a finer sampling, the
+            the energy that was found misses more than 5 % of the energy on a finer sampling, the
             solve begins again with 3.
         solver: The solver.
         rtol: Largest share of the energy by which a converged path may lie above the minimum, as
@@ -252,7 +251,7 @@ class Run:
             self.options.num_quadrature is None
             and not now.thorough
             and found.status not in _FAILED
-            and missed > _LARGEST_MISS * abs(found.energy)
+            and missed > SETTLED * abs(found.energy)
             and 2 * now.used <= self._budget()
         )
 

@@ -147,7 +147,7 @@ def geodesic(
         x1: Last point, `shape`.
         num_points: Number of points of the path, at least 2.
         num_quadrature: Number of sub-chords per segment, at least 1. None tries 2. If the
-            energy that was found misses more than 2 % of the energy on a finer sampling, the solve
+            energy that was found misses more than 5 % of the energy on a finer sampling, the solve
             begins again with 3, unless more than half of the evaluations are used.
         init: The first path: "lerp", "slerp", a path `(num_points, *shape)`, a function
             `(x0, x1, num_points) -> path`, or a list of these. None takes "lerp". With a list, each

@@ -1,7 +1,7 @@
 """Cost of one evaluation, in forward passes of the same network over the same points.
 
-    python benchmarks/cost.py [--models shipped sd15 sdxl] [--device cuda] [--dtypes float32]
-        [--points 17] [--quadrature 3] [--chunks N ...] [--compile] [--repeats 5]
+    python benchmarks/cost.py [--models shipped sd15 sdxl flux ...] [--device cuda]
+        [--dtypes float32] [--points 17] [--quadrature 3] [--chunks N ...] [--compile] [--repeats 5]
 
 For each model and dtype, there is one row for each of these:
 
@@ -22,8 +22,9 @@ Columns:
     share       that rate over the rate of a square matrix product on this device in this dtype
     first call  seconds of the first call, which includes compiling
 
-The end points are embedded once per solve and are not counted. On a CPU the full-size architectures
-have 2 points between the end points, and only forward passes and gradients are timed.
+The end points are embedded once per solve and are not counted. Full-size networks, except Stable
+Diffusion 1.5 on a GPU, have 2 points between the end points, and only forward passes and gradients
+are timed. Names of models are those of `architectures.py`.
 """
 
 from __future__ import annotations
@@ -35,36 +36,20 @@ from collections.abc import Callable, Iterator
 
 import frame
 import torch
-from architectures import NAMES, ByProducts, score_of
+from architectures import NAMES, ByProducts, compiled, score_of
+from device import is_gpu, least_seconds, matrix_rate
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from riemannian_diffusion import DiffusionScore, Metric, TangentNormalMetric, refine
+from riemannian_diffusion import Metric, ScoreModel, TangentNormalMetric, refine
+from riemannian_diffusion.score.network import NetworkScore
 
 NUM_TANGENTS = 4
 ONE = "forward, one point"
+SMALL = ("forward", "energy, gradient", "forward, compiled", "energy, gradient, compiled")
 
 
-def least_seconds(function: Callable[[], object], repeats: int, device: str) -> float:
-    """The least time of several runs, after a first run that is not counted."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
-
-
-def matrix_rate(dtype: torch.dtype, device: str) -> float:
-    """TFLOP/s of a square matrix product."""
-    size = 8192 if device.startswith("cuda") else 2048
-    a = torch.randn(size, size, device=device).to(dtype)
-    return 2 * size**3 / least_seconds(lambda: a @ a, 5, device) / 1e12
-
-
-def products(score: DiffusionScore, x: Tensor, tangents: Tensor) -> Tensor:
+def products(score: ScoreModel, x: Tensor, tangents: Tensor) -> Tensor:
     """The Jacobian's products with several tangents `(T, *shape)` at one point."""
     return torch.func.vmap(lambda v: score.jvp(x[None], v[None])[0])(tangents)
 
@@ -92,13 +77,13 @@ def random_path(
 
 
 def rows_of(
-    score: DiffusionScore, path: Tensor, sizes: list[int], compile: bool
+    name: str, score: NetworkScore, path: Tensor, sizes: list[int], compile: bool
 ) -> dict[str, tuple[Callable[[], object], int]]:
-    """Functions to time, each with the number of its points."""
+    """Functions to time for a model, each with the number of its points."""
     tangents = path[:NUM_TANGENTS]
     num, inner = len(path), len(path) - 2
 
-    def alone(model: DiffusionScore, num_points: int = num) -> Callable[[], object]:
+    def alone(model: NetworkScore, num_points: int = num) -> Callable[[], object]:
         def forward() -> Tensor:
             with torch.no_grad():
                 return model(path[:num_points])
@@ -120,10 +105,9 @@ def rows_of(
         "forward-mode energy": (evaluation(ByProducts(score), path), num - 1),
     }
     if compile:
-        compiled = copy.copy(score)
-        compiled.model = torch.compile(score.model)
-        metric = TangentNormalMetric(compiled)
-        rows["forward, compiled"] = (alone(compiled), num)
+        fast = compiled(name, score)
+        metric = TangentNormalMetric(fast)
+        rows["forward, compiled"] = (alone(fast), num)
         rows["energy, gradient, compiled"] = (evaluation(metric, path), inner)
     return rows
 
@@ -131,12 +115,10 @@ def rows_of(
 def main(argv: list[str] | None = None) -> list[dict]:
     """Measure the costs; return the rows."""
     parser = frame.parser(__doc__)
-    parser.add_argument("--models", nargs="+", choices=NAMES, default=["shipped"])
+    parser.add_argument("--models", nargs="+", choices=NAMES, default=["shipped"], metavar="NAME")
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
-    parser.add_argument("--points", type=int, help="default: 17; 4 for a full-size model on a CPU")
-    parser.add_argument(
-        "--quadrature", type=int, help="default: 3; 1 for a full-size model on a CPU"
-    )
+    parser.add_argument("--points", type=int, help="default: 17; 4 for full-size models")
+    parser.add_argument("--quadrature", type=int, help="default: 3; 1 for full-size models")
     parser.add_argument("--chunks", type=int, nargs="+", default=[])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
@@ -146,7 +128,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
 def measure(args: argparse.Namespace) -> Iterator[dict]:
     """Rows with the costs of every model in every dtype."""
     for name in args.models:
-        small = args.device == "cpu" and name != "shipped"
+        small = name != "shipped" and not (is_gpu(args.device) and name == "sd15")
         num_points = args.points or (4 if small else 17)
         num_quadrature = args.quadrature or (1 if small else 3)
         for dtype in args.dtypes:
@@ -154,15 +136,17 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
             score, shape = score_of(name, **options)
             rate = matrix_rate(getattr(torch, dtype), args.device)
             path = random_path(shape, num_points, num_quadrature, args)
-            rows = rows_of(score, path, args.chunks, args.compile)
+            rows = rows_of(name, score, path, args.chunks, args.compile)
             if small:
-                rows = dict(list(rows.items())[:3])
+                rows = {
+                    label: row for label, row in rows.items() if label in SMALL or "chunks" in label
+                }
             per_point = {}  # seconds and floating-point operations of a forward pass
             for label, (function, num) in rows.items():
-                compiled = label.endswith("compiled")
+                is_compiled = label.endswith("compiled")
                 start = time.perf_counter()
-                flops = None if compiled else num_flops(function)
-                if compiled:
+                flops = None if is_compiled else num_flops(function)
+                if is_compiled:
                     function()
                 first = time.perf_counter() - start
                 seconds = least_seconds(function, args.repeats, args.device)
@@ -177,10 +161,10 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
                     "row": label,
                     "seconds": seconds,
                     "forwards": seconds / (num * base[0]),
-                    "work": None if compiled else flops / (num * base[1]),
+                    "work": None if is_compiled else flops / (num * base[1]),
                     "TFLOP/s": speed,
                     "share": speed and speed / rate,
-                    "first call": first if compiled else None,
+                    "first call": first if is_compiled else None,
                 }
             del score, rows
 

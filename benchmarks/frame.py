@@ -8,8 +8,9 @@ A benchmark is a generator of rows, each a flat dictionary of numbers, texts, tr
     def main(argv=None):
         return frame.run(measure, frame.parser(__doc__), argv)
 
-`run` prints every row as soon as it is measured. With `--out FILE.json` it writes all rows so far
-after each one, together with the command, the commit, the versions, the machine and the date.
+`run` prints every row as soon as it is measured. With `--out FILE.json` it writes all rows at the
+end, together with the command, the commit, the versions, the machine and the date. Until then, the
+rows so far are in `FILE.json.part`, so a run that is stopped loses none.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -34,6 +36,8 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from riemannian_diffusion.files import write_atomically
+
+T = TypeVar("T")
 
 PACKAGES = ("torch", "diffusers", "transformers")
 KEYS = ("command", "commit", "versions", "machine", "date", "rows")
@@ -94,9 +98,21 @@ def run(
             print("  ".join(cells), flush=True)
             rows.append(row)
             if args.out is not None:
-                text = as_json(report | {"rows": rows})
-                write_atomically(args.out, lambda path, text=text: path.write_text(text))
+                _write(part_of(args.out), report | {"rows": rows})
+    if args.out is not None:
+        _write(args.out, report | {"rows": rows})
+        part_of(args.out).unlink(missing_ok=True)
     return rows
+
+
+def part_of(out: Path) -> Path:
+    """The file with the rows so far."""
+    return out.with_name(f"{out.name}.part")
+
+
+def _write(file: Path, report: dict) -> None:
+    text = as_json(report)
+    write_atomically(file, lambda path: path.write_text(text))
 
 
 def as_json(report: dict) -> str:
@@ -104,6 +120,22 @@ def as_json(report: dict) -> str:
     rows = [json.dumps({k: _finite(v) for k, v in row.items()}) for row in report["rows"]]
     head = json.dumps(report | {"rows": []}, indent=1)
     return head.replace('"rows": []', '"rows": [\n  ' + ",\n  ".join(rows) + "\n ]") + "\n"
+
+
+def kept(file: Path | None, make: Callable[[], T]) -> T:
+    """What a function returns, kept as JSON in a file so that it is not made again.
+
+    Args:
+        file: The file; None keeps nothing.
+        make: Function that returns numbers, texts, lists or dictionaries of them.
+    """
+    if file is not None and file.exists():
+        return json.loads(file.read_text())
+    made = make()
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, lambda path: path.write_text(json.dumps(made)))
+    return made
 
 
 def describe(device: str = "cpu") -> str:

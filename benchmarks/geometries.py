@@ -57,12 +57,11 @@ from geometries_others import (
     force_matching,
 )
 from learned import exact_levels, network_levels, trained
-from methods import METHODS, Case, Count, Found, Method, curve, finer, solve_clean, solved
+from methods import METHODS, RECIPE, Case, Count, Found, Method, curve, finer, solve_clean, solved
 from problems import SIGMA, Problem, benchmark_problems, held_out_problems
 from torch import Tensor
 
 from riemannian_diffusion import (
-    Adam,
     LikelyMetric,
     ScoreJacobianMetric,
     SteinScoreMetric,
@@ -111,8 +110,7 @@ def likely_by_force(case: Case) -> Found:
 
 def jacobian_by_recipe(case: Case) -> Found:
     """The method of arXiv 2510.05509: 500 steps of Adam from slerp, without sub-chords."""
-    options = {"solver": Adam(), "max_evals": 500, "num_quadrature": 1}
-    found = solved(ScoreJacobianMetric, **options)(case)
+    found = solved(ScoreJacobianMetric, **RECIPE)(case)
     return replace(found, status="own rule" if found.status == "max_evals" else found.status)
 
 
@@ -176,7 +174,7 @@ def _distance(path: Tensor, truth: Tensor) -> float:
 
 def row_of(geometry: Geometry, problem: Problem, case: Case, count: Count) -> tuple[dict, Tensor]:
     """The measures of one geometry, and its path."""
-    count.points = count.with_gradient = 0
+    count.reset()
     found = geometry.find(case)
     path, status = found.path.detach(), found.status
     if path.isfinite().all():

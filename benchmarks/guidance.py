@@ -60,7 +60,6 @@ import argparse
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -387,14 +386,7 @@ def captioned(
 
     def found(name: str, weight: float) -> tuple[float, float]:
         file = cells and cells / f"{name}_{weight:g}_{num_samples}_{num_steps}_{seed}.json"
-        if file and file.exists():
-            return tuple(json.loads(file.read_text()))
-        value = measured(METHODS[name], weight)
-        if file:
-            partial = file.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(value))
-            partial.rename(file)
-        return value
+        return tuple(frame.kept(file, lambda: measured(METHODS[name], weight)))
 
     def measured(rule: Callable, weight: float) -> tuple[float, float]:
         def level(t: int) -> ScoreModel:
@@ -584,8 +576,6 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     if args.study == "mixtures":
         yield from mixtures(methods, args.samples, args.steps, args.seed)
         return
-    if args.cells:
-        args.cells.mkdir(parents=True, exist_ok=True)
     yield from captioned(
         methods, args.samples, args.steps, args.weights, args.device, args.cells, args.seed
     )

@@ -139,7 +139,12 @@ def of_the_shipped_model(args: argparse.Namespace) -> Iterator[Problem]:
         for steps, strength in SETTINGS:
             schedule = pipe._read_schedule(steps, strength, (64, 64))
             levels = pipe._levels(
-                conditions, schedule, guidance_scale=1.0, guidance_damping=0.0, max_batch_size=16
+                conditions,
+                schedule,
+                guidance_scale=1.0,
+                true_cfg_scale=1.0,
+                guidance_damping=0.0,
+                max_batch_size=16,
             )
             yield Problem(
                 *(name, steps, strength, x, levels, schedule.timesteps, schedule.final_abar)

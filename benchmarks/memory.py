@@ -1,7 +1,8 @@
 """Peak memory of an energy and its gradient, without the memory of the weights.
 
-    python benchmarks/memory.py [--model shipped|sd15|sdxl] [--device cuda] [--dtype float32]
-        [--points 5 9 17 33] [--max-batch-sizes 0 4 1] [--checkpointing] [--size N]
+    python benchmarks/memory.py [--model shipped|sd15|sdxl|flux|...] [--device cuda]
+        [--dtype float32] [--points 5 9 17 33] [--max-batch-sizes 0 4 1] [--checkpointing]
+        [--size N]
 
 The energy is the tangent-normal energy with 3 sub-chords per segment. There is one row per
 `max_batch_size` (0 means no limit) and number of points. A separate process measures each row. GiB
@@ -13,23 +14,16 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import frame
 import torch
 from architectures import NAMES, score_of
+from device import forget_peak, peak_gib, used_gib
 
 from riemannian_diffusion import TangentNormalMetric, refine, slerp
 
 NUM_QUADRATURE = 3
-
-
-def resident(field: str) -> float:
-    """Memory that this process uses now ("VmRSS"), or used at its peak ("VmHWM"), in GiB."""
-    (kilobytes,) = re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(kilobytes) / 2**20
 
 
 def peak(arguments: tuple) -> float:
@@ -44,22 +38,21 @@ def peak(arguments: tuple) -> float:
         seed=seed,
     )
     if checkpointing:
-        getattr(score.model, "unet", score.model).enable_gradient_checkpointing()
+        score.network.enable_gradient_checkpointing()
     generator = torch.Generator().manual_seed(seed)
     ends = torch.randn(2, *shape, generator=generator).to(device)
     path = refine(slerp(*ends, num_points), NUM_QUADRATURE)
     metric = TangentNormalMetric(score)
-    cuda = device.startswith("cuda")
-    before = torch.cuda.memory_allocated() / 2**30 if cuda else resident("VmRSS")
+    forget_peak(device)
+    before = used_gib(device)
     metric.energies([path], differentiate=True)
-    after = torch.cuda.max_memory_allocated() / 2**30 if cuda else resident("VmHWM")
-    return after - before
+    return peak_gib(device) - before
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
     """Measure the memory; return the rows."""
     parser = frame.parser(__doc__)
-    parser.add_argument("--model", choices=NAMES, default="shipped")
+    parser.add_argument("--model", choices=NAMES, default="shipped", metavar="NAME")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--points", type=int, nargs="+", default=[5, 9, 17, 33])
     parser.add_argument("--max-batch-sizes", type=int, nargs="+", default=[0, 4, 1])

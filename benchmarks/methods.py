@@ -9,9 +9,10 @@ from functools import partial
 
 import torch
 from diffusers import DDIMScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from riemannian_diffusion import (
+    Adam,
     Geodesic,
     LikelyMetric,
     Metric,
@@ -39,7 +40,8 @@ from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusio
 STRENGTH, NUM_STEPS = 0.6, 50  # settings of noise space, as in arXiv 2510.05509
 NUM_RELAXATIONS = 10
 STEIN_TIMESTEP = 290  # here abar is 0.42, as at Stable Diffusion's t = 400 of arXiv 2505.11128
-
+RECIPE = {"solver": Adam(lr=1e-3, final_lr=1e-4), "max_evals": 500, "num_quadrature": 1}
+WITH_GRADIENT = 2.1  # cost of a point through which the network is differentiated, in passes
 
 Levels = Callable[[int], ScoreModel]
 
@@ -55,6 +57,28 @@ class Count:
 
     points: int = 0
     with_gradient: int = 0
+
+    @property
+    def passes(self) -> float:
+        """Point-passes: 1 for a point, and 2.1 for a point with gradient."""
+        return self.points + (WITH_GRADIENT - 1) * self.with_gradient
+
+    def reset(self) -> None:
+        """Count again from zero."""
+        self.points = self.with_gradient = 0
+
+
+def count_passes(network: nn.Module) -> Count:
+    """Count the points at which a network is evaluated from now on."""
+    count = Count()
+
+    def add(_, inputs: tuple) -> None:
+        count.points += len(inputs[0])
+        if torch.is_grad_enabled() and inputs[0].requires_grad:
+            count.with_gradient += len(inputs[0])
+
+    network.register_forward_pre_hook(add)
+    return count
 
 
 class Counting(ScoreModel):
@@ -80,10 +104,13 @@ class Found:
         path: The path, `(K, *shape)`.
         status: The status of the geodesic's solve; "formula" for a path without a solve, and "own
             rule" for a method that ends by its own rule.
+        nodes: The points that the method moved, in the space where it moved them; None takes
+            `path`.
     """
 
     path: Tensor
     status: str = "formula"
+    nodes: Tensor | None = None
 
 
 @dataclass
@@ -142,7 +169,8 @@ def in_noise_space(make_path: Callable[[Case, Tensor, Tensor], Found]) -> Method
         ends = torch.stack([case.x0, case.x1])
         ends = invert(case.levels, ends, case.timesteps, fixed_point_iterations=5)
         found = make_path(case, *ends)
-        return replace(found, path=sample(case.levels, found.path, case.timesteps))
+        nodes = found.path if found.nodes is None else found.nodes
+        return replace(found, path=sample(case.levels, found.path, case.timesteps), nodes=nodes)
 
     return frames
 
@@ -174,19 +202,26 @@ def noisy_blend(case: Case, x0: Tensor, x1: Tensor) -> Found:
     return Found(noise_diffusion(x0, x1, case.num_frames, **options))
 
 
-def solved(metric: Callable[[ScoreModel], Metric], **options) -> Method:
+def solved(metric: Callable[[ScoreModel], Metric], *, even: bool = True, **options) -> Method:
     """A method that solves for a geodesic in noise space, from slerp (arXiv 2510.05509)."""
 
     def path(case: Case, x0: Tensor, x1: Tensor) -> Found:
         score, num = case.levels(max(case.timesteps)), case.num_frames
-        return found_by(geodesic(metric(score), x0, x1, num_points=num, init="slerp", **options))
+        solve = geodesic(metric(score), x0, x1, num_points=num, init="slerp", **options)
+        return found_by(solve, even)
 
     return in_noise_space(path)
 
 
-def found_by(solve: Geodesic) -> Found:
-    """The path and the status of a solve."""
-    return Found(solve.path, solve.status)
+def found_by(solve: Geodesic, even: bool = True) -> Found:
+    """The path and the status of a solve.
+
+    Args:
+        solve: The solve.
+        even: Whether the points of the path are evenly spaced. If not, they are the optimiser's
+            own, as in the papers.
+    """
+    return Found(solve.path if even else solve.nodes, solve.status, solve.nodes)
 
 
 def clean_scores(case: Case, timesteps: Sequence[int]) -> list[ScoreModel]:
@@ -204,14 +239,14 @@ def solve_clean(
     init="lerp",
     *,
     timesteps: Sequence[int] | None = None,
-    max_evals: int = 200,
+    even: bool = True,
+    **options,
 ) -> Found:
     """A geodesic in clean space, at the case's timestep or at several timesteps in turn."""
     metrics = [metric(score) for score in clean_scores(case, timesteps or [case.metric_timestep])]
     num = case.num_frames
-    return found_by(
-        geodesic(metrics, case.x0, case.x1, num_points=num, init=init, max_evals=max_evals)
-    )
+    solve = geodesic(metrics, case.x0, case.x1, num_points=num, init=init, **options)
+    return found_by(solve, even)
 
 
 def half_as_noisy(timestep: int) -> int:
@@ -232,18 +267,20 @@ def finer(case: Case) -> Found:
     return both_starts(case, [case.metric_timestep, half_as_noisy(case.metric_timestep)])
 
 
-def stein(case: Case) -> Found:
+def stein(case: Case, *, even: bool = True, **options) -> Found:
     """The method of arXiv 2505.11128.
 
     It solves for a geodesic from slerp under one shared noise, then denoises its points.
     """
     level, score = case.levels(STEIN_TIMESTEP), case.clean_score(STEIN_TIMESTEP, 1)
-    metric = SteinScoreMetric(score)
-    solve = geodesic(metric, case.x0, case.x1, num_points=case.num_frames, init="slerp")
-    path = solve.path
+    metric, num = SteinScoreMetric(score), case.num_frames
+    found = found_by(
+        geodesic(metric, case.x0, case.x1, num_points=num, init="slerp", **options), even
+    )
+    path = found.path
     timesteps = [t for t in case.timesteps if t <= STEIN_TIMESTEP]
     frames = sample(case.levels, level.alpha * path + level.sigma * score.noise, timesteps)
-    return Found(torch.cat([path[:1], frames[1:-1], path[-1:]]), solve.status)
+    return replace(found, path=torch.cat([path[:1], frames[1:-1], path[-1:]]))
 
 
 def roadmap_of(case: Case) -> Roadmap:

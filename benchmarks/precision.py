@@ -1,6 +1,6 @@
 """Accuracy of energies and gradients from networks in narrow dtypes, compared with float64.
 
-    python benchmarks/precision.py [--model shipped|sd15] [--device cuda] [--points 9 17 33]
+    python benchmarks/precision.py [--model shipped|sd15|...] [--device cuda] [--points 9 17 33]
         [--dtypes float32 bfloat16 float16] [--size N] [--no-solve]
 
 The path is a great circle between two random latents at timestep 581, with 3 sub-chords per
@@ -74,7 +74,7 @@ def angle(a: Tensor, b: Tensor) -> float:
 def main(argv: list[str] | None = None) -> list[dict]:
     """Measure all errors; return the rows."""
     parser = frame.parser(__doc__)
-    parser.add_argument("--model", choices=NAMES, default="shipped")
+    parser.add_argument("--model", choices=NAMES, default="shipped", metavar="NAME")
     parser.add_argument("--points", type=int, nargs="+", default=[9, 17, 33])
     parser.add_argument("--dtypes", nargs="+", help="default: all that the device has")
     parser.add_argument("--size", type=int, help="side of the latents")

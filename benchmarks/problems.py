@@ -502,6 +502,27 @@ def torus_knot(seed: int | None = None) -> Problem:
     return _curve("(2, 5) torus knot", at, span=(0.05, 0.35), seed=seed)
 
 
+def helix(seed: int | None = None) -> Problem:
+    """Two turns of a helix of radius 1 and pitch pi / 2. Its ends are 2.2 apart along it."""
+
+    def at(u: Tensor) -> Tensor:
+        t = 4 * math.pi * u
+        return _columns(t.cos(), t.sin(), t / 4)
+
+    return _curve("helix", at, span=(0.3, 0.3 + 2.2 / 12.953), seed=seed)
+
+
+def trefoil(seed: int | None = None) -> Problem:
+    """The trefoil knot, a third of its usual size. Its ends are 2.2 apart along it."""
+
+    def at(u: Tensor) -> Tensor:
+        t = 2 * math.pi * u
+        x, y = t.sin() + 2 * (2 * t).sin(), t.cos() - 2 * (2 * t).cos()
+        return _columns(x, y, -(3 * t).sin()) / 3
+
+    return _curve("trefoil", at, span=(0.1, 0.1 + 2.2 / 9.6088), seed=seed)
+
+
 def random_fourier(seed: int | None = None) -> Problem:
     """A closed curve in R^20 whose four harmonics have random coefficients."""
     generator = torch.Generator().manual_seed(20)

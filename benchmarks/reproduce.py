@@ -3,21 +3,23 @@
     python benchmarks/reproduce.py stein --data PAIRS --work WORK
     python benchmarks/reproduce.py score_jacobian --data PAIRS --work WORK --data-set animation
 
-`stein` is arXiv 2505.11128 and `score_jacobian` is arXiv 2510.05509. PAIRS is a folder with images
-`<name>_0.png` and `<name>_1.png`, as in MorphBench. The method "paper" is the paper's recipe, and
+`stein` is arXiv 2505.11128 and `score_jacobian` is arXiv 2510.05509. PAIRS is a folder or a
+manifest, as for `riemannian-diffusion batch`. The method "paper" is the paper's recipe, and
 "default" is the pipeline with its defaults and the paper's number of frames. The table has one row
 for each measure of the paper's protocol. If `--data-set` names the data, the published figure
 stands next to ours. Below the table, the script lists the known differences from the paper.
 
 Frames are written to `WORK/<paper>/<method>/<name>/`. The same command continues a run that was
-interrupted, even in the middle of a solve. Measures whose networks have no weights on disk and
-cannot download them are left out, and the script says so.
+interrupted, even in the middle of a solve, and several commands with one WORK share the pairs.
+Measures whose networks have no weights on disk and cannot download them are left out, and the
+script says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -27,10 +29,10 @@ from typing import Any
 
 import frame
 import torch
-from accelerate import PartialState
-from morph_pairs import Pair, add_options, describe_morph, images_of, make_morphs, pairs_of
+from methods import RECIPE
 
-from riemannian_diffusion import Adam, ScoreJacobianMetric, SteinScoreMetric
+from riemannian_diffusion import Adam, ScoreJacobianMetric, SteinScoreMetric, demo
+from riemannian_diffusion.cli.commands import describe_geodesic
 from riemannian_diffusion.evaluation import (
     PROTOCOLS,
     Evaluation,
@@ -38,13 +40,25 @@ from riemannian_diffusion.evaluation import (
     evaluate,
     find_sequences,
 )
-from riemannian_diffusion.pipelines import Keyframes, MorphPath
+from riemannian_diffusion.media import open_image
+from riemannian_diffusion.pairs.claims import Process
+from riemannian_diffusion.pairs.folder import Made, PairFolder
+from riemannian_diffusion.pairs.manifest import Pair, read_pairs
+from riemannian_diffusion.pairs.running import run_pairs
+from riemannian_diffusion.pairs.summary import write_summary
+from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline, Keyframes, MorphPath
 from riemannian_diffusion.pipelines.curves import CURVES, MetricFactory
+from riemannian_diffusion.runtime import check_device, default_dtype
 
 SETTINGS = (  # frames depend on these options, so all frames in one folder must share them
-    *("paper", "model", "size", "negative_prompt", "score_mode", "max_evals", "dtype", "seed"),
+    *("paper", "model", "size", "negative_prompt", "score_mode", "max_evals", "dtype"),
 )
-INVERSION = {"strength": 0.6, "num_inference_steps": 50, "fixed_point_iterations": 0}  # plain DDIM
+INVERSION = {  # plain DDIM
+    "strength": 0.6,
+    "num_inference_steps": 50,
+    "spacing": "scheduler",
+    "fixed_point_iterations": 0,
+}
 SHARED_ENDS = ("paper", "lerp", "slerp")  # methods between the end points of the recipe
 
 
@@ -76,9 +90,9 @@ class Recipe:
     unknown: tuple[str, ...]
     published: dict[str, float] = field(default_factory=dict)
     compared: tuple[int, int] | None = None
-    solver: Adam = field(default_factory=lambda: Adam(lr=1e-3, final_lr=1e-4))
-    max_evals: int = 500
-    num_quadrature: int = 1
+    solver: Adam = RECIPE["solver"]
+    max_evals: int = RECIPE["max_evals"]
+    num_quadrature: int = RECIPE["num_quadrature"]
 
 
 SAITO = PROTOCOLS["saito11"]
@@ -143,10 +157,10 @@ RECIPES = {
         unknown=(
             "The paper used Stable Diffusion 2.1 base, which has left the Hub. `--model` takes a "
             "copy of it.",
-            "The prompts are unknown. Without `--prompts`, this script uses none.",
+            "The prompts are unknown. This script uses those of the manifest, in a folder none.",
             "Other versions of the method read the score as the difference of a prompt and a "
-            "negative prompt. Give `--prompts`, `--negative-prompt` and `--score-mode difference` "
-            "for that; the default is the score of the prompt alone.",
+            "negative prompt. Give prompts, `--negative-prompt` and `--score-mode difference` for "
+            "that; the default is the score of the prompt alone.",
             "The LPIPS network is unknown. The table has AlexNet (saito11) and VGG (saito11_vgg).",
             ENDS,
             "The published FID and KID, and all published figures of baselines: not available.",
@@ -166,10 +180,10 @@ def ends_of(pipe, images: list, pair: Pair, method: str, args: argparse.Namespac
         options = {}
     keys = pipe.invert(
         images,
-        pair.prompts,
+        list(pair.prompts),
         args.negative_prompt,
         max_batch_size=args.max_batch_size,
-        generator=torch.Generator().manual_seed(args.seed),
+        generator=torch.Generator().manual_seed(pair.seed),
         **options,
     )
     return noised(keys) if keys.space == "clean" else keys
@@ -182,36 +196,68 @@ def noised(keys: Keyframes) -> Keyframes:
     return replace(keys, points=points, space="noise", noise=None)
 
 
-def morph(pipe, pair: Pair, method: str, args: argparse.Namespace) -> tuple[list, list, dict]:
-    """The frames of one pair, the images as the model receives them, and the report."""
-    recipe, images = RECIPES[args.paper], images_of(pair, args.size)
+class PaperWork:
+    """Makes the morphs of an experiment with one pipeline.
 
-    # 1. The end points. They are kept, since a solve only continues between the very same points
-    folder = args.output / "solves" / method / pair.name
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / "keys.safetensors"
-    if not kept.exists():
-        ends_of(pipe, images, pair, method, args).save(kept)
-    keys = Keyframes.load(kept)
+    Args:
+        args: The options.
+    """
 
-    # 2. The path
-    options: dict[str, Any] = {"checkpoint": folder / "solve.safetensors"}
-    options["num_frames"] = recipe.num_frames
-    options["generator"] = torch.Generator().manual_seed(args.seed)
-    if args.max_evals:
-        options["max_evals"] = args.max_evals
-    if method == "default":
-        path = pipe.solve(keys, **options)
-    elif method == "paper":
-        path = solve_as_published(pipe, keys, recipe, options | {"score_mode": args.score_mode})
-    else:
-        path = pipe.solve(keys, method, score_mode=args.score_mode, **options)
+    def __init__(self, args: argparse.Namespace):
+        path = demo.model_path() if args.model == "shipped" else args.model
+        self.pipe = GeodesicInterpolationPipeline.from_pretrained(path)
+        self.pipe.to(args.device, getattr(torch, args.dtype))
+        self.args = args
+        self.size = args.size or self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
 
-    # 3. The frames
-    output = pipe.render(pipe.sample(path), max_batch_size=args.max_batch_size)
-    shutil.rmtree(folder)
-    report = describe_morph(output) | {"timestep": keys.levels.schedule.timesteps[0]}
-    return output.frames, images, report
+    def prepare(self, pair: Pair) -> list:
+        """The images of a pair, cropped and scaled to squares."""
+        return [open_image(path, (self.size, self.size)) for path in pair.images]
+
+    def make(self, pair: Pair, prepared: list, method: str) -> Made:
+        """The morph of a pair by a method."""
+        pipe, args, start = self.pipe, self.args, time.perf_counter()
+        recipe = RECIPES[args.paper]
+
+        # 1. The end points. They are kept, since a solve only continues between the same points
+        folder = args.output / "solves" / method / pair.name
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = folder / "keys.safetensors"
+        if not kept.exists():
+            ends_of(pipe, prepared, pair, method, args).save(kept)
+        keys = Keyframes.load(kept)
+
+        # 2. The path
+        options: dict[str, Any] = {"checkpoint": folder / "solve.safetensors"}
+        options["num_frames"] = pair.num_frames
+        options["generator"] = torch.Generator().manual_seed(pair.seed)
+        if args.max_evals:
+            options["max_evals"] = args.max_evals
+        if method == "default":
+            path = pipe.solve(keys, **options)
+        elif method == "paper":
+            mode = {"score_mode": args.score_mode}
+            path = solve_as_published(pipe, keys, recipe, options | mode)
+        else:
+            path = pipe.solve(keys, method, score_mode=args.score_mode, **options)
+
+        # 3. The frames
+        output = pipe.render(pipe.sample(path), max_batch_size=args.max_batch_size)
+        shutil.rmtree(folder)
+        found = output.geodesics[0]
+        report = {
+            "geodesic": None if found is None else describe_geodesic(found),
+            "reconstruction_error": output.reconstruction_error,
+            "seconds": round(time.perf_counter() - start, 3),
+            "seconds_of_inversion": None,  # each method has its own
+            "timestep": keys.levels.schedule.timesteps[0],
+        }
+        return Made(output.frames, prepared, report)
+
+    def explain(self, error: Exception) -> str:
+        """The error in words; raises if the device is lost."""
+        check_device(self.args.device)
+        return f"{type(error).__name__}: {error}"
 
 
 def solve_as_published(pipe, keys: Keyframes, recipe: Recipe, options: dict) -> MorphPath:
@@ -234,15 +280,24 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     args.output = args.work / args.paper
     args.methods = args.methods or ["paper", "default", *recipe.baselines]
 
+    args.dtype = args.dtype or default_dtype(args.device)
+
     # 1. Make the morphs that are still to be made
-    make_morphs(args, PartialState(cpu=args.device == "cpu"), SETTINGS, morph)
+    pairs = read_pairs(args.pairs, num_frames=recipe.num_frames, seed=args.seed)[: args.limit]
+    with Process(args.output) as process:
+        folder = PairFolder(args.output, args.methods, process)
+        folder.begin({name: getattr(args, name) for name in SETTINGS}, pairs)
+        if args.retry_failed:
+            folder.forget_failures()
+        run_pairs(pairs, folder, lambda: PaperWork(args), tell=print)
+        print(write_summary(pairs, folder)[0])
 
     # 2. Measure the frames by the paper's protocols
-    wanted, sides, notes = {pair.name for pair in pairs_of(args)}, set(), []
+    wanted, sides, notes = {pair.name for pair in pairs}, set(), []
     protocols = list(recipe.protocols)
     for method in args.methods:
-        folder = args.output / method
-        files = find_sequences(folder) if folder.is_dir() else []
+        made = args.output / method
+        files = find_sequences(made) if made.is_dir() else []
         files = [one for one in files if one.name in wanted]
         if not files:
             notes.append(f"{method}: all pairs failed, see {args.output / 'failed' / method}.")
@@ -342,7 +397,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = frame.parser(__doc__)
     add = parser.add_argument
     add("paper", choices=RECIPES)
-    add("--data", dest="pairs", type=Path, required=True, metavar="PAIRS", help="folder of pairs")
+    add("--data", dest="pairs", type=Path, required=True, metavar="PAIRS", help="the pairs")
     add("--work", type=Path, required=True, help="folder for frames, where runs are continued")
     add("--model", default="shipped", help='name or folder of a model (default: "shipped")')
     add("--methods", nargs="+", choices=METHODS, metavar="NAME", help="default: the paper's")
@@ -354,7 +409,16 @@ def make_parser() -> argparse.ArgumentParser:
         default="conditional",
         help="score of the paper's metric (default: conditional)",
     )
-    add_options(parser)
+    add("--limit", type=int, metavar="N", help="take only the first N pairs")
+    add("--size", type=int, help="side of the square images (default: the model's own)")
+    add("--negative-prompt", default="")
+    add("--max-batch-size", type=int, default=8)
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="default: float16 on CUDA, else float32",
+    )
+    add("--retry-failed", action="store_true", help="try the failed pairs again")
     return parser
 
 

@@ -1,9 +1,9 @@
 """Cost of geodesics by the number of points, the number of pairs, and the size of the images.
 
     python benchmarks/scale.py [--device cuda] [--points 5 9 17 33 65] [--pairs 1 4 16]
-        [--sizes 8 16 32 64] [--rate 200] [--price 3]
+        [--sizes 8 16 32 64]
 
-There are four kinds of rows:
+There are three kinds of rows:
 
     points      seconds of one evaluation of energy and gradient with the shipped model (3
                 sub-chords per segment), in total and per point
@@ -11,43 +11,33 @@ There are four kinds of rows:
                 `geodesics`; the exact score of a circle (400 points in R^32) shows the overhead,
                 the shipped model shows the cost of a network (on a CPU with max_batch_size=8)
     side        seconds of one evaluation of 5 points, for each side of the latents
-    on paper    estimate for 10,000 pairs on 8 GPUs: the network passes of the pipeline at its
-                defaults on the shipped pair, times the TFLOP of one pass of Stable Diffusion 1.5 at
-                512 x 512, at an assumed --rate in TFLOP/s per GPU and an assumed --price per GPU
-                hour
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import frame
 import torch
-from architectures import SD15, score_of
-from cost import evaluation, least_seconds
-from diffusers import UNet2DConditionModel
-from PIL import Image
+from architectures import score_of
+from cost import evaluation
+from device import least_seconds
 from problems import circle
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from riemannian_diffusion import (
     Geodesic,
     Metric,
     TangentNormalMetric,
-    demo,
     geodesic,
     geodesics,
     refine,
     slerp,
 )
-from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
 NUM_QUADRATURE = 3
-NUM_PAIRS, NUM_GPUS = 10_000, 8
 
 
 def of_points(nums: list[int], device: str, seed: int) -> Iterator[dict]:
@@ -92,43 +82,17 @@ def of_sizes(sides: list[int], device: str, seed: int) -> Iterator[dict]:
         yield {"side": side, "seconds": seconds, "microseconds per value": each}
 
 
-def passes_of_a_pair() -> dict[str, int]:
-    """Forward and reverse passes of the network for the shipped pair at the pipeline's defaults."""
-    pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
-    passes = {"forward": 0, "reverse": 0}
-
-    def count(_, inputs) -> None:
-        passes["forward"] += len(inputs[0])
-        passes["reverse"] += len(inputs[0]) * inputs[0].requires_grad
-
-    pipe.unet.register_forward_pre_hook(count)
-    pipe([Image.open(path).convert("RGB") for path in demo.endpoint_paths()])
-    return passes
-
-
-def tera_per_pass() -> float:
-    """TFLOP of Stable Diffusion 1.5's network for one latent of 4 x 64 x 64."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**SD15)
-        inputs = torch.zeros(1, 4, 64, 64), torch.tensor(1), torch.zeros(1, 77, 768)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            unet(*inputs)
-    return counter.get_total_flops() / 1e12
-
-
 def main(argv: list[str] | None = None) -> list[dict]:
     """Measure the times; return the rows."""
     parser = frame.parser(__doc__)
     parser.add_argument("--points", type=int, nargs="+", default=[5, 9, 17, 33, 65])
     parser.add_argument("--pairs", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16, 32, 64])
-    parser.add_argument("--rate", type=float, default=200.0, help="TFLOP/s sustained per GPU")
-    parser.add_argument("--price", type=float, default=3.0, help="price of a GPU hour")
     return frame.run(measure, parser, argv)
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
-    """Rows of all four kinds."""
+    """Rows of all three kinds."""
     yield from of_points(args.points, args.device, args.seed)
 
     problem = circle(32)
@@ -152,22 +116,6 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
         args.device,
     )
     yield from of_sizes(args.sizes, args.device, args.seed)
-
-    passes, tera = passes_of_a_pair(), tera_per_pass()
-    work = tera * (
-        passes["forward"] + passes["reverse"]
-    )  # weights are frozen, so a reverse pass costs as much as a forward pass
-    hours = NUM_PAIRS * work / args.rate / 3600
-    yield {
-        "forward passes": passes["forward"],
-        "reverse passes": passes["reverse"],
-        "TFLOP per pass": tera,
-        "TFLOP per pair": work,
-        "TFLOP/s": args.rate,
-        "GPU hours": hours,
-        f"hours on {NUM_GPUS} GPUs": hours / NUM_GPUS,
-        "price": math.ceil(hours * args.price),
-    }
 
 
 if __name__ == "__main__":

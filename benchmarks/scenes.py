@@ -27,13 +27,16 @@ continues for the other 4 frames. The methods stand still, go straight on in cle
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import frame
 import torch
+from PIL import Image
 from torch import Tensor
 
 from riemannian_diffusion import PullbackMetric, demo, geodesic, length
@@ -58,6 +61,7 @@ PAIRS = (
     ("cube", (0.2, 0.60, 0.60, -0.25, -0.2), (0.9, 0.70, 0.72, 0.2, 0.2)),
     ("cone", (4.0, 0.80, 0.55, 0.3, 0.2), (5.2, 0.95, 0.70, -0.3, -0.2)),
 )
+HELD_OUT_SEED = 2000  # the shipped model was trained on scenes drawn from seed 0
 NEGATIVE_PROMPT = "a blend of two images"  # only the method "density" uses it
 SPACES = {"noise": 0.6, "clean": 0.2}  # strength of the noise in each space
 METHODS: dict[str, list[tuple[str, str]]] = {  # the space and the metric of each solve
@@ -86,6 +90,31 @@ class RenderMetric(PullbackMetric):
         """Renders as vectors. Their squared norm is the mean square of the pixels."""
         images = demo.render(self.kind, x, resolution=self.resolution).flatten(1)
         return images / images.shape[1] ** 0.5
+
+
+def write_pairs(folder: Path, num: int) -> Path:
+    """Render pairs of scenes that the shipped model was not trained on; return their manifest.
+
+    The kinds of solid take turns. Every third pair has two different kinds. The manifest has the
+    captions as prompts.
+    """
+    factors = demo.random_factors(2 * num, torch.Generator().manual_seed(HELD_OUT_SEED))
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = folder / "pairs.csv"
+    with manifest.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["name", "image_0", "image_1", "prompt_0", "prompt_1"])
+        for i in range(num):
+            kinds = [demo.KINDS[(i + (i % 3 == 2) * end) % len(demo.KINDS)] for end in (0, 1)]
+            ends, name = factors[2 * i : 2 * i + 2], f"scene{i:02d}"
+            with torch.no_grad():
+                images = (demo.render(kinds, ends) * 255).round().byte().permute(0, 2, 3, 1)
+            names = [f"{name}_{end}.png" for end in (0, 1)]
+            for file_name, image in zip(names, images, strict=True):
+                Image.fromarray(image.numpy()).save(folder / file_name)
+            captions = [demo.caption(k, float(f[1])) for k, f in zip(kinds, ends, strict=True)]
+            rows.writerow([name, *names, *captions])
+    return manifest
 
 
 def true_geodesic(kind: str, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:

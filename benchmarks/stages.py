@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import frame
+from methods import count_passes
 from PIL import Image
 
 from riemannian_diffusion import demo
@@ -27,17 +28,12 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row per comparison: network points of stages, those of whole calls, and their ratio."""
     pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path()).to(args.device)
     images = [Image.open(path) for path in demo.endpoint_paths()]
-    points = [0]
-
-    def count(module, inputs) -> None:
-        points[0] += len(inputs[0])
-
-    pipe.network.register_forward_pre_hook(count)
+    count = count_passes(pipe.network)
 
     def counted(call: Callable[[], Any]) -> tuple[Any, int]:
-        points[0] = 0
+        count.reset()
         made = call()
-        return made, points[0]
+        return made, count.points
 
     keys, inversion = counted(lambda: pipe.invert(images, num_inference_steps=args.steps))
     first = None

@@ -317,9 +317,41 @@ INVERSION_PROBLEMS = {
     "mixture, anywhere": "mixtures in R^3, anywhere",
 }
 
+SAMPLING_PROBLEMS = {
+    "pair": ("the shipped pair", "sampling_pair"),
+    "guided": ("the same, guidance 3", "sampling_guided"),
+    "mixture": ("mixtures", "sampling_mixtures"),
+    "flow": ("mixtures as flows", "sampling_mixtures"),
+}
+SAMPLING_METHODS = {"ddim": "DDIM", "ab2": "AB2", "midpoint": "midpoint", "belm": "O-BELM"}
+
 IMPORTS = (
     *("import torch", "riemannian-diffusion --help", "import riemannian_diffusion"),
     *("the geometry", "the pipelines"),
+)
+
+PEERS = {  # space and method of `peers.py`
+    ("clean", "ours"): "**ours**",
+    ("clean", "Stein"): "Stein, its recipe",
+    ("clean", "score Jacobian"): "score Jacobian, its recipe",
+    ("noise", "ours"): "**ours**",
+    ("noise", "Stein"): "Stein, its recipe",
+    ("noise", "score Jacobian"): "score Jacobian, its recipe",
+    ("noise", "density"): "density geodesic",
+    ("noise", "split"): "`split`",
+    ("noise", "slerp"): "slerp",
+}
+AVERAGE = {"file": "peers", "manifold": None}
+PEER_MANIFOLDS = {
+    **{"helix": "helix", "trefoil": "trefoil", "2-sphere in R^10": "2-sphere in R^10"},
+    **MANIFOLDS,
+}
+PUBLIC = ("helix", "trefoil", "2-sphere in R^10", "flat torus in R^6")
+MODELS = (
+    *(f"Stable Diffusion {version}" for version in ("1.5", "2.1", "XL", "3 medium")),
+    *("Stable Diffusion 3.5 medium", "Stable Diffusion 3.5 large", "Flux.1 dev"),
+    *("Flux.2 klein 4B", "Flux.2 klein 9B", "Flux.2 dev", "Qwen-Image", "Z-Image", "Sana 1.6B"),
+    *("PixArt-Sigma", "Lumina 2", "Chroma", "AuraFlow"),
 )
 
 TABLES = {
@@ -553,6 +585,24 @@ TABLES = {
         ],
         list(_lines("method", GUIDANCE, file="guidance_demo_compared")),
     ),
+    "guidance, shipped model, other rules": Table(
+        ("guidance",),
+        [
+            *(
+                Column(f"{weight:g}", "{probability:.3f} / {distance:.4f}", {"weight": weight})
+                for weight in (1.0, 2.0, 4.0, 8.0, 15.0)
+            ),
+            Column("at equal accuracy", AT_EQUAL_PROBABILITY, {"at": "probability"}),
+            Column("at equal weight", AT_EQUAL_WEIGHT, {"at": "weight"}),
+        ],
+        list(
+            _lines(
+                "method",
+                {n: RULES[n] for n in ("plain", "half", "apg", "apg eps", "tcfg", "mog")},
+                file="guidance_demo_rules",
+            )
+        ),
+    ),
     "guidance, mixtures, curves": Table(
         ("problem",),
         [
@@ -585,6 +635,85 @@ TABLES = {
             for problem in MIXTURES
         ],
         list(_lines("method", RULES, file="guidance_mixtures")),
+    ),
+    "peers": Table(
+        ("method", "space"),
+        [
+            *_values("point-passes=passes:.0f", "error:.2g", "largest step:.2f"),
+            *_values("passes / ours:.1f", "error / ours:.2g", "energy / ours:.2f"),
+            *_values(
+                *("smaller error", "re-paced smaller=smaller re-paced", "smaller step"),
+                *("fewer passes", "manifolds"),
+            ),
+        ],
+        [
+            Line(
+                (label, space), {"file": "peers", "space": space, "method": name, "manifold": None}
+            )
+            for (space, name), label in PEERS.items()
+        ],
+    ),
+    "peers, manifolds": Table(
+        ("method", "space"),
+        [
+            Column(title, "{error:.2g} / {largest step:.2f}", {"manifold": name})
+            for name, title in PEER_MANIFOLDS.items()
+        ],
+        [
+            Line((label, space), {"file": "peers", "space": space, "method": method})
+            for (space, method), label in PEERS.items()
+        ],
+    ),
+    "peers, public code": Table(
+        ("manifold",),
+        _values(
+            *("error:.3f", "public error:.3f", "ratio=error / public:.2f"),
+            *("largest step:.2f", "public step:.2f", "ratio of steps=step / public:.2f"),
+        ),
+        list(_lines("public", PUBLIC, file="peers")),
+    ),
+    "peers, shipped pair": Table(
+        ("method",),
+        _values(
+            *("point-passes=passes:.0f", "inversion:.0f", "path:.0f", "sampling:.0f"),
+            *("energy:.0f", "energy / ours:.2f", "largest step:.2f"),
+        ),
+        list(
+            _lines(
+                "method",
+                {
+                    **{"ours": "**ours**", "Stein": "Stein, its recipe"},
+                    "Stein, own ends": "Stein, its recipe and its ends",
+                    "score Jacobian": "score Jacobian, its recipe",
+                    **{"density": "density geodesic", "split": "`split`", "slerp": "slerp"},
+                },
+                file="peers_pair",
+            )
+        ),
+    ),
+    "model costs": Table(
+        ("model",),
+        [
+            *(
+                Column(title, text, {"pixels": 512})
+                for title, text in (
+                    ("config", "{config}"),
+                    ("billions of parameters", "{billions:.1f}"),
+                    ("network, GB", "{weights GB:.1f}"),
+                    ("text encoders, GB", "{encoders GB:.1f}"),
+                )
+            ),
+            *(
+                Column(f"{title}, {pixels} px", text, {"pixels": pixels})
+                for title, text in (
+                    ("TFLOP per pass", "{TFLOP:.1f}"),
+                    ("memory, GB", "{memory GB:.1f}"),
+                    ("seconds", "{seconds:.0f}"),
+                )
+                for pixels in (512, 1024)
+            ),
+        ],
+        list(_lines("model", MODELS, file="model_costs", kind="estimate")),
     ),
     "cost": Table(
         ("operation",),
@@ -708,18 +837,32 @@ TABLES = {
         ),
         list(_lines("pairs", (1, 16, 64, 256), file="growth")),
     ),
-    "scale, on paper": Table(
-        ("assumed TFLOP/s",),
+    "batch": Table(
+        ("pairs",),
         _values(
-            "forward passes per pair=forward passes",
-            "reverse passes per pair=reverse passes",
-            "TFLOP per pass:.3f",
-            "TFLOP per pair:.0f",
-            "GPU hours for 10,000 pairs=GPU hours:.0f",
-            "hours on 8 GPUs:.1f",
-            "dollars=price",
+            *("seconds:.0f", "seconds in networks=network:.0f"),
+            *("overhead:.1%", "overhead in CPU time=CPU overhead:.1%"),
         ),
-        [Line(("200",), {"file": "scale", "TFLOP/s": 200.0})],
+        [Line(("2",), {"file": "batch", "row": "overhead"})],
+    ),
+    "batch, estimate": Table(
+        ("per pair",),
+        [
+            Column("forward passes", "{forward:.0f}", {"row": "passes"}),
+            Column("reverse passes", "{reverse:.0f}", {"row": "passes"}),
+            Column("reverse over forward", "{reverse over forward:.2f}", {"row": "passes"}),
+            *(
+                Column(title, text, {"row": "estimate"})
+                for title, text in (
+                    ("assumed seconds per pass", "{assumed seconds per pass:.4f}"),
+                    ("seconds per pair", "{seconds per pair:.1f}"),
+                    ("GPU hours for 10,000 pairs", "{GPU hours:.0f}"),
+                    ("hours on 8 GPUs", "{hours on 8 GPUs:.1f}"),
+                    ("dollars", "{price}"),
+                )
+            ),
+        ],
+        [Line(("estimate",), {"file": "batch"})],
     ),
     "geometry": Table(
         ("quantity",),
@@ -887,6 +1030,27 @@ TABLES = {
                 if problem.startswith("mixture")
                 else ((50, 0.6), (25, 0.6), (10, 0.6), (50, 1.0), (5, 1.0))
             )
+        ],
+    ),
+    "sampling": Table(
+        ("problem", "method", "spacing"),
+        [
+            Column(
+                f"{num} levels",
+                "{invert:.0f} + {sample:.0f}, {trip:.0e} / {greatest trip:.0e}, "
+                "{from 200:.4f}, {from exact:.4f}",
+                {"levels": num},
+            )
+            for num in (10, 15, 30)
+        ],
+        [
+            Line(
+                (label, name, spacing),
+                {"file": file, "problem": problem, "method": method, "spacing": spacing},
+            )
+            for problem, (label, file) in SAMPLING_PROBLEMS.items()
+            for method, name in SAMPLING_METHODS.items()
+            for spacing in ("even", *(("tau",) if method == "ddim" else ()), "cube")
         ],
     ),
     "references": Table(

@@ -6,8 +6,10 @@ Importing this module does not import PyTorch.
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 import sys
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -93,3 +95,19 @@ def check_callable(**values: Any) -> None:
 def kind_of(value: Any) -> str:
     """The name of a value's class, for an error message."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def reworded(message: str, names: Mapping[str, str]) -> str:
+    """A message with other names in place of the arguments that it quotes.
+
+    Args:
+        message: A message that quotes arguments as `name`, `name=value` or name='value'.
+        names: The other name of each argument; arguments without one stay.
+    """
+    message = re.sub(r"`(\w+)`", lambda found: names.get(found[1], found[0]), message)
+
+    def with_value(found: re.Match[str]) -> str:
+        return f"{names[found[1]]} {found[2]}" if found[1] in names else found[0]
+
+    message = re.sub(r"`(\w+)=([^`]+)`", with_value, message)
+    return re.sub(r"\b(\w+)='(\w+)'", with_value, message)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:  # the command listens before it imports PyTorch
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -74,7 +75,8 @@ def run(events: Generator[Event, Any, T], listener: Listener | None = None) -> T
     Args:
         events: The stage, a generator of events. Results of the listener are sent back to it.
         listener: Receives every event, and the latest one with a new count of `calls` before every
-            evaluation of a network. It ends the stage by raising an exception.
+            evaluation of a network. It ends the stage by raising an exception, which the stage sees
+            where it stands.
 
     Returns:
         The result of the stage.
@@ -100,6 +102,10 @@ def run(events: Generator[Event, Any, T], listener: Listener | None = None) -> T
                     latest = replace(events.send(answer), calls=calls)
                 except StopIteration as end:
                     return end.value
-                answer = listener(latest)
+                try:
+                    answer = listener(latest)
+                except BaseException as error:
+                    events.throw(error)  # the stage adds to it what was finished
+                    raise
         finally:
             events.close()

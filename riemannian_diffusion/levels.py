@@ -10,7 +10,7 @@ import copy
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,10 @@ from riemannian_diffusion.score.schedulers import (
     make_level,
     num_timesteps,
     option,
+    timestep_of,
 )
+
+_FEWEST_EVEN = 10  # number of levels that are evenly spaced in the noise, where there are as many
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +78,27 @@ class Schedule:
         return level_at(self.scheduler, timestep)
 
     def timestep_of(self, noise: float) -> int:
-        """The timestep whose noise level, in units of the clean data, is nearest to `noise`."""
-        if self.is_flow:
-            return round(self.num_timesteps * noise / (1 + noise))
-        abar = self.scheduler.alphas_cumprod.cpu().double()
-        return int((((1 - abar) / abar).sqrt() - noise).abs().argmin())
+        """The whole timestep whose noise, in units of the clean data, is about `noise`."""
+        return round(timestep_of(self.scheduler, noise))
+
+    def even_in_noise(self) -> Schedule:
+        """The schedule with half as many levels, but at least 10 if it has as many.
+
+        They lie between its cleanest and its noisiest level, evenly in the cube root of the noise
+        in units of the clean data. DDIM steps then err about as little as twice as many steps that
+        are even in the timestep, because the noise of the cleanest levels grows by smaller factors.
+        """
+        num = len(self.levels)
+        if num <= 2:
+            return self
+        num = max((num + 1) // 2, min(num, _FEWEST_EVEN))
+        high, low = (
+            (one.sigma / one.alpha) ** (1 / 3) for one in (self.levels[0], self.levels[-1])
+        )
+        shares = torch.linspace(0, 1, num, dtype=torch.float64).tolist()[1:-1]
+        noises = [(high + share * (low - high)) ** 3 for share in shares]
+        between = [level_at(self.scheduler, timestep_of(self.scheduler, n)) for n in noises]
+        return replace(self, levels=_falling((self.levels[0], *between, self.levels[-1])))
 
 
 def read_schedule(
@@ -119,14 +138,24 @@ def read_schedule(
     noises = _noises(own)
     # Samplers of second order repeat a level; they reach it with another timestep at first.
     found = dict(zip(timesteps if noises is None else noises, timesteps, strict=False))
-    levels, timestep = list[Level](), math.inf
+    levels = list[Level]()
     for key in _last(sorted(found, reverse=True), strength):
-        # Levels may share a timestep. In the network's float32, this difference disappears.
-        shared = found[key] >= timestep
-        timestep = math.nextafter(timestep, -math.inf) if shared else found[key]
         factors = None if noises is None else factors_of_noise(own, key)
-        levels.append(_level(own, timestep, factors, num_steps))
-    return Schedule(tuple(levels), _final_abar(own, noises), scheduler)
+        levels.append(_level(own, found[key], factors, num_steps))
+    return Schedule(_falling(levels), _final_abar(own, noises), scheduler)
+
+
+def _falling(levels: Sequence[Level]) -> tuple[Level, ...]:
+    """Levels, noisiest first, with timesteps that fall.
+
+    Levels may share a timestep. In the network's float32, the difference made here disappears.
+    """
+    found, timestep = list[Level](), math.inf
+    for level in levels:
+        shared = level.timestep >= timestep
+        timestep = math.nextafter(timestep, -math.inf) if shared else level.timestep
+        found.append(level._replace(timestep=timestep))
+    return tuple(found)
 
 
 def linear_shift(scheduler: Any, num_tokens: int) -> float:
@@ -159,7 +188,16 @@ def _prepared(
         accepted = inspect.signature(own.set_timesteps).parameters
         if sigmas is not None and "sigmas" in accepted and not option(own, "use_flow_sigmas"):
             options["sigmas"] = torch.as_tensor(sigmas, dtype=torch.float64).numpy()
-    own.set_timesteps(**options)
+    try:
+        own.set_timesteps(**options)
+    except ValueError as error:
+        most = num_timesteps(own)
+        if num_steps <= most:
+            raise
+        raise ValueError(
+            f"`num_inference_steps` must be at most {most}, the number of timesteps for which this "
+            f"{type(own).__name__} was made, but got {num_steps}."
+        ) from error
     return own
 
 
@@ -188,17 +226,18 @@ def _noises(own: Any) -> list[float] | None:
 
 def _level(own: Any, timestep: float, factors: tuple[float, float] | None, num_steps: int) -> Level:
     """The level of a step."""
+    advice = ("a lower `strength`", "fewer `num_inference_steps`")
     if is_flow(own):
         timestep = min(timestep, NOISIEST * num_timesteps(own))
     if factors is not None:
-        return make_level(own, timestep, factors)
+        return make_level(own, timestep, factors, advice)
     last = num_timesteps(own) - 1
     if timestep > last:
         raise ValueError(
             f"`num_inference_steps` {num_steps} makes this {type(own).__name__} visit timestep "
             f"{timestep}, but its last one is {last}: lower `num_inference_steps` or `strength`."
         )
-    return level_at(own, timestep)
+    return level_at(own, timestep, advice=advice)
 
 
 def _final_abar(own: Any, noises: list[float] | None) -> float:

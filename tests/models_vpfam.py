@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     AutoencoderDC,
     DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     PixArtTransformer2DModel,
     SanaTransformer2DModel,
@@ -69,8 +70,8 @@ def gemma() -> tuple[Gemma2Model, GemmaTokenizer]:
     return Gemma2Model(config).eval(), words
 
 
-def sana() -> dict:
-    """Components of Sana."""
+def sana(solver_order: int | None = None) -> dict:
+    """Components of Sana; with an order, those of its published versions with DPM-Solver++."""
     torch.manual_seed(0)
     transformer = SanaTransformer2DModel(
         in_channels=4,
@@ -97,9 +98,13 @@ def sana() -> dict:
         scaling_factor=0.5,
     )
     encoder, words = gemma()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    if solver_order is not None:
+        options = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+        scheduler = DPMSolverMultistepScheduler(solver_order=solver_order, **options)
     return {
         "transformer": transformer.eval(),
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "scheduler": scheduler,
         "vae": vae.eval(),
         "text_encoder": encoder,
         "tokenizer": words,

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
-import json
-import shutil
+import argparse
+import os
 import socket
 import sys
-import tempfile
 import threading
 import time
-import urllib.request
+import weakref
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,28 +23,37 @@ from riemannian_diffusion.cli import main
 gr = pytest.importorskip("gradio")
 pytest.importorskip("matplotlib")
 
-from gradio_client import Client, handle_file  # noqa: E402
-from gradio_client.exceptions import AppError  # noqa: E402
-
-from riemannian_diffusion.app import build, serve  # noqa: E402
+from riemannian_diffusion.app import serve  # noqa: E402
 from riemannian_diffusion.app.inputs import (  # noqa: E402
     check_numbers,
     check_size,
+    check_upload,
     fit_images,
+    frames_of_gaps,
     parse_prompts,
 )
+from riemannian_diffusion.app.kept import KeptKeyframes  # noqa: E402
+from riemannian_diffusion.app.models import Models, Offer  # noqa: E402
 from riemannian_diffusion.app.outputs import (  # noqa: E402
     draw_energies,
     draw_speeds,
     sheet,
-    summarise,
+    steps,
     write_files,
 )
+from riemannian_diffusion.app.serving import is_local, uploads_folder, warnings_of  # noqa: E402
 from riemannian_diffusion.app.studio import Cancelled, Energies, Studio  # noqa: E402
+from riemannian_diffusion.app.words import in_words, table  # noqa: E402
+from riemannian_diffusion.cli.app import check_models, names_of, read_auth  # noqa: E402
 from riemannian_diffusion.events import Event  # noqa: E402
 from riemannian_diffusion.media import read_clip  # noqa: E402
 
 LONG = 900  # number of steps that takes much longer than any of these tests
+
+
+def native_size(studio):
+    with studio.request("me", quiet) as asked:
+        return asked.native_size()
 
 
 def quiet(phase, done, total):
@@ -54,6 +63,12 @@ def quiet(phase, done, total):
 @pytest.fixture
 def pictures(keyframes):
     return to_pil(keyframes)
+
+
+def studio_of(pipe):
+    models = Models([Offer("tiny", lambda: pipe)])
+    models.get("tiny")
+    return Studio(models)
 
 
 INVERSION = {name: FAST[name] for name in ("num_inference_steps", "strength")}
@@ -69,7 +84,7 @@ def morphs_of(studio, images, *metrics, report=quiet, seed=0, **options):
 
 @pytest.fixture
 def morphs(tiny_pipe, pictures):
-    return morphs_of(Studio(tiny_pipe), pictures, "tangent_normal", "slerp")
+    return morphs_of(studio_of(tiny_pipe), pictures, "tangent_normal", "slerp")
 
 
 def test_there_is_one_prompt_or_one_for_each_keyframe():
@@ -87,10 +102,11 @@ def test_numbers_are_finite():
 
 def test_sizes_fit_the_model():
     assert check_size(64.0, 48.0, 16) == (64, 48)
-    for bad in ((65, 16), (16, 0), (-8, 16)):
-        with pytest.raises(ValueError, match="Width and height must be from 1 to 64"):
+    assert check_size(0, 0, 16) == (16, 16)
+    for bad in ((65, 16), (16, 65), (-8, 16)):
+        with pytest.raises(ValueError, match="Width and Height must be from 1 to 64"):
             check_size(*bad, 16)
-    with pytest.raises(ValueError, match="height must be a finite number"):
+    with pytest.raises(ValueError, match="Height must be a finite number"):
         check_size(16, None, 16)
 
 
@@ -102,7 +118,7 @@ def test_images_are_cropped_scaled_and_upright(tmp_path):
     exif[0x0112] = 6  # the image must be rotated by 90 degrees
     image.save(tmp_path / "wide.png")
     image.save(tmp_path / "turned.png", exif=exif)
-    first, second = fit_images([tmp_path / "wide.png", tmp_path / "turned.png"], (16, 8))
+    first, second = fit_images([tmp_path / "wide.png", tmp_path / "turned.png"], (16, 8), print)
     assert first.size == second.size == (16, 8) and first.mode == "RGB"
     assert np.asarray(second)[4].min() == 255  # the middle of the wide image
 
@@ -114,13 +130,13 @@ def test_files_that_are_no_images_are_named(tmp_path):
     whole[1].write_bytes(whole[0].read_bytes()[:1000])
     for name in ("broken.png", "half.png", "missing.png"):
         with pytest.raises(ValueError, match=f"^{name} cannot be read as an image"):
-            fit_images([tmp_path / name], (16, 16))
+            fit_images([tmp_path / name], (16, 16), print)
 
 
 def test_a_request_gives_what_the_pipeline_gives(tiny_pipe, pictures):
     reports = []
-    studio = Studio(tiny_pipe)
-    assert studio.native_size == 16
+    studio = studio_of(tiny_pipe)
+    assert native_size(studio) == 16
 
     def report(*phase):
         reports.append(phase)
@@ -144,7 +160,7 @@ def test_metrics_are_compared_on_one_inversion(tiny_pipe, pictures):
     reports = []
     metrics = ("lerp", "slerp")
     found = morphs_of(
-        Studio(tiny_pipe), pictures, *metrics, report=lambda *phase: reports.append(phase)
+        studio_of(tiny_pipe), pictures, *metrics, report=lambda *phase: reports.append(phase)
     )
     assert found[0].frames[1].tobytes() != found[1].frames[1].tobytes()
     phases = list(dict.fromkeys(phase for phase, _, _ in reports))
@@ -167,12 +183,12 @@ def test_repeated_energies_count_once():
 
 @pytest.mark.parametrize("kind", ["xl", "sd3", "flux", "dit", "pixels"])
 def test_every_kind_of_model(kind, pictures):
-    studio, reports = Studio(make(kind)), []
+    studio, reports = studio_of(make(kind)), []
     (morph,) = morphs_of(
         studio, pictures[:2], "tangent_normal", report=lambda *phase: reports.append(phase)
     )
     assert len(morph.frames) == FAST["num_frames"] and reports and len(morph.solves) == 1
-    assert studio.native_size in (
+    assert native_size(studio) in (
         16,
         256,
     )  # the size of Flux comes from its pipeline, not from its network
@@ -181,7 +197,7 @@ def test_every_kind_of_model(kind, pictures):
 @pytest.mark.parametrize("metric", ["tangent_normal", "density"])
 @pytest.mark.parametrize("stage", ["invert", "solve"])
 def test_stopping_is_quick_and_does_not_change_the_pipeline(tiny_pipe, pictures, metric, stage):
-    studio, left, reached = Studio(tiny_pipe), threading.Event(), threading.Event()
+    studio, left, reached = studio_of(tiny_pipe), threading.Event(), threading.Event()
     steps = LONG if stage == "invert" else 8
 
     def report(phase, done, total):
@@ -208,8 +224,8 @@ def test_stopping_is_quick_and_does_not_change_the_pipeline(tiny_pipe, pictures,
 
 
 def test_files(morphs, tmp_path):
-    video, packed = write_files(morphs[0], tmp_path, 12)
-    assert len(read_clip(Path(video)).frames) == 7
+    video, animation, packed = write_files(morphs[0], tmp_path, 12, ping_pong=True)
+    assert len(read_clip(Path(video)).frames) == len(read_clip(Path(animation)).frames) == 12
     with zipfile.ZipFile(packed) as archive:
         assert archive.namelist() == [f"frame_{i:04d}.png" for i in range(7)]
         with archive.open("frame_0002.png") as file:
@@ -218,6 +234,9 @@ def test_files(morphs, tmp_path):
 
 def test_sheet_and_figures(morphs):
     assert sheet(morphs).size == (92 + 7 * 16, 2 * 16)
+    shown = steps(morphs)
+    assert len(shown) == 7 and shown[3][0].size == (2 * 16, 16) and "frame 4 of 7" in shown[3][1]
+    assert shown[3][0].crop((16, 0, 32, 16)).tobytes() == morphs[1].frames[3].tobytes()
     assert [line.get_label() for line in draw_energies(morphs).axes[0].lines] == [
         "tangent_normal, gap 1",
         "tangent_normal, gap 2",
@@ -226,19 +245,167 @@ def test_sheet_and_figures(morphs):
     assert len(draw_speeds(morphs).axes[0].lines) == 2
 
 
-def test_summary(morphs):
-    text = summarise(morphs)
-    assert "tangent_normal, gap 2" in text and morphs[0].geodesics[0].message in text
-    assert f"{morphs[0].geodesics[1].lower_bound:.4g}" in text
-    assert "| slerp, gap 1 | – | – | – |" in text
-    for morph in morphs:  # one model has warned of the same images twice
-        assert morph.warnings and text.count(f"**Warning:** {morph.warnings[0]}") == 1
+def test_results_in_words(morphs):
+    text = in_words(morphs)
+    for morph in morphs:
+        assert f"**{morph.name}** is {morph.verdict}." in text
+        # one model has warned of the same images twice
+        assert morph.warnings and text.count("**Warning:**") == len(morph.warnings)
+    assert "“Evaluations at most” was reached" in text and "`" not in text
 
 
-def test_an_unknown_lower_bound_is_left_out(tiny_pipe, pictures):
-    text = summarise(morphs_of(Studio(tiny_pipe), pictures[:2], "likely", "split"))
-    (row,) = (line for line in text.splitlines() if line.startswith("| likely |"))
-    assert row.split("|")[3] == " – " and "| split | – | – | – |" in text
+def test_the_more_even_morph_is_named(morphs):
+    even = [PIL.Image.new("RGB", (16, 16), (10 * i,) * 3) for i in range(5)]
+    first, second = morphs
+    first, second = (
+        replace(first, frames=even),
+        replace(second, frames=[*even[:4], morphs[0].frames[0]]),
+    )
+    for pair in ((first, second), (second, first)):
+        text = in_words(pair)
+        assert "**tangent_normal** changes more evenly than **slerp**." in text
+        assert "changes evenly: between two frames by up to 1.0 times the mean" in text
+        assert "changes unevenly" in text
+    assert "equally evenly" in in_words((first, replace(second, frames=even)))
+
+
+def test_table(morphs, tiny_pipe, pictures):
+    rows = [line.split(" | ") for line in table(morphs).splitlines()]
+    assert rows[0][1:4] == ["tangent_normal, gap 1", "tangent_normal, gap 2", "slerp, gap 1"]
+    assert rows[2][1:] == [
+        *(f"{found.energy:.4g}" for found in morphs[0].geodesics),
+        *("–", "– |"),
+    ]
+    likely = morphs_of(studio_of(tiny_pipe), pictures[:2], "likely")
+    assert "| lower bound | – |" in table(likely)  # unknown, so it is left out
+
+
+def test_inverted_images_serve_the_next_metric(tiny_pipe, pictures):
+    studio, reports = studio_of(tiny_pipe), []
+
+    def ask(visitor, **options):
+        reports.clear()
+        with studio.request(visitor, lambda *phase: reports.append(phase[0])) as asked:
+            keys = asked.invert(pictures, seed=0, **INVERSION | options)
+            morph = asked.morph(keys, "stein", seed=0, **SOLVE)
+        assert not (asked.reused and "Inverting" in reports)
+        return asked.reused, [frame.tobytes() for frame in morph.frames]
+
+    first, second = ask("me"), ask("me")
+    assert (first[0], second[0]) == (False, True) and first[1] == second[1]
+    assert not ask("me", strength=0.7)[0] and not ask("me", space="clean")[0]
+    assert not ask("you")[0]
+    studio.leave("me")
+    assert len(studio.kept) == 1 and not ask("me")[0] and ask("you")[0]
+
+
+def test_kept_keyframes_are_limited_in_number_size_and_age(tiny_pipe, pictures):
+    keys = tiny_pipe.invert(pictures, **INVERSION)
+    kept = KeptKeyframes(per_visitor=2, num=3)
+    for i in range(3):
+        kept.keep("me", str(i), keys)
+    assert kept.find("me", "0") is None and kept.find("me", "2") is not None
+    for visitor in ("you", "she"):
+        kept.keep(visitor, "0", keys)
+    assert len(kept) == 3 and kept.find("me", "1") is None
+    (file,) = [one.file for key, one in kept._entries.items() if key == ("you", "0")]
+    size = file.stat().st_size
+    small = KeptKeyframes(num_bytes=size + 1)
+    for i in range(2):
+        small.keep("me", str(i), keys)
+    assert len(small) == 1 and small.find("me", "1") is not None
+    short = KeptKeyframes(seconds=0.2)
+    short.keep("me", "0", keys)
+    deadline = time.monotonic() + 20
+    while len(short) and time.monotonic() < deadline:  # nobody asks for it
+        time.sleep(0.05)
+    assert len(short) == 0 and not list(Path(short._folder.name).iterdir())
+
+
+def test_one_model_at_a_time_is_in_memory():
+    made, alive = [], weakref.WeakSet()
+
+    class Pipe:
+        pass
+
+    def load(name):
+        assert not alive  # the one before is gone
+        made.append(name)
+        pipe = Pipe()
+        alive.add(pipe)
+        return pipe
+
+    models = Models([Offer(name, partial(load, name), 10**9) for name in "ab"])
+    assert not made and "1.0 GB of files" in models.describe("b")
+    for name in "aaba":
+        models.get(name)
+    assert made == ["a", "b", "a"] and models.is_loaded("a") and not models.is_loaded("b")
+    with pytest.raises(ValueError, match="Model must be one of a, b, but got '/etc'"):
+        models.get("/etc")
+    with pytest.raises(ValueError, match="different names"):
+        Models([Offer("a", Pipe), Offer("a", Pipe)])
+
+
+def test_frames_at_which_images_are_shown():
+    assert frames_of_gaps("0, 12 48", 3) == [13, 37] and frames_of_gaps(" ", 3) == []
+    for bad in ("1, 5", "0, 5, 5", "0, -3", "0, x", "0, 900", "0, ٣"):
+        with pytest.raises(ValueError, match="Images at frames must be whole numbers"):
+            frames_of_gaps(bad, 2)
+    with pytest.raises(ValueError, match="one number for each of 3 images, but got 2"):
+        frames_of_gaps("0, 5", 3)
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path):
+    image = PIL.Image.new("1", (9000, 9000))
+    image.save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 50_000
+    with pytest.raises(ValueError, match="^bomb.png has 9000 x 9000 pixels, more than 50 million"):
+        check_upload(tmp_path / "bomb.png")
+
+
+def test_passwords(capsys):
+    assert read_auth(None, None) is None
+    assert read_auth(None, "ann:se:cret") == ("ann", "se:cret")
+    assert read_auth("bob:x", "ann:y") == ("bob", "x")
+    for bad in ("secret", ":secret", "ann:", ""):
+        with pytest.raises(ValueError, match="--auth must be a name and a password") as error:
+            read_auth(bad, None)
+        assert "secret" not in str(error.value)
+    with pytest.raises(ValueError, match="^RIEMANNIAN_DIFFUSION_AUTH must be"):
+        read_auth(None, "secret")
+
+
+def test_addresses_beyond_this_machine_are_warned_of():
+    for host in ("127.0.0.1", "localhost", "::1", "127.0.0.9"):
+        assert is_local(host) and not warnings_of(host, None)
+    for host in ("0.0.0.0", "192.168.1.4", "::", "example.org"):
+        (text,) = warnings_of(host, None)
+        assert "everybody who reaches this machine" in text and "--auth" in text
+        (text,) = warnings_of(host, ("ann", "secret"))
+        assert "unencrypted" in text and "secret" not in text
+
+
+def test_uploads_are_deleted_at_the_end(monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "/before")
+    with pytest.raises(KeyboardInterrupt), uploads_folder() as folder:
+        assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
+        (folder / "upload").mkdir()
+        (folder / "upload" / "photo.png").touch()
+        raise KeyboardInterrupt
+    assert not folder.exists() and os.environ["GRADIO_TEMP_DIR"] == "/before"
+
+
+def test_several_models_of_a_command_line(tmp_path):
+    (tmp_path / "a" / "flux").mkdir(parents=True)
+    (tmp_path / "b" / "flux").mkdir(parents=True)
+    given = [None, f"{tmp_path}/a/flux", f"{tmp_path}/b/flux", "org/name"]
+    assert names_of(given) == ["shipped", "flux", "flux (2)", "org/name"]
+    options = dict.fromkeys(("config", "variant", "vae", "lora"))
+    check_models(argparse.Namespace(**options), given)
+    with pytest.raises(ValueError, match="--vae fits one --model, but 4 are given"):
+        check_models(argparse.Namespace(**options | {"vae": "x"}), given)
+    with pytest.raises(ValueError, match="--model shipped is given twice"):
+        check_models(argparse.Namespace(**options), [None, None])
 
 
 def test_command_without_gradio_says_how_to_install_it(monkeypatch, capsys):
@@ -254,8 +421,25 @@ def test_command_serves_only_this_machine(tiny_pipe, tmp_path, monkeypatch):
     tiny_pipe.save_pretrained(tmp_path)
     launched = {}
     monkeypatch.setattr(gr.Blocks, "launch", lambda page, **options: launched.update(options))
-    assert main(["app", "--model", str(tmp_path), "--device", "cpu"]) == 0
-    assert launched["server_name"] == "127.0.0.1" and launched["server_port"] == 7860
+    monkeypatch.setenv("RIEMANNIAN_DIFFUSION_AUTH", "ann:secret")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = [
+        "--port",
+        str(port),
+        "--model",
+        str(tmp_path),
+        "--model",
+        "shipped",
+        "--allow-host",
+        "morphs.example",
+    ]
+    assert main(["app", *given, "--device", "cpu"]) == 0
+    (guard,) = launched["app_kwargs"]["middleware"]
+    assert guard.kwargs["auth"] == ("ann", "secret") and "morphs.example" in guard.kwargs["names"]
+    assert not guard.kwargs["folder"].exists()
+    assert launched["server_name"] == "127.0.0.1" and launched["server_port"] == port
     assert launched["share"] is False
 
 
@@ -265,194 +449,3 @@ def test_a_port_in_use_is_reported(tiny_pipe):
         taken.listen()
         with pytest.raises(OSError, match="^--port .* of --host 127.0.0.1 cannot be used"):
             serve(tiny_pipe, *taken.getsockname())
-
-
-@pytest.fixture
-def served(tiny_pipe, tmp_path, monkeypatch):
-    """The address of the page of the tiny pipeline."""
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv(
-        "GRADIO_HEARTBEAT_INTERVAL", "0.5"
-    )  # interval in which the server notices that a client has left
-    page = build(tiny_pipe)
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False)
-    yield url
-    page.close()
-
-
-@pytest.fixture
-def paths(pictures, tmp_path):
-    for i, picture in enumerate(pictures):
-        picture.save(tmp_path / f"{i}.png")
-    return [str(tmp_path / f"{i}.png") for i in range(len(pictures))]
-
-
-def arguments(paths, **more):
-    """Arguments of /morph, with `FAST` options."""
-    images = [{"image": handle_file(path), "caption": None} for path in paths]
-    fast = FAST | {"steps": FAST["num_inference_steps"], "other": "none"}
-    del fast["num_inference_steps"]
-    return {"images": images, "prompts": ""} | fast | more
-
-
-def frames_in(result):
-    (packed,) = [path for path in result[-1] if path.endswith(".zip")]
-    with zipfile.ZipFile(packed) as archive:
-        return [PIL.Image.open(archive.open(name)).tobytes() for name in archive.namelist()]
-
-
-def client_of(url):
-    return Client(url, verbose=False)
-
-
-def test_five_visitors_at_once_get_their_own_results(served, paths, tiny_pipe, pictures):
-    orders = [(0, 1), (1, 2), (2, 0), (1, 0), (0, 1)]
-    clients = [client_of(served) for _ in orders]
-
-    def visit(i):
-        mine = arguments([paths[k] for k in orders[i]], seed=i, space="clean", metric="stein")
-        return clients[i].predict(api_name="/morph", **mine)
-
-    with ThreadPoolExecutor(5) as pool:
-        results = list(pool.map(visit, range(5)))
-    for i, result in enumerate(results):
-        expected = tiny_pipe(
-            [pictures[k] for k in orders[i]],
-            metric="stein",
-            space="clean",
-            generator=torch.Generator().manual_seed(i),
-            **FAST,
-        )
-        assert frames_in(result) == [frame.tobytes() for frame in expected.frames]
-    assert len({tuple(frames_in(result)) for result in results}) == 5
-
-
-def test_a_comparison_leaves_files_only_in_the_cache(served, paths, tmp_path, monkeypatch):
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    result = client_of(served).predict(api_name="/morph", **arguments(paths, other="slerp"))
-    assert "tangent_normal, gap 1" in result[0] and "| slerp, gap 2 |" in result[0]
-    names = [path.rpartition("/")[2] for path in result[-1]]
-    assert names == [
-        f"{m}{end}" for m in ("tangent_normal", "slerp") for end in (".mp4", "_frames.zip")
-    ]
-    assert not list((tmp_path / "temporary").glob(f"{tempfile.gettempprefix()}*"))
-    assert not [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()]
-
-
-@pytest.mark.parametrize("action", ["cancel", "leave"])
-def test_a_visitor_who_cancels_or_leaves_makes_room(served, paths, action):
-    slow, fast = client_of(served), client_of(served)
-    job = slow.submit(
-        api_name="/morph", **arguments(paths, steps=200, max_evals=LONG, num_frames=65)
-    )
-    while not (job.status().progress_data or []):
-        time.sleep(0.05)
-    waiting = fast.submit(api_name="/morph", **arguments(paths[:2], metric="slerp"))
-    time.sleep(0.5)
-    assert not waiting.done()
-    if action == "cancel":
-        assert slow.predict(api_name="/cancel") == "Cancelled."
-    else:
-        slow.close()
-    assert "slerp" in waiting.result(timeout=20)[0]
-
-
-def test_bad_input_gives_a_message_and_the_page_still_works(served, paths, tmp_path):
-    client = client_of(served)
-    (tmp_path / "broken.png").write_text("no image")
-    cases = [
-        (arguments(paths[:1]), "A morph needs at least 2 images, but got 1"),
-        (arguments([]), "A morph needs at least 2 images, but got 0"),
-        (arguments(paths, prompts="a\nb"), "one for each, but there are 2 for 3 keyframes"),
-        (arguments([paths[0], str(tmp_path / "broken.png")]), "broken.png cannot be read"),
-        (arguments(paths, width=15), "Height and width must be multiples of 2"),
-        (arguments(paths, width=9000), "Width and height must be from 1 to 64"),
-        (arguments(paths, seed=None), "seed must be a finite number, but got None"),
-        (arguments(paths, metric="nao", space="clean"), "needs space='noise', but got 'clean'"),
-        (arguments(paths, steps=1), "leaves no step"),
-    ]
-    for given, message in cases:
-        with pytest.raises(AppError) as error:
-            client.predict(api_name="/morph", **given)
-        assert message in str(error.value)
-    good = client.predict(api_name="/morph", **arguments(paths, metric="slerp"))
-    assert len(frames_in(good)) == 7
-
-
-def test_page_contacts_no_other_machine(served):
-    with urllib.request.urlopen(f"{served}config") as answer:
-        assert json.load(answer)["analytics_enabled"] is False
-
-
-@pytest.fixture
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("there is no Chromium")
-    with api.sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.mark.slow
-def test_in_the_browser(served, browser, paths, tmp_path):
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    strangers = []
-    local = (served, "data:", "blob:")
-    page.on("request", lambda r: None if r.url.startswith(local) else strangers.append(r.url))
-    page.goto(served)
-    morph = page.get_by_role("button", name="Morph", exact=True)
-    page.get_by_label("number input for Frames", exact=True).fill("3")
-    page.get_by_text("Advanced").click()
-    page.get_by_label("number input for Steps of the whole schedule").fill("6")
-    page.get_by_label("number input for Evaluations at most").fill("3")
-    page.get_by_text("Advanced").click()
-
-    morph.click()
-    page.locator("video").nth(1).wait_for(timeout=60_000)
-    page.get_by_role("cell", name="tangent_normal", exact=True).wait_for()
-    strip = page.locator("#frames img")
-    strip.wait_for()
-    assert strip.evaluate("image => image.naturalWidth") == 92 + 3 * 16
-    for video in page.locator("video").all():
-        video.evaluate("v => v.readyState >= 2 || new Promise(r => v.onloadeddata = r)")
-        assert video.evaluate("v => v.videoWidth") == 16
-    page.screenshot(path=tmp_path / "page.png", full_page=True)
-    with PIL.Image.open(tmp_path / "page.png") as shot:
-        assert shot.width == 1280 and len(np.unique(np.asarray(shot.convert("L")))) > 50
-
-    page.get_by_label("Clear").first.click()
-    page.locator("input[type=file]").first.set_input_files(paths[:1])
-    page.locator("#images img").wait_for()
-    morph.click()
-    page.get_by_text("A morph needs at least 2 images, but got 1").wait_for(timeout=20_000)
-    assert not strangers
-
-
-@pytest.mark.slow
-def test_browsers_that_cancel_or_leave_make_room(served, browser, paths):
-    pages = [browser.new_page() for _ in range(2)]
-    for page in pages:
-        page.goto(served)
-        page.get_by_text("Advanced").click()
-        page.get_by_label("number input for Steps of the whole schedule").fill("200")
-        page.get_by_label("number input for Evaluations at most").fill("1000")
-        page.get_by_label("number input for Frames", exact=True).fill("65")
-        page.get_by_role("button", name="Morph", exact=True).click()
-        page.wait_for_timeout(500)
-    first, second = pages
-    first.get_by_text("Inverting").first.wait_for(timeout=20_000)
-    assert not second.get_by_text("Inverting").count()
-    for page in (second, first):  # first the waiting visitor, then the one who is served
-        page.get_by_role("button", name="Cancel").click()
-        page.get_by_text("Cancelled.").wait_for(timeout=20_000)
-    job = client_of(served).submit(api_name="/morph", **arguments(paths, metric="slerp"))
-    assert "slerp" in job.result(timeout=10)[0]
-    second.get_by_role("button", name="Morph", exact=True).click()
-    second.get_by_text("Inverting").first.wait_for(timeout=20_000)
-    second.close()
-    job = client_of(served).submit(api_name="/morph", **arguments(paths, metric="slerp"))
-    assert "slerp" in job.result(timeout=10)[0]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import adaptation
 import analogies
+import batch
 import cost
 import geometries
 import growth
@@ -136,9 +139,17 @@ def test_evaluations_are_constant_and_memory_is_linear():
 def test_side_by_side():
     rows = scale.main(["--points", "3", "--pairs", "1", "2", "--sizes", "8", "16"])
     assert len(select(rows, pairs=2)) == 2
-    (paper,) = (row for row in rows if "forward passes" in row)
-    assert paper["forward passes"] > paper["reverse passes"] > 0
-    assert 0.7 < paper["TFLOP per pass"] < 0.9
+
+
+def test_a_batch_is_measured_and_estimated():
+    short = ["frames", "3", "steps", "4", "max-evals", "2"]
+    command = ["--pairs", "2", "--metrics", "slerp", "tangent_normal", "--options", *short]
+    overhead, passes, estimate = batch.main([*command, "--seconds-per-pass", "0.01"])
+    assert 0 < overhead["network"] < overhead["seconds"] and overhead["CPU overhead"] > 0
+    assert passes["forward"] > passes["reverse"] > 0 and passes["reverse over forward"] > 0
+    points = passes["forward"] + passes["reverse over forward"] * passes["reverse"]
+    assert math.isclose(estimate["seconds per pair"], 0.01 * points)
+    assert 0.7 < batch.tera_per_pass() < 0.9
 
 
 def test_the_papers_recipe_takes_ten_times_the_evaluations():

@@ -403,8 +403,8 @@ def test_other_classes_are_refused_in_a_sentence(reason):
         DiffusionScore(network, FLOW, 400)
 
 
-def test_the_readme_names_the_classes():
-    text = (Path(__file__).parent.parent / "README.md").read_text()
+def test_the_guide_names_the_classes():
+    text = (Path(__file__).parent.parent / "examples" / "README.md").read_text()
     (sentence,) = re.findall(
         r"`DiffusionScore` calls (\d+) classes of diffusers: (.*?)\.", text, re.S
     )

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -10,8 +12,11 @@ import pytest
 import torch
 from models import FAST, flags, to_pil
 
+from riemannian_diffusion.cli import flags as in_flags
 from riemannian_diffusion.cli import main
-from riemannian_diffusion.cli.parser import INIT_NAMES, METRIC_NAMES, PROTOCOL_NAMES
+from riemannian_diffusion.cli.options.evaluate import PROTOCOL_NAMES
+from riemannian_diffusion.cli.options.interpolate import METRIC_NAMES
+from riemannian_diffusion.cli.options.values import INIT_NAMES
 from riemannian_diffusion.evaluation import PROTOCOLS
 from riemannian_diffusion.media import read_clip
 from riemannian_diffusion.pipelines.curves import CURVES, METRICS
@@ -134,7 +139,7 @@ BAD = [
     (["-o", "x.bmp"], "--output must end in .gif, .mp4, .png or nothing"),
     (["-o", "no/such/x.gif"], "the folder no/such of --output does not exist"),
     (["only.png", "-o", "x.gif"], "two or more images, but got only.png alone"),
-    (["a.png", "b.png", "-o", "x.gif"], "No such file or directory: 'a.png'"),
+    (["a.png", "b.png", "-o", "x.gif"], "error: a.png does not exist."),
     (["broken.png", "broken.png", "-o", "x.gif"], "cannot identify image file"),
     (["-o", "x.gif", "--fps", "0"], "--fps must be in [0.01, 1000], but got 0.0"),
     (["-o", "x.gif", "--frames", "many"], "argument --frames: must be a whole number, or one for"),
@@ -181,6 +186,11 @@ BAD = [
         ["ok.png", "ok.png", "--size", "15", "-o", "x.gif"],
         "(15, 15): crop and scale them with --size",
     ),
+    (["ok.png", "ok.png", "--steps", "5000", "-o", "x.gif"], "--steps must be at most 1000"),
+    (["ok.png", "no.png", "-o", "x.gif"], "error: no.png does not exist."),
+    (["no/", "-o", "x.gif"], "error: no does not exist."),
+    (["ok.png", "ok.png", "--analogy", "no.png", "-o", "x.gif"], "error: no.png does not exist."),
+    (["ok.png", "ok.png", "-o", ".gif"], "--output must have a name before its ending"),
     (["ok.png", "ok.png", "--model", "ok.png", "-o", "x.gif"], "must be a .safetensors file"),
     (["ok.png", "ok.png", "--vae", "none", "-o", "x.gif"], "--vae: there is no file none."),
     (["ok.png", "model", "-o", "x.gif"], "model cannot be read as an image: it is a folder"),
@@ -216,3 +226,18 @@ def test_running_the_module_runs_the_command():
     command = [sys.executable, "-m", "riemannian_diffusion", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("riemannian-diffusion 0.")
+
+
+def test_advice_of_the_library_in_the_words_of_the_command_line():
+    """Every sentence that is reworded is one that the library has."""
+    said = []
+    for file in Path(in_flags.__file__).parents[1].rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())) if file.name != "flags.py" else ():
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            texts = [part.value for part in parts if isinstance(part, ast.Constant)]
+            said.append("".join(map(str, texts)))
+    assert [text for text in in_flags.ADVICE if not any(text in one for one in said)] == []
+    message = "`checkpoint` a.safetensors belongs to another problem"
+    assert in_flags.with_flags(message).startswith("--keep: a.safetensors belongs")
+    message = "`image` must have the keyframes' size, but is (3, 8, 8)."
+    assert in_flags.with_flags(message).startswith("--analogy must have the size")

@@ -210,12 +210,38 @@ def test_an_interrupted_command_leaves_whole_files(run, tmp_path):
     for at in (1, whole.calls // 2, whole.calls - 2):  # inverting, solving, sampling
         shutil.rmtree(tmp_path / "kept", ignore_errors=True)
         stopped = run(interrupt_at=at)
-        assert stopped.status == 130 and stopped.error.endswith("interrupted\n")
+        assert (
+            stopped.status == 130
+            and "riemannian-diffusion: interrupted" in stopped.error.splitlines()[-1]
+        )
         assert not (tmp_path / "a.png").exists() and not (tmp_path / "a.json").exists()
         assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]
     resumed = run()
     assert "the keyframes and the path\n" in resumed.out and 0 < resumed.calls <= 4
     assert (tmp_path / "a.png").read_bytes() == frames
+
+
+@pytest.mark.parametrize("stage", ["solve", "transport"])
+def test_an_interrupt_keeps_what_was_finished_without_the_option(
+    inputs, folder, tmp_path, capsys, monkeypatch, stage
+):
+    words = ["interpolate", *inputs, *FLAGS, "-o", str(tmp_path / "a.png")]
+    words += ["--analogy", str(folder / "2.png"), "--prompt", "a"]
+
+    def fails(*args, **options):
+        raise KeyboardInterrupt
+
+    name = {"solve": "solve", "transport": "_transporting"}[stage]
+    with monkeypatch.context() as patch:
+        patch.setattr(GeodesicInterpolationPipeline, name, fails)
+        assert main(words) == 130
+    what = "The keyframes are" if stage == "solve" else "The path is"
+    advice = f"{what} kept: run this again with --keep {tmp_path / 'a-kept'}."
+    assert f"riemannian-diffusion: interrupted. {advice}\n" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        for done in ["invert"] if stage == "solve" else ["invert", "solve", "sample"]:
+            patch.setattr(GeodesicInterpolationPipeline, done, fails)
+        assert main([*words, "--keep", str(tmp_path / "a-kept")]) == 0
 
 
 @pytest.mark.parametrize("error", [ValueError("NaN"), RuntimeError("a defect")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
-from models import FAST, silent, stable_diffusion_xl
+from models import FAST, INVERT, SOLVE, flux, silent, stable_diffusion_xl
 
-from riemannian_diffusion.pipelines import GeodesicInterpolationXLPipeline
+from riemannian_diffusion.pipelines import (
+    GeodesicInterpolationFluxPipeline,
+    GeodesicInterpolationXLPipeline,
+)
 
 FILE = Path(__file__).parent.parent / "examples" / "community" / "pipeline.py"
 OPTIONS = FAST | {"output_type": "pt"}
@@ -54,14 +58,41 @@ def test_without_the_flag_no_code_is_run(model, given):
         DiffusionPipeline.from_pretrained(model, **options)
 
 
-def test_a_block_of_a_modular_pipeline(keyframes, monkeypatch):
-    monkeypatch.syspath_prepend(FILE.parent)
-    from block import GeodesicInterpolationBlock
+BLOCKS = {
+    "xl": ("", stable_diffusion_xl, GeodesicInterpolationXLPipeline),
+    "flux": ("Flux", flux, GeodesicInterpolationFluxPipeline),
+}
 
-    components = stable_diffusion_xl()
-    pipe = GeodesicInterpolationBlock().init_pipeline()
-    pipe.update_components(**components)
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_blocks_of_modular_pipelines(keyframes, monkeypatch, kind):
+    """The whole as one block, and its stages one by one, make the frames of the pipeline."""
+    monkeypatch.syspath_prepend(FILE.parent)
+    blocks = importlib.import_module("block")
+    name, make, pipeline = BLOCKS[kind]
+    components = make()
+    direct = silent(pipeline(**components))
     options = {"image": keyframes[:2], "prompt": ["a", "b"], **OPTIONS}
-    found = pipe(**options, output="frames")
-    direct = silent(GeodesicInterpolationXLPipeline(**components))
-    torch.testing.assert_close(found, direct(**options).frames, atol=1e-5, rtol=0)
+    expected = direct(**options).frames
+
+    def pipe(block):
+        made = block().init_pipeline()
+        made.update_components(**components)
+        return made
+
+    whole = pipe(getattr(blocks, f"GeodesicInterpolation{name}Block"))
+    found = whole(**options, output="frames")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+    one = {"image": keyframes[:2], "prompt": ["a", "b"], **INVERT}
+    suffix = name or "XL"
+    keys = pipe(getattr(blocks, f"Invert{suffix}"))(**one, output="keys")
+    path = pipe(getattr(blocks, f"Solve{suffix}"))(keys=keys, **SOLVE, output="path")
+    other = pipe(getattr(blocks, f"Solve{suffix}"))(
+        keys=keys, **SOLVE, metric="lerp", output="path"
+    )
+    path = pipe(getattr(blocks, f"Sample{suffix}"))(path=path, output="path")
+    render = pipe(getattr(blocks, f"Render{suffix}"))
+    frames = render(path=path, output_type="pt", output="frames")
+    torch.testing.assert_close(frames, expected, atol=1e-5, rtol=0)
+    assert (other.points - path.points).abs().max() > 1e-4

@@ -25,7 +25,7 @@ from torchmetrics.image.kid import poly_mmd
 import riemannian_diffusion
 from riemannian_diffusion import evaluation as ev
 from riemannian_diffusion.cli import main
-from riemannian_diffusion.cli.parser import PROTOCOL_NAMES
+from riemannian_diffusion.cli.options.evaluate import PROTOCOL_NAMES
 
 GAPS = torch.tensor([[0.3, 0.1, 0.4, 0.15], [0.2, 0.2, 0.2, 0.2]], dtype=torch.float64)
 OFFLINE = "no route to the host"

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import warnings
 import wave
 from pathlib import Path
 
 import PIL.Image
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    LDMPipeline,
+    StableDiffusionPipeline,
+    UNet2DModel,
+    VQModel,
+)
+from exact import to_sphere
+from models import randn, silent, to_pil, waves
 
-from riemannian_diffusion import demo
+from riemannian_diffusion import GaussianMixtureScore, TangentNormalMetric, demo, geodesic
 
 ROOT = Path(__file__).parents[1]
+SMALL = waves(2)[..., :16, :16]
 
 
 def load(folder, name):
@@ -155,3 +165,79 @@ def test_edits(only, tmp_path, monkeypatch):
         frames = [sheet.crop((92 + i * 64, 0, 156 + i * 64, 64)).tobytes() for i in (0, 8)]
     assert frames[0] != frames[1]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_morph_gif(tmp_path):
+    out = tmp_path / "morph.gif"
+    options = ["--frames", "4", "--steps", "5", "--max-evals", "2"]
+    load("examples", "morph_gif").main(["--output", str(out), *options])
+    with PIL.Image.open(out) as found, PIL.Image.open(ROOT / "examples" / "morph.gif") as shipped:
+        assert found.n_frames == 6 and found.size == shipped.size  # there and back again
+        assert shipped.n_frames == 48
+    assert (ROOT / "examples" / "morph.gif").stat().st_size < 600e3
+
+
+def test_own_metric(tmp_path, capsys):
+    """With even weights it is the tangent-normal metric; other weights change the geodesic."""
+    example = load("examples", "own_metric")
+    points = to_sphere(randn(40, 3)).double()
+    score = GaussianMixtureScore(points, 0.3)
+    usual = TangentNormalMetric(score)
+    even = example.RegionMetric(score, torch.ones(3).double())
+    x, u, v = points[:4], points[4:8], points[8:12]
+    torch.testing.assert_close(even.inner(x, u, v), usual.inner(x, u, v))
+    torch.testing.assert_close(even.energy(points), usual.energy(points))
+    uneven = example.RegionMetric(score, torch.tensor([100.0, 1.0, 1.0]).double())
+    found, other = (geodesic(metric, points[0], points[1]) for metric in (even, uneven))
+    assert found.energy == pytest.approx(geodesic(usual, points[0], points[1]).energy, rel=1e-6)
+    assert (found.path - other.path).norm() > 0.01
+    out = tmp_path / "morph.gif"
+    example.main(["--output", str(out), "--steps", "5", "--max-evals", "2"])
+    with PIL.Image.open(out) as morph:
+        assert morph.n_frames == 17
+    assert capsys.readouterr().out.startswith("max_evals")
+
+
+def test_own_family(tmp_path):
+    """The example's pipeline samples as diffusers' own does, and its morph returns the images."""
+    example = load("examples", "own_family")
+    torch.manual_seed(0)
+    blocks = {"layers_per_block": 1, "norm_num_groups": 8, "block_out_channels": (8, 16)}
+    down, up = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
+    unet = UNet2DModel(
+        **{"sample_size": 8, "in_channels": 3, "out_channels": 3, "attention_head_dim": 8},
+        **{"down_block_types": down, "up_block_types": up},
+        **blocks,
+    )
+    vqvae = VQModel(
+        **{"latent_channels": 3, "num_vq_embeddings": 256, "scaling_factor": 0.7},
+        **{"down_block_types": ("DownEncoderBlock2D",) * 2},
+        **{"up_block_types": ("UpDecoderBlock2D",) * 2},
+        **blocks,
+    )
+    steps = DDIMScheduler(clip_sample=False, set_alpha_to_one=False)
+    LDMPipeline(vqvae, unet, steps).save_pretrained(tmp_path / "ldm")
+    files = [tmp_path / f"{name}.png" for name in "ab"]
+    for file, image in zip(files, to_pil(SMALL), strict=True):
+        image.save(file)
+    out = tmp_path / "morph.gif"
+    options = ["--model", str(tmp_path / "ldm"), "--steps", "4", "--max-evals", "2"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an untrained autoencoder does not know the images
+        example.main([*map(str, files), "--output", str(out), *options])
+    with PIL.Image.open(out) as morph:
+        assert morph.n_frames == 17
+
+    pipe = silent(example.GeodesicInterpolationLDMPipeline.from_pretrained(tmp_path / "ldm"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        keys = pipe.invert(SMALL, num_inference_steps=4, strength=1.0)
+        latents = pipe.sample(pipe.solve(keys, "slerp", num_frames=3)).latents
+    own = LDMPipeline.from_pretrained(tmp_path / "ldm")
+    own.scheduler.set_timesteps(4)
+    x = keys.points[:1]
+    for t in own.scheduler.timesteps:
+        x = own.scheduler.step(own.unet(x, t).sample, t, x).prev_sample
+    torch.testing.assert_close(latents[:1], x, atol=1e-4, rtol=1e-4)
+    decoded = own.vqvae.decode(x / own.vqvae.config.scaling_factor).sample / 2 + 0.5
+    torch.testing.assert_close(pipe.decode(x), decoded.clamp(0, 1), atol=1e-5, rtol=0)

@@ -41,7 +41,7 @@ LAYERS = (
         "levels",
     ),
     "measures",
-    *("media", "adaptation", "plotting", "pipelines", "evaluation", "demo", "app", "cli"),
+    *("media", "adaptation", "plotting", "pipelines", "evaluation", "demo", "pairs", "app", "cli"),
     "__main__",
 )
 # Names of the package whose modules import diffusers.
@@ -71,7 +71,7 @@ def test_packages_alone_load_no_library(code):
     assert not loaded_after(code) & {"torch", "diffusers", "transformers", "numpy", "PIL"}
 
 
-@pytest.mark.parametrize("arguments", [[], ["interpolate"], ["evaluate"], ["app"]])
+@pytest.mark.parametrize("arguments", [[], ["interpolate"], ["batch"], ["evaluate"], ["app"]])
 def test_help_loads_no_library(arguments):
     code = f"""
 from {PACKAGE}.cli import main

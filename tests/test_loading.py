@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 
 import diffusers
@@ -14,6 +15,7 @@ from models import KINDS, make, prompted_unet, silent, stable_diffusion, stable_
 from original_layout import original, parts_of_version_1
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from riemannian_diffusion import demo, pipelines
 from riemannian_diffusion.pipelines import AutoGeodesicInterpolationPipeline as Auto
@@ -147,6 +149,52 @@ def test_weights_that_files_lack_are_told(folder, file):
     save_file(state, folder / file, {"format": "pt"})
     with pytest.raises(OSError, match=f"{Path(file).parent} lacks 1 weights .* such as .*weight: "):
         Auto.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_text_encoder_that_lacks_a_weight_is_refused(kind, tmp_path):
+    """transformers draws the missing weight at random, and renames weights of some encoders."""
+    pipe = make(kind)
+    pipe.save_pretrained(tmp_path)
+    encoders = [n for n, one in pipe.components.items() if isinstance(one, PreTrainedModel)]
+    type(pipe).from_pretrained(tmp_path)
+    for name in encoders:
+        file = tmp_path / name / "model.safetensors"
+        state = load_file(file)
+        lost = sorted(one for one in state if "layer" in one or "block" in one)[-1]
+        save_file({n: v for n, v in state.items() if n != lost}, file, {"format": "pt"})
+        with pytest.raises(OSError, match=f"{name} lacks 1 weights .*{lost.split('.')[-2]}"):
+            type(pipe).from_pretrained(tmp_path)
+        save_file(state, file, {"format": "pt"})
+    assert encoders or kind in ("dit", "pixels")
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_lacking_weights_are_told_whatever_the_options_of_loading(part, tmp_path):
+    """With `low_cpu_mem_usage=False`, diffusers draws missing weights at random, too."""
+    make("sd").save_pretrained(tmp_path, variant="fp16")
+    options = {"variant": "fp16", "low_cpu_mem_usage": False}
+    Auto.from_pretrained(tmp_path, **options)
+    (file,) = (tmp_path / part).glob("*.safetensors")
+    state = load_file(file)
+    state.pop(sorted(name for name in state if name.endswith("weight"))[0])
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(OSError, match=f"{part} lacks 1 weights"):
+        Auto.from_pretrained(tmp_path, **options)
+
+
+def test_a_scheduler_of_another_class_than_the_index_names_is_told(folder):
+    """diffusers takes the class of model_index.json, and the values that this class knows."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text()) | {"_class_name": "EulerDiscreteScheduler"}
+    file.write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="names the scheduler DDIMScheduler, but .* by Euler"):
+        pipe = Auto.from_pretrained(folder)
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    assert type(pipe.scheduler) is type(theirs.scheduler) is diffusers.DDIMScheduler
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Auto.from_pretrained(folder, scheduler=diffusers.EulerDiscreteScheduler())
 
 
 def test_statistics_of_another_number_of_channels_are_refused():
@@ -344,3 +392,13 @@ def test_pickles_are_refused_and_not_read(suffix, tmp_path):
 
 def test_the_shipped_model_loads():
     assert type(Auto.from_pretrained(demo.model_path())) is GeodesicInterpolationPipeline
+
+
+@pytest.mark.parametrize("part", ["model.diffusion_model", "first_stage_model", "cond_stage"])
+def test_a_file_that_lacks_a_weight_is_refused(parts, part, tmp_path):
+    diffusers.StableDiffusionPipeline(**parts).save_pretrained(tmp_path / "config")
+    state = original(parts)
+    lost = [name for name in state if name.startswith(part) and name.endswith("norm2.bias")][-1]
+    save_file({n: v for n, v in state.items() if n != lost}, tmp_path / "model.safetensors")
+    with pytest.raises(OSError, match="model.safetensors lacks .*weights"):
+        Auto.from_single_file(tmp_path / "model.safetensors", config=tmp_path / "config")

@@ -74,6 +74,7 @@ def test_sampling_is_that_of_the_models_own_pipeline(kind, keyframes):
     theirs.set_progress_bar_config(disable=True)
     theirs.check_inputs = lambda *_, **__: None  # it would refuse some of our small sizes
     options = EXACT | {"metric": "slerp", "strength": 1.0, "num_frames": 2}
+    options["spacing"] = "scheduler"
     guidance = 1.0 if kind in ("pixels", "flux") else 3.0
     steps = options["num_inference_steps"]
     prompt = prompts(kind)[:1] or ""

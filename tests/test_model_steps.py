@@ -6,12 +6,12 @@ import inspect
 import warnings
 from dataclasses import replace
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
     ChromaImg2ImgPipeline,
     ChromaInpaintPipeline,
-    Flux2KleinInpaintPipeline,
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
 )
@@ -38,6 +38,7 @@ STEPS = [
     ("zimage", {}, "none"),  # in its own pipeline, 1 is guidance already
     ("qwen", {}, "true"),
     *[(kind, {}, name) for kind in ("sd3", "chroma", "aura") for name in ("negative", "same")],
+    ("sana", {"solver_order": 1}, "guided"),  # whose steps are those of Euler
     ("flux", {}, "true"),
     ("flux", {"guidance_embeds": True}, "guided"),
     ("flux", {"guidance_embeds": True}, "both"),
@@ -83,12 +84,15 @@ def test_distilled_models_of_flux_2_ignore_guidance(keyframes):
         assert base.invert(keyframes[:2], "a", guidance_scale=3.0, **INVERT).levels.guides
 
 
+OF_KLEIN = ["Flux2KleinInpaintPipeline"]  # not in diffusers 0.37
+
+
 @pytest.mark.parametrize(
     ("kind", "other"),
     [
         ("flux", FluxImg2ImgPipeline),
         ("flux", FluxInpaintPipeline),
-        ("klein", Flux2KleinInpaintPipeline),
+        *(("klein", getattr(diffusers, n)) for n in OF_KLEIN if hasattr(diffusers, n)),
         ("chroma", ChromaImg2ImgPipeline),
         ("chroma", ChromaInpaintPipeline),
     ],
@@ -277,3 +281,27 @@ def test_images_larger_than_the_positions_of_aura_flow(keyframes):
     wide = torch.cat([keyframes[:2]] * 3, 3)
     with pytest.raises(ValueError, match=r"at most 32 pixels along each side, but got \(16, 48\)"):
         make("aura").invert(wide, "a", **INVERT)
+
+
+def test_sana_with_the_solver_of_its_published_versions(keyframes, tmp_path):
+    """DPM-Solver++ of second order visits the same levels; a saved model gives the same morph."""
+    pipe, first = make("sana", solver_order=2), make("sana", solver_order=1)
+    ours, theirs = (one.invert(keyframes[:2], "a", **INVERT) for one in (pipe, first))
+    assert ours.levels.schedule.levels == theirs.levels.schedule.levels
+    assert torch.equal(ours.points, theirs.points)
+    pipe.save_pretrained(tmp_path)
+    loaded = silent(AutoGeodesicInterpolationPipeline.from_pretrained(tmp_path))
+    assert type(loaded.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    again = loaded.sample(loaded.solve(loaded.invert(keyframes[:2], "a", **INVERT), "lerp"))
+    expected = pipe.sample(pipe.solve(ours, "lerp"))
+    torch.testing.assert_close(again.latents, expected.latents, atol=1e-5, rtol=0)
+
+
+def test_qwen_image_with_embedded_guidance_is_refused():
+    """diffusers' own network refuses it, too: it has no layer for that input."""
+    parts = KINDS["qwen"][2]()
+    parts["transformer"].register_to_config(guidance_embeds=True)
+    with pytest.raises(TypeError, match="positional arguments"):
+        silent(KINDS["qwen"][1](**parts))("a", guidance_scale=3.0, num_inference_steps=1)
+    with pytest.raises(ValueError, match="takes guidance as an input"):
+        silent(KINDS["qwen"][0](**parts)).condition("a")

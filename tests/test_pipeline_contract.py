@@ -12,8 +12,6 @@ import pytest
 import torch
 from diffusers import (
     DiffusionPipeline,
-    FasterCacheConfig,
-    FirstBlockCacheConfig,
     PyramidAttentionBroadcastConfig,
 )
 from diffusers.hooks import apply_pyramid_attention_broadcast
@@ -338,28 +336,28 @@ def test_freeu_is_another_score_and_can_be_taken_back(kind):
     torch.testing.assert_close(frames(pipe, kind, **options), plain)
 
 
-CACHES = {
-    "FirstBlockCacheConfig": lambda: FirstBlockCacheConfig(threshold=0.1),
-    "PyramidAttentionBroadcastConfig": lambda: PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
-    ),
-    "FasterCacheConfig": lambda: FasterCacheConfig(
-        spatial_attention_block_skip_range=2,
-        tensor_format="BCHW",
-        current_timestep_callback=lambda: 500,
-    ),
+CACHES = [one for one in dir(diffusers) if one.endswith(("CacheConfig", "BroadcastConfig"))]
+SKIPS = {"spatial_attention_block_skip_range": 2, "current_timestep_callback": lambda: 500}
+OPTIONS = {
+    "PyramidAttentionBroadcastConfig": SKIPS,
+    "FasterCacheConfig": SKIPS | {"tensor_format": "BCHW"},
+    "MagCacheConfig": {"num_inference_steps": 4, "calibrate": True},
 }
 
 
 @pytest.mark.parametrize("name", CACHES)
 @pytest.mark.parametrize("kind", ["flux", "flux2", "klein", "chroma", "qwen"])
-def test_caches_are_refused_before_the_work(kind, name):
+def test_caches_are_refused_before_the_work(kind, name, monkeypatch):
     pipe = make(kind)
     path = pipe.solve(pipe.invert(KEYFRAMES[:2], **INVERT), "lerp", num_frames=3)
     try:
-        pipe.transformer.enable_cache(CACHES[name]())
+        pipe.transformer.enable_cache(getattr(diffusers, name)(**OPTIONS.get(name, {})))
     except Exception as error:  # a cache that does not know the network
         pytest.skip(f"diffusers: {error}")
+    with monkeypatch.context() as patch:  # caches are also told without their config
+        patch.setattr(pipe.transformer, "_cache_config", None)
+        with pytest.raises(ValueError, match="has a cache"):
+            pipe.condition()
     for work in (pipe.condition, lambda: frames(pipe, kind), lambda: pipe.sample(path)):
         with pytest.raises(ValueError, match=name):
             work()

@@ -124,5 +124,6 @@ def test_the_command_prints_warnings_once(strange, tmp_path, capsys):
         printed = capsys.readouterr().err
         assert printed.count("riemannian-diffusion: warning: The model does not know images") == 1
         assert "UserWarning" not in printed
-        (found,) = json.loads((tmp_path / "out.json").read_text())["warnings"]
-        assert found in printed
+        knows, found = json.loads((tmp_path / "out.json").read_text())["warnings"]
+        assert found in printed and printed.count("only knows renders of five solids") == 1
+        assert "Give --model for those" in knows

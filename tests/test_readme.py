@@ -1,10 +1,10 @@
-"""The README: its Python runs, and its tables name tests that exist."""
+"""The README and the guide: their Python runs, and their tables name tests that exist."""
 
 from __future__ import annotations
 
 import importlib
 import re
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import pytest
@@ -15,17 +15,28 @@ from models import FAST, INVERT, SOLVE, make, randn, to_pil, vector, waves
 
 import riemannian_diffusion
 from riemannian_diffusion import DiffusionScore, GaussianMixtureScore
-from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline, RoadmapStart
+from riemannian_diffusion.pipelines import (
+    GeodesicInterpolationPipeline,
+    GeodesicInterpolationXLPipeline,
+    RoadmapStart,
+)
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-TABLES = (ROOT / "examples" / "README.md").read_text()  # of models and features
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+README, GUIDE = "README.md", "examples/README.md"
+FILES = (README, GUIDE, "examples/community/README.md")
+TEXTS = {name: (ROOT / name).read_text() for name in FILES}
+TABLES = TEXTS[GUIDE]  # of models and features
+BLOCKS = [
+    (name, block)
+    for name, text in TEXTS.items()
+    for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+]
 
 
-def first_line(block: str) -> str:
-    """The first line of a block of code that is not blank."""
-    return next(line for line in block.splitlines() if line.strip())
+def title(found: tuple[str, str]) -> str:
+    """The file of a block of code, and its first line that is not blank."""
+    name, block = found
+    return f"{name}: {next(line for line in block.splitlines() if line.strip())}"
 
 
 def rmse(x, y):
@@ -34,7 +45,7 @@ def rmse(x, y):
 
 
 def stand_ins() -> dict:
-    """The names that the README's code uses without defining them."""
+    """The names that the code uses without defining them."""
     scheduler = DDIMScheduler()
     images, points = to_pil(waves(3)), to_sphere(randn(40, 8))
     unet = ExactDenoiser(scheduler, points, 0.2)
@@ -61,12 +72,13 @@ def stand_ins() -> dict:
     }
 
 
-def patched(function, defaults=None, renamed=None):
-    """The function with other defaults, and with replacements for some values of arguments."""
+def patched(function, few=None, renamed=None):
+    """The function with few steps, and with replacements for some values of arguments."""
 
+    @wraps(function)
     def call(*args, **options):
         args = [renamed.get(a, a) if renamed and isinstance(a, str) else a for a in args]
-        return function(*args, **(defaults or {}) | options)
+        return function(*args, **options | (few or {}))
 
     return call
 
@@ -80,8 +92,12 @@ def errors(tmp_path_factory) -> list[BaseException | None]:
     """
     folder = tmp_path_factory.mktemp("readme")
     (folder / "examples").symlink_to(ROOT / "examples")
-    for name in set(re.findall(r'from_pretrained\(\s*"([^"]+)"', "".join(BLOCKS))):
-        make("sd").save_pretrained(folder / name)
+    named = r'(?:from_pretrained|init_pipeline)\(\s*"([^"]+)"'
+    for name in set(re.findall(named, "".join(TEXTS.values()))):
+        make("xl" if "-xl-" in name else "sd").save_pretrained(folder / name)
+
+    for name, image in zip(("cat", "dog"), to_pil(waves(2)), strict=True):
+        image.save(folder / f"{name}.png")
 
     namespace, found = stand_ins(), []
     with pytest.MonkeyPatch.context() as patch:
@@ -91,24 +107,26 @@ def errors(tmp_path_factory) -> list[BaseException | None]:
         patch.setattr("riemannian_diffusion.evaluation.lpips_distance", lambda *_, **__: rmse)
         for kind in (DiffusionPipeline, torch.nn.Module):
             patch.setattr(kind, "to", patched(kind.to, renamed={"cuda": "cpu"}))
-        kind = GeodesicInterpolationPipeline
-        for name, few in (("__call__", FAST), ("invert", INVERT), ("solve", SOLVE)):
-            patch.setattr(kind, name, patched(getattr(kind, name), few))
+        for kind in (GeodesicInterpolationPipeline, GeodesicInterpolationXLPipeline):
+            for name, few in (("__call__", FAST), ("invert", INVERT), ("solve", SOLVE)):
+                patch.setattr(kind, name, patched(getattr(kind, name), few))
+        patch.syspath_prepend(ROOT / "examples" / "community")
         start = patched(RoadmapStart, {"max_samples": 8})
         patch.setattr("riemannian_diffusion.pipelines.RoadmapStart", lambda _: start())
         few = {"embedding_steps": 1, "lora_steps": 1}
         patch.setattr("riemannian_diffusion.adapt", patched(riemannian_diffusion.adapt, few))
-        for block in BLOCKS:
-            code = "\n" * README[: README.index(block)].count("\n") + block
+        for name, block in BLOCKS:
+            text = TEXTS[name]
+            code = "\n" * text[: text.index(block)].count("\n") + block
             try:
-                exec(compile(code, "README.md", "exec"), namespace)
+                exec(compile(code, name, "exec"), namespace)
                 found.append(None)
             except Exception as error:
                 found.append(error)
     return found
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)), ids=map(first_line, BLOCKS))
+@pytest.mark.parametrize("number", range(len(BLOCKS)), ids=map(title, BLOCKS))
 def test_the_python_runs(errors, number):
     if errors[number] is not None:
         raise errors[number]
@@ -120,7 +138,14 @@ def test_named_tests_exist(named):
     assert callable(getattr(importlib.import_module(module), function))
 
 
+def test_the_readme_is_short():
+    lines = TEXTS[README].splitlines()
+    assert len(lines) <= 150
+    assert any("from_pretrained(" in line for line in lines[:40])
+
+
 def test_every_model_and_feature_names_its_test():
-    rows = re.findall(r"^\|(?!---).*\|$", TABLES.split("\n## Models\n")[1], re.MULTILINE)
+    tables = re.search(r"\n## Models\n.*?(?=\n## (?!Features))", TABLES + "\n## ", re.DOTALL)[0]
+    rows = re.findall(r"^\|(?!---).*\|$", tables, re.MULTILINE)
     rows = [row for row in rows if not row.endswith("| test |")]
     assert len(rows) > 15 and all(re.search(r"`test_\w+\.py::test_\w+` \|$", row) for row in rows)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-import morph_pairs
 import pytest
 import reproduce
+import scenes
 import torch
 from models import to_pil
 from torch.testing import assert_close
@@ -149,7 +149,7 @@ def test_a_killed_run_continues(run, monkeypatch):
     assert len(saved) == 1
 
     events = []
-    pipeline = morph_pairs.GeodesicInterpolationPipeline
+    pipeline = reproduce.GeodesicInterpolationPipeline
     monkeypatch.setattr(
         pipeline, "_run", lambda self, stage, listener: run_events(stage, events.append)
     )
@@ -165,9 +165,9 @@ def test_a_killed_run_continues(run, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("paper", reproduce.RECIPES)
 def test_the_shipped_model_on_new_scenes(tmp_path, paper):
-    morph_pairs.write_scenes(tmp_path / "pairs", 2)
-    arguments = [paper, "--data", str(tmp_path / "pairs"), "--work", str(tmp_path / "work")]
-    arguments += ["--prompts", str(tmp_path / "pairs" / "prompts.csv"), "--max-evals", "2"]
+    manifest = scenes.write_pairs(tmp_path / "pairs", 2)
+    arguments = [paper, "--data", str(manifest), "--work", str(tmp_path / "work")]
+    arguments += ["--max-evals", "2"]
     rows = reproduce.main([*arguments, "--methods", "paper", "default", "noise_diffusion"])
     errors = {row["method"]: row["ours"] for row in rows if row["measure"] == "re"}
     assert set(errors) == {"paper", "default", "noise_diffusion"}

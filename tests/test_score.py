@@ -602,6 +602,29 @@ def test_a_model_that_checkpoints_itself(unet, max_batch_size):
     assert_close(gradient(), expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("max_batch_size", [None, 2])
+def test_transforms_of_torch_func_around_a_score(unet, max_batch_size):
+    """They support neither gradient checkpointing nor evaluation of chunks in the reverse pass."""
+    model, options = unet
+    x, v = images(3, 1), images(3, 2)
+    plain = DiffusionScore(model, SCHEDULER, 300, **options)
+    products = plain.jvp(x, v), plain.vjp(x, v)
+    model.enable_gradient_checkpointing()
+    score = DiffusionScore(model, SCHEDULER, 300, max_batch_size=max_batch_size, **options)
+    for found, expected in (
+        (torch.func.vjp(score, x)[1](v)[0], products[1]),
+        (torch.func.vmap(lambda w: score.vjp(x, w))(v[None])[0], products[1]),
+        (torch.func.vmap(lambda w: score.jvp(x, w))(v[None])[0], products[0]),
+    ):
+        assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    # a reverse pass through a product in forward mode: d/dv of |J v|^2 / 2 is J^T J v
+    v.requires_grad_()
+    gradient = torch.autograd.grad(score.jvp(x, v).square().sum() / 2, v)[0]
+    assert_close(gradient, plain.vjp(x, products[0]), rtol=1e-10, atol=1e-12)
+    checked = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
+    assert checked and all(module.gradient_checkpointing for module in checked)
+
+
 class Narrow(ExactDenoiser):
     """A network whose memory runs out for more than `most` points at once."""
 
@@ -716,7 +739,7 @@ def test_rounding_of_the_model_does_not_reach_the_points():
         ({"scheduler": object()}, "`scheduler` must have `alphas_cumprod`.*but got object"),
         (
             {"scheduler": DDIMScheduler(rescale_betas_zero_snr=True), "timestep": 999},
-            "999 .*a level needs both signal and noise",
+            "999 .*a level needs both signal and noise: choose a lower `timestep`",
         ),
     ],
 )

@@ -416,6 +416,38 @@ def test_a_solve_resumes_from_its_checkpoint(tiny_pipe, keyframes, tmp_path):
     assert [g.iterates for g in found.geodesics] == [g.iterates for g in expected.geodesics]
 
 
+def test_paths_are_sampled_side_by_side_as_if_alone(tiny_pipe, keyframes):
+    """Paths of one and of other keyframes; those of other levels are a batch of their own."""
+    options = {"guidance_scale": 2.0, "max_batch_size": None, **INVERT}
+    one = tiny_pipe.invert(keyframes[:2], ["a", "b"], "d", **options)
+    other = tiny_pipe.invert(keyframes[1:], ["c", "d"], "e", **options)
+    deep = tiny_pipe.invert(keyframes[:2], "a", "d", **options | {"strength": 1.0})
+    clean = tiny_pipe.invert(keyframes[:2], space="clean", **INVERT)
+    paths = [
+        tiny_pipe.solve(keys, curve, num_frames=num)
+        for keys, curve, num in [
+            *((one, "slerp", 3), (deep, "slerp", 3), (one, "lerp", 4), (other, "slerp", 5)),
+            (clean, "lerp", 3),
+        ]
+    ]
+    with counting(tiny_pipe.unet) as together:
+        found = tiny_pipe.sample(paths)
+    with counting(tiny_pipe.unet) as one_by_one:
+        alone = [tiny_pipe.sample(path) for path in paths]
+    steps, deeper = (len(keys.levels.schedule.levels) for keys in (one, deep))
+    assert together.calls == 2 * (steps + deeper)  # with and without the prompt
+    assert one_by_one.calls == 2 * (3 * steps + deeper)
+    assert together.points == one_by_one.points
+    for a, b in zip(found, alone, strict=True):
+        assert_close(a.latents, b.latents, atol=1e-4, rtol=1e-4)
+    seen = []
+    called = tiny_pipe.sample(
+        paths, callback_on_step_end=lambda pipe, i, t, given: seen.append(len(given["latents"]))
+    )
+    assert seen == [len(path) for path in paths[:4] for _ in path.keys.levels.schedule.levels]
+    assert all(torch.equal(a.latents, b.latents) for a, b in zip(called, alone, strict=True))
+
+
 @pytest.mark.slow
 def test_four_metrics_from_one_inversion(shipped_pipe):
     """Four metrics through stages save three of the inversions of four calls."""
@@ -425,7 +457,13 @@ def test_four_metrics_from_one_inversion(shipped_pipe):
     with counting(shipped_pipe.unet) as inversion:
         keys = shipped_pipe.invert(images, **invert)
     with counting(shipped_pipe.unet) as stages:
-        paths = [shipped_pipe.sample(shipped_pipe.solve(keys, one, **solve)) for one in metrics]
+        solved = [shipped_pipe.solve(keys, one, **solve) for one in metrics]
+        paths = [shipped_pipe.sample(path) for path in solved]
+    with counting(shipped_pipe.unet) as together:
+        shipped_pipe.sample(solved)
+    with counting(shipped_pipe.unet) as last:
+        shipped_pipe.sample(solved[-1])
+    assert together.points == 4 * last.points and together.calls < 4 * last.calls
     with counting(shipped_pipe.unet) as calls:
         found = [
             shipped_pipe(images, metric=one, output_type="latent", **invert, **solve)

@@ -1,8 +1,7 @@
-"""Results of morphs as visitors see them."""
+"""Results of morphs as pictures, figures and files."""
 
 from __future__ import annotations
 
-import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from riemannian_diffusion.app.studio import Morph
@@ -18,54 +18,50 @@ from riemannian_diffusion.media import write_frames
 from riemannian_diffusion.plotting import contact_sheet, plot_energy, plot_speed
 
 SHEET_HEIGHT = 128  # pixels of a row at most: the frames themselves are among the files
+STEP_HEIGHT = 512  # the same of a picture to step through
+GREY = "#808080"  # of lines and letters, legible on light and dark pages
 
 
 def sheet(morphs: Sequence[Morph]) -> PIL.Image.Image:
     """All frames of every morph, a row each."""
-    width, height = morphs[0].frames[0].size
-    scale = min(1.0, SHEET_HEIGHT / height)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    rows = {
-        morph.name: [frame.resize(size, PIL.Image.Resampling.LANCZOS) for frame in morph.frames]
-        for morph in morphs
-    }
-    return contact_sheet(rows, len(morphs[0].frames))
+    rows = {morph.name: _scaled(morph.frames, SHEET_HEIGHT) for morph in morphs}
+    return contact_sheet(rows, max(len(morph.frames) for morph in morphs))
 
 
-def write_files(morph: Morph, folder: Path, fps: float) -> tuple[str, str]:
-    """The morph as a video, and a ZIP file of its frames."""
-    video, frames = folder / f"{morph.name}.mp4", folder / f"{morph.name}"
-    write_frames(morph.frames, video, fps)
-    write_frames(morph.frames, frames, fps)
-    packed = folder / f"{morph.name}_frames.zip"
+def steps(morphs: Sequence[Morph]) -> list[tuple[PIL.Image.Image, str]]:
+    """Pictures to step through, all morphs side by side, each with a caption."""
+    num = max(len(morph.frames) for morph in morphs)
+    rows = [_scaled(morph.frames, STEP_HEIGHT) for morph in morphs]
+    names = " | ".join(morph.name for morph in morphs)
+    pictures = []
+    for i in range(num):
+        shown = [row[round(i * (len(row) - 1) / (num - 1))] for row in rows]
+        width, height = shown[0].size
+        picture = PIL.Image.new("RGB", (width * len(shown), height))
+        for k, frame in enumerate(shown):
+            picture.paste(frame, (k * width, 0))
+        pictures.append((picture, f"{names}: frame {i + 1} of {num}"))
+    return pictures
+
+
+def _scaled(frames: Sequence[PIL.Image.Image], height: int) -> list[PIL.Image.Image]:
+    scale = min(1.0, height / frames[0].height)
+    size = max(1, round(frames[0].width * scale)), max(1, round(frames[0].height * scale))
+    return [frame.resize(size, PIL.Image.Resampling.LANCZOS) for frame in frames]
+
+
+def write_files(morph: Morph, folder: Path, fps: float, *, ping_pong: bool = False) -> list[str]:
+    """The morph as a video, as a GIF, and as a ZIP file of its frames."""
+    frames = morph.frames + morph.frames[-2:0:-1] if ping_pong else morph.frames
+    files = [folder / f"{morph.name}{suffix}" for suffix in (".mp4", ".gif")]
+    for file in files:
+        write_frames(frames, file, fps)
+    single, packed = folder / morph.name, folder / f"{morph.name}_frames.zip"
+    write_frames(morph.frames, single, fps)
     with zipfile.ZipFile(packed, "w") as archive:
-        for frame in sorted(frames.iterdir()):
+        for frame in sorted(single.iterdir()):
             archive.write(frame, frame.name)
-    return str(video), str(packed)
-
-
-def summarise(morphs: Sequence[Morph]) -> str:
-    """Warnings, a table of the morphs with a row for every gap, and their states, in Markdown."""
-    titles = (
-        *("metric", "energy", "lower bound", "stays on the data", "evaluations"),
-        *("reconstruction error", "seconds"),
-    )
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    notes = []
-    for morph in morphs:
-        errors = ", ".join(f"{error:.2g}" for error in morph.errors)
-        for i, found in enumerate(morph.geodesics):
-            name = f"{morph.name}, gap {i + 1}" if len(morph.geodesics) > 1 else morph.name
-            solved = ("–",) * 4
-            if found is not None:
-                on_data = {True: "yes", False: "no", None: "–"}[found.on_data]
-                bound = f"{found.lower_bound:.4g}" if math.isfinite(found.lower_bound) else "–"
-                solved = (f"{found.energy:.4g}", bound, on_data, str(found.num_evals))
-                notes.append(f"**{name}**, {found.status}: {found.message}")
-            lines.append(f"| {' | '.join((name, *solved, errors, f'{morph.seconds:.1f}'))} |")
-    distinct = dict.fromkeys(text for morph in morphs for text in morph.warnings)
-    above = [f"**Warning:** {text}" for text in distinct]
-    return "\n\n".join([*above, "\n".join(lines), *notes])
+    return [*map(str, files), str(packed)]
 
 
 def draw_energies(morphs: Sequence[Morph]) -> Figure | None:
@@ -77,11 +73,9 @@ def draw_energies(morphs: Sequence[Morph]) -> Figure | None:
     }
     if not any(solves.values()):
         return None
-    figure = Figure(figsize=(5, 3), dpi=150, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure("Energy of the path")
     plot_energy(axes, solves)
-    axes.set_title("Energy of the path", fontsize=10)
-    return figure
+    return _for_both_themes(figure, axes)
 
 
 def draw_speeds(morphs: Sequence[Morph]) -> Figure:
@@ -90,8 +84,29 @@ def draw_speeds(morphs: Sequence[Morph]) -> Figure:
     for morph in morphs:
         pixels = np.stack([np.asarray(frame) for frame in morph.frames])
         paths[morph.name] = torch.from_numpy(pixels).float() / 255
-    figure = Figure(figsize=(5, 3), dpi=150, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure("How fast the picture changes")
     plot_speed(axes, paths)
-    axes.set_title("How fast the picture changes", fontsize=10)
+    return _for_both_themes(figure, axes)
+
+
+def _figure(title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5, 3), dpi=150, layout="constrained", facecolor="none")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=10, color=GREY)
+    return figure, axes
+
+
+def _for_both_themes(figure: Figure, axes: Axes) -> Figure:
+    """A figure without a background, whose lines and letters are legible on light and dark."""
+    axes.set_facecolor("none")
+    axes.tick_params(which="both", colors=GREY)
+    axes.xaxis.label.set_color(GREY)
+    axes.yaxis.label.set_color(GREY)
+    for spine in axes.spines.values():
+        spine.set_color(GREY)
+    legend = axes.get_legend()
+    if legend is not None:
+        legend.get_frame().set(facecolor="none", edgecolor=GREY)
+        for text in legend.get_texts():
+            text.set_color(GREY)
     return figure

@@ -2,220 +2,254 @@
 
 from __future__ import annotations
 
-import html
-import socket
+import inspect
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
-from riemannian_diffusion import demo
-from riemannian_diffusion.app.inputs import check_numbers, check_size, fit_images, parse_prompts
+from riemannian_diffusion.app.controls import make_controls
+from riemannian_diffusion.app.guard import Limits
+from riemannian_diffusion.app.inputs import (
+    Settings,
+    as_text,
+    check_size,
+    check_upload,
+    fit_images,
+)
+from riemannian_diffusion.app.kept import KeptKeyframes
+from riemannian_diffusion.app.labels import with_labels
+from riemannian_diffusion.app.models import Models, Offer, is_shipped
 from riemannian_diffusion.app.outputs import (
     draw_energies,
     draw_speeds,
     sheet,
-    summarise,
+    steps,
     write_files,
 )
-from riemannian_diffusion.app.studio import Cancelled, Morph, Studio
-from riemannian_diffusion.pipelines.curves import CURVES, METRICS, check_metric
+from riemannian_diffusion.app.results import KeptResult, Results, make_results
+from riemannian_diffusion.app.studio import Cancelled, Morph, Request, Studio
+from riemannian_diffusion.app.words import in_words, table
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
-from riemannian_diffusion.score.schedulers import is_flow
 
-NO_METRIC = "none"
-METRIC_NAMES = [*METRICS, *CURVES]
-KEEP_FILES = (3600, 24 * 3600)  # how often old files are looked for, and their age, in seconds
+LOOK_FOR_OLD = 300  # seconds between two searches for old files
+MOST_WAITING = 200  # visitors in the queue
+MOST_KEPT = 4  # results that are kept on the page
 READY, CANCELLED = "Ready: press **Morph**.", "Cancelled."
+TO_RESULTS = """() => {
+    const results = document.getElementById("results");
+    if (results && window.innerWidth < 900) results.scrollIntoView({behavior: "smooth"});
+}"""
 
 
-def build(pipe: GeodesicInterpolationMixin) -> gr.Blocks:
-    """The page of a pipeline.
+def build(models: Models | GeodesicInterpolationMixin, limits: Limits | None = None) -> gr.Blocks:
+    """The page of models.
 
     Args:
-        pipe: The pipeline, on its device; its components are shared by all visitors.
+        models: The models that visitors may choose, or one pipeline on its device. All visitors
+            share them.
+        limits: What visitors may keep; the age counts here, sizes are for `serve`.
 
     Returns:
-        The page, to be launched. Its API has `/morph` and `/cancel`.
+        The page; `launch` of `riemannian_diffusion.app.serving` serves it. Its API has `/morph` and
+        `/cancel`.
     """
-    studio = Studio(pipe)
-    native = studio.native_size
-    with gr.Blocks(
-        title="Geodesic morphs", analytics_enabled=False, delete_cache=KEEP_FILES, fill_width=True
-    ) as page:
+    limits = limits or Limits()
+    if not isinstance(models, Models):
+        pipe = models
+        models = Models([Offer("shipped" if is_shipped(pipe) else "model", lambda: pipe)])
+    studio = Studio(models, KeptKeyframes(seconds=limits.seconds))
+    with (
+        tempfile.TemporaryDirectory() as folder,  # gradio copies the examples
+        gr.Blocks(
+            title="Geodesic morphs",
+            analytics_enabled=False,
+            delete_cache=(LOOK_FOR_OLD, limits.seconds),
+            fill_width=True,
+        ) as page,
+    ):
         gr.Markdown(
-            "# Geodesic morphs\nBetween two or more images, along shortest paths on the manifold "
-            "that a diffusion model has learned."
+            "# Geodesic morphs\nGive it two or more images, and it draws the frames between them "
+            "that stay realistic."
         )
-        with gr.Row():
-            with gr.Column(scale=2, min_width=380):
-                images = gr.Gallery(
-                    [*demo.endpoint_paths()],
-                    label="Images, in order",
-                    elem_id="images",
-                    type="filepath",
-                    file_types=["image"],
-                    interactive=True,
-                    columns=3,
-                    height=210,
-                    object_fit="contain",
-                )
-                prompts = gr.Textbox(
-                    "",
-                    label="Prompts",
-                    lines=2,
-                    info="One line for all images, or a line for each.",
-                )
-                with gr.Row():
-                    metric = gr.Dropdown(METRIC_NAMES, value="tangent_normal", label="Metric")
-                    other = gr.Dropdown(
-                        [NO_METRIC, *METRIC_NAMES], value="slerp", label="Compare with"
-                    )
-                with gr.Row():
-                    num_frames = gr.Slider(2, 65, 17, step=1, label="Frames", min_width=120)
-                    fps = gr.Slider(1, 60, 12, step=1, label="Frames/s", min_width=120)
-                strength = gr.Slider(0.01, 1, 0.6, step=0.01, label="Strength (noise level)")
-                with gr.Row():
-                    width = gr.Number(native, label="Width", min_width=120)
-                    height = gr.Number(native, label="Height", min_width=120)
-                with gr.Accordion("Advanced", open=False):
-                    negative = gr.Textbox("", label="Negative prompt, for a guidance above 1")
-                    guidance = gr.Slider(1, 20, 1, step=0.5, label="Guidance")
-                    steps = gr.Slider(1, 200, 50, step=1, label="Steps of the whole schedule")
-                    max_evals = gr.Slider(1, 1000, 200, step=1, label="Evaluations at most")
-                    space = gr.Radio(["noise", "clean"], value="noise", label="Space")
-                    seed = gr.Number(0, label="Seed")
-                with gr.Row():
-                    start = gr.Button("Morph", variant="primary")
-                    cancel = gr.Button("Cancel")
-            with gr.Column(scale=5, min_width=520):
-                status = gr.Markdown(READY, min_height=90)
-                with gr.Row():
-                    videos = [_video(visible) for visible in (True, False)]
-                frames = gr.Image(
-                    label="All frames",
-                    elem_id="frames",
-                    show_label=False,
-                    format="png",
-                    interactive=False,
-                    buttons=["fullscreen"],
-                )
-                with gr.Row():
-                    energies = gr.Plot(label="Energy", show_label=False)
-                    speeds = gr.Plot(label="Speed", show_label=False)
-                files = gr.File(label="Download", file_count="multiple", interactive=False)
+        with gr.Row(elem_id="columns"):
+            with gr.Column(scale=3, min_width=300):
+                controls = make_controls(models, Path(folder))
+            with gr.Column(scale=6, min_width=300, elem_id="results"):
+                results = make_results(limits.seconds // 60)
+        with gr.Row(elem_id="bar"):
+            with gr.Column(scale=3, min_width=260), gr.Row():
+                start = gr.Button("Morph", variant="primary", min_width=100)
+                cancel = gr.Button("Cancel", min_width=100)
+            with gr.Column(scale=6, min_width=260):
+                status = gr.Markdown(READY, elem_id="status")
 
-        def run(
-            images,
-            prompts,
-            metric,
-            other,
-            num_frames,
-            fps,
-            strength,
-            width,
-            height,
-            negative,
-            guidance,
-            steps,
-            max_evals,
-            space,
-            seed,
-            request: gr.Request,
-            progress=gr.Progress(),  # noqa: B008  gradio finds it as a default
-        ) -> Iterator[dict]:
-            compared = other not in (NO_METRIC, metric)
-            names = [metric, other] if compared else [metric]
-            morphs: list[Morph] = []
-            written: list[str] = []
-            with _as_messages(), tempfile.TemporaryDirectory() as folder:
-                check_numbers(frames=num_frames, fps=fps, strength=strength, guidance=guidance)
-                check_numbers(steps=steps, evaluations=max_evals, seed=seed)
-                size = check_size(width, height, studio.native_size)
-                shown = fit_images([path for path, _ in images or []], size)
-                for name in names:
-                    check_metric(name, space, is_flow(pipe.scheduler))
-                report = partial(_show, progress)
-                with studio.request(request.session_hash, report) as asked:
-                    try:
-                        keys = asked.invert(
-                            shown,
-                            seed=int(seed),
-                            prompt=parse_prompts(prompts),
-                            negative_prompt=negative,
-                            space=space,
-                            strength=strength,
-                            num_inference_steps=int(steps),
-                            guidance_scale=guidance,
-                        )
-                        for name, video in zip(names, videos, strict=False):
-                            morph = asked.morph(
-                                keys,
-                                name,
-                                seed=int(seed),
-                                num_frames=int(num_frames),
-                                max_evals=int(max_evals),
-                            )
-                            morphs.append(morph)
-                            written += write_files(morph, Path(folder), fps)
-                            yield {
-                                status: summarise(morphs),
-                                videos[1]: gr.Video(visible=compared),
-                                video: gr.Video(written[-2], label=name, visible=True),
-                                frames: sheet(morphs),
-                                energies: draw_energies(morphs),
-                                speeds: draw_speeds(morphs),
-                                files: written,
-                            }
-                    except Cancelled:
-                        yield {status: CANCELLED}
+        outputs = [status, *results.shown]
+        run = partial(_run, studio, results, status)
+        working = start.click(
+            with_settings(run),
+            controls.ordered,
+            outputs,
+            api_name="morph",
+            concurrency_limit=1,
+            show_progress_on=status,
+        )
+        working.success(None, js=TO_RESULTS)
+        after: dict[str, Any] = {
+            "queue": False,
+            "show_progress": "hidden",
+            "api_visibility": "private",
+        }
+        working.then(models.describe, controls["model"], controls.about, **after)
 
         def stop(request: gr.Request) -> str:
             studio.stop(request.session_hash)
             return CANCELLED
 
         def leave(request: gr.Request) -> None:
-            studio.stop(request.session_hash)
+            studio.leave(request.session_hash)
 
-        inputs = [images, prompts, metric, other, num_frames, fps, strength, width, height]
-        inputs += [negative, guidance, steps, max_evals, space, seed]
-        working = start.click(
-            run,
-            inputs,
-            [status, *videos, frames, energies, speeds, files],
-            api_name="morph",
-            concurrency_limit=1,
-            show_progress_on=status,
-        )
+        def choose(name: str) -> tuple[str, int, int]:
+            return models.describe(name), 0, 0
+
         cancel.click(stop, None, status, queue=False, cancels=[working], api_name="cancel")
         page.unload(leave)
+        chosen = [controls.about, controls["width"], controls["height"]]
+        controls["model"].input(choose, controls["model"], chosen, **after)
+        queued = after | {"queue": True}  # gradio shows warnings and a changed state only then
+        controls["images"].upload(_readable, controls["images"], controls["images"], **queued)
+        keep = [results.kept, results.latest, *results.videos]
+        results.keep.click(_keep, keep, results.kept, **queued)
+        results.forget.click(lambda: [], None, results.kept, **queued)
+    page.queue(max_size=MOST_WAITING)
     return page
 
 
-def serve(pipe: GeodesicInterpolationMixin, host: str, port: int) -> None:
-    """Serve the page until interrupted.
+def with_settings(run: Any) -> Any:
+    """A function of `Settings` as gradio calls it: a parameter for each field.
 
-    Args:
-        pipe: The pipeline, on its device.
-        host: The address to listen on: "127.0.0.1" for this machine alone, "0.0.0.0" for the whole
-            network.
-        port: The port to listen on.
-
-    Raises:
-        OSError: If the port is taken or the address is not this machine's.
+    The parameters' names are those of the page's API.
     """
-    with closing(socket.socket()) as probe:  # gradio's own message speaks of its variables
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise OSError(f"--port {port} of --host {host} cannot be used: {error}") from error
-    build(pipe).launch(
-        server_name=host, server_port=port, share=False, ssr_mode=False, max_file_size="50mb"
+
+    def asked(*values: Any) -> Iterator[dict]:
+        *given, request, progress = values
+        yield from run(Settings(*given), request, progress)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    asked.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            *(inspect.Parameter(field.name, kind) for field in fields(Settings)),
+            inspect.Parameter("request", kind, annotation=gr.Request),
+            inspect.Parameter("progress", kind, default=gr.Progress()),
+        ]
     )
+    asked.__annotations__ = {"request": gr.Request}
+    return asked
+
+
+def _run(
+    studio: Studio,
+    results: Results,
+    status: gr.Markdown,
+    settings: Settings,
+    request: gr.Request,
+    progress: gr.Progress,
+) -> Iterator[dict]:
+    """Morph as a visitor asks, and show every morph as soon as it is there."""
+
+    def report(phase: str, done: int, total: int | None) -> None:
+        progress((done, total), desc=phase)
+
+    with _as_messages(), tempfile.TemporaryDirectory() as folder:
+        settings.check()
+        visitor = request.session_hash
+        with studio.request(visitor, report, settings.model) as asked:
+            try:
+                for morphs, files in _morphs(asked, settings, Path(folder)):
+                    yield _shown(results, morphs, files, settings, asked.reused) | {
+                        status: _state(morphs, settings)
+                    }
+            except Cancelled:
+                yield {status: CANCELLED}
+
+
+def _morphs(
+    asked: Request, settings: Settings, folder: Path
+) -> Iterator[tuple[list[Morph], list[str]]]:
+    """The morphs up to each metric, and their files."""
+    size = check_size(settings.width, settings.height, asked.native_size())
+    paths = [path for path, _ in settings.images or []]
+    options = settings.morph()
+    images = fit_images(paths, size, lambda text: gr.Warning(as_text(text)))
+    asked.check(settings.metrics, settings.space, settings.starts)
+    seed = int(settings.seed)
+    keys = asked.invert(images, seed=seed, **settings.inversion())
+    morphs: list[Morph] = []
+    files: list[str] = []
+    for metric in settings.metrics:
+        morphs.append(asked.morph(keys, metric, seed=seed, **options))
+        files += write_files(morphs[-1], folder, settings.fps, ping_pong=settings.ping_pong)
+        yield morphs, files
+
+
+def _shown(
+    results: Results, morphs: list[Morph], files: list[str], settings: Settings, reused: bool
+) -> dict:
+    """What the page shows of morphs."""
+    videos = [file for file in files if file.endswith(".mp4")]
+    is_compared = len(settings.metrics) > 1
+    shown: dict[Any, Any] = {
+        results.words: in_words(morphs, reused=reused),
+        results.table: table(morphs),
+        results.sheet: sheet(morphs),
+        results.steps: gr.Gallery(steps(morphs), selected_index=0),
+        results.energies: draw_energies(morphs),
+        results.speeds: draw_speeds(morphs),
+        results.files: files,
+        results.latest: [morph.name for morph in morphs],
+        results.details: gr.Tabs(visible=True),
+        results.keeping: gr.Row(visible=True),
+    }
+    for i, video in enumerate(results.videos):
+        if i < len(videos):
+            shown[video] = gr.Video(videos[i], label=morphs[i].name, visible=True)
+        else:
+            shown[video] = gr.Video(None, visible=is_compared)
+    return shown
+
+
+def _state(morphs: list[Morph], settings: Settings) -> str:
+    seconds = sum(morph.seconds for morph in morphs)
+    left = settings.metrics[len(morphs) :]
+    if left:
+        return f"**{morphs[-1].name}** is there; **{left[0]}** follows."
+    return f"Done: {' and '.join(settings.metrics)} in {seconds:.1f} s."
+
+
+def _readable(shown: list[tuple[str, str | None]] | None) -> Any:
+    """The uploaded files that are images; the page says in words why the others are not taken."""
+    taken, refused = [], []
+    for path, caption in shown or []:
+        try:
+            check_upload(Path(path))
+        except ValueError as error:
+            refused.append(as_text(with_labels(str(error))))
+        else:
+            taken.append((path, caption))
+    for text in refused:
+        gr.Warning(text, title="Not taken")
+    return taken if refused else gr.skip()
+
+
+def _keep(kept: list[KeptResult], latest: list[str], *videos: str | None) -> list[KeptResult]:
+    """The kept results with those that are shown; the oldest make room."""
+    more = [(name, video) for name, video in zip(latest, videos, strict=False) if video]
+    return [*(kept or []), *more][-MOST_KEPT:]
 
 
 @contextmanager
@@ -223,14 +257,6 @@ def _as_messages() -> Iterator[None]:
     """Shows errors of the input on the page; torch's own are printed as well."""
     try:
         yield
-    except (ValueError, OSError, RuntimeError) as error:
-        text = html.escape(" ".join(str(error).split()), quote=False)  # it quotes the input
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        text = as_text(with_labels(str(error)))  # it quotes the input
         raise gr.Error(text, print_exception=isinstance(error, RuntimeError)) from error
-
-
-def _show(progress: gr.Progress, phase: str, done: int, total: int | None) -> None:
-    progress((done, total), desc=phase)
-
-
-def _video(visible: bool) -> gr.Video:
-    return gr.Video(label="Morph", autoplay=True, loop=True, height=300, visible=visible)

@@ -1,7 +1,8 @@
-"""A pipeline that many visitors share."""
+"""Models that many visitors share."""
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +13,16 @@ from typing import Any, NamedTuple
 import PIL.Image
 import torch
 
+from riemannian_diffusion.app.kept import KeptKeyframes
+from riemannian_diffusion.app.models import Models, native_size
 from riemannian_diffusion.events import Event
 from riemannian_diffusion.geodesics import Geodesic
 from riemannian_diffusion.pipelines import Keyframes
-from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.curves import check_metric
 from riemannian_diffusion.pipelines.progress import TITLES
+from riemannian_diffusion.pipelines.quality import verdict
+from riemannian_diffusion.pipelines.starts import as_starts
+from riemannian_diffusion.score.schedulers import is_flow
 
 Report = Callable[[str, int, int | None], None]
 
@@ -40,6 +46,7 @@ class Morph:
         errors: Reconstruction error of each image.
         seconds: Time that the path, its sampling and its decoding took, without inversion.
         warnings: Sentences about images that the model does not know or the morph does not show.
+        verdict: How good the morph is, in one sentence.
     """
 
     name: str
@@ -49,6 +56,7 @@ class Morph:
     errors: list[float]
     seconds: float
     warnings: list[str]
+    verdict: str
 
 
 class Cancelled(Exception):
@@ -86,42 +94,106 @@ class Request:
     """The work that one visitor asks for; `Studio.request` makes it.
 
     Args:
-        pipe: The pipeline.
-        turn: Held while the pipeline works.
+        studio: Whose models work.
+        visitor: Whose it is.
+        model: The name of the model.
         report: Receives the name of a phase, its steps done, and its steps in all or None.
+
+    Attributes:
+        reused: Whether `invert` found what it had inverted before.
     """
 
-    def __init__(self, pipe: GeodesicInterpolationMixin, turn: threading.Lock, report: Report):
-        self.pipe, self._turn, self._report = pipe, turn, report
+    def __init__(self, studio: Studio, visitor: str | None, model: str, report: Report):
+        self._studio, self._visitor, self._model, self._report = studio, visitor, model, report
         self._stop = threading.Event()
+        self.reused = False
 
     def stop(self) -> None:
         """End the request at the next event or network call."""
         self._stop.set()
 
-    def invert(self, images: Sequence, *, seed: int, **options) -> Keyframes:
+    @contextmanager
+    def _pipe(self) -> Iterator[Any]:
+        """The pipeline, when it is this request's turn; the model is loaded if need be."""
+        with self._studio.turn:
+            if self._stop.is_set():
+                raise Cancelled
+            models = self._studio.models
+            if not models.is_loaded(self._model):
+                self._report(f"Loading {self._model}", 0, None)
+            yield models.get(self._model)
+
+    def native_size(self) -> int:
+        """Side of the images that the model was trained on, in pixels."""
+        with self._pipe() as pipe:
+            return native_size(pipe)
+
+    def check(self, metrics: Sequence[str], space: str, starts: list[str] | None) -> None:
+        """Refuse what the model cannot do, before any work.
+
+        Raises:
+            ValueError: If a metric, the space and the starts do not fit.
+        """
+        with self._pipe() as pipe:
+            for metric in metrics:
+                check_metric(metric, space, is_flow(pipe.scheduler))
+        as_starts(starts, space)
+
+    def invert(
+        self, images: Sequence[PIL.Image.Image], *, seed: int, space: str = "noise", **options
+    ) -> Keyframes:
         """Bring images into the space of a path, when it is this request's turn.
+
+        If this visitor's images were inverted before with the same options, they are not again.
 
         Args:
             images: Images of one size.
             seed: Seed of all random numbers.
-            **options: Options of the stage `invert`.
+            space: As in the stage `invert`.
+            **options: Other options of the stage `invert`.
 
         Raises:
             Cancelled: If `stop` was called.
             ValueError: If the stage `invert` refuses an argument.
         """
-        generator = torch.Generator().manual_seed(seed)
-        with self._turn:
-            return self.pipe.invert(images, generator=generator, on_event=self._listen, **options)
+        used = seed if space == "clean" else None
+        name = hashlib.sha256(repr((self._model, space, used, sorted(options.items()))).encode())
+        for image in images:
+            name.update(repr((image.mode, image.size)).encode() + image.tobytes())
+        kept, found = self._studio.kept, name.hexdigest()
+        with self._pipe() as pipe:
+            keys = kept.find(self._visitor, found)
+            self.reused = keys is not None
+            if keys is not None:
+                return pipe.connect(keys)
+            generator = torch.Generator().manual_seed(seed)
+            options |= {"space": space, "generator": generator, "on_event": self._listen}
+            keys = pipe.invert(images, **options)
+            kept.keep(self._visitor, found, keys)
+            return keys
 
-    def morph(self, keys: Keyframes, metric: str, *, seed: int, **options) -> Morph:
+    def morph(
+        self,
+        keys: Keyframes,
+        metric: str,
+        *,
+        seed: int,
+        attention_interpolation: float = 0.0,
+        retime: str | None = None,
+        share: float = 0.0,
+        paste: bool = False,
+        **options,
+    ) -> Morph:
         """Find the path between keyframes, sample and decode it, when it is this request's turn.
 
         Args:
             keys: The keyframes.
             metric: Name of the metric.
             seed: Seed of all random numbers.
+            attention_interpolation: As in the stage `sample`.
+            retime: The distance of the stage `retime`, or None.
+            share: How far to go beyond the last keyframe, as in the stage `extend`.
+            paste: Put the images in place of their reconstructions.
             **options: Options of the stage `solve`.
 
         Raises:
@@ -135,15 +207,21 @@ class Request:
             energies(event)
 
         generator = torch.Generator().manual_seed(seed)
-        with self._turn:
+        with self._pipe() as pipe:
             start = time.perf_counter()
-            path = self.pipe.solve(keys, metric, generator=generator, on_event=listen, **options)
-            path = self.pipe.sample(path, on_event=listen)
-            found = self.pipe.render(path, on_event=listen)
+            path = pipe.solve(keys, metric, generator=generator, on_event=listen, **options)
+            path = pipe.sample(
+                path, attention_interpolation=attention_interpolation, on_event=listen
+            )
+            if retime is not None:
+                path = pipe.retime(path, retime, on_event=listen)
+            if share:
+                path = pipe.extend(path, share, on_event=listen)
+            found = pipe.render(path, paste_endpoints=paste, on_event=listen)
             seconds = time.perf_counter() - start
         return Morph(
             *(metric, found.frames, found.geodesics, energies.solves),
-            *(found.reconstruction_error, seconds, found.warnings),
+            *(found.reconstruction_error, seconds, found.warnings, verdict(found)),
         )
 
     def _listen(self, event: Event, prefix: str = "") -> None:
@@ -157,23 +235,20 @@ class Request:
 
 
 class Studio:
-    """A pipeline that many visitors share, of whom one works at a time.
+    """Models that many visitors share, of whom one works at a time.
 
     Args:
-        pipe: The pipeline.
+        models: The models.
+        kept: Where inverted images are kept for the next metric.
+
+    Attributes:
+        turn: Held while a model works: products with Jacobians switch flags of the network.
     """
 
-    def __init__(self, pipe: GeodesicInterpolationMixin):
-        self.pipe = pipe
-        self._turn = threading.Lock()  # products with Jacobians switch flags of the network
+    def __init__(self, models: Models, kept: KeptKeyframes | None = None):
+        self.models, self.kept = models, KeptKeyframes() if kept is None else kept
+        self.turn = threading.Lock()
         self._requests: dict[str | None, Request] = {}
-
-    @property
-    def native_size(self) -> int:
-        """Side of the images that the model was trained on, in pixels."""
-        pipe: Any = self.pipe
-        side = pipe.network.config.get("sample_size") or pipe.default_sample_size
-        return side * getattr(pipe, "vae_scale_factor", 1)
 
     def stop(self, visitor: str | None) -> None:
         """Stop a visitor's request, if there is one."""
@@ -181,15 +256,24 @@ class Studio:
         if request is not None:
             request.stop()
 
+    def leave(self, visitor: str | None) -> None:
+        """Stop a visitor's request and delete what was kept for them."""
+        self.stop(visitor)
+        self.kept.forget(visitor)
+
     @contextmanager
-    def request(self, visitor: str | None, report: Report) -> Iterator[Request]:
+    def request(
+        self, visitor: str | None, report: Report, model: str | None = None
+    ) -> Iterator[Request]:
         """A request of a visitor, which `stop` ends.
 
         Args:
             visitor: Whose it is.
             report: As in `Request`.
+            model: The name of the model; None is the first.
         """
-        request = self._requests[visitor] = Request(self.pipe, self._turn, report)
+        model = self.models.names[0] if model is None else model
+        request = self._requests[visitor] = Request(self, visitor, model, report)
         try:
             yield request
         finally:

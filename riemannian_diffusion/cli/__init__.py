@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
+from riemannian_diffusion.cli.app import run_app
 from riemannian_diffusion.cli.flags import with_flags
+from riemannian_diffusion.cli.interrupts import LINE, leaving_at_once, no_interrupt_lost
 from riemannian_diffusion.cli.parser import parse
 
 __all__ = ["main"]
@@ -17,27 +20,45 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the name of the program; None takes those of the process.
 
     Returns:
-        Exit status: 0 on success, 2 after bad input, 130 after an interrupt. The last two print one
-        line that says what happened.
+        Exit status: 0 on success, 1 if morphs of `batch` failed, 2 after bad input, 130 after an
+        interrupt. The last two print one line that says what happened.
     """
     args = parse(argv)
-    from riemannian_diffusion.cli import commands  # after parsing: --help must not wait for NumPy
+    wait_without_spinning()
+    with leaving_at_once():  # after parsing: --help must not wait for NumPy
+        from riemannian_diffusion.cli import commands
+        from riemannian_diffusion.cli.batch import run_batch
 
     run = {
         "interpolate": commands.run_interpolate,
+        "batch": run_batch,
         "evaluate": commands.run_evaluate,
-        "app": commands.run_app,
+        "app": run_app,
         "models": commands.run_models,
     }
     try:
-        run[args.command](args)
+        with no_interrupt_lost():
+            return run[args.command](args) or 0
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise  # PyTorch also reports its own defects as a RuntimeError
-        line = with_flags(" ".join(str(error).split())) or "out of memory"
+        text = str(error)
+        if isinstance(error, OSError) and error.strerror:  # of the system: [Errno 13] ...
+            text = ": ".join(str(one) for one in (error.filename, error.strerror) if one)
+        line = with_flags(" ".join(text.split())) or "out of memory"
         print(f"riemannian-diffusion: error: {line}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("riemannian-diffusion: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(". ".join([LINE, *map(str, error.args)]), file=sys.stderr)
         return 130
-    return 0
+
+
+def wait_without_spinning() -> None:
+    """Let threads of OpenMP sleep while they wait for each other, unless the user decides.
+
+    By default they spin. If another process holds one of the processors, the others then spin for
+    most of the time: a solve with two threads took seven times the processor time of one thread
+    (`benchmarks/threads.py`). It has an effect only before PyTorch is imported.
+    """
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
+        os.environ["OMP_WAIT_POLICY"] = "passive"

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from riemannian_diffusion.cli.flags import with_flags
-from riemannian_diffusion.cli.inputs import check_ranges, read_inputs
+from riemannian_diffusion.cli.inputs import Inputs, check_ranges, read_inputs
+from riemannian_diffusion.cli.interrupts import leaving_at_once
 from riemannian_diffusion.cli.notes import Notes
+from riemannian_diffusion.cli.progress import Progress
 from riemannian_diffusion.files import write_atomically
 from riemannian_diffusion.media import write_frames
+from riemannian_diffusion.pipelines.knowledge import SHIPPED, native_size, size_problem
 from riemannian_diffusion.runtime import (
     check_device,
     default_dtype,
@@ -28,6 +31,10 @@ def run_interpolate(args: argparse.Namespace) -> None:
     """Morph images and write frames and a report."""
     if not args.output.name:
         raise ValueError(f"--output must name a file or a folder, but got {args.output}.")
+    if args.output.name.startswith(".") and not args.output.suffix:
+        raise ValueError(
+            f"--output must have a name before its ending, as in morph.gif, but got {args.output}."
+        )
     if args.output.suffix.lower() not in ("", ".gif", ".mp4", ".png"):
         raise ValueError(
             f"--output must end in .gif, .mp4, .png or nothing, but got {args.output}."
@@ -43,70 +50,121 @@ def run_interpolate(args: argparse.Namespace) -> None:
     check_ranges(args)
     notes = Notes()
     inputs = read_inputs(args, notes.tell)
+    with Progress() as progress, notes:
+        progress.begin(f"loading {_model(args)}")  # before imports, which take seconds
+        with leaving_at_once():
+            from riemannian_diffusion.cli.models import load_model
+            from riemannian_diffusion.cli.morph import estimate_of, morph
+            from riemannian_diffusion.cli.work import Work, keyframe_settings
 
-    print(f"loading {_model(args)} ...", flush=True)  # before imports, which take seconds
-    from riemannian_diffusion.cli.models import load_model
-    from riemannian_diffusion.cli.morph import morph
-    from riemannian_diffusion.cli.work import Work, keyframe_settings
+            device = args.device or first_device()
+            dtype = args.dtype or default_dtype(device)
+            start = time.perf_counter()
+            pipe = load_model(args, device, dtype)
+        check_size(args, inputs, pipe)
+        work = Work(args.keep, keyframe_settings(args, inputs, dtype), force=args.force)
+        if args.model is None and args.images:
+            notes.tell(SHIPPED)
+        progress.estimate = estimate_of(args, inputs)
 
-    device = args.device or first_device()
-    dtype = args.dtype or default_dtype(device)
-    work = Work(args.keep, keyframe_settings(args, inputs, dtype), force=args.force)
-    start = time.perf_counter()
-    with notes:
-        pipe = load_model(args, device, dtype)
-        output = morph(args, inputs, pipe, work)
-    for text in output.warnings:
-        notes.tell(text)
-    frames = output.frames
-    flags = output.nsfw_content_detected
-    black = None if flags is None else [i for i, flag in enumerate(flags) if flag]
-    if args.ping_pong:
-        frames = frames + frames[-2:0:-1]
-    report = {
-        "geodesics": [None if g is None else describe_geodesic(g) for g in output.geodesics],
-        "speeds": output.path.speeds,
-        "reconstruction_error": output.reconstruction_error,
-        "autoencoder_error": output.autoencoder_error,
-        "blanked_frames": black,
-        "warnings": notes.texts,  # those of writing join them below
-        "num_frames": len(frames),
-        "image_frames": None if inputs.third is not None else output.path.key_indices,
-        "fps": inputs.fps,
-        "seconds": round(time.perf_counter() - start, 2),
-        "arguments": {k: _plain(v) for k, v in vars(args).items()} | {"images": inputs.names},
-        "model": args.model or "shipped",
-        "device": str(device),
-        "dtype": dtype,
-        "versions": installed_versions(
-            ("riemannian-diffusion", "torch", "diffusers", "transformers")
-        ),
-    }
-    write_frames(frames, args.output, inputs.fps, tell=notes.tell)
-    write_atomically(report_path, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
-    print(f"{args.output}: {len(frames)} frames in {report['seconds']:.1f} s, report {report_path}")
+        def write(output: Any) -> dict[str, Any]:
+            for text in output.warnings:
+                notes.tell(text)
+            progress.begin(f"writing {args.output}")
+            frames = shown_frames(args, output.frames)
+            write_frames(frames, args.output, inputs.fps, tell=notes.tell)
+            report = report_of(args, inputs, output) | {
+                "warnings": notes.texts,
+                "num_frames": len(frames),
+                "seconds": round(time.perf_counter() - start, 2),
+                "device": str(device),
+                "dtype": dtype,
+            }
+            text = json.dumps(report, indent=2) + "\n"
+            write_atomically(report_path, lambda path: path.write_text(text))
+            return report
+
+        try:
+            report = morph(args, inputs, pipe, work, progress, write)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(*error.args or [_after_interrupt(args)]) from None
+    num, seconds = report["num_frames"], report["seconds"]
+    print(f"{args.output}: {num} frames in {seconds:.1f} s, report {report_path}")
     for i, found in enumerate(report["geodesics"]):
         if found is not None:
             line = "  energy {finer_energy:.4g}, {num_evals} evaluations: {message}".format(**found)
             print(with_flags(line))
         if len(report["speeds"]) > 1:
             print(f"  from image {i + 1} to {i + 2}: speed {report['speeds'][i]:.3g} per frame")
+    print(f"  {report['quality']}")
 
 
-def run_app(args: argparse.Namespace) -> None:
-    """Serve the page."""
-    try:
-        from riemannian_diffusion.app import serve
-    except ModuleNotFoundError as error:
+def report_of(args: argparse.Namespace, inputs: Inputs, output: Any) -> dict[str, Any]:
+    """The entries of the report that follow from a morph and from the command line.
+
+    Args:
+        args: The command line.
+        inputs: Its images.
+        output: What `render` returned.
+    """
+    from riemannian_diffusion.pipelines.quality import verdict
+
+    flags = output.nsfw_content_detected
+    names = ("riemannian-diffusion", "torch", "diffusers", "transformers")
+    return {
+        "geodesics": [None if g is None else describe_geodesic(g) for g in output.geodesics],
+        "speeds": output.path.speeds,
+        "quality": verdict(output),
+        "reconstruction_error": output.reconstruction_error,
+        "autoencoder_error": output.autoencoder_error,
+        "blanked_frames": None if flags is None else [i for i, flag in enumerate(flags) if flag],
+        "image_frames": None if inputs.third is not None else output.path.key_indices,
+        "fps": inputs.fps,
+        "arguments": {k: _plain(v) for k, v in vars(args).items()} | {"images": inputs.names},
+        "model": args.model or "shipped",
+        "versions": installed_versions(names),
+    }
+
+
+def shown_frames(args: argparse.Namespace, frames: list[Any]) -> list[Any]:
+    """PIL images as `--ping-pong` and `--scale` ask for them."""
+    from PIL.Image import Resampling
+
+    if args.ping_pong:
+        frames = frames + frames[-2:0:-1]
+    if args.scale == 1:
+        return frames
+    size = [args.scale * side for side in frames[0].size]
+    return [frame.resize(size, Resampling.NEAREST) for frame in frames]
+
+
+def check_size(args: argparse.Namespace, inputs: Inputs, pipe: Any) -> None:
+    """Refuse images whose size is far from the model's own, unless `--size` asks for it.
+
+    Args:
+        args: The command line.
+        inputs: Its images.
+        pipe: The pipeline.
+
+    Raises:
+        ValueError: If their sides are more than twice or less than half the model's own.
+    """
+    size = inputs.images[0].size
+    problem = None if args.size is not None else size_problem(pipe, size)
+    if problem is not None:
+        native = native_size(pipe)
         raise ValueError(
-            f"the app needs {error.name}: pip install 'riemannian-diffusion[app]'"
-        ) from error
-    print(f"loading {_model(args)} ...", flush=True)
-    device = args.device or first_device()
-    from riemannian_diffusion.cli.models import load_model
+            f"the images have {size[0]} x {size[1]} pixels, but the model was trained on about "
+            f"{native} x {native}: scale and crop them with --size {native}, or confirm their size "
+            f"with --size {size[0]}x{size[1]}."
+        )
 
-    pipe = load_model(args, device, args.dtype or default_dtype(device))
-    serve(pipe, args.host, args.port)
+
+def _after_interrupt(args: argparse.Namespace) -> str:
+    """What an interrupt leaves, to go on from."""
+    if args.keep is None:
+        return "Nothing was finished."
+    return f"Finished work is in {args.keep}, and the same command goes on from there."
 
 
 def run_models(args: argparse.Namespace) -> None:

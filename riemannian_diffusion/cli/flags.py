@@ -2,39 +2,66 @@
 
 from __future__ import annotations
 
-import re
+import argparse
+from functools import cache
 
-FLAGS = {  # arguments of the library whose flags have other names
+from riemannian_diffusion.arguments import reworded
+
+RENAMED = {  # arguments of the library whose flags have other names
     "num_frames": "--frames",
     "num_inference_steps": "--steps",
     "guidance_scale": "--guidance",
     "share": "--extrapolate",
     "distance": "--retime",
-    "adain": "--adain",
+    "adaptation": "--adapt",
+    "cache_dir": "--adapt-cache",
+    "checkpoint": "--keep",
+    "num_resamples": "--resamples",
+    "skip_missing": "--strict",
+    "image": "IMAGE",
+    "prompts": "--prompt",
     "load_lora_weights": "--lora",
     "load_ip_adapter": "--ip-adapter",
-    "ip_adapter_image": "--ip-adapter-image",
 }
-SAME = (  # arguments whose flags have the same name
-    *("config", "variant", "vae"),
-    *("strength", "space", "metric", "init", "prompt", "negative_prompt", "max_evals"),
-    *("guidance_damping", "attention_interpolation", "max_batch_size", "rtol"),
-)
-FLAGS |= {name: f"--{name.replace('_', '-')}" for name in SAME}
-
 ADVICE = {  # what the library advises -> what the command line advises
+    "call `pipe.vae.disable_tiling()`": "leave out --vae-tiling",
     "`safety_checker=None`": "--no-safety-checker",
+    "resize `image`": "choose another --size",
+    "`image` must have the keyframes' size": "--analogy must have the size of the images",
+    "`checkpoint` ": "--keep: ",
+    "(`lora_steps=0`)": "(--adapt embeddings)",
+    ", or guide by `true_cfg_scale`": "",
+    ", or pass score_mode='conditional'": "",
+    "give `class_labels` to `condition`, and what that returns to `invert`": (
+        "use it in Python, for the command line takes no classes"
+    ),
     "resize or crop them first": "crop and scale them with --size, as in --size 768x512",
+    "`guidance_scale` and `true_cfg_scale` are ignored: leave them at 1": (
+        "--guidance is ignored: leave it at 1"
+    ),
 }
+
+
+@cache
+def flags() -> dict[str, str]:
+    """The flag of each argument of the library that the command line offers."""
+    from riemannian_diffusion.cli.parser import parser
+
+    found: dict[str, str] = {}
+    whole = parser()._subparsers
+    assert whole is not None
+    for commands in whole._group_actions:
+        assert isinstance(commands, argparse._SubParsersAction)
+        for command in commands.choices.values():
+            found |= {
+                one.dest: one.option_strings[-1] for one in command._actions if one.option_strings
+            }
+    return found | RENAMED
 
 
 def with_flags(message: str) -> str:
     """A message of the library with flags in place of the arguments that it quotes."""
+    names = flags()
     for text, advice in ADVICE.items():
         message = message.replace(text, advice)
-    message = re.sub(r"`(\w+)`", lambda found: FLAGS.get(found[1], found[0]), message)
-
-    def typed(found: re.Match[str]) -> str:
-        return f"{FLAGS[found[1]]} {found[2]}" if found[1] in FLAGS else found[0]
-
-    return re.sub(r"\b(\w+)='(\w+)'", typed, message)
+    return reworded(message, names)

@@ -48,7 +48,9 @@ def check_ranges(args: argparse.Namespace) -> None:
     Raises:
         ValueError: Naming the argument of the library.
     """
-    check_inversion(args.space, args.strength, args.steps, None, args.max_batch_size, None)
+    check_inversion(
+        args.space, args.strength, args.steps, args.spacing, None, args.max_batch_size, None
+    )
     check_solve(None, args.max_evals, 0.0 if args.rtol is None else args.rtol, 1, None)
     check_sampling(args.adain, args.attention_interpolation, args.space, None)
     check_not_negative(share=args.extrapolate)
@@ -136,6 +138,8 @@ def _keyframes(
         if not paths:
             raise ValueError(f"the folder {folder} holds no images.")
         numbers = [None] * len(paths)
+    if len(paths) == 1 and not (paths[0].suffix or paths[0].exists()):  # meant as a folder
+        raise FileNotFoundError(f"{paths[0]} does not exist.")
     if len(paths) == 1:
         raise ValueError(f"a morph needs two or more images, but got {paths[0]} alone.")
     frames = 17 if args.frames is None else args.frames

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from riemannian_diffusion import demo, pipelines
 from riemannian_diffusion.media import open_image
 from riemannian_diffusion.pipelines import AutoGeodesicInterpolationPipeline
-from riemannian_diffusion.pipelines.folders import read_json, read_shapes
+from riemannian_diffusion.pipelines.folders import check_complete, read_json, read_shapes
 from riemannian_diffusion.pipelines.single_file import LORA, pipeline_of_file
 from riemannian_diffusion.runtime import check_device
 
@@ -114,7 +114,7 @@ def check_model_options(args: argparse.Namespace, kind: Any, device: str) -> Non
     for flag, is_lacking in lacks.items():
         if is_lacking:
             raise ValueError(f"{flag} does not fit --model: a {kind.__name__} has no use for it.")
-    if args.command == "interpolate" and (args.ip_adapter is None) != (images is None):
+    if args.command != "app" and (args.ip_adapter is None) != (images is None):
         raise ValueError("--ip-adapter and --ip-adapter-image need each other: give both or none.")
     if args.command == "app" and args.ip_adapter is not None:
         raise ValueError("--ip-adapter needs an image, which the page does not ask for.")
@@ -165,6 +165,7 @@ def read_autoencoder(path: Path, old: Any) -> Any:
             )
         _check_latents(path, config.get("latent_channels", 4), old)
         new = _loaded(path, lambda: kind.from_pretrained(folder, use_safetensors=True))
+        check_complete(new, folder)
     else:
         try:
             shapes = read_shapes(path)
@@ -299,6 +300,8 @@ def load_ip_adapter(pipe: Any, path: str, weight: float) -> None:
         pipe.set_ip_adapter_scale(weight)
 
     _loaded(path, load, "--ip-adapter")
+    if not has_own:
+        check_complete(pipe.image_encoder, file.parent / "image_encoder")
 
 
 def ip_adapter_images(args: argparse.Namespace) -> Any:

@@ -18,20 +18,28 @@ class Notes:
     As a context it also takes the warnings that this library raises through `warnings`. Warnings of
     other libraries are for developers, and are dropped.
 
+    Args:
+        silent: Keep the sentences for the report, and print none.
+
     Attributes:
         texts: The sentences, with flags in place of arguments.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
         self.texts: list[str] = []
+        self._silent = silent
         self._catching = warnings.catch_warnings()
 
     def tell(self, text: str) -> None:
-        """Print a sentence and keep it, unless it was told before."""
+        """Print sentences and keep them, without those that were told before."""
         text = with_flags(text)
+        for known in self.texts:
+            text = text.replace(f" {known}", "")
         if text not in self.texts:
             self.texts.append(text)
-            print(f"riemannian-diffusion: warning: {text}", file=sys.stderr)
+            if not self._silent:
+                clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the line of progress
+                print(f"{clear}riemannian-diffusion: warning: {text}", file=sys.stderr)
 
     def __enter__(self) -> Notes:
         """Begin to take warnings."""

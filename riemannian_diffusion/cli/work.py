@@ -17,7 +17,7 @@ from riemannian_diffusion.pipelines import Keyframes, MorphPath
 T = TypeVar("T")
 
 KEYFRAMES = (  # options on which the keyframes depend, beside the images, the model and its dtype
-    *("size", "prompt", "negative_prompt", "space", "strength", "steps"),
+    *("size", "prompt", "negative_prompt", "space", "strength", "steps", "spacing"),
     *("guidance", "guidance_damping", "seed", "adapt"),
 )
 MODEL = ("config", "variant", "vae", "lora", "ip_adapter", "ip_adapter_image")  # and paths of files
@@ -82,9 +82,9 @@ class Work:
             raise OSError(f"--keep {self.folder} cannot be made or written to: {error}") from error
         old: tuple[str, ...] = ()
         if self._anew:
-            old = ("keys.safetensors", "path-*.safetensors", "solve-*.safetensors")
+            old = ("keys.safetensors", *(f"{n}-*.safetensors" for n in ("path", "bridge", "solve")))
         elif self._kept["solves"].get(metric) != options:
-            old = (f"path-{metric}.safetensors", f"solve-{metric}*.safetensors")
+            old = tuple(f"{n}-{metric}*.safetensors" for n in ("path", "bridge", "solve"))
         for pattern in old:
             for file in self.folder.glob(pattern):
                 file.unlink()
@@ -100,13 +100,22 @@ class Work:
         """The path of a metric, if it was kept; call `begin` first."""
         return self._load(f"path-{metric}.safetensors", MorphPath.load)
 
+    def bridge(self, metric: str) -> MorphPath | None:
+        """The path to the image of `--analogy`, if it was kept; call `begin` first."""
+        return self._load(f"bridge-{metric}.safetensors", MorphPath.load)
+
     def checkpoint(self, metric: str) -> Path | None:
         """The file for the state of a solve; call `begin` first."""
         return None if self.folder is None else self.folder / f"solve-{metric}.safetensors"
 
-    def keep(self, made: Keyframes | MorphPath) -> None:
-        """Write keyframes or a path; without a folder, remember them for `keep_in`."""
-        name = "keys" if isinstance(made, Keyframes) else f"path-{made.metric}"
+    def keep(self, made: Keyframes | MorphPath, kind: str = "path") -> None:
+        """Write keyframes or a path; without a folder, remember them for `keep_in`.
+
+        Args:
+            made: The keyframes or the path.
+            kind: "path", or "bridge" for the path to the image of `--analogy`.
+        """
+        name = "keys" if isinstance(made, Keyframes) else f"{kind}-{made.metric}"
         if self.folder is None:
             self._made[name] = made
         else:
@@ -122,8 +131,8 @@ class Work:
         """
         self.folder = folder
         self.begin(metric, options)
-        for made in self._made.values():
-            self.keep(made)
+        for name, made in self._made.items():
+            made.save(folder / f"{name}.safetensors")
 
     def _load(self, name: str, load: Callable[[Path], T]) -> T | None:
         if self.folder is None or not (self.folder / name).exists():
@@ -162,12 +171,12 @@ def keyframe_settings(args: argparse.Namespace, inputs: Inputs, dtype: str) -> d
         dtype: The name of the networks' dtype.
     """
     model = args.model or "shipped"
-    model = _absolute(Path(model)) if Path(model).exists() else model
+    model = absolute(Path(model)) if Path(model).exists() else model
     settings = {"--model": model, "--dtype": dtype}
     settings |= {f"--{name.replace('_', '-')}": getattr(args, name) for name in KEYFRAMES}
-    settings |= {f"--{name.replace('_', '-')}": _absolute(getattr(args, name)) for name in MODEL}
+    settings |= {f"--{name.replace('_', '-')}": absolute(getattr(args, name)) for name in MODEL}
     fitted = [] if args.adapt is None or inputs.third is None else [inputs.third]
-    return _plain(settings | {"images": [hash_of(image) for image in [*inputs.images, *fitted]]})
+    return plain(settings | {"images": [hash_of(image) for image in [*inputs.images, *fitted]]})
 
 
 def solve_options(args: argparse.Namespace, inputs: Inputs, device: object) -> dict[str, Any]:
@@ -184,7 +193,7 @@ def solve_options(args: argparse.Namespace, inputs: Inputs, device: object) -> d
         for start in inputs.starts or ()
     ]
     options |= {"--frames": inputs.num_frames, "--init": starts, "--device": str(device)}
-    return _plain(options)
+    return plain(options)
 
 
 def hash_of(image: Any) -> str:
@@ -193,16 +202,16 @@ def hash_of(image: Any) -> str:
     return hashlib.sha256(described + image.tobytes()).hexdigest()
 
 
-def _absolute(value: Any) -> Any:
+def absolute(value: Any) -> Any:
     """Paths in a value of the command line, as text and independent of the current folder."""
     if isinstance(value, list):
-        return [_absolute(one) for one in value]
+        return [absolute(one) for one in value]
     if isinstance(value, tuple):  # a path and a weight
         return f"{Path(value[0]).resolve()}:{value[1]:g}"
     return str(value.resolve()) if isinstance(value, Path) else value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON gives it back."""
     return json.loads(json.dumps(value))
 

@@ -101,6 +101,7 @@ def opened(path: Path) -> Iterator[Any]:
     """Open an image file inside the context.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         OSError: If the file cannot be read as an image. Pillow raises errors of many classes, and
             not all of them name the file, so they are replaced by this one.
     """
@@ -111,10 +112,11 @@ def opened(path: Path) -> Iterator[Any]:
             image = pillow().open(path)
         with image:
             yield image
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} does not exist.") from error
     except Exception as error:
-        why = f"{error}{_heif_advice(path)}".removeprefix(f"{path} ")
+        said = getattr(error, "strerror", None) or error  # without the number of the error
+        why = f"{said}{_heif_advice(path)}".removeprefix(f"{path} ")
         if path.is_file() and path.stat().st_size == 0:
             why = "it is empty"
         if path.is_dir():

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from riemannian_diffusion.pipelines.families.z_image import GeodesicInterpolationZImagePipeline
     from riemannian_diffusion.pipelines.loading import AutoGeodesicInterpolationPipeline
-    from riemannian_diffusion.pipelines.morph import Keyframes, MorphOutOfMemoryError, MorphPath
+    from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
     from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
     from riemannian_diffusion.pipelines.quality import ImageWarning
     from riemannian_diffusion.pipelines.starts import RoadmapStart
@@ -56,7 +56,7 @@ else:
             ),
             "loading": ("AutoGeodesicInterpolationPipeline",),
             "families.lumina_2": ("GeodesicInterpolationLumina2Pipeline",),
-            "morph": ("Keyframes", "MorphOutOfMemoryError", "MorphPath"),
+            "morph": ("Keyframes", "MorphPath"),
             "output": ("GeodesicInterpolationOutput",),
             "families.pixart": (
                 "GeodesicInterpolationPixArtAlphaPipeline",
@@ -97,7 +97,6 @@ __all__ = [
     "GeodesicInterpolationZImagePipeline",
     "ImageWarning",
     "Keyframes",
-    "MorphOutOfMemoryError",
     "MorphPath",
     "RoadmapStart",
 ]

@@ -58,11 +58,14 @@ def following(pipe: Any, callback: Step | None) -> OnStep:
             scale = pipe._guidance_scale = levels.guidance_scale
             pipe._num_timesteps = len(levels.schedule.levels)
             names = getattr(callback, "tensor_inputs", ())
+            was_finite = bool(latents.isfinite().all())
             given = {"latents": latents}
             given |= {name: _asked(pipe, name, latents, levels) for name in names}
             changed = callback(pipe, index, timestep, dict(given)) or {}
             _check_unchanged(changed, given)
             latents = latents_of(changed, latents)
+            if was_finite and not latents.isfinite().all():
+                raise ValueError("`callback_on_step_end` made NaN or infinite latents.")
             if pipe._guidance_scale != scale:
                 levels = _reguided(pipe, levels, pipe._guidance_scale)
         return Stepped(latents, levels, not pipe._interrupt)

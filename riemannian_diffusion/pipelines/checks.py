@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from riemannian_diffusion.geodesics import Solver
 
 SPACES = ("noise", "clean")
+SPACINGS = ("noise", "scheduler")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -60,6 +61,7 @@ def check_inversion(
     space: str,
     strength: float,
     num_inference_steps: int,
+    spacing: str | None,
     fixed_point_iterations: int | None,
     max_batch_size: int | None,
     generator: torch.Generator | None,
@@ -71,6 +73,8 @@ def check_inversion(
     """
     check_choice("space", space, SPACES)
     check_whole(1, num_inference_steps=num_inference_steps)
+    if spacing is not None:
+        check_choice("spacing", spacing, SPACINGS)
     if fixed_point_iterations is not None:
         check_whole(0, fixed_point_iterations=fixed_point_iterations)
     check_finite(strength=strength)

@@ -16,7 +16,7 @@ from riemannian_diffusion.levels import Levels, Schedule
 from riemannian_diffusion.pipelines.classes import Label
 from riemannian_diffusion.pipelines.model import LORA_WEIGHTS, MixedPrediction, MorphableModel
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
-from riemannian_diffusion.pipelines.preflight import check_model
+from riemannian_diffusion.pipelines.preflight import check_model, check_parts
 from riemannian_diffusion.pipelines.prompts import (
     TextRequest,
     check_embeddings,
@@ -159,6 +159,8 @@ class ConditionedModel(MorphableModel):
         if negatives is None and (negative_prompt_2 or negative_prompt_3):
             negatives = [""] * num
         guided = do_classifier_free_guidance
+        if prompts is not None or (guided and "negative_prompt_embeds" not in embeddings):
+            check_parts(self, texts=True)
         warn_of_texts(self, [*(prompts or ()), *(negatives or ())], max_sequence_length)
         request = TextRequest(prompts, negatives, guided, embeddings, found)
         positive, negative = self._encode_texts(request)
@@ -322,6 +324,7 @@ class ConditionedModel(MorphableModel):
         check_kind(Keyframes, keys=made)
         if made.levels.network is not None:
             return made
+        check_parts(self)
         if made.model != self._digest():
             raise ValueError(
                 "These keyframes were made with another model, or with a scheduler of other "

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<first>[\w-]+?))?"
@@ -100,6 +103,9 @@ def check_folder(
         OSError: If a component, a config, a tokenizer, a weight file or the variant is missing, or
             a weight file is damaged.
         ValueError: If the network needs inputs that no pipeline of this library gives.
+
+    Warns:
+        UserWarning: If the scheduler's config was written by another class than the index names.
     """
     check_index(folder, index)
     folder = Path(folder)
@@ -117,7 +123,9 @@ def check_folder(
             raise OSError(f"{folder} lacks the folder {name}, which its model_index.json names.")
         if "Tokenizer" in value[1]:
             _check_tokenizer(part)
-        elif value[1].endswith(("Scheduler", "Processor", "Extractor")):
+        elif value[1].endswith("Scheduler"):
+            _tell_scheduler(part / "scheduler_config.json", value[1])
+        elif value[1].endswith(("Processor", "Extractor")):
             continue
         elif not (part / "config.json").exists():
             raise OSError(f"{part} holds no config.json: download the whole model.")
@@ -129,6 +137,18 @@ def check_folder(
         has = f"has {' and '.join(map(repr, others))}" if others else "has none"
         raise OSError(f"{folder} has no variant {variant!r} of its weights; it {has}.")
     _check_inputs(folder, configs)
+
+
+def _tell_scheduler(file: Path, named: str) -> None:
+    """Warn of a scheduler's config that was written by another class than the index names."""
+    other = read_json(file).get("_class_name", named) if file.exists() else named
+    if other != named:
+        warnings.warn(
+            f"model_index.json names the scheduler {named}, but {file} was written by {other}: "
+            f"{named} is used, as in diffusers, and reads the values that it shares with {other}. "
+            f"If the model needs {other}, correct model_index.json.",
+            stacklevel=2,
+        )
 
 
 def check_index(model: object, index: Mapping[str, Any]) -> None:
@@ -154,14 +174,19 @@ def _check_tokenizer(part: Path) -> None:
         )
 
 
+def _variants(part: Path) -> dict[Path, str | None]:
+    """The files of a component's weights, and the variant that each belongs to."""
+    matches = [(file, WEIGHTS.fullmatch(file.name)) for file in part.glob("*.safetensors")]
+    return {file: m["first"] or m["last"] for file, m in matches if m is not None}
+
+
 def _check_weights(part: Path, variant: str | None) -> set[str]:
     """The variants of a component's weights.
 
     Raises:
         OSError: If the weights that would be loaded are missing.
     """
-    matches = [(file, WEIGHTS.fullmatch(file.name)) for file in part.glob("*.safetensors")]
-    variant_of = {file: m["first"] or m["last"] for file, m in matches if m is not None}
+    variant_of = _variants(part)
     variants = {*variant_of.values()}
     usable = variants & {None, variant}
     named = {one for one in variants if one is not None}
@@ -181,8 +206,8 @@ def _check_weights(part: Path, variant: str | None) -> set[str]:
             else "download the whole model"
         )
         raise OSError(f"{part} holds no weights as safetensors: {why}.")
-    for file, one in variant_of.items():
-        if one in usable:
+    for file, held in variant_of.items():
+        if held in usable:
             read_shapes(file)  # refuses a damaged file by name
     for file in part.glob("*.index*.json"):
         missing = sorted(
@@ -206,45 +231,51 @@ def _check_inputs(folder: Path, configs: Mapping[str, Any]) -> None:
         )
 
 
-# transformers draws weights that a file lacks at random. Layers of these classes have the same
-# names in files as in networks, but for a prefix.
-STABLE_NAMES = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+def check_complete(
+    part: nn.Module,
+    source: str | Path,
+    *,
+    variant: str | None = None,
+    low_cpu_mem_usage: bool = True,
+) -> None:
+    """Refuse a network that was loaded from files which lack weights.
 
-
-def check_complete(pipe: Any, folder: str | Path, given: Collection[str] = ()) -> None:
-    """Refuse a pipeline that was loaded from files which lack weights.
+    transformers draws such weights at random. diffusers leaves them without data, but draws them at
+    random with `low_cpu_mem_usage=False`.
 
     Args:
-        pipe: The pipeline.
-        folder: The folder from which it was loaded.
-        given: Names of components that the caller gave.
+        part: The network.
+        source: The folder, or the file of a whole model, from which it was loaded.
+        variant: The variant of the weights that was asked for, or None.
+        low_cpu_mem_usage: That of `from_pretrained`.
 
     Raises:
-        OSError: Naming the component and a weight.
+        OSError: Naming the source and a weight.
     """
-    for name, part in pipe.components.items():
-        if not isinstance(part, nn.Module) or name in given:
-            continue
-        missing = [one for one, value in part.named_parameters() if value.is_meta]
-        if type(part).__name__ in STABLE_NAMES:
-            missing += _not_in_files(part, Path(folder) / name)
-        if missing:
-            raise OSError(
-                f"{Path(folder) / name} lacks {len(missing)} weights of its network, such as "
-                f"{missing[0]}: download the whole model again."
-            )
-
-
-def _not_in_files(part: nn.Module, folder: Path) -> list[str]:
-    """Parameters of a network that no file of a folder holds under any of their names."""
-    held = {name for file in folder.glob("*.safetensors") for name in read_shapes(file)}
-    names: dict[int, list[str]] = {}
-    for name, value in part.named_parameters(remove_duplicate=False):
-        names.setdefault(id(value), []).append(name)  # tied parameters have several names
-    return [
-        alike[0]
-        for alike in names.values()
-        if not any(
-            f".{a}".endswith(f".{b}") or f".{b}".endswith(f".{a}") for a in alike for b in held
+    lacking = [name for name, value in part.named_parameters() if value.is_meta]
+    leaves_out = low_cpu_mem_usage and isinstance(part, ModelMixin)
+    if not (lacking or leaves_out):
+        lacking = _filled_at_random(part, Path(source), variant)
+    if lacking:
+        raise OSError(
+            f"{source} lacks {len(lacking)} weights of its network, such as {lacking[0]}: download "
+            "the whole model again."
         )
-    ]
+
+
+def _filled_at_random(part: nn.Module, folder: Path, variant: str | None) -> list[str]:
+    """Parameters that no file gives, as the library that loads the network says."""
+    if not isinstance(part, (ModelMixin, PreTrainedModel)) or not folder.is_dir():
+        return []  # parts of a whole model in one file are never filled at random
+    if hasattr(part, "hf_quantizer"):
+        return []  # quantised weights have other names in files than in the network
+    options: dict[str, Any] = {}
+    if isinstance(part, PreTrainedModel):
+        options["device_map"] = {"": "meta"}  # only names are read, and no data
+    if variant in _variants(folder).values():
+        options["variant"] = variant
+    kind: Any = type(part)
+    _, info = kind.from_pretrained(
+        folder, output_loading_info=True, use_safetensors=True, **options
+    )
+    return sorted({*info["missing_keys"]} & {name for name, _ in part.named_parameters()})

@@ -1,4 +1,4 @@
-"""The stages that follow a path: retime, extend, transport and render."""
+"""The stages that follow a path: retime, extend and render."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind, check_not_negative
 from riemannian_diffusion.events import Event, Listener
-from riemannian_diffusion.geodesics import RTOL
-from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.pipelines import quality
 from riemannian_diffusion.pipelines.callbacks import Step, following
 from riemannian_diffusion.pipelines.checks import (
@@ -22,23 +20,20 @@ from riemannian_diffusion.pipelines.checks import (
     check_batch_size,
     check_callback,
     check_choice,
-    check_solve,
 )
-from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
-from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
+from riemannian_diffusion.pipelines.knowledge import SHIPPED, is_shipped, size_problem
 from riemannian_diffusion.pipelines.model import to_unit
-from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, chained, sampled_latents
-from riemannian_diffusion.pipelines.morph_stages import MorphStages
+from riemannian_diffusion.pipelines.morph import MorphPath, sampled_latents
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput, stacked
 from riemannian_diffusion.pipelines.retiming import Distance, find_distance, retiming
 from riemannian_diffusion.pipelines.stages import replaced_times
-from riemannian_diffusion.pipelines.starts import continuation, transported
-from riemannian_diffusion.score import Conditions
+from riemannian_diffusion.pipelines.starts import continuation
+from riemannian_diffusion.pipelines.transport import TransportStage, untransported
 
 _POSTPROCESSOR = VaeImageProcessor()
 
 
-class FurtherStages(MorphStages):
+class FurtherStages(TransportStage):
     """Stages that change, continue or show a path that was found."""
 
     @torch.no_grad()
@@ -82,7 +77,7 @@ class FurtherStages(MorphStages):
             >>> float(path.times[-1])
             1.0
         """
-        path = self.connect(_untransported(path))
+        path = self.connect(untransported(path))
         check_batch_size(max_batch_size)
         check_callback(callback_on_step_end)
         compare = find_distance(distance, self.device_of_work)
@@ -92,7 +87,7 @@ class FurtherStages(MorphStages):
             moved = path if torch.equal(times, path.times) else replaced_times(path, times)
             proceeds = True
             if moved.latents is None:
-                moved, proceeds = yield from self._sampling(moved, on_step)
+                (moved,), proceeds = yield from self._sampling([moved], on_step)
             if not proceeds:
                 return moved, moved.points[:0], False
             frames = yield from self._decoding(sampled_latents(moved), max_batch_size, learned)
@@ -134,7 +129,7 @@ class FurtherStages(MorphStages):
             True
         """
         check_not_negative(share=share)
-        path = self.connect(_untransported(path))
+        path = self.connect(untransported(path))
         latents = sampled_latents(path)[path.gaps[-1]]
         return self._run(self._extending(path, latents, share), on_event)
 
@@ -148,143 +143,6 @@ class FurtherStages(MorphStages):
         beyond = continuation(latents, last, share) if share else latents[:0]
         yield Event("extend", 1, 1, beyond)
         return replace(path, beyond=beyond)
-
-    @torch.no_grad()
-    def transport(
-        self,
-        path: MorphPath,
-        image: Image,
-        prompt: str | None = None,
-        *,
-        conditions: Conditions | None = None,
-        metric: str | MetricFactory | None = None,
-        max_evals: int = 200,
-        rtol: float = RTOL,
-        num_quadrature: int | None = None,
-        callback_on_step_end: Step | None = None,
-        on_event: Listener | None = None,
-    ) -> MorphPath:
-        """Change an image C as a path changes its first keyframe A into its last one B.
-
-        The path from A to C is found and sampled, and the change is moved along it among the
-        clean latents (`riemannian_diffusion.analogy`).
-
-        Args:
-            path: The path from A to B, two keyframes, sampled.
-            image: The image C, of the keyframes' size.
-            prompt: The prompt of C. None takes that of the keyframes, if they share one.
-            conditions: What `condition` returned for C, in place of the prompt.
-            metric: As in `solve`, for the path from A to C. None takes the path's own.
-            max_evals: As in `solve`.
-            rtol: As in `solve`.
-            num_quadrature: As in `solve`.
-            callback_on_step_end: As in `sample`, for the path from A to C. If it interrupts, the
-                path from B by A to C comes back as it is.
-            on_event: Receives events; None shows progress bars.
-
-        Returns:
-            The path from B by A to C, whose `transported` latents are the frames: C first.
-
-        Raises:
-            ValueError: If the path has not two keyframes or has not been sampled, or C does not
-                fit.
-
-        Examples:
-            >>> from PIL import Image
-            >>> from riemannian_diffusion import demo
-            >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
-            >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
-            >>> a, b = (Image.open(path) for path in demo.endpoint_paths())
-            >>> keys = pipe.invert([a, b], num_inference_steps=5)
-            >>> path = pipe.sample(pipe.solve(keys, "lerp", num_frames=3))
-            >>> changed = pipe.transport(path, b)
-            >>> tuple(changed.shown.shape)
-            (3, 4, 16, 16)
-        """
-        path = self.connect(_untransported(path))
-        sampled_latents(path)
-        keys = path.keys
-        if len(keys) != 2:
-            raise ValueError(
-                f"`path` must lead from one keyframe to another, but has {len(keys)} keyframes."
-            )
-        metric = path.metric if metric is None else metric
-        check_metric(metric, keys.space, keys.levels.schedule.is_flow)
-        check_solve(None, max_evals, rtol, num_quadrature, None)
-        check_callback(callback_on_step_end)
-        pixels = to_keyframes([image], self._image_channels, self._size_factor, least=1)
-        if pixels.shape[1:] != keys.pixels.shape[1:]:
-            raise ValueError(
-                f"`image` must have the keyframes' size, but is {tuple(pixels.shape[1:])} and not "
-                f"{tuple(keys.pixels.shape[1:])}."
-            )
-        theirs = self._conditions_of_third(keys, prompt, conditions)
-        alone = replace(keys.levels, conditions=theirs)
-        draft = replace(keys, pixels=pixels.to(keys.pixels.device), levels=alone)
-        third = self._run(self._inverting(draft, None), on_event)
-        ours = keys.levels.conditions
-        first = ours.at_knots([0])
-        bridge = chained([(keys, 0), (third, 0)], Conditions.through([(first, 1), (theirs, 1)]))
-        options = {"max_evals": max_evals, "rtol": rtol, "num_quadrature": num_quadrature}
-        solved = self.solve(bridge, metric, num_frames=len(path), on_event=on_event, **options)
-        found = self.sample(
-            solved,
-            attention_interpolation=path.attention_interpolation,
-            callback_on_step_end=callback_on_step_end,
-            on_event=on_event,
-        )
-        turned = ours.at_knots([1, 0])
-        three = chained(
-            [(keys, 1), (keys, 0), (third, 0)], Conditions.through([(turned, 2), (theirs, 1)])
-        )
-        whole = MorphPath(
-            three,
-            torch.cat([path.points.flip(0), found.points[1:]]),
-            torch.cat([(1 - path.times).flip(0), 1 + found.times[1:]]),
-            (*path.geodesics, *found.geodesics),
-            found.metric,
-            torch.cat([sampled_latents(path).flip(0), sampled_latents(found)[1:]]),
-            path.attention_interpolation,
-        )
-        if self._interrupt:
-            return whole
-        return self._run(self._transporting(whole, path, found, alone), on_event)
-
-    def _transporting(
-        self, whole: MorphPath, path: MorphPath, bridge: MorphPath, levels: Levels
-    ) -> Generator[Event, Any, MorphPath]:
-        """Events of the last step of transport; returns the whole path with its frames."""
-        yield Event("transport", 0, 1)
-        latents = transported(sampled_latents(path), sampled_latents(bridge), levels)
-        yield Event("transport", 1, 1, latents)
-        return replace(whole, transported=latents)
-
-    def _conditions_of_third(
-        self, keys: Keyframes, prompt: str | None, conditions: Conditions | None
-    ) -> Conditions:
-        """Conditions of an image beside two keyframes, under their negative prompt."""
-        shared = keys.levels.conditions
-        if conditions is None and prompt is None:
-            if shared.num_knots > 1:
-                raise ValueError(
-                    "The keyframes have prompts of their own: give the `prompt` of `image`."
-                )
-            return shared
-        if conditions is None:
-            check_kind(str, prompt=prompt)
-            conditions = replace(self.condition(prompt or ""), options=shared.options)
-        elif prompt is not None:
-            raise ValueError("Give `prompt` or `conditions`, not both.")
-        check_kind(Conditions, conditions=conditions)
-        if conditions.num_knots > 1:
-            raise ValueError(
-                "`conditions` must be those of one image, but are given for "
-                f"{conditions.num_knots}."
-            )
-        positive = dict(conditions.positive)
-        if "guidance" in shared.positive:  # an input of the network, which keyframes share
-            positive["guidance"] = shared.positive["guidance"]
-        return replace(conditions, positive=positive, negative=shared.negative)
 
     @torch.no_grad()
     def render(
@@ -370,21 +228,11 @@ class FurtherStages(MorphStages):
             frames = _POSTPROCESSOR.postprocess(frames, output_type, do_denormalize=scaling)
         for text in filter(None, (lost, dark)):
             warnings.warn(text, quality.ImageWarning, stacklevel=2)
-        found = quality.autoencoder_warning(alone, keys.pixels), lost, dark
+        known = SHIPPED if is_shipped(self) else None
+        size = size_problem(self, (keys.pixels.shape[3], keys.pixels.shape[2]))
+        found = quality.autoencoder_warning(alone, keys.pixels, known=known), size, lost, dark
         return (
             *(frames, list(path.geodesics), path.points, errors.tolist(), flags, path),
             None if alone is None else alone.tolist(),
             [text for text in found if text is not None],
         )
-
-
-def _untransported(path: MorphPath) -> MorphPath:
-    """A path whose frames are those of its points.
-
-    Raises:
-        ValueError: If it is no path, or a transported one.
-    """
-    check_kind(MorphPath, path=path)
-    if path.transported is not None:
-        raise ValueError("A transported path can be rendered and saved, but not changed further.")
-    return path

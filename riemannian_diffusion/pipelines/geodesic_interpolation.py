@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from riemannian_diffusion.arguments import check_kind
-from riemannian_diffusion.batches import is_out_of_memory
 from riemannian_diffusion.events import Listener
 from riemannian_diffusion.pipelines.callbacks import Step
 from riemannian_diffusion.pipelines.checks import (
@@ -23,11 +22,13 @@ from riemannian_diffusion.pipelines.checks import (
     check_solve,
 )
 from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
+from riemannian_diffusion.pipelines.finished import carrying
 from riemannian_diffusion.pipelines.folders import check_complete, check_folder, read_index
 from riemannian_diffusion.pipelines.further_stages import FurtherStages
 from riemannian_diffusion.pipelines.inputs import Image, for_each, split_morphs, to_keyframes
-from riemannian_diffusion.pipelines.morph import MorphOutOfMemoryError, check_num_frames
+from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, check_num_frames
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
+from riemannian_diffusion.pipelines.preflight import check_parts
 from riemannian_diffusion.pipelines.single_file import prepared
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
 from riemannian_diffusion.pipelines.storage import check_savable
@@ -62,7 +63,12 @@ class GeodesicInterpolationMixin(FurtherStages):
             pretrained_model_name_or_path, **kwargs
         )
         if checked and kwargs.get("device_map") is None:
-            check_complete(pipe, folder, kwargs)
+            options = {
+                one: kwargs[one] for one in ("variant", "low_cpu_mem_usage") if one in kwargs
+            }
+            for name, part in pipe.components.items():
+                if isinstance(part, nn.Module) and name not in kwargs:
+                    check_complete(part, folder / name, **options)
         return pipe
 
     @classmethod
@@ -70,21 +76,33 @@ class GeodesicInterpolationMixin(FurtherStages):
         """Load a model from one .safetensors file, as `AutoGeodesicInterpolationPipeline` does.
 
         Files of other formats are refused: they can run code when they are read.
+
+        Raises:
+            OSError: If the file lacks weights.
+            ValueError: If it is a model of another family.
         """
         file = pretrained_model_link_or_path
         with prepared(file, config, kwargs) as (name, options):
             if name not in [kind.__name__ for kind in cls.__mro__]:
                 raise ValueError(f"{file} needs a {name}, but was given to {cls.__name__}.")
-            return super().from_single_file(  # type: ignore[misc]
-                str(file), **options | kwargs
-            )
+            try:
+                pipe = super().from_single_file(str(file), **options | kwargs)  # type: ignore[misc]
+            except NotImplementedError as error:  # PyTorch cannot move weights without data
+                raise OSError(
+                    f"{file} lacks weights of its network or autoencoder: download it again."
+                ) from error
+        for name, part in pipe.components.items():
+            if isinstance(part, nn.Module) and name not in kwargs:
+                check_complete(part, file)
+        return pipe
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save the model as diffusers does; once loaded, it gives the same levels.
 
         Raises:
-            ValueError: If the scheduler's config does not give its levels.
+            ValueError: If the scheduler's config does not give its levels, or a part is missing.
         """
+        check_parts(self)
         check_savable(self.scheduler)
         super().save_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
             save_directory, *args, **kwargs
@@ -155,16 +173,19 @@ class GeodesicInterpolationMixin(FurtherStages):
             ValueError: If an argument is out of range, the images' sizes differ or do not fit the
                 model, counts of images and prompts disagree, or the scheduler has no levels of the
                 model's kind.
-            MorphOutOfMemoryError: If memory runs out after the paths were found, even for batches
-                of one. Its `path` is what was found.
+            Exception: Any error that ends the work, also one that a callback raises or a
+                `KeyboardInterrupt`, has what was finished as attributes: `keys`, the keyframes, and
+                `path`, the path; lists of them for several morphs, with None for paths that were
+                not found. Paths that were sampled have their latents. Go on with the stages.
         """
         # 1. Check everything before the work begins; one morph is a batch of one
+        check_parts(self)
         single, morphs, prompts = split_morphs(image, prompt)
         negatives = for_each("negative_prompt", negative_prompt, len(morphs))
         generators = for_each("generator", generator, len(morphs))
         for one in generators:
             check_inversion(
-                *(space, strength, num_inference_steps, fixed_point_iterations),
+                *(space, strength, num_inference_steps, None, fixed_point_iterations),
                 *(max_batch_size, one),
             )
         check_metric(metric, space, self._is_flow)
@@ -178,42 +199,50 @@ class GeodesicInterpolationMixin(FurtherStages):
             check_num_frames(num_frames, len(images) - 1)
 
         # 2. Bring the keyframes of every morph into the space of the path
-        keys = [
-            self.invert(
-                images,
-                "" if mine is not None and not any(texts) else texts,
-                negative,
-                space=space,
-                strength=strength,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                fixed_point_iterations=fixed_point_iterations,
-                conditions=mine,
-                max_batch_size=max_batch_size,
-                generator=source,
-                on_event=on_event,
-            )
+        keys: list[Keyframes] = []
+        paths: list[MorphPath] = []
+
+        def made(found: list) -> Any:
+            return found[0] if single and found else found or None
+
+        with (
+            carrying("keys", lambda: made(keys), "Give it to `pipe.solve`."),
+            carrying("path", lambda: made(paths), "Give it to `pipe.sample` and `pipe.render`."),
+        ):
             for images, texts, negative, mine, source in zip(
                 *(morphs, prompts, negatives, given, generators), strict=True
+            ):
+                keys += [
+                    self.invert(
+                        images,
+                        "" if mine is not None and not any(texts) else texts,
+                        negative,
+                        space=space,
+                        strength=strength,
+                        num_inference_steps=num_inference_steps,
+                        guidance_scale=guidance_scale,
+                        fixed_point_iterations=fixed_point_iterations,
+                        conditions=mine,
+                        max_batch_size=max_batch_size,
+                        generator=source,
+                        on_event=on_event,
+                    )
+                ]
+
+            # 3. Find the paths of all morphs side by side
+            paths += self.solve(
+                keys,
+                metric,
+                num_frames=num_frames,
+                init=init,
+                max_evals=max_evals,
+                generator=generators,
+                on_event=on_event,
             )
-        ]
 
-        # 3. Find the paths of all morphs side by side
-        paths = self.solve(
-            keys,
-            metric,
-            num_frames=num_frames,
-            init=init,
-            max_evals=max_evals,
-            generator=generators,
-            on_event=on_event,
-        )
-
-        # 4. Sample clean latents from each path, and 5. decode them
-        options: dict[str, Any] = {"callback_on_step_end": callback_on_step_end}
-        try:
-            for i, path in enumerate(paths):
-                paths[i] = self.sample(path, on_event=on_event, **options)
+            # 4. Sample clean latents from each path, and 5. decode them
+            options: dict[str, Any] = {"callback_on_step_end": callback_on_step_end}
+            paths[:] = self.sample(paths, on_event=on_event, **options)
             out = self.render(
                 paths[0] if single else paths,
                 output_type=output_type,
@@ -221,10 +250,6 @@ class GeodesicInterpolationMixin(FurtherStages):
                 max_batch_size=max_batch_size,
                 on_event=on_event,
             )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise MorphOutOfMemoryError(paths[0] if single else paths, error) from error
         return out if return_dict else tuple(getattr(out, field.name) for field in fields(out))
 
 

@@ -17,6 +17,7 @@ from riemannian_diffusion.events import Event, network_called, run
 from riemannian_diffusion.levels import Schedule, even_sigmas, linear_shift, read_schedule
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
 from riemannian_diffusion.pipelines.latents import decode_images, encode_images, statistics
+from riemannian_diffusion.pipelines.preflight import check_parts, check_tiling
 from riemannian_diffusion.pipelines.prompts import Encoded, TextRequest
 from riemannian_diffusion.score.network import Predict, linear_guidance
 from riemannian_diffusion.score.schedulers import check_scheduler, is_flow
@@ -156,7 +157,13 @@ class MorphableModel:
 
     @contextmanager
     def _vae_ready(self) -> Iterator[None]:
-        """The autoencoder runs in float32 inside where half precision overflows in it."""
+        """The autoencoder runs in float32 inside where half precision overflows in it.
+
+        Raises:
+            ValueError: If there is no autoencoder, or it cannot work in tiles as it was told to.
+        """
+        check_parts(self)
+        check_tiling(self.vae)
         dtype = self.vae.dtype
         wide = self._overflows_in_half and self.vae.config.get("force_upcast")
         upcast = dtype == torch.float16 and wide

@@ -310,31 +310,6 @@ class MorphPath:
         )
 
 
-class MorphOutOfMemoryError(torch.OutOfMemoryError):
-    """Memory ran out after a path was found, even for batches of one.
-
-    Attributes:
-        path: The path, or the list of paths of several morphs. Paths that were sampled before have
-            their latents.
-    """
-
-    def __init__(self, path: MorphPath | list[MorphPath], reason: BaseException):
-        self.path = path
-        several = isinstance(path, list)
-        sampled = all(
-            one.latents is not None for one in (path if isinstance(path, list) else [path])
-        )
-        stage = "decoding the frames" if sampled else "sampling"
-        how = "error.path" if sampled else "pipe.sample(error.path)"
-        if several:
-            how = "error.path" if sampled else "[pipe.sample(path) for path in error.path]"
-        super().__init__(
-            f"Out of memory while {stage}, even for one image at a time: {reason} What was solved "
-            f"is not lost: it is `error.path` of this error. Free memory and go on with "
-            f"`pipe.render({how})`, or save it with its method `save`."
-        )
-
-
 def sampled_latents(path: MorphPath) -> Tensor:
     """The clean latents of a path's points.
 

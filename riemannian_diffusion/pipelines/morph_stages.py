@@ -33,6 +33,7 @@ from riemannian_diffusion.pipelines.curves import (
     check_metric,
 )
 from riemannian_diffusion.pipelines.inputs import Image, for_each, to_keyframes
+from riemannian_diffusion.pipelines.knowledge import SHIPPED, is_shipped, size_problem
 from riemannian_diffusion.pipelines.model import to_unit
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, learning_together
 from riemannian_diffusion.pipelines.preflight import check_model
@@ -40,9 +41,8 @@ from riemannian_diffusion.pipelines.quality import ImageWarning, autoencoder_war
 from riemannian_diffusion.pipelines.running import RunningModel
 from riemannian_diffusion.pipelines.stages import (
     inverting,
-    joined_path,
     sampling,
-    solving_gaps,
+    solving_morphs,
     to_path_space,
 )
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
@@ -63,6 +63,7 @@ class MorphStages(RunningModel):
         space: str = "noise",
         strength: float = 0.6,
         num_inference_steps: int = 50,
+        spacing: str | None = None,
         guidance_scale: float = 1.0,
         true_cfg_scale: float = 1.0,
         guidance_damping: float = 0.0,
@@ -85,7 +86,10 @@ class MorphStages(RunningModel):
                 (arXiv 2510.05509). "clean": the path runs between the clean latents, read under one
                 shared noise (arXiv 2505.11128); its ends are exact and nothing is inverted.
             strength: Noise level of the path, as a share of the steps, in (0, 1].
-            num_inference_steps: Steps of the whole schedule.
+            num_inference_steps: Steps of the scheduler's whole schedule.
+            spacing: "noise": inversion and sampling visit half as many levels, evenly spaced in the
+                cube root of the noise (`Schedule.even_in_noise`), with about the same error.
+                "scheduler": they visit the scheduler's own steps, as flows do by default.
             guidance_scale: Classifier-free guidance above 1, in every stage alike; or the input of
                 networks that take guidance as one.
             true_cfg_scale: Classifier-free guidance above 1, also for networks that take
@@ -110,7 +114,8 @@ class MorphStages(RunningModel):
                 model, or the scheduler has no levels of the model's kind.
 
         Warns:
-            ImageWarning: If the autoencoder loses more than a tenth of an image's variance.
+            ImageWarning: If the autoencoder loses more than a tenth of an image's variance, or the
+                images' sides are more than twice or less than half the model's own.
             TextWarning: If `prompt` is truncated, or `negative_prompt` has no effect.
 
         Examples:
@@ -124,7 +129,7 @@ class MorphStages(RunningModel):
             (2, 4, 16, 16)
         """
         check_inversion(
-            *(space, strength, num_inference_steps, fixed_point_iterations),
+            *(space, strength, num_inference_steps, spacing, fixed_point_iterations),
             *(max_batch_size, generator),
         )
         check_model(self)
@@ -133,6 +138,8 @@ class MorphStages(RunningModel):
         conditions = self._conditions_for(len(pixels), prompt, negative_prompt, conditions)
         size = (pixels.shape[2], pixels.shape[3])
         schedule = self._read_schedule(num_inference_steps, strength, size)
+        if spacing == "noise" or (spacing is None and not schedule.is_flow):
+            schedule = schedule.even_in_noise()
         levels = self._levels(
             conditions,
             schedule,
@@ -210,6 +217,10 @@ class MorphStages(RunningModel):
         Raises:
             ValueError: If an argument is out of range, or the metric reads the difference of equal
                 prompts.
+            Exception: Any error that ends the solve of a list, also one that `on_event` raises or a
+                `KeyboardInterrupt`, has a list as attribute `path` if a path was found before: the
+                path of each morph, or None. Morphs that are solved in one batch end together; use
+                `checkpoint` to resume a solve that has not ended.
 
         Examples:
             >>> from PIL import Image
@@ -251,7 +262,7 @@ class MorphStages(RunningModel):
         if not isinstance(metric, str) or metric not in CURVES or metric in MODEL_CURVES:
             for gap in gaps:  # refuses a mode that these conditions do not have
                 gap.levels(gap.timestep, mode=gap.mode)
-        events = solving_gaps(
+        events = solving_morphs(
             gaps,
             metric,
             starts[0],
@@ -262,27 +273,28 @@ class MorphStages(RunningModel):
             rtol=rtol,
             max_evals=max_evals,
         )
-        found = iter(self._run(events, on_event))
-        name = metric if isinstance(metric, str) else getattr(metric, "__name__", "custom")
-        paths = [
-            joined_path(one, [next(found) for _ in range(one.num_gaps)], name) for one in several
-        ]
+        paths = self._run(events, on_event)
         return paths[0] if isinstance(keys, Keyframes) else paths
 
+    @overload
+    def sample(self, path: MorphPath, *args: Any, **options: Any) -> MorphPath: ...
+    @overload
+    def sample(self, path: Sequence[MorphPath], *args: Any, **options: Any) -> list[MorphPath]: ...
     @torch.no_grad()
     def sample(
         self,
-        path: MorphPath,
+        path: MorphPath | Sequence[MorphPath],
         *,
         adain: bool = False,
         attention_interpolation: float = 0.0,
         callback_on_step_end: Step | None = None,
         on_event: Listener | None = None,
-    ) -> MorphPath:
+    ) -> MorphPath | list[MorphPath]:
         """Sample clean latents from the points of a path.
 
         Args:
-            path: The path.
+            path: The path, or a list of them, such as those of several metrics. Paths of one model
+                and one size are sampled in one batch, if there is no callback.
             adain: Give noisy points means and spreads between those of the keyframes first
                 (`riemannian_diffusion.adain`, arXiv 2312.07409).
             attention_interpolation: Share of the sampling steps, the first ones, in which the
@@ -296,7 +308,8 @@ class MorphStages(RunningModel):
             on_event: Receives events; None shows progress bars.
 
         Returns:
-            The path with its clean latents. In clean space these are its points.
+            The path with its clean latents, or one for each of the list. In clean space these are
+            the path's points.
 
         Raises:
             ValueError: If an option does not fit the space, or a value is not finite.
@@ -312,16 +325,23 @@ class MorphStages(RunningModel):
             >>> tuple(path.latents.shape)
             (3, 4, 16, 16)
         """
-        check_kind(MorphPath, path=path)
-        path = self.connect(path)
-        check_sampling(adain, attention_interpolation, path.keys.space, callback_on_step_end)
-        path = replace(path, attention_interpolation=attention_interpolation)
-        if adain:
-            pieces = [matched(path.points[gap]) for gap in path.gaps]
-            points = torch.cat([p if i == 0 else p[1:] for i, p in enumerate(pieces)])
-            path = replace(path, points=points)
-        events = self._sampling(path, following(self, callback_on_step_end))
-        return self._run(events, on_event)[0]
+        several: list[Any] = list(path) if isinstance(path, (list, tuple)) else [path]
+        for i, one in enumerate(several):
+            check_kind(MorphPath, path=one)
+            several[i] = one = self.connect(one)
+            check_sampling(adain, attention_interpolation, one.keys.space, callback_on_step_end)
+        for i, one in enumerate(several):
+            several[i] = one = replace(one, attention_interpolation=attention_interpolation)
+            if adain:
+                pieces = [matched(one.points[gap]) for gap in one.gaps]
+                points = torch.cat([p if j == 0 else p[1:] for j, p in enumerate(pieces)])
+                several[i] = replace(one, points=points)
+        on_step = following(self, callback_on_step_end)
+        batches = [several] if callback_on_step_end is None else [[one] for one in several]
+        found: list[MorphPath] = []
+        for batch in batches:
+            found += self._run(self._sampling(batch, on_step), on_event)[0]
+        return found[0] if isinstance(path, MorphPath) else found
 
     # Parts of the stages
 
@@ -334,7 +354,10 @@ class MorphStages(RunningModel):
         clean = yield from self._encoding(pixels, *batches)
         decoded = to_unit(run(self._decoding(clean, *batches)))
         error = (decoded - pixels).square().flatten(1).mean(1)
-        if (text := autoencoder_warning(error, pixels)) is not None:
+        known = SHIPPED if is_shipped(self) else None
+        size = (pixels.shape[3], pixels.shape[2])
+        lost = autoencoder_warning(error, pixels, known=known), size_problem(self, size)
+        for text in filter(None, lost):
             warnings.warn(text, ImageWarning, stacklevel=2)
         points, noise = clean, draft.noise
         if draft.space == "clean":
@@ -345,13 +368,17 @@ class MorphStages(RunningModel):
         return replace(draft, clean=clean, points=points, noise=noise, autoencoder_error=error)
 
     def _sampling(
-        self, path: MorphPath, on_step: OnStep
-    ) -> Generator[Event, Any, tuple[MorphPath, bool]]:
-        """Events of sampling; returns the path with latents, and whether it came to its end."""
-        if path.keys.space == "clean":
-            return replace(path, latents=path.points), True
-        latents, proceeds = yield from sampling(path, on_step)
-        return replace(path, latents=latents), proceeds
+        self, paths: Sequence[MorphPath], on_step: OnStep
+    ) -> Generator[Event, Any, tuple[list[MorphPath], bool]]:
+        """Events of sampling; returns the paths with latents, and whether it came to its end."""
+        noisy = [one for one in paths if one.keys.space != "clean"]
+        sampled, proceeds = yield from sampling(noisy, on_step)
+        rest = iter(sampled)
+        found = [
+            replace(one, latents=one.points) if one.keys.space == "clean" else next(rest)
+            for one in paths
+        ]
+        return found, proceeds
 
     def _points_of_images(self, gap: Gap, images: Sequence[Image]) -> Tensor:
         """Images along a gap as points of the path's space, as many as the gap has frames."""

@@ -34,6 +34,27 @@ class DistilledModelWarning(UserWarning):
     """A model was distilled to a few steps, so that it is not the score of its data."""
 
 
+def check_parts(pipe: Any, *, texts: bool = False) -> None:
+    """Refuse a pipeline without a part that its stages need.
+
+    Args:
+        pipe: The pipeline.
+        texts: Whether texts are encoded; else the parts for them may be absent.
+
+    Raises:
+        ValueError: Naming the part.
+    """
+    absent = [name for name, part in pipe.components.items() if part is None]
+    for name in absent:
+        is_text = name.startswith(("text_encoder", "tokenizer"))
+        optional = name in pipe._optional_components or name.endswith("_3")  # T5 of SD 3
+        if not optional and (texts or not is_text):
+            advice = ", or give `prompt_embeds`" if is_text else ""
+            raise ValueError(
+                f"`pipe.{name}` is None: load the model with its {name}, or set it{advice}."
+            )
+
+
 def check_model(pipe: Any) -> None:
     """Refuse a model with an input or output that its family's pipeline does not handle.
 
@@ -43,10 +64,27 @@ def check_model(pipe: Any) -> None:
     Warns:
         DistilledModelWarning: If the model's name or config says that it was distilled.
     """
+    check_parts(pipe)
     check_uncached(pipe.network)
     _check_network(pipe)
     _check_autoencoder(pipe)
     _warn_of_distillation(pipe)
+
+
+def check_tiling(vae: Any) -> None:
+    """Refuse tiles where diffusers computes their size for another autoencoder.
+
+    Raises:
+        ValueError: If an `AutoencoderTiny` with tiling has not 8 pixels along a latent.
+    """
+    if getattr(vae, "use_tiling", False) and "decoder_block_out_channels" in vae.config:
+        num = 2 ** (len(vae.config["decoder_block_out_channels"]) - 1)
+        assumed = getattr(vae, "spatial_scale_factor", num)
+        if num != assumed:
+            raise ValueError(
+                f"The tiles of {type(vae).__name__} in diffusers need {assumed} pixels along each "
+                f"side of a latent, but it has {num}: call `pipe.vae.disable_tiling()`."
+            )
 
 
 def _check_network(pipe: Any) -> None:

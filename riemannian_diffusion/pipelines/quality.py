@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
+
 TOO_MUCH = 0.1  # of an image's variance; scenes of the shipped model lose up to 0.02
 LEAST_VARIANCE = 0.01  # of an image, lest a flat one is compared with nothing
+GOOD, FAIR = 30.0, 20.0  # PSNR in dB: from 30 on, an image looks as given; below 20 it is another
 
 
 class ImageWarning(UserWarning):
@@ -30,20 +36,62 @@ def too_much_lost(errors: Tensor, images: Tensor) -> list[int]:
     return [int(i) + 1 for i in lost.nonzero()[:, 0]]
 
 
-def autoencoder_warning(errors: Tensor | None, pixels: Tensor) -> str | None:
+def psnr(error: float) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error of images in [0, 1]."""
+    return -10 * math.log10(error) if error > 0 else math.inf
+
+
+def verdict(output: GeodesicInterpolationOutput) -> str:
+    """How good a morph is, in one sentence.
+
+    It is "poor" if a keyframe returns with a PSNR below 20 dB, a path leaves the data, or a solve
+    met values that are not finite; "good" if every keyframe returns with 30 dB or more and every
+    solve converged; and otherwise "fair".
+
+    Args:
+        output: What `render` returns for one morph, with pixels.
+    """
+    decibels = [psnr(error) for error in output.reconstruction_error]
+    found = [one for one in output.geodesics if one is not None]
+    worst = min(decibels)
+    leaves = any(one.on_data is False for one in found)
+    if worst < FAIR or leaves or any(one.status == "nonfinite" for one in found):
+        word = "poor"
+    elif worst >= GOOD and all(one.status in ("converged", "rounding") for one in found):
+        word = "good"
+    else:
+        word = "fair"
+    if len(decibels) > 2:
+        shown = f"{worst:.1f} dB at worst (image {decibels.index(worst) + 1})"
+    else:
+        shown = f"{_and([f'{value:.1f}' for value in decibels])} dB"
+    parts = [f"the images return with a PSNR of {shown}"]
+    bounds = [one.energy / one.lower_bound for one in found if one.lower_bound > 0]
+    if bounds:
+        at_most = "" if len(bounds) == 1 else "at most "
+        parts.append(f"the energy is {at_most}{max(bounds):.3g} times its lower bound")
+    if any(one.on_data is not None for one in found):
+        parts.append("the path leaves the data" if leaves else "the path stays on the data")
+    return f"{word}: {'; '.join(parts)}"
+
+
+def autoencoder_warning(
+    errors: Tensor | None, pixels: Tensor, *, known: str | None = None
+) -> str | None:
     """A warning about images that an autoencoder does not reproduce, or None.
 
     Args:
         errors: Mean squared error of each image, encoded and decoded `(P,)`; None if unknown.
         pixels: The images `(P, C, H, W)` in [0, 1].
+        known: A sentence about what the model knows, and what to do.
     """
     bad = [] if errors is None else too_much_lost(errors, pixels)
     if errors is None or not bad:
         return None
     return (
         f"The model does not know images like {_named(bad)}: its autoencoder alone returns them "
-        f"with a PSNR of {_listed(-10 * errors.log10(), bad)} dB, so the morph will not show them; "
-        "use a model that was trained on such images."
+        f"with a PSNR of {_listed(-10 * errors.log10(), bad)} dB, so the morph will not show them. "
+        f"{known or 'Use a model that was trained on such images.'}"
     )
 
 

@@ -15,7 +15,7 @@ from riemannian_diffusion.arguments import kind_of
 from riemannian_diffusion.batches import BatchSize, Learned
 from riemannian_diffusion.ddim import invert_steps, sample_steps
 from riemannian_diffusion.events import Event, run
-from riemannian_diffusion.geodesics import Geodesic, Problem, Start, solving
+from riemannian_diffusion.geodesics import Geodesic, Iterate, Problem, Start, solving
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import points_at
@@ -27,6 +27,7 @@ from riemannian_diffusion.pipelines.curves import (
     MetricFactory,
     split_path,
 )
+from riemannian_diffusion.pipelines.finished import carrying
 from riemannian_diffusion.pipelines.inputs import is_images
 from riemannian_diffusion.pipelines.model import check_finite_values
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
@@ -55,7 +56,7 @@ def inverting(
     return points
 
 
-def solving_gaps(
+def solving_morphs(
     gaps: Sequence[Gap],
     metric: str | MetricFactory,
     starts: Sequence[OneStart],
@@ -63,11 +64,13 @@ def solving_gaps(
     *,
     checkpoint: Path | None,
     **options: Any,
-) -> Generator[Event, Any, list[Geodesic | Tensor]]:
-    """Find a path through every gap; those of one network and one size side by side.
+) -> Generator[Event, Any, list[MorphPath]]:
+    """Find the paths of morphs; gaps of one network and one size side by side.
+
+    An error carries the paths that were found before it, as `solve` describes.
 
     Args:
-        gaps: The gaps.
+        gaps: The gaps of every morph, in order.
         metric: A metric's or a curve's name, or a factory `ScoreModel -> Metric`.
         starts: Where to start, as `as_starts` gives them.
         images_to_points: A gap and images -> points of the path's space.
@@ -75,64 +78,102 @@ def solving_gaps(
         **options: Options of `geodesics`.
 
     Returns:
-        A geodesic for each gap, or the points `(F, C, h, w)` of a curve.
+        The path of each morph.
     """
     found: dict[int, Geodesic | Tensor] = {}
-    if isinstance(metric, str) and metric in CURVES:
-        for i, gap in enumerate(gaps):
-            yield Event("solve", i, len(gaps), gap=i)
-            found[i] = CURVES[metric](gap)
-        yield Event("solve", len(gaps), len(gaps), gap=len(gaps) - 1)
-        return [found[i] for i in range(len(gaps))]
-    factory = METRICS[metric] if isinstance(metric, str) else metric
-    groups: dict[tuple, list[int]] = {}
-    for i, gap in enumerate(gaps):
-        groups.setdefault(_batch_of(gap), []).append(i)
-    spent = [0] * len(gaps)
-    yield Event("solve", 0)
-    for number, members in enumerate(groups.values()):
-        mine = [gaps[i] for i in members]
-        made = factory(_joint_score(mine))
-        metrics = made if isinstance(made, (list, tuple)) else [made]
-        if not metrics or not all(isinstance(one, Metric) for one in metrics):
-            raise ValueError(f"`metric` must make a Metric of a score, but made {kind_of(made)}.")
-        problems = []
-        for pair, gap in enumerate(mine):
-            from_where = [_start_of(gap, start, images_to_points) for start in starts]
-            problems.append(
-                Problem.between(*gap.ends, num_points=gap.num_frames, init=from_where, pair=pair)
-            )
-        file = checkpoint
-        if checkpoint is not None and number > 0:
-            file = checkpoint.with_name(f"{checkpoint.stem}-{number}{checkpoint.suffix}")
-        iterates = solving(metrics, problems, checkpoint=file, **options)
-        while True:
-            try:
-                iterate = next(iterates)
-            except StopIteration as end:
-                found |= zip(members, end.value, strict=True)
-                break
-            spent[members[iterate.pair]] = iterate.num_evals
-            yield Event(
-                "solve",
-                sum(spent),
-                None,
-                iterate.path,
-                iterate.energy,
-                members[iterate.pair],
-                iterate.iteration,
-            )
-    return [found[i] for i in range(len(gaps))]
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", "custom")
+    firsts = [i for i, gap in enumerate(gaps) if gap.index == 0]
+
+    def path_from(first: int) -> MorphPath | None:
+        keys = gaps[first].keys
+        mine = [found[i] for i in range(first, first + keys.num_gaps) if i in found]
+        return joined_path(keys, mine, name) if len(mine) == keys.num_gaps else None
+
+    def finished() -> list[MorphPath | None] | None:
+        paths = [path_from(first) for first in firsts]
+        return paths if any(path is not None for path in paths) else None
+
+    with carrying("path", finished, "It lists a path for each morph, or None if none was found."):
+        if isinstance(metric, str) and metric in CURVES:
+            for i, gap in enumerate(gaps):
+                yield Event("solve", i, len(gaps), gap=i)
+                found[i] = CURVES[metric](gap)
+            yield Event("solve", len(gaps), len(gaps), gap=len(gaps) - 1)
+        else:
+            factory = METRICS[metric] if isinstance(metric, str) else metric
+            groups: dict[tuple, dict[int, Gap]] = {}
+            for i, gap in enumerate(gaps):
+                groups.setdefault(_batch_of(gap), {})[i] = gap
+            num_evals = [0] * len(gaps)
+            yield Event("solve", 0)
+            for number, members in enumerate(groups.values()):
+                file = checkpoint
+                if checkpoint is not None and number > 0:
+                    file = checkpoint.with_name(f"{checkpoint.stem}-{number}{checkpoint.suffix}")
+                problems = [
+                    Problem.between(
+                        *gap.ends,
+                        num_points=gap.num_frames,
+                        init=[_start_of(gap, start, images_to_points) for start in starts],
+                        pair=pair,
+                    )
+                    for pair, gap in enumerate(members.values())
+                ]
+                iterates = solving(
+                    _metrics_of(factory, [*members.values()]), problems, checkpoint=file, **options
+                )
+                geodesics = yield from _solve_events(iterates, [*members], num_evals)
+                found |= zip(members, geodesics, strict=True)
+    return [path for path in map(path_from, firsts) if path is not None]
+
+
+def _metrics_of(factory: MetricFactory, gaps: Sequence[Gap]) -> Sequence[Metric]:
+    """The metrics that a factory makes of the joint score of gaps.
+
+    Raises:
+        ValueError: If it makes something else.
+    """
+    made = factory(_joint_score(gaps))
+    metrics = made if isinstance(made, (list, tuple)) else [made]
+    if not metrics or not all(isinstance(one, Metric) for one in metrics):
+        raise ValueError(f"`metric` must make a Metric of a score, but made {kind_of(made)}.")
+    return metrics
+
+
+def _solve_events(
+    iterates: Generator[Iterate, None, list[Geodesic]], members: Sequence[int], num_evals: list[int]
+) -> Generator[Event, Any, list[Geodesic]]:
+    """Events of a solve of some gaps; returns their geodesics.
+
+    Args:
+        iterates: The solve.
+        members: The number of each gap among all gaps.
+        num_evals: The number of evaluations of every gap, which is kept up to date.
+    """
+    while True:
+        try:
+            iterate = next(iterates)
+        except StopIteration as end:
+            return end.value
+        gap = members[iterate.pair]
+        num_evals[gap] = iterate.num_evals
+        steps = sum(num_evals), None, iterate.path, iterate.energy, gap, iterate.iteration
+        yield Event("solve", *steps)
 
 
 def _batch_of(gap: Gap) -> tuple:
     """A key that is equal for gaps that can be solved in one batch."""
-    levels, conditions = gap.levels, gap.levels.conditions
+    shape = tuple(gap.ends[0].shape)
+    return shape, gap.timestep, gap.mode, gap.keys.space, *_model_of(gap.levels)
+
+
+def _model_of(levels: Levels) -> tuple:
+    """A key that is equal for levels whose conditions can be joined."""
+    conditions = levels.conditions
     return (
-        *(tuple(gap.ends[0].shape), id(levels.network), gap.timestep, gap.mode, gap.keys.space),
-        *(levels.guidance_scale, levels.guidance_damping, levels.max_batch_size),
-        *(repr(dict(conditions.options)), conditions.loras and id(conditions.loras)),
-        conditions.outline,
+        *(id(levels.network), levels.guidance_scale, levels.guidance_damping),
+        *(levels.max_batch_size, repr(dict(conditions.options))),
+        *(conditions.loras and id(conditions.loras), conditions.outline),
     )
 
 
@@ -220,18 +261,57 @@ class InterpolatedAttentionScore(ScoreModel):
         return torch.cat(list(self.batch_size.run(last, call)))
 
 
-def sampling(path: MorphPath, on_step: OnStep) -> Generator[Event, Any, tuple[Tensor, bool]]:
-    """Sample clean latents from the points of a path.
+def sampling(
+    paths: Sequence[MorphPath], on_step: OnStep
+) -> Generator[Event, Any, tuple[list[MorphPath], bool]]:
+    """Sample clean latents from the points of paths; those of one model and size in one batch.
 
     Args:
-        path: The path, in noise space.
+        paths: The paths, in noise space.
         on_step: Called with the number of the step, its timestep, its latents and the levels after
-            each step; returns how to go on.
+            each step of a batch; returns how to go on.
+
+    Returns:
+        The paths with clean latents, and whether sampling came to its end.
+    """
+    groups: dict[tuple, list[int]] = {}
+    for i, path in enumerate(paths):
+        groups.setdefault(_sampled_with(path), []).append(i)
+    found, proceeds = list(paths), True
+    for members in groups.values():
+        latents, goes_on = yield from _sampling_together([paths[i] for i in members], on_step)
+        pieces = latents.split([len(paths[i]) for i in members])
+        for i, piece in zip(members, pieces, strict=True):
+            found[i] = replace(paths[i], latents=piece if len(members) == 1 else piece.clone())
+        proceeds = proceeds and goes_on
+    return found, proceeds
+
+
+def _sampled_with(path: MorphPath) -> tuple:
+    """A key that is equal for paths that can be sampled in one batch."""
+    levels = path.keys.levels
+    alone = id(path) if path.attention_interpolation else None  # needs a whole path at a time
+    return (
+        *(alone, tuple(path.points.shape[1:]), levels.conditions.num_knots),
+        *(levels.schedule.levels, levels.schedule.final_abar, *_model_of(levels)),
+    )
+
+
+def _sampling_together(
+    paths: Sequence[MorphPath], on_step: OnStep
+) -> Generator[Event, Any, tuple[Tensor, bool]]:
+    """Sample the points of all paths in one batch.
 
     Returns:
         Clean latents `(F, C, h, w)`, and whether sampling came to its end.
     """
-    levels, where = path.keys.levels, path.where
+    path, kinds = paths[0], list(dict.fromkeys(path.keys.levels.conditions for path in paths))
+    levels = path.keys.levels
+    if len(kinds) > 1:
+        levels = replace(levels, conditions=Conditions.join([(kind, 1) for kind in kinds]))
+    number = [kinds.index(one.keys.levels.conditions) for one in paths]
+    where = Where.cat([Where(one.where.u, i) for one, i in zip(paths, number, strict=True)])
+    points = torch.cat([one.points for one in paths])
     schedule = levels.schedule
     timesteps, total = schedule.timesteps, len(schedule.levels)
     together = BatchSize(argument=None)
@@ -246,11 +326,9 @@ def sampling(path: MorphPath, on_step: OnStep) -> Generator[Event, Any, tuple[Te
         assert levels.network is not None
         return InterpolatedAttentionScore(whole, levels.network, path, together)
 
-    steps = sample_steps(
-        level_at, path.points, timesteps, final_abar=schedule.final_abar, where=where
-    )
+    steps = sample_steps(level_at, points, timesteps, final_abar=schedule.final_abar, where=where)
     latents, proceeds = None, True  # None starts the steps
-    yield Event("sample", 0, total, path.points)
+    yield Event("sample", 0, total, points)
     for i, timestep in enumerate(timesteps):
         latents, levels, proceeds = on_step(i, timestep, steps.send(latents), levels)
         yield Event("sample", i + 1, total, latents, timestep=timestep)

@@ -69,6 +69,14 @@ def _repeated(heads: Tensor, repeats: int) -> Tensor:
     return heads.unsqueeze(-3).expand(shape).flatten(-4, -3)
 
 
+def _numbers(values: Tensor) -> list:
+    """The entries of a tensor; those of a vector also where PyTorch below 2.10 refuses to."""
+    try:
+        return values.tolist()
+    except RuntimeError:  # inside of a transform of torch.func, where numbers alone can be read
+        return [value.item() for value in values.unbind()]
+
+
 class BlockwiseAttention(TorchFunctionMode):
     """Replaces `scaled_dot_product_attention` by its formula, evaluated in blocks of queries.
 
@@ -83,6 +91,8 @@ class BlockwiseAttention(TorchFunctionMode):
             return self._attend(*args, **(kwargs or {}))
         if func is F.group_norm:  # its forward derivative fails for channels-last memory
             args = (args[0].contiguous(), *args[1:])
+        if func is Tensor.tolist:
+            return _numbers(*args)
         return func(*args, **(kwargs or {}))
 
     def _attend(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as fwAD
@@ -21,7 +21,10 @@ from riemannian_diffusion.score.weights import (
     check_uncached,
     check_weights,
     kept_weights,
+    modules_of,
     moves_weights,
+    parameters_of,
+    value_of,
 )
 from riemannian_diffusion.score.where import Where
 
@@ -121,6 +124,9 @@ class NetworkScore(ScoreModel):
 
     def __call__(self, x: Tensor, where: Where | None = None) -> Tensor:
         """The score at each point, `(K, *shape) -> (K, *shape)`."""
+        if _is_transformed(x):
+            with _uncheckpointed(self.network):
+                return self._in_batches(lambda chunk: self._at(where, chunk)(x[chunk]), x, where)
         differentiated = torch.is_grad_enabled() and x.requires_grad
         checkpointing = differentiated and _is_checkpointing(self.network)
 
@@ -142,18 +148,21 @@ class NetworkScore(ScoreModel):
         def call(chunk: slice) -> Tensor:
             return push(self._at(where, chunk), x[chunk], v[chunk])
 
-        with frozen(self.network), _uncompiled(), forward_mode_attention(self.network):
+        plain = _uncheckpointed(self.network)  # so that a reverse pass can follow
+        with frozen(self.network), plain, _uncompiled(), forward_mode_attention(self.network):
             return self._in_batches(call, x, where)
 
     def vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
         """The product `J(x)^T w` in reverse mode."""
-        saves = moves_weights(self.network) or _is_checkpointing(self.network)
-        pull = _pulled_by_autograd if saves else pulled
+        inside = any(map(_is_transformed, (x, w)))
+        checkpointing = _is_checkpointing(self.network) and not inside
+        pull = _pulled_by_autograd if checkpointing or moves_weights(self.network) else pulled
 
         def call(chunk: slice) -> Tensor:
             return pull(self._at(where, chunk), x[chunk], w[chunk])
 
-        with frozen(self.network), _uncompiled():
+        plain = _uncheckpointed(self.network) if inside else nullcontext()
+        with frozen(self.network), plain, _uncompiled():
             return self._in_batches(call, x, where)
 
     @property
@@ -190,7 +199,8 @@ class NetworkScore(ScoreModel):
         def noise(output: Tensor) -> Tensor:
             return noise_from(output, x, self.alpha, self.sigma)
 
-        with frozen(self.network), kept_weights(self.network):
+        freeze = frozen(self.network) if torch.is_grad_enabled() else nullcontext()
+        with freeze, kept_weights(self.network):
             positive = self._output(x, where, self.conditions.positive)
             if self.mode == "conditional":
                 return -noise(positive) / self.sigma
@@ -273,7 +283,25 @@ def _pulled_by_autograd(function: Callable[[Tensor], Tensor], x: Tensor, w: Tens
 
 
 def _is_checkpointing(network: nn.Module) -> bool:
-    return any(getattr(module, "gradient_checkpointing", False) for module in network.modules())
+    return any(value_of(module, "gradient_checkpointing") for module in modules_of(network))
+
+
+def _is_transformed(x: Tensor) -> bool:
+    """Whether a tensor belongs to a transform of torch.func around this call."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+@contextmanager
+def _uncheckpointed(network: nn.Module) -> Iterator[None]:
+    """Run a network without its gradient checkpointing, which torch.func does not support."""
+    changed: list[Any] = [m for m in modules_of(network) if value_of(m, "gradient_checkpointing")]
+    try:
+        for module in changed:
+            module.gradient_checkpointing = False
+        yield
+    finally:
+        for module in changed:
+            module.gradient_checkpointing = True
 
 
 def _uncompiled() -> AbstractContextManager:
@@ -283,10 +311,11 @@ def _uncompiled() -> AbstractContextManager:
 
 def dtype_of(network: nn.Module) -> torch.dtype:
     """The dtype in which a network computes; its parameters may be stored in a narrower dtype."""
-    dtype = getattr(network, "dtype", None)
+    plain = not (getattr(network, "_keep_in_fp32_modules", True) or moves_weights(network))
+    dtype = None if plain else getattr(network, "dtype", None)  # plain ones of diffusers are slow
     if isinstance(dtype, torch.dtype):
         return dtype
-    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    return next((p.dtype for p in parameters_of(network) if p.is_floating_point()), torch.float32)
 
 
 @contextmanager
@@ -295,7 +324,7 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
     Enter it before the transforms of torch.func, because no flag can be changed inside them.
     """
-    changed = [p for p in network.parameters() if p.requires_grad]
+    changed = [p for p in parameters_of(network) if p.requires_grad]
     try:
         for parameter in changed:
             parameter.requires_grad = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from bisect import bisect_left
 from typing import Any
 
 from riemannian_diffusion.arguments import check_finite
@@ -140,10 +141,15 @@ def num_timesteps(scheduler: Any) -> int:
     return len(scheduler.alphas_cumprod)
 
 
-def level_at(scheduler: Any, timestep: float) -> Level:
+def level_at(scheduler: Any, timestep: float, **options: Any) -> Level:
     """The noise level of a timestep in training.
 
     Between two timesteps, the noise in units of the clean data is linear, as in EulerDiscrete.
+
+    Args:
+        scheduler: The scheduler.
+        timestep: The timestep.
+        **options: Options of `make_level`.
 
     Raises:
         ValueError: If the scheduler is refused, or the timestep is out of range.
@@ -157,32 +163,62 @@ def level_at(scheduler: Any, timestep: float) -> Level:
                 f"`timestep` of a flow must lie between 0 and {num}, where there are both data and "
                 f"noise, but got {timestep}."
             )
-        return make_level(scheduler, timestep, factors_of_noise(scheduler, timestep / num))
+        return make_level(
+            scheduler, timestep, factors_of_noise(scheduler, timestep / num), **options
+        )
     if not 0 <= timestep <= num - 1:
         raise ValueError(f"`timestep` must be in [0, {num - 1}], but got {timestep}.")
     below, above = math.floor(timestep), math.ceil(timestep)
     if below == above:
-        return make_level(scheduler, below, _trained_factors(scheduler, below))
+        return make_level(scheduler, below, _trained_factors(scheduler, below), **options)
     low, high = (
         sigma / alpha if alpha else math.inf
         for alpha, sigma in (_trained_factors(scheduler, t) for t in (below, above))
     )
     noise = low + (timestep - below) * (high - low)
-    return make_level(scheduler, timestep, factors_of_noise(scheduler, noise))
+    return make_level(scheduler, timestep, factors_of_noise(scheduler, noise), **options)
 
 
-def make_level(scheduler: Any, timestep: float, factors: tuple[float, float]) -> Level:
+def timestep_of(scheduler: Any, noise: float) -> float:
+    """The timestep at which `level_at` has a noise, in units of the clean data.
+
+    Of a noise beyond the last timestep with data, it is this timestep.
+    """
+    if is_flow(scheduler):
+        return num_timesteps(scheduler) * noise / (1 + noise)
+    abar = scheduler.alphas_cumprod.cpu().double()
+    noises = ((1 - abar) / abar).sqrt().tolist()
+    above = bisect_left(noises, noise)
+    if above == 0 or above == len(noises) or math.isinf(noises[above]):
+        return max(above - 1, 0)
+    low, high = noises[above - 1], noises[above]
+    return above - (high - noise) / (high - low)
+
+
+def make_level(
+    scheduler: Any,
+    timestep: float,
+    factors: tuple[float, float],
+    advice: tuple[str, str] = ("a lower `timestep`", "a higher `timestep`"),
+) -> Level:
     """A level with the scheduler's prediction type.
+
+    Args:
+        scheduler: The scheduler.
+        timestep: The timestep of the level.
+        factors: The factors of data and noise.
+        advice: What to choose where there is nothing of the data, and where there is no noise.
 
     Raises:
         ValueError: If it lacks data or noise.
     """
     if not min(factors) > 0:
-        lacking = "no noise" if factors[0] else "nothing of the data"
-        advice = "higher `timestep`" if factors[0] else "lower `timestep` or `strength`"
+        lacking, chosen = (
+            ("no noise", advice[1]) if factors[0] else ("nothing of the data", advice[0])
+        )
         raise ValueError(
             f"Timestep {timestep} of {type(scheduler).__name__} has {lacking}, but a level needs "
-            f"both signal and noise: choose a {advice}."
+            f"both signal and noise: choose {chosen}."
         )
     return Level(timestep, *factors, _prediction_type(scheduler))
 

@@ -1,0 +1,188 @@
+"""The options of the command `interpolate`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from riemannian_diffusion.cli.options.model import add_model
+from riemannian_diffusion.cli.options.values import colour, frames, scale, seed, size, start
+
+# Names that the library defines, repeated here because importing the library takes seconds.
+METRIC_NAMES = (
+    *("tangent_normal", "score_jacobian", "stein", "likely", "euclidean"),
+    *("slerp", "lerp", "split", "nao", "noise_diffusion", "density"),
+)
+
+
+def add_interpolate(commands: Any) -> argparse.ArgumentParser:
+    """Add the command that morphs images into each other.
+
+    Args:
+        commands: The subparsers of the whole command line.
+
+    Returns:
+        The parser of the command.
+    """
+    command: argparse.ArgumentParser = commands.add_parser(
+        "interpolate",
+        help="morph images into each other",
+        description="Morph two or more images into each other along a geodesic of a diffusion "
+        "model. Without images, it takes the two that ship with the package. A folder stands for "
+        "the images in it, by name. Of a video, two frames are taken, and the morph fills the time "
+        "between them. A number behind an image, as in cat.png@0 dog.png@24, says which frame of "
+        "the morph shows it.",
+    )
+    add = command.add_argument
+    add(
+        "images",
+        nargs="*",
+        type=Path,
+        metavar="IMAGE",
+        help="two or more images of one size, each perhaps with the number of its frame (a.png@0 "
+        "b.png@24); or a folder of them; or a video or a GIF",
+    )
+    add("-o", "--output", type=Path, required=True, help=".gif, .mp4, .png (a grid) or a directory")
+    add_model(add)
+    add(
+        "--ip-adapter-image",
+        type=Path,
+        action="append",
+        metavar="IMAGE",
+        help="an image for --ip-adapter, which conditions the whole morph on it; more of them are "
+        "read together",
+    )
+    add("--prompt", action="append", help="what the images show: once, or once per image")
+    add("--negative-prompt", default="", help="what they do not show, for --guidance above 1")
+    add("--metric", choices=METRIC_NAMES, default="tangent_normal")
+    add("--space", choices=("noise", "clean"), default="noise", help="where the path runs")
+    add(
+        "--init",
+        action="append",
+        type=start,
+        metavar="START",
+        help="where the solve starts: slerp, lerp, split or roadmap; or a folder of images or a "
+        "video, whose frames lead from the first image to the second (default: slerp, in --space "
+        "clean lerp). Given more than once, it solves from each and keeps the path of least "
+        "energy",
+    )
+    add(
+        "--frames",
+        type=frames,
+        metavar="NUMBER [NUMBER ...]",
+        help="number of frames from each image to the next, both included; or one number for each "
+        "gap between images, as in --frames 25 37 (default: 17, for a video as many as it has)",
+    )
+    add(
+        "--clip-frames",
+        type=int,
+        nargs=2,
+        default=(0, -1),
+        metavar=("FIRST", "LAST"),
+        help="which frames of a video to morph between, negative ones counted from its end "
+        "(default: the first and the last)",
+    )
+    add("--steps", type=int, default=50, help="DDIM steps of the whole schedule (default: 50)")
+    add(
+        "--spacing",
+        choices=("noise", "scheduler"),
+        help="visit half as many noise levels, evenly spaced in the cube root of the noise, or all "
+        "steps of the scheduler (default: noise, for flows scheduler)",
+    )
+    add("--strength", type=float, default=0.6, help="noise level, in (0, 1] (default: 0.6)")
+    add("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")
+    add(
+        "--guidance-damping",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="damp guidance across the data manifold, 1: wholly (default: 0, plain guidance)",
+    )
+    add("--max-evals", type=int, default=200, help="evaluations per gap at most (default: 200)")
+    add(
+        "--rtol",
+        type=float,
+        help="stop a solve when its energy is expected to fall by less than this share (default: "
+        "1e-4)",
+    )
+    add("--max-batch-size", type=int, default=8, help="less needs less memory (default: 8)")
+    add("--size", type=size, help="crop and scale the images to this size first: 512 or 768x512")
+    add(
+        "--background",
+        type=colour,
+        default="white",
+        metavar="COLOUR",
+        help="what transparent parts of images show: a name or #rrggbb (default: white)",
+    )
+    add(
+        "--retime",
+        choices=("lpips", "rmse"),
+        help="space frames evenly in what is seen to change, at the cost of sampling them again",
+    )
+    add(
+        "--extrapolate",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="go on beyond the last image by this share of the last gap (default: 0)",
+    )
+    add(
+        "--analogy",
+        type=Path,
+        metavar="IMAGE",
+        help="given two images, show this one instead, changed as the first changes to the second",
+    )
+    add(
+        "--adapt",
+        choices=("embeddings", "lora", "both"),
+        help="fit prompt embeddings, LoRAs (extra `adapt`) or both to the images first",
+    )
+    add("--adapt-cache", type=Path, metavar="DIR", help="keep what was fitted here, and find it")
+    add(
+        "--adain",
+        action="store_true",
+        help="give noisy frames means and spreads between those of the images",
+    )
+    add(
+        "--attention-interpolation",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the sampling steps, in which self-attention is interpolated between the images "
+        "(default: 0)",
+    )
+    add("--paste-endpoints", action="store_true", help="put the images in as first and last frames")
+    add(
+        "--fps",
+        type=float,
+        help="frames per second of .gif and .mp4 (default: 12, of a video its own)",
+    )
+    add(
+        "--scale",
+        type=scale,
+        default=1,
+        metavar="NUMBER",
+        help="write every pixel as a square of this many pixels along each side, so that frames of "
+        "a small model can be seen; it adds no detail (default: 1)",
+    )
+    add("--ping-pong", action="store_true", help="go back again at the end, so that it can repeat")
+    add(
+        "--seed",
+        type=seed,
+        default=0,
+        help="of what is random in --space clean, --init roadmap and --metric density (default: 0)",
+    )
+    add(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="keep the inverted images, the solve and the path in this folder; the same command "
+        "goes on from there, and one with another --metric does not invert the images again",
+    )
+    add(
+        "--force",
+        action="store_true",
+        help="overwrite the output, and start anew where --keep holds work with other settings",
+    )
+    return command

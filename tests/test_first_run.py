@@ -1,0 +1,283 @@
+"""What a new user of the command sees: progress, the time left, the result in words, flags."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import riemannian_diffusion
+from riemannian_diffusion import demo
+from riemannian_diffusion.cli import main
+from riemannian_diffusion.cli.flags import flags, with_flags
+from riemannian_diffusion.cli.progress import rounded
+from riemannian_diffusion.events import Event
+from riemannian_diffusion.geodesics import Geodesic
+from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+from riemannian_diffusion.pipelines.knowledge import SHIPPED, is_shipped, native_size, size_problem
+from riemannian_diffusion.pipelines.progress import Estimate
+from riemannian_diffusion.pipelines.quality import psnr, verdict
+
+PACKAGE = Path(riemannian_diffusion.__file__).parent
+FEW = ["--steps", "4", "--frames", "3", "--max-evals", "1", "--device", "cpu"]
+COMMAND = [sys.executable, "-m", "riemannian_diffusion"]
+
+
+# Messages name flags
+
+
+def test_every_argument_that_an_option_is_passed_as_has_its_flag():
+    own = {"generator", "points", "dir", "names"}  # made from an option, and named in no message
+    checked = 0
+    for file in (PACKAGE / "cli").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.keyword) or node.arg in (None, *own):
+                continue
+            read = [
+                one.attr
+                for one in ast.walk(node.value)
+                if isinstance(one, ast.Attribute)
+                and isinstance(one.value, ast.Name)
+                and one.value.id == "args"
+            ]
+            if len(read) == 1:
+                checked += 1
+                assert flags().get(node.arg) == flags().get(read[0]), f"{node.arg} in {file}"
+    assert checked > 20
+
+
+def test_messages_of_the_stages_name_no_argument_that_has_neither_flag_nor_reason():
+    pipe = GeodesicInterpolationPipeline
+    stages = (pipe.condition, pipe.invert, pipe.solve, pipe.sample, pipe.retime, pipe.extend)
+    stages += (pipe.transport, pipe.render)
+    arguments = {name for stage in stages for name in inspect.signature(stage).parameters}
+    # What the command never passes, or always passes rightly: no message about it can reach a user.
+    never = {"callback_on_step_end", "conditions", "keys", "path", "score_mode"}
+    never |= {"prompt_embeds", "negative_prompt_embeds", "ip_adapter_image_embeds", "class_labels"}
+    never |= {"frame_numbers", "generator", "true_cfg_scale", "solver", "num_quadrature"}
+    never |= {"cross_attention_kwargs", "bridge"}
+    seen = set()
+    for file in (PACKAGE / "pipelines").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            is_warning = isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "warn"
+            if not isinstance(node, ast.Raise) and not is_warning:
+                continue
+            texts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
+            for text in filter(lambda text: isinstance(text, str), texts):
+                seen |= set(re.findall(r"`(\w+)[`=]", with_flags(text))) & arguments
+    assert seen <= never
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("take a coarser `rtol`", "take a coarser --rtol"),
+        ("`num_inference_steps=50`, or `strength=0.5`", "--steps 50, or --strength 0.5"),
+        ("init='split' needs", "--init split needs"),
+        ("with `safety_checker=None`.", "with --no-safety-checker."),
+        ("far away; resize `image`.", "far away; choose another --size."),
+        ("`model_index` and `x0`", "`model_index` and `x0`"),
+    ],
+)
+def test_arguments_become_flags(message, told):
+    assert with_flags(message) == told
+
+
+# The time left
+
+
+class Job:
+    """A job that takes given seconds for each pass, as events and a clock."""
+
+    def __init__(self, *, evals: int, steps=30, frames=17, keyframes=2):
+        self.now, self.events = 0.0, []
+        solve = 2 * (3 * (frames - 1) + 1)
+        for i in range(steps + 1):
+            calls = 3 * min(i, 3) + max(0, i - 3)  # three passes at the cleanest levels
+            self.events.append((keyframes * calls, Event("invert", i, steps, calls=calls)))
+        spent = self.events[-1][0]
+        self.events += [(spent + solve * i, Event("solve", i)) for i in range(evals + 1)]
+        spent = self.events[-1][0]
+        self.events += [(spent + frames * i, Event("sample", i, steps)) for i in range(steps + 1)]
+        spent = self.events[-1][0]
+        self.events += [(spent + i, Event("decode", i, frames)) for i in range(frames + 1)]
+        self.estimate = Estimate(
+            {"invert": 2 * steps, "solve": 30 * solve, "sample": steps * frames, "decode": frames},
+            points=keyframes,
+            max_evals=200,
+            num_gaps=1,
+            clock=lambda: self.now,
+        )
+
+    def predictions(self):
+        """Each event, the predicted time left after it, and the true one."""
+        end = self.events[-1][0]
+        for passes, event in self.events:
+            self.now = 0.02 * passes
+            self.estimate(event)
+            yield event, self.estimate.seconds_left(), 0.02 * (end - passes)
+
+
+@pytest.mark.parametrize("evals", [30, 20, 60])
+def test_the_time_left_is_that_of_the_whole_job(evals):
+    found = list(Job(evals=evals).predictions())
+    assert found[0][1] is None and found[-1][1] == pytest.approx(0, abs=0.1)
+    for event, left, true in found[2:-2]:
+        usual = evals == 30 and event.done <= 24  # beyond that, a quarter more are expected
+        if event.stage != "invert" and (usual or event.stage != "solve"):
+            assert left == pytest.approx(true, rel=0.3, abs=1)
+        else:
+            assert true / 4 < left < 4 * true
+
+
+def test_times_are_rounded_to_what_is_known():
+    assert [rounded(s) for s in (0, 7, 38, 58, 200, 4000, 7200)] == [
+        *("5 s", "5 s", "40 s", "1 min", "3 min", "1 h 10 min", "2 h")
+    ]
+
+
+# The result in words
+
+
+def outcome(errors, *, on_data=True, energy=3.0, bound=2.0, status="converged"):
+    path = torch.zeros(3, 2)
+    found = Geodesic(path, energy, bound, status=status, on_data=on_data)
+    return SimpleNamespace(reconstruction_error=errors, geodesics=[found])
+
+
+def test_the_verdict_names_reconstruction_energy_and_data():
+    assert psnr(0.01) == pytest.approx(20) and psnr(0.0) == float("inf")
+    assert verdict(outcome([1e-3, 1e-4])) == (
+        "good: the images return with a PSNR of 30.0 and 40.0 dB; the energy is 1.5 times its "
+        "lower bound; the path stays on the data"
+    )
+    assert verdict(outcome([2e-3, 1e-4])).startswith("fair: ")
+    assert verdict(outcome([1e-4, 1e-4], status="max_evals")).startswith("fair: ")
+    assert verdict(outcome([2e-2, 1e-4])).startswith("poor: ")
+    assert verdict(outcome([1e-4] * 2, on_data=False)).endswith("the path leaves the data")
+    assert verdict(outcome([1e-4] * 2, on_data=False)).startswith("poor: ")
+    curve = SimpleNamespace(reconstruction_error=[1e-4, 1e-3, 1e-4], geodesics=[None, None])
+    assert verdict(curve) == "good: the images return with a PSNR of 30.0 dB at worst (image 2)"
+
+
+# Images that the model does not know
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """The names of two noisy images of 150 x 150 pixels."""
+    noise = np.random.default_rng(0).integers(0, 255, (2, 150, 150, 3), dtype=np.uint8)
+    names = [str(tmp_path / f"{i}.png") for i in range(2)]
+    for name, pixels in zip(names, noise, strict=True):
+        PIL.Image.fromarray(pixels).save(name)
+    return names
+
+
+def test_far_sizes_are_more_than_twice_or_less_than_half_the_models(shipped):
+    assert is_shipped(shipped) and native_size(shipped) == 64
+    assert size_problem(shipped, (128, 128)) is None and size_problem(shipped, (32, 32)) is None
+    assert size_problem(shipped, (32, 256)) is None  # as many pixels as 90 x 90
+    for size in ((132, 128), (28, 36)):
+        assert f"{size[0]} x {size[1]} pixels" in size_problem(shipped, size)
+        assert "`image`" in size_problem(shipped, size)
+
+
+def test_python_is_told_what_the_shipped_model_knows(shipped):
+    noise = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match=re.escape(SHIPPED)):
+        shipped.invert(list(noise), num_inference_steps=2)
+    large = [torch.zeros(3, 160, 160), torch.ones(3, 160, 160)]
+    with pytest.warns(UserWarning, match=r"160 x 160 pixels.*resize `image`"):
+        shipped.invert(large, num_inference_steps=2)
+
+
+def test_the_command_refuses_far_sizes_that_size_does_not_confirm(photos, tmp_path, capsys):
+    output = str(tmp_path / "out.png")
+    words = ["interpolate", *photos, "-o", output, *FEW, "--metric", "slerp"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "150 x 150" in error and "--size 64" in error and "--size 150x150" in error
+    assert main([*words, "--size", "64"]) == 0
+    told = capsys.readouterr()
+    assert told.err.count("only knows renders of five solids") == 1 and "--model" in told.err
+    assert told.out.splitlines()[-1].startswith("  poor: the images return with a PSNR of ")
+    assert json.loads(Path(output).with_suffix(".json").read_text())["quality"].startswith("poor")
+
+
+def test_scale_makes_every_pixel_a_square(tmp_path):
+    words = ["interpolate", *FEW, "--metric", "slerp"]
+    assert main([*words, "-o", str(tmp_path / "small")]) == 0
+    assert main([*words, "-o", str(tmp_path / "large"), "--scale", "3"]) == 0
+    small = np.asarray(PIL.Image.open(tmp_path / "small" / "frame_0001.png"))
+    large = np.asarray(PIL.Image.open(tmp_path / "large" / "frame_0001.png"))
+    assert np.array_equal(large, small.repeat(3, 0).repeat(3, 1))
+
+
+# Processes
+
+
+@pytest.mark.slow
+def test_everyday_commands_print_no_words_of_other_libraries(tmp_path):
+    folder = tmp_path / "sequences" / "one"
+    folder.parent.mkdir()
+    commands = [
+        ["--help"],
+        ["models"],
+        ["interpolate", "-o", str(folder), *FEW],
+        ["interpolate", "-o", str(tmp_path / "m.mp4"), *FEW, "--metric", "slerp"],
+        ["interpolate", str(tmp_path / "m.mp4"), "-o", str(tmp_path / "m.gif"), *FEW],
+        ["evaluate", str(folder.parent), "--protocol", "any"],
+    ]
+    for words in commands:
+        done = subprocess.run([*COMMAND, *words], capture_output=True, text=True)
+        foreign = [
+            line
+            for line in done.stderr.splitlines()
+            if not line.startswith(("riemannian-diffusion: ", "Downloading: "))  # weights
+        ]
+        assert done.returncode == 0 and not foreign, (words, done.stderr)
+
+
+@pytest.mark.slow
+def test_an_interrupt_at_any_moment_is_one_line(tmp_path):
+    moments, seconds = random.Random(0), time.perf_counter()
+    words = [*COMMAND, "interpolate", *FEW, "--frames", "5", "-o", str(tmp_path / "m.gif")]
+    subprocess.run([*words, "--force"], check=True, capture_output=True)
+    seconds = time.perf_counter() - seconds
+    for _ in range(8):
+        process = subprocess.Popen(
+            [*words, "--force", "--keep", str(tmp_path / "kept")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout.readline()  # before it Python itself is starting
+        time.sleep(moments.uniform(0, seconds))
+        os.kill(process.pid, signal.SIGINT)
+        _, error = process.communicate()
+        if process.returncode != 0:  # it had ended
+            assert process.returncode == 130, error
+            (line,) = error.splitlines()
+            assert line.startswith("riemannian-diffusion: interrupted")
+        assert not [one for one in tmp_path.rglob(".*")]
+        with PIL.Image.open(tmp_path / "m.gif") as gif:
+            assert gif.n_frames == 5

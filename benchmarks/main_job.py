@@ -196,10 +196,12 @@ def passes_row(pipe, references: Path | None, pair: str, setting: str) -> dict:
 
 
 def reference_of(pipe, keys: Keyframes, metric, folder: Path | None, name: str) -> MorphPath:
-    """The sampled path of the reference, from the folder if it is there."""
+    """The sampled path of the reference, from the folder if it is there for these keyframes."""
     file = None if folder is None else folder / f"{name.replace(' ', '_')}.safetensors"
     if file is not None and file.exists():
-        return pipe.connect(MorphPath.load(file))
+        kept = pipe.connect(MorphPath.load(file))
+        if torch.equal(kept.keys.points, keys.points):  # the inversion has not changed since
+            return kept
     path = pipe.sample(pipe.solve(keys, metric, **REFERENCE))
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -250,7 +250,7 @@ def test_the_path_returned_is_the_best_one_seen():
     found = solve(metric, problem, solver=Adam(0.5, 0.5), max_evals=12)
     history = energies(found)
     assert history[-1] > 2 * min(history)
-    energy = float(metric.energy(refine(found.nodes, 3)).sum())
+    energy = float(metric.energy(refine(found.nodes, 2)).sum())
     assert energy == pytest.approx(min(history), rel=1e-9)
 
 
@@ -720,7 +720,7 @@ def test_callbacks_see_every_iteration(solver):
         assert iterate.path.shape == (17, 8)
         assert torch.equal(iterate.path[0], problem.x0)
         assert torch.equal(iterate.path[-1], problem.x1)
-        energy = float(metric.energy(refine(iterate.path, 3)).sum())
+        energy = float(metric.energy(refine(iterate.path, 2)).sum())
         assert iterate.energy == pytest.approx(energy, rel=1e-9)
     quiet = solve(metric, problem, **options)
     assert torch.equal(found.path, quiet.path)

@@ -4,56 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.arguments import check_kind, check_not_negative, check_whole
+from riemannian_diffusion.geodesics.options import FIRST, THOROUGH, Options
 from riemannian_diffusion.geodesics.outcome import SETTLED, Geodesic
 from riemannian_diffusion.geodesics.problem import Problem
-from riemannian_diffusion.geodesics.solvers import PathLBFGS, Solver
 from riemannian_diffusion.metrics import Departure, Metric, PathEnergy
 from riemannian_diffusion.paths import points_at, refine, segment_lengths, smooth
 
 _FAILED = ("nonfinite", "rounding")
 _LEAST_RESOLUTION = 2.0  # smallest length of chords, in rounding errors of the embedding
-RTOL = 1e-4  # default relative tolerance
-THOROUGH = 3  # number of sub-chords with which chords hardly ever leap
-FIRST = 2  # number of sub-chords that is tried first
 _PATIENCE = 3  # number of iterations in a row that must be close to the minimum
 _LEAST_TO_REFINE = 20.0  # smallest resolution at which a finer sampling shows more than rounding
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of a solve.
-
-    Attributes:
-        num_quadrature: Number of sub-chords of each segment, at least 1. None tries 2. If
-            the energy that was found misses more than 5 % of the energy on a finer sampling, the
-            solve begins again with 3.
-        solver: The solver.
-        rtol: Largest share of the energy by which a converged path may lie above the minimum, as
-            the solver estimates it.
-        max_evals: Largest number of evaluations of energy and gradient for each problem.
-
-    Raises:
-        ValueError: If an option is out of range.
-    """
-
-    num_quadrature: int | None = None
-    solver: Solver = field(default_factory=PathLBFGS)
-    rtol: float = RTOL
-    max_evals: int = 200
-
-    def __post_init__(self):
-        check_whole(1, max_evals=self.max_evals)
-        if self.num_quadrature is not None:
-            check_whole(1, num_quadrature=self.num_quadrature)
-        check_not_negative(rtol=self.rtol)
-        check_kind(Solver, solver=self.solver)
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,7 +318,7 @@ class Run:
         self._keep()
         now = self.now
         now.stage, metric = len(self.metrics) - 1, self.metrics[-1]
-        before, factor = now.best_energy, 2 * self._sub_chords()
+        before, factor = now.best_energy, 2 * (self.options.num_quadrature or THOROUGH)
         finest = 4 * factor
         while True:
             fine, status = refine(now.path, factor), now.status

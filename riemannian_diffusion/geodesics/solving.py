@@ -11,9 +11,10 @@ from torch import Tensor
 
 from riemannian_diffusion.arguments import check_callable, check_points
 from riemannian_diffusion.geodesics import checkpoints
+from riemannian_diffusion.geodesics.options import RTOL, Options
 from riemannian_diffusion.geodesics.outcome import Geodesic
 from riemannian_diffusion.geodesics.problem import Problem, Start, check_ends, listed
-from riemannian_diffusion.geodesics.runs import RTOL, Iterate, Options, Run
+from riemannian_diffusion.geodesics.runs import Iterate, Run
 from riemannian_diffusion.geodesics.solvers import PathLBFGS, Solver
 from riemannian_diffusion.metrics import Metric, PathEnergy
 from riemannian_diffusion.score.model import plain_attributes

@@ -180,32 +180,10 @@ def test_the_lower_bound_holds(problem, metric):
     assert (found.lower_bound > 0) == issubclass(metric, PullbackMetric)
 
 
-def test_two_sub_chords_are_tried_first_and_three_where_they_miss_energy():
-    """17 points need only two; with 4 points, the energy on a finer sampling is much higher."""
-    metric, ends = TangentNormalMetric(circle(8).score), (circle(8).x0, circle(8).x1)
-    alone = {num: geodesic(metric, *ends, num_points=num) for num in (4, 17)}
-    two, three = (
-        {n: geodesic(metric, *ends, num_points=n, num_quadrature=q) for n in alone} for q in (2, 3)
-    )
-    assert torch.equal(alone[17].nodes, two[17].nodes)
-    assert alone[17].num_evals == two[17].num_evals <= 25
-    assert torch.equal(alone[4].nodes, three[4].nodes) and alone[4].energy == three[4].energy
-    assert alone[4].num_evals == two[4].num_evals + three[4].num_evals
-    # without the evaluations for another try, the first one is the result
-    budget = 2 * two[4].num_evals - 1
-    assert torch.equal(geodesic(metric, *ends, num_points=4, max_evals=budget).nodes, two[4].nodes)
-    x0, x1 = (x.expand(2, -1) for x in ends)
-    for found in geodesics(metric, x0, x1, num_points=[4, 17]):
-        one = alone[len(found.path)]
-        assert found.num_evals == one.num_evals and found.status == one.status == "converged"
-        assert_close(found.nodes, one.nodes, rtol=0, atol=1e-6)
-
-
 @every_problem
 @every_metric
 def test_a_solve_lowers_the_energy(problem, metric):
-    bound = metric(problem.score)
-    found = solve(bound, problem, num_quadrature=3)
+    found, bound = solved(metric, problem.name), metric(problem.score)
     history = energies(found)
     # the line search treats differences below the rounding of float32 as equal
     assert all(after <= before * (1 + 1e-6) for before, after in pairwise(history))
@@ -247,7 +225,7 @@ def test_the_path_returned_is_the_best_one_seen():
     found = solve(metric, problem, solver=Adam(0.5, 0.5), max_evals=12)
     history = energies(found)
     assert history[-1] > 2 * min(history)
-    energy = float(metric.energy(refine(found.nodes, 2)).sum())
+    energy = float(metric.energy(refine(found.nodes, 3)).sum())
     assert energy == pytest.approx(min(history), rel=1e-9)
 
 
@@ -579,7 +557,7 @@ def test_non_finite_values_between_the_points_are_a_status():
 
     class Slit(EuclideanMetric):
         def embed(self, x):
-            inside = (x[:, :1] - 1 / 12).abs() < 0.01
+            inside = (x[:, :1] - 1 / 8).abs() < 0.01
             return torch.where(inside, torch.nan, x)
 
     found = geodesic(Slit(), vector(0, 0), vector(1, 0), num_points=3, init="lerp")
@@ -717,7 +695,7 @@ def test_callbacks_see_every_iteration(solver):
         assert iterate.path.shape == (17, 8)
         assert torch.equal(iterate.path[0], problem.x0)
         assert torch.equal(iterate.path[-1], problem.x1)
-        energy = float(metric.energy(refine(iterate.path, 2)).sum())
+        energy = float(metric.energy(refine(iterate.path, 3)).sum())
         assert iterate.energy == pytest.approx(energy, rel=1e-9)
     quiet = solve(metric, problem, **options)
     assert torch.equal(found.path, quiet.path)

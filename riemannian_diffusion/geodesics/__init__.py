@@ -4,10 +4,9 @@ import inspect
 import sys
 from types import ModuleType
 
-from riemannian_diffusion.geodesics.options import RTOL
 from riemannian_diffusion.geodesics.outcome import Geodesic
 from riemannian_diffusion.geodesics.problem import Problem, Start
-from riemannian_diffusion.geodesics.runs import Iterate
+from riemannian_diffusion.geodesics.runs import RTOL, Iterate
 from riemannian_diffusion.geodesics.solvers import Adam, Iteration, PathLBFGS, Solver
 from riemannian_diffusion.geodesics.solving import geodesic, geodesics, solving
 

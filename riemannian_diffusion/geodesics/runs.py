@@ -4,22 +4,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.geodesics.options import FIRST, THOROUGH, Options
+from riemannian_diffusion.arguments import check_kind, check_not_negative, check_whole
 from riemannian_diffusion.geodesics.outcome import SETTLED, Geodesic
 from riemannian_diffusion.geodesics.problem import Problem
+from riemannian_diffusion.geodesics.solvers import PathLBFGS, Solver
 from riemannian_diffusion.metrics import Departure, Metric, PathEnergy
 from riemannian_diffusion.paths import points_at, refine, segment_lengths, smooth
 
 _FAILED = ("nonfinite", "rounding")
 _LEAST_RESOLUTION = 2.0  # smallest length of chords, in rounding errors of the embedding
+RTOL = 1e-4  # default relative tolerance
 _PATIENCE = 3  # number of iterations in a row that must be close to the minimum
 _LEAST_TO_REFINE = 20.0  # smallest resolution at which a finer sampling shows more than rounding
+_FINEST = 8  # largest number of finer sub-chords for each sub-chord that was optimised
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a solve.
+
+    Attributes:
+        num_quadrature: Number of sub-chords of each segment, at least 1.
+        solver: The solver.
+        rtol: Largest share of the energy by which a converged path may lie above the minimum, as
+            the solver estimates it.
+        max_evals: Largest number of evaluations of energy and gradient for each problem.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    num_quadrature: int = 3
+    solver: Solver = field(default_factory=PathLBFGS)
+    rtol: float = RTOL
+    max_evals: int = 200
+
+    def __post_init__(self):
+        check_whole(1, num_quadrature=self.num_quadrature, max_evals=self.max_evals)
+        check_not_negative(rtol=self.rtol)
+        check_kind(Solver, solver=self.solver)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +109,6 @@ class Standing:
         start: Index of the start.
         spent: Number of evaluations from earlier starts.
         found: The geodesics from earlier starts.
-        thorough: Whether the first try, with fewer sub-chords, has missed energy.
         stage: Index of the metric.
         used: Number of evaluations from this start under earlier metrics.
         status: Status with which the previous metric ended.
@@ -96,7 +124,6 @@ class Standing:
     start: int
     spent: int
     found: list[Geodesic]
-    thorough: bool
     stage: int
     used: int
     status: str
@@ -167,7 +194,6 @@ class Run:
     def _fresh(self, path: Tensor) -> dict[str, Any]:
         """The progress of a solve that begins at a path."""
         return {
-            "thorough": False,
             "stage": 0,
             "used": 0,
             "status": "converged",
@@ -209,49 +235,22 @@ class Run:
             while now.stage < len(self.metrics) and now.status not in _FAILED:
                 yield from self._descend()
             found = yield from self._measure()
-            if self._misses_energy(found):
-                self._reset(now.start, thorough=True, used=now.used)
-                continue
             now.found, now.spent = [*now.found, found], now.spent + now.used
             now.start += 1
             if now.start < len(starts):
-                self._reset(now.start)
+                for name, value in self._fresh(starts[now.start]).items():
+                    setattr(now, name, value)
         return replace(min(now.found, key=_rank), num_evals=now.spent)
-
-    def _reset(self, start: int, **values: Any) -> None:
-        """Begin at a start, with some values of the progress given."""
-        for name, value in (self._fresh(self.problem.starts[start]) | values).items():
-            setattr(self.now, name, value)
-
-    def _misses_energy(self, found: Geodesic) -> bool:
-        """Whether the first try missed so much energy that more sub-chords are needed."""
-        now = self.now
-        missed = found.energy - now.best_energy
-        return (
-            self.options.num_quadrature is None
-            and not now.thorough
-            and found.status not in _FAILED
-            and missed > SETTLED * abs(found.energy)
-            and 2 * now.used <= self._budget()
-        )
-
-    def _sub_chords(self) -> int:
-        """The number of sub-chords of each segment."""
-        return self.options.num_quadrature or (THOROUGH if self.now.thorough else FIRST)
-
-    def _budget(self) -> int:
-        """The number of evaluations from this start."""
-        now, total = self.now, self.options.max_evals
-        return (total - now.spent) // (len(self.problem.starts) - now.start)
 
     def _descend(self) -> Generator[Question | Iterate, PathEnergy, None]:
         """Minimise the energy under one metric."""
-        now = self.now
+        now, options = self.now, self.options
         if now.solver is None:
             now.evals, now.close, now.iterates = 0, 0, []
             now.best_path, now.best_energy = now.path, math.inf
             self._keep()
-        budget = (self._budget() - now.used) // (len(self.metrics) - now.stage)
+        for_start = (options.max_evals - now.spent) // (len(self.problem.starts) - now.start)
+        budget = (for_start - now.used) // (len(self.metrics) - now.stage)
         now.status = yield from self._iterate(budget)
         now.path, now.used, now.stage = now.best_path, now.used + now.evals, now.stage + 1
         now.solver = None
@@ -305,7 +304,7 @@ class Run:
         self.now.evals += 1
         points = points.detach().requires_grad_()
         with torch.enable_grad():
-            fine = refine(self._whole(points), self._sub_chords())
+            fine = refine(self._whole(points), self.options.num_quadrature)
         answer = yield Question(self.now.stage, fine.detach(), differentiate=True)
         gradient = torch.autograd.grad(fine, points, answer.gradient)[0]
         energy = float(answer.segments.sum())
@@ -318,9 +317,9 @@ class Run:
         self._keep()
         now = self.now
         now.stage, metric = len(self.metrics) - 1, self.metrics[-1]
-        before, factor = now.best_energy, 2 * (self.options.num_quadrature or THOROUGH)
-        finest = 4 * factor
+        before, factor = now.best_energy, self.options.num_quadrature
         while True:
+            factor *= 2
             fine, status = refine(now.path, factor), now.status
             answer = yield Question(now.stage, fine, differentiate=False, departures=True)
             energy = float(answer.segments.cpu().double().sum())
@@ -328,11 +327,11 @@ class Run:
             if (
                 not math.isfinite(energy)
                 or abs(change) <= SETTLED
-                or factor >= finest
+                or factor >= _FINEST * self.options.num_quadrature
                 or answer.resolution < _LEAST_TO_REFINE
             ):
                 break
-            before, factor = energy, 2 * factor
+            before = energy
         if not math.isfinite(energy):  # perhaps only on the finer sampling
             status = "nonfinite"
         if math.isfinite(energy) and not metric.flat_pace:

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from riemannian_diffusion.arguments import check_callable, check_points
 from riemannian_diffusion.geodesics import checkpoints
-from riemannian_diffusion.geodesics.options import RTOL, Options
 from riemannian_diffusion.geodesics.outcome import Geodesic
 from riemannian_diffusion.geodesics.problem import Problem, Start, check_ends, listed
-from riemannian_diffusion.geodesics.runs import Iterate, Run
+from riemannian_diffusion.geodesics.runs import RTOL, Iterate, Options, Run
 from riemannian_diffusion.geodesics.solvers import PathLBFGS, Solver
 from riemannian_diffusion.metrics import Metric, PathEnergy
 from riemannian_diffusion.score.model import plain_attributes
@@ -27,7 +26,7 @@ def solving(
     metric: Metric | Sequence[Metric],
     problems: Sequence[Problem],
     *,
-    num_quadrature: int | None = None,
+    num_quadrature: int = 3,
     solver: Solver | None = None,
     rtol: float = RTOL,
     max_evals: int = 200,
@@ -124,7 +123,7 @@ def geodesic(
     x1: Tensor,
     *,
     num_points: int = 17,
-    num_quadrature: int | None = None,
+    num_quadrature: int = 3,
     init: Start | Sequence[Start] = None,
     solver: Solver | None = None,
     rtol: float = RTOL,
@@ -135,10 +134,9 @@ def geodesic(
     """Find a path of least energy between two points.
 
     The unknowns are the points between the ends. The optimised energy sums over `num_quadrature`
-    sub-chords of every straight segment. With few sub-chords, a solver can lower the energy by
-    steps that leap over regions of high energy. The default tries few, because they cost less,
-    and measures the path that it found on more of them. The solve is local: it finds the minimum
-    near its start. It is deterministic.
+    sub-chords of every straight segment. Without sub-chords, a solver can lower the energy by
+    steps that leap over regions of high energy. The solve is local: it finds the minimum near its
+    start. It is deterministic.
 
     Args:
         metric: A metric, or several metrics, coarse to fine. Each is solved from the path of the
@@ -147,9 +145,7 @@ def geodesic(
             float32.
         x1: Last point, `shape`.
         num_points: Number of points of the path, at least 2.
-        num_quadrature: Number of sub-chords per segment, at least 1. None tries 2. If the
-            energy that was found misses more than 5 % of the energy on a finer sampling, the solve
-            begins again with 3, unless more than half of the evaluations are used.
+        num_quadrature: Number of sub-chords per segment, at least 1.
         init: The first path: "lerp", "slerp", a path `(num_points, *shape)`, a function
             `(x0, x1, num_points) -> path`, or a list of these. None takes "lerp". With a list, each
             start has an equal share of the remaining evaluations, and the geodesic with the least
@@ -203,7 +199,7 @@ def geodesics(
     x1: Tensor,
     *,
     num_points: int | Sequence[int] = 17,
-    num_quadrature: int | None = None,
+    num_quadrature: int = 3,
     init: Start | Sequence[Start] = None,
     solver: Solver | None = None,
     rtol: float = RTOL,

@@ -88,7 +88,7 @@ def check_solve(
     solver: Solver | None,
     max_evals: int,
     rtol: float,
-    num_quadrature: int | None,
+    num_quadrature: int,
     score_mode: str | None,
 ) -> None:
     """Check the options of the stage `solve`.
@@ -100,9 +100,7 @@ def check_solve(
         from riemannian_diffusion.geodesics import Solver
 
         check_kind(Solver, solver=solver)
-    check_whole(1, max_evals=max_evals)
-    if num_quadrature is not None:
-        check_whole(1, num_quadrature=num_quadrature)
+    check_whole(1, max_evals=max_evals, num_quadrature=num_quadrature)
     check_not_negative(rtol=rtol)
     if score_mode is not None:
         from riemannian_diffusion.score.network import MODES

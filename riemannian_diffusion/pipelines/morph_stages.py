@@ -172,7 +172,7 @@ class MorphStages(RunningModel):
         solver: Solver | None = None,
         max_evals: int = 200,
         rtol: float = RTOL,
-        num_quadrature: int | None = None,
+        num_quadrature: int = 3,
         score_mode: str | None = None,
         checkpoint: str | os.PathLike | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,

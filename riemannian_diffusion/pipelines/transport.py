@@ -38,7 +38,7 @@ class TransportStage(MorphStages):
         metric: str | MetricFactory | None = None,
         max_evals: int = 200,
         rtol: float = RTOL,
-        num_quadrature: int | None = None,
+        num_quadrature: int = 3,
         callback_on_step_end: Step | None = None,
         on_event: Listener | None = None,
     ) -> MorphPath:

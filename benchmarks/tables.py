@@ -993,6 +993,23 @@ TABLES = {
         ),
         list(_lines("run", (1, 2, 3), file="main_job")),
     ),
+    "main job, passes": Table(
+        ("pair",),
+        _values(
+            *("inversion:.0f", "gradient", "forward:.0f", "sampling:.0f", "total:.0f"),
+            *("slerp:.0f", "evaluations=evals", "energy:.3%", "frames:.4f"),
+            *("largest step=step:.3f", "of slerp=slerp step:.3f"),
+        ),
+        list(
+            _lines(
+                "pair",
+                ["shipped"]
+                + [f"{use} {i}" for use in ("tuning", "reporting") for i in range(1, 6)],
+                file="main_job_passes",
+                setting="noise",
+            )
+        ),
+    ),
     "contact sheets": Table(
         ("largest step",),
         [

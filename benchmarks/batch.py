@@ -34,11 +34,10 @@ from typing import Any
 
 import frame
 import torch
-from architectures import SD15
-from diffusers import UNet2DConditionModel
+from architectures import ARCHITECTURES
+from model_costs import counted
 from scenes import write_pairs
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from riemannian_diffusion.cli.batch import settings_of
 from riemannian_diffusion.cli.batch_work import MorphWork
@@ -100,16 +99,6 @@ class Clock:
         inputs[0].register_hook(end)
 
 
-def tera_per_pass() -> float:
-    """TFLOP of Stable Diffusion 1.5's network for one latent of 4 x 64 x 64."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**SD15)
-        inputs = torch.zeros(1, 4, 64, 64), torch.tensor(1), torch.zeros(1, 77, 768)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            unet(*inputs)
-    return counter.get_total_flops() / 1e12
-
-
 def main(argv: list[str] | None = None) -> list[dict]:
     """Measure the overhead; return the rows."""
     parser = frame.parser(__doc__)
@@ -143,7 +132,9 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     relative = float(clock.reverse[1] / (passes["reverse"] * args.pairs) / each)
     yield {"row": "passes", **passes, "reverse over forward": relative}
 
-    each_pass = args.seconds_per_pass or tera_per_pass() / RATE
+    each_pass = (
+        args.seconds_per_pass or counted(ARCHITECTURES["sd15"], 512)[1].forward / 1e12 / RATE
+    )
     work = (passes["forward"] + relative * passes["reverse"]) * each_pass
     hours = NUM_PAIRS * work * (1 + float(overhead[1])) / 3600
     yield {

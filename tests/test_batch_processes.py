@@ -68,17 +68,20 @@ def test_killed_processes_lose_and_repeat_nothing(manifest, tmp_path, num, seed)
     output, random_number = tmp_path / "out", random.Random(seed)
     running = [start(manifest, output, log, rank, num) for rank in range(num)]
     killed: set[int] = set()
-    deadline = time.monotonic() + 60
-    while any(process.poll() is None for process in running):
+    num_lines = 1  # of the log, after which the next process is killed
+    deadline = time.monotonic() + 120
+    while alive := [i for i in range(num) if running[i].poll() is None]:
         assert time.monotonic() < deadline
-        time.sleep(random_number.uniform(0.1, 0.4))
-        rank = random_number.randrange(num)
-        if len(killed) < 3 * num and running[rank].poll() is None:
+        time.sleep(random_number.uniform(0, 0.03))
+        written = len(log.read_text().splitlines()) if log.exists() else 0
+        if len(killed) < 3 * num and written >= num_lines:
+            rank = random_number.choice(alive)
             os.kill(running[rank].pid, signal.SIGKILL)
             killed.add(running[rank].pid)
             if random_number.random() < 0.5:
                 running[rank].wait()  # otherwise a dead process stays in the list of processes
             running[rank] = start(manifest, output, log, rank, num)
+            num_lines = written + random_number.randint(1, 2)
     assert all(process.returncode == 0 for process in running)
     assert len(killed) > num
     assert results(output) == expected

@@ -927,7 +927,7 @@ BAD_COMMANDS = [
     (["morphs", *FLAGS, "--device", "moon"], "--device moon cannot be used"),
     (
         ["morphs", *FLAGS, "--resamples", "-1"],
-        "`num_resamples` must be 0 or at least 2",
+        "--resamples must be 0 or at least 2",
     ),
     (["morphs", *FLAGS, "-o", "out.txt"], "--output must end in .json, but got out.txt"),
     (["morphs", *FLAGS, "-o", "no/out.json"], "the folder no of --output does not exist"),
@@ -979,5 +979,5 @@ def test_evaluation_stands_beside_the_pipelines_and_needs_no_extra_to_import():
         if inside:
             assert not any("pipelines" in name for name in names), path
             assert not {n.partition(".")[0] for n in names} & {"lpips", "torchmetrics"}, path
-        elif path.name not in ("commands.py", "retiming.py"):  # these import LPIPS only on request
+        elif path.name not in ("batch.py", "commands.py", "retiming.py"):  # only on request
             assert not any("evaluation" in name for name in names), path

@@ -331,7 +331,7 @@ def test_pictures_are_read_as_they_are_seen(case, tmp_path):
     assert np.array_equal((255 * pixels.permute(1, 2, 0)).round().numpy(), found)
     read = PIL.Image.fromarray(found)
     assert np.array_equal(np.asarray(converted(read, "RGB")), found)  # once more changes nothing
-    (shown,) = fit_images([str(tmp_path / name)], (16, 16)) if not told else [read]
+    (shown,) = fit_images([str(tmp_path / name)], (16, 16), print) if not told else [read]
     assert np.array_equal(np.asarray(shown), found)
 
 

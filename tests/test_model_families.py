@@ -272,11 +272,12 @@ def test_digits_through_their_own_model():
     pipe = AutoGeodesicInterpolationPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     keys = turned / 2 + 0.5
-    options = {"num_frames": 5, "num_inference_steps": 20, "max_evals": 10, "strength": 0.4}
+    options = {"num_inference_steps": 20, "strength": 0.4, "spacing": "scheduler"}
+    options |= {"num_frames": 5, "max_evals": 10}
     changes = {}
     for name in ("geodesic", "slerp", "retime"):
         metric = "slerp" if name == "slerp" else "tangent_normal"
-        out = pipe(list(keys), output_type="pt", metric=metric, **options)
+        out = morph(pipe, list(keys), output_type="pt", metric=metric, **options)
         if name == "retime":
             out = pipe.render(pipe.retime(out.path, "rmse"), output_type="pt")
         assert max(out.reconstruction_error) < 1e-4

@@ -98,7 +98,10 @@ def is_refused(message: str, capfd, *arguments: str, status: int = 2) -> None:
     lines = [line for line in lines if line.strip() and "warning: The model does not" not in line]
     assert len(lines) == 1 and message in lines[0], lines
     assert "Traceback" not in lines[0]
-    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
+    after = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+    kept = {path for path in after.keys() - before.keys() if path.parts[0] == "out-kept"}
+    assert {path: time for path, time in after.items() if path not in kept} == before
+    assert bool(kept) == ("--keep out-kept" in lines[0])  # finished work is kept and announced
 
 
 BAD_COMMANDS = [
@@ -256,7 +259,11 @@ def test_sixteen_bits_are_not_clipped(tmp_path):
     [
         (KeyboardInterrupt(), "riemannian-diffusion: interrupted", 130),
         (MemoryError(), "error: out of memory", 2),
-        (torch.OutOfMemoryError("CUDA out of memory."), "error: CUDA out of memory.", 2),
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            "error: out of memory: CUDA out of memory.",
+            2,
+        ),
     ],
 )
 def test_an_interrupted_morph_gives_one_line(place, capfd, monkeypatch, failure, message, status):

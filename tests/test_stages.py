@@ -687,7 +687,7 @@ BAD_SAMPLE = [
     ({"callback_on_step_end": lambda *_: 3}, "`callback_on_step_end` must return a dict.* int"),
     (put(None), '"latents" are .* but gave NoneType'),
     (put(torch.zeros(1, 4, 8, 8)), r'"latents" are \(3, 4, 8, 8\), but gave \(1, 4, 8, 8\)'),
-    (put(torch.full((3, 4, 8, 8), NAN)), "Sampling gave NaN or infinite values"),
+    (put(torch.full((3, 4, 8, 8), NAN)), "`callback_on_step_end` made NaN or infinite latents"),
 ]
 
 

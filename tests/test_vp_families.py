@@ -101,6 +101,7 @@ def test_dit_samples_as_its_pipeline(keyframes, monkeypatch):
     num = 1000  # the number of the null class in DiTPipeline
     ours, theirs = make("dit", num_classes=num), silent(DiTPipeline(**dit(num)))
     options = EXACT | {"metric": "slerp", "strength": 1.0, "num_frames": 2}
+    options["spacing"] = "scheduler"
     given = {"class_labels": 3, "guidance_scale": 3.0, "output_type": "pt"}
     found = morph(ours, [keyframes[0]] * 2, **given, **options)
     start = found.latents[:1]

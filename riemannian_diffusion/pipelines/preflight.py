@@ -77,7 +77,7 @@ def check_tiling(vae: Any) -> None:
     Raises:
         ValueError: If an `AutoencoderTiny` with tiling has not 8 pixels along a latent.
     """
-    if getattr(vae, "use_tiling", False) and "decoder_block_out_channels" in vae.config:
+    if type(vae).__name__ == "AutoencoderTiny" and vae.use_tiling:
         num = 2 ** (len(vae.config["decoder_block_out_channels"]) - 1)
         assumed = getattr(vae, "spatial_scale_factor", num)
         if num != assumed:

@@ -993,6 +993,21 @@ TABLES = {
         ),
         list(_lines("run", (1, 2, 3), file="main_job")),
     ),
+    "threads": Table(
+        ("busy processes", "threads", "waiting"),
+        _values(
+            *("seconds:.2f", "processor seconds:.2f", "over one thread:.2f"),
+            "processor over one thread:.2f",
+        ),
+        [
+            Line(
+                (str(busy), str(threads), waiting),
+                {"file": "threads", "busy processes": busy, "threads": threads, "waiting": waiting},
+            )
+            for busy in (0, 1)
+            for threads, waiting in ((1, "spin"), (2, "spin"), (2, "spin briefly"), (2, "sleep"))
+        ],
+    ),
     "main job, passes": Table(
         ("pair",),
         _values(

@@ -2,10 +2,11 @@
 
     python benchmarks/threads.py [--repeat 3] [--evals 3] [--out FILE]
 
-OpenMP lets waiting threads spin (its default) or sleep (OMP_WAIT_POLICY=passive, which the command
-sets). Each row is the least time of several fresh processes, which take turns with those of the
-other rows; times are also given over those of one thread beside nothing. Other work on the machine
-makes the times of both longer: compare the processor time, which counts the spinning.
+OpenMP lets waiting threads spin (its default), spin briefly (GOMP_SPINCOUNT=1000, which the command
+sets) or sleep (OMP_WAIT_POLICY=passive). Each row is the least time of several fresh processes,
+which take turns with those of the other rows; times are also given over those of one thread beside
+nothing. Other work on the machine makes the times of both longer: compare the processor time, which
+counts the spinning.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ from typing import Any
 
 import frame
 
-POLICIES = {"spin": {}, "sleep": {"OMP_WAIT_POLICY": "passive"}}
+POLICIES = {
+    "spin": {},
+    "spin briefly": {"GOMP_SPINCOUNT": "1000"},
+    "sleep": {"OMP_WAIT_POLICY": "passive"},
+}
 SOLVE = """
 import json, sys, time
 from PIL import Image
@@ -64,7 +69,7 @@ def solve_seconds(threads: int, policy: str, evals: int) -> tuple[float, float]:
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each number of threads, way of waiting and number of busy processes."""
-    cases = [(1, "spin"), (args.threads, "spin"), (args.threads, "sleep")]
+    cases = [(1, "spin"), *((args.threads, policy) for policy in POLICIES)]
     rows = list(itertools.product((0, 1), cases))
     found: dict[Any, list[tuple[float, float]]] = {row: [] for row in rows}
     for _, (busy, case) in itertools.product(range(args.repeat), rows):

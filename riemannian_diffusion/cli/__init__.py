@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         interrupt. The last two print one line that says what happened.
     """
     args = parse(argv)
-    wait_without_spinning()
+    spin_briefly()
     with leaving_at_once():  # after parsing: --help must not wait for NumPy
         from riemannian_diffusion.cli import commands
         from riemannian_diffusion.cli.batch import run_batch
@@ -53,12 +53,13 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def wait_without_spinning() -> None:
-    """Let threads of OpenMP sleep while they wait for each other, unless the user decides.
+def spin_briefly() -> None:
+    """Let threads of OpenMP spin only briefly while they wait for each other.
 
-    By default they spin. If another process holds one of the processors, the others then spin for
-    most of the time: a solve with two threads took seven times the processor time of one thread
-    (`benchmarks/threads.py`). It has an effect only before PyTorch is imported.
+    By default they spin for long. If another process holds one of the processors, they then spin
+    for most of the time. Threads that sleep at once are slow on an idle machine
+    (`benchmarks/threads.py`). This function changes nothing that the user has set, and it has an
+    effect only before PyTorch is imported.
     """
     if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
-        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ["GOMP_SPINCOUNT"] = "1000"

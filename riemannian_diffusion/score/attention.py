@@ -77,7 +77,16 @@ def _numbers(values: Tensor) -> list:
         return [value.item() for value in values.unbind()]
 
 
-class BlockwiseAttention(TorchFunctionMode):
+class ReadableVectors(TorchFunctionMode):
+    """Lets a network read vectors as lists inside of a transform of torch.func."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.tolist:
+            return _numbers(*args)
+        return func(*args, **(kwargs or {}))
+
+
+class BlockwiseAttention(ReadableVectors):
     """Replaces `scaled_dot_product_attention` by its formula, evaluated in blocks of queries.
 
     Every operation of the formula has a forward-mode derivative. No reverse pass follows, so memory
@@ -91,9 +100,7 @@ class BlockwiseAttention(TorchFunctionMode):
             return self._attend(*args, **(kwargs or {}))
         if func is F.group_norm:  # its forward derivative fails for channels-last memory
             args = (args[0].contiguous(), *args[1:])
-        if func is Tensor.tolist:
-            return _numbers(*args)
-        return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
     def _attend(
         self,

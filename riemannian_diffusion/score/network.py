@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from riemannian_diffusion.arguments import check_finite
 from riemannian_diffusion.batches import BatchSize
 from riemannian_diffusion.events import network_called
-from riemannian_diffusion.score.attention import forward_mode_attention
+from riemannian_diffusion.score.attention import ReadableVectors, forward_mode_attention
 from riemannian_diffusion.score.conditions import Conditions, Named, values_at
 from riemannian_diffusion.score.model import ScoreModel, outside_inference, pulled, pushed
 from riemannian_diffusion.score.weights import (
@@ -162,7 +162,7 @@ class NetworkScore(ScoreModel):
             return pull(self._at(where, chunk), x[chunk], w[chunk])
 
         plain = _uncheckpointed(self.network) if inside else nullcontext()
-        with frozen(self.network), plain, _uncompiled():
+        with frozen(self.network), plain, _uncompiled(), ReadableVectors():
             return self._in_batches(call, x, where)
 
     @property

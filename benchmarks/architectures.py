@@ -338,7 +338,7 @@ def score_of(
         device: Device of the network.
         dtype: Type of the network's weights.
         timestep: Timestep of the score.
-        max_batch_size: As in `NetworkScore`.
+        max_batch_size: See `NetworkScore`.
         size: Side of the latents; None takes that of the model's usual images.
         seed: Seed of the prompt and of random weights.
     """
@@ -351,7 +351,7 @@ def score_of(
 
 
 def compiled(name: str, score: NetworkScore) -> NetworkScore:
-    """The same score with a compiled network."""
+    """A score whose network is compiled."""
     architecture = SHIPPED if name == "shipped" else ARCHITECTURES[name]
     network: Any = torch.compile(score.network)
     return NetworkScore(

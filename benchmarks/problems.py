@@ -543,7 +543,7 @@ def held_out_problems(seed: int | None = None) -> Iterator[Problem]:
     """Six curves that are set aside for testing. No setting of any method was chosen on them.
 
     Args:
-        seed: As in `benchmark_problems`.
+        seed: See `benchmark_problems`.
     """
     for make in (limacon, spiral, tennis_ball, lissajous, torus_knot, random_fourier):
         yield make(seed)

@@ -128,7 +128,7 @@ def tangent_basis(score: ScoreModel, x: Tensor, dim: int, *, where: Where | None
     the denoiser, edits a point: `score.denoise(x + step * basis[:, i])`.
 
     Raises:
-        ValueError: As in `tangent_spectrum`.
+        ValueError: See `tangent_spectrum`.
     """
     return tangent_spectrum(score, x, dim, where=where).vectors
 
@@ -178,7 +178,7 @@ def intrinsic_dimension(
         num_samples: Number of noises or probes at each point. "scores" takes at least d + 1; None
             takes 4 d, or 64 if that is more. "flipd" and "loss" take at least 2; None takes 8.
         generator: Source of tangents or noises; None takes a generator seeded with 0.
-        where: As in `tangent_spectrum`.
+        where: See `tangent_spectrum`.
 
     Raises:
         ValueError: If an argument is out of range, or "flipd" or "loss" is given a score that adds
@@ -291,7 +291,7 @@ def split_tangent(
         score: The score.
         x: Points `(K, *shape)`.
         v: One vector per point, `(K, *shape)`.
-        where: As in `tangent_spectrum`.
+        where: See `tangent_spectrum`.
 
     Raises:
         ValueError: If the shapes differ.
@@ -321,7 +321,7 @@ def second_fundamental_form(
         x: Points of the manifold, `(K, *shape)`.
         u: Tangents, `(K, *shape)`.
         v: Tangents, `(K, *shape)`.
-        where: As in `tangent_spectrum`.
+        where: See `tangent_spectrum`.
         step: Step of the difference, in standard deviations of the noise.
 
     Returns:
@@ -346,17 +346,17 @@ def normal_curvature(
     """Compute the curvature `|II(u, u)| / |u|^2` of the manifold along tangents.
 
     Args:
-        score: As in `second_fundamental_form`.
+        score: See `second_fundamental_form`.
         x: Points of the manifold, `(K, *shape)`.
         u: Tangents, `(K, *shape)`.
-        where: As in `tangent_spectrum`.
-        step: As in `second_fundamental_form`.
+        where: See `tangent_spectrum`.
+        step: See `second_fundamental_form`.
 
     Returns:
         Curvatures `(K,)`, in 1 / length.
 
     Raises:
-        ValueError: As in `second_fundamental_form`.
+        ValueError: See `second_fundamental_form`.
     """
     bend = second_fundamental_form(score, x, u, u, where, step=step).flatten(1).norm(dim=1)
     return bend / u.flatten(1).square().sum(1).clamp(min=1e-30)

@@ -82,15 +82,15 @@ def fit_lora(
 
     Args:
         unet: A diffusers network. On return, also after an exception, it is restored.
-        scheduler: As in `fit_embeddings`.
+        scheduler: See `fit_embeddings`.
         latents: Clean latents of the P images, `(P, C, h, w)`.
         embeddings: Prompt embeddings, `(P, L, C)`, or `(1, L, C)` for all images.
         rank: Rank of the change of each projection, at least 1.
         num_steps: Steps of Adam for each image; the paper uses 200.
         lr: Adam's learning rate; the paper uses 2e-4.
         batch_size: Number of noises per step.
-        generator: As in `fit_embeddings`.
-        callback: As in `fit_embeddings`.
+        generator: See `fit_embeddings`.
+        callback: See `fit_embeddings`.
 
     Returns:
         One LoRA for each image, with the names of `peft.get_peft_model_state_dict`:
@@ -145,8 +145,8 @@ def denoising_losses(
     """Compute the mean squared errors of a model's predictions at noisy points, `(n,)`.
 
     Args:
-        model: As in `fit_embeddings`.
-        scheduler: As in `fit_embeddings`.
+        model: See `fit_embeddings`.
+        scheduler: See `fit_embeddings`.
         latents: Clean latents `(n, C, h, w)`, or one latent for all noises.
         embeddings: Prompt embeddings `(n, L, C)`, or one embedding for all noises.
         timesteps: Timesteps of the noise levels, `(n,)`, int64.

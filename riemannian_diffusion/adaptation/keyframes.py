@@ -105,7 +105,7 @@ def adapt(
         embedding_lr: Learning rate of the embeddings.
         lora_steps: Steps per image for its LoRA; 0 fits no LoRAs.
         lora_lr: Learning rate of the LoRAs.
-        rank: As in `fit_lora`.
+        rank: See `fit_lora`.
         batch_size: Number of noises per step.
         seed: Seed of all random numbers.
         cache_dir: A folder in which the result is stored under a hash of everything on which it

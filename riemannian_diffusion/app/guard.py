@@ -168,7 +168,7 @@ class Guard:
             raise Refusal(401, "This page asks for a name and a password.")
 
     async def _checked_body(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
-        """The same body, refused as soon as it is too much."""
+        """A `receive` that refuses a request as soon as its body is too large."""
         is_upload = scope["path"].rstrip("/") == f"{API}/upload"
         most = self.limits.upload_bytes if is_upload else self.limits.json_bytes
         length = headers.get("content-length", "0")

@@ -18,7 +18,7 @@ class Results:
     """The outputs of the page.
 
     Attributes:
-        videos: Of the metric and of the one to compare with.
+        videos: The videos of both metrics.
         words: The results in words.
         details: The tabs with what follows.
         sheet: All frames.

@@ -106,9 +106,9 @@ def launch(
     Args:
         page: What `build` returned.
         folder: Where gradio keeps uploads and results, as `uploads_folder` made it.
-        auth: As in `serve`.
-        names: As in `serve`.
-        limits: As in `serve`.
+        auth: See `serve`.
+        names: See `serve`.
+        limits: See `serve`.
         **options: Other options of gradio's `launch`.
 
     Returns:
@@ -136,7 +136,7 @@ def warnings_of(host: str, auth: tuple[str, str] | None) -> list[str]:
 
     Args:
         host: The address to listen on.
-        auth: As in `serve`.
+        auth: See `serve`.
     """
     if is_local(host):
         return []

@@ -149,7 +149,7 @@ class Request:
         Args:
             images: Images of one size.
             seed: Seed of all random numbers.
-            space: As in the stage `invert`.
+            space: See the stage `invert`.
             **options: Other options of the stage `invert`.
 
         Raises:
@@ -190,7 +190,7 @@ class Request:
             keys: The keyframes.
             metric: Name of the metric.
             seed: Seed of all random numbers.
-            attention_interpolation: As in the stage `sample`.
+            attention_interpolation: See the stage `sample`.
             retime: The distance of the stage `retime`, or None.
             share: How far to go beyond the last keyframe, as in the stage `extend`.
             paste: Put the images in place of their reconstructions.
@@ -269,7 +269,7 @@ class Studio:
 
         Args:
             visitor: Whose it is.
-            report: As in `Request`.
+            report: See `Request`.
             model: The name of the model; None is the first.
         """
         model = self.models.names[0] if model is None else model

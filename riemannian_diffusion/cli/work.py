@@ -126,8 +126,8 @@ class Work:
 
         Args:
             folder: The folder.
-            metric: As in `begin`.
-            options: As in `begin`.
+            metric: See `begin`.
+            options: See `begin`.
         """
         self.folder = folder
         self.begin(metric, options)

@@ -66,17 +66,17 @@ def sample(
     """Turn noisy points into clean points.
 
     Args:
-        model: As in `invert`.
+        model: See `invert`.
         x: Points `(K, *shape)` at the noisiest of the timesteps.
-        timesteps: As in `invert`.
-        final_abar: As in `invert`.
-        where: As in `invert`.
+        timesteps: See `invert`.
+        final_abar: See `invert`.
+        where: See `invert`.
 
     Returns:
         Clean points `(K, *shape)`.
 
     Raises:
-        ValueError: As in `invert`.
+        ValueError: See `invert`.
 
     Examples:
         >>> import torch
@@ -107,19 +107,19 @@ def sdedit(
     """Add noise to clean points and sample back: SDEdit (Meng et al., arXiv 2108.01073).
 
     Args:
-        model: As in `invert`.
+        model: See `invert`.
         x: Clean points `(K, *shape)`.
         timesteps: The timesteps of the noisy levels to visit, in any order. The added noise is that
             of the noisiest level.
-        final_abar: As in `invert`.
+        final_abar: See `invert`.
         generator: Source of the noise.
-        where: As in `invert`.
+        where: See `invert`.
 
     Returns:
         Samples of the model near the given points, `(K, *shape)`. More noise moves them farther.
 
     Raises:
-        ValueError: As in `invert`.
+        ValueError: See `invert`.
 
     Examples:
         >>> import torch

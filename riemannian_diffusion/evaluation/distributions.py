@@ -153,8 +153,8 @@ def kernel_statistic(generated: Tensor, reference: Tensor) -> Statistic:
     The kernels are computed once and summed over the frames of each pair of sequences.
 
     Args:
-        generated: As in `frechet_statistic`.
-        reference: As in `frechet_statistic`.
+        generated: See `frechet_statistic`.
+        reference: See `frechet_statistic`.
 
     Returns:
         A function that maps indices of sequences, `(m,)`, without repetitions, to a scalar.

@@ -38,13 +38,13 @@ def solving(
     own number of points.
 
     Args:
-        metric: As in `geodesic`.
+        metric: See `geodesic`.
         problems: The problems.
-        num_quadrature: As in `geodesic`.
-        solver: As in `geodesic`.
-        rtol: As in `geodesic`.
+        num_quadrature: See `geodesic`.
+        solver: See `geodesic`.
+        rtol: See `geodesic`.
         max_evals: As in `geodesic`, for each problem.
-        checkpoint: As in `geodesic`.
+        checkpoint: See `geodesic`.
 
     Yields:
         An `Iterate` after every evaluation, and another one at the end of every iteration. Its
@@ -218,10 +218,10 @@ def geodesics(
         x0: First points, `(P, *shape)`.
         x1: Last points, `(P, *shape)`.
         num_points: As in `geodesic`, or a list with one number for each pair.
-        num_quadrature: As in `geodesic`.
+        num_quadrature: See `geodesic`.
         init: As in `geodesic`, for every pair, but paths are `(P, num_points, *shape)`.
-        solver: As in `geodesic`.
-        rtol: As in `geodesic`.
+        solver: See `geodesic`.
+        rtol: See `geodesic`.
         max_evals: As in `geodesic`, for each pair.
         callback: A function that is called with an `Iterate` after every iteration of every pair.
         checkpoint: As in `geodesic`; one file holds all pairs.
@@ -230,7 +230,7 @@ def geodesics(
         A `Geodesic` for each pair.
 
     Raises:
-        ValueError: As in `geodesic`.
+        ValueError: See `geodesic`.
 
     Examples:
         >>> import torch

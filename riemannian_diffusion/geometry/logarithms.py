@@ -38,12 +38,12 @@ def logarithm_map(
         metric: The metric.
         x: The start, `shape`.
         y: The end, `shape`.
-        num_points: As in `geodesic`.
-        num_quadrature: As in `geodesic`.
-        init: As in `geodesic`.
-        solver: As in `geodesic`.
-        rtol: As in `geodesic`.
-        max_evals: As in `geodesic`.
+        num_points: See `geodesic`.
+        num_quadrature: See `geodesic`.
+        init: See `geodesic`.
+        solver: See `geodesic`.
+        rtol: See `geodesic`.
+        max_evals: See `geodesic`.
 
     Returns:
         The velocity, `shape`.

@@ -25,21 +25,21 @@ class ManifoldGuidance(ClassifierFreeGuidance):
     (inpainting, editing), or that crop or negate the prediction, do not work.
 
     Args:
-        guidance_scale: As in `ClassifierFreeGuidance`.
-        guidance_rescale: As in `ClassifierFreeGuidance`.
-        use_original_formulation: As in `ClassifierFreeGuidance`.
-        start: As in `ClassifierFreeGuidance`.
-        stop: As in `ClassifierFreeGuidance`.
-        enabled: As in `ClassifierFreeGuidance`.
+        guidance_scale: See `ClassifierFreeGuidance`.
+        guidance_rescale: See `ClassifierFreeGuidance`.
+        use_original_formulation: See `ClassifierFreeGuidance`.
+        start: See `ClassifierFreeGuidance`.
+        stop: See `ClassifierFreeGuidance`.
+        enabled: See `ClassifierFreeGuidance`.
         prediction_type: What the network predicts: "epsilon", "v_prediction", "sample", or
             "flow_prediction", the velocity `noise - data` of rectified flows, where timestep `t` is
             the noise level `t / num_train_timesteps`.
-        num_train_timesteps: As in `DDPMScheduler`.
-        beta_start: As in `DDPMScheduler`.
-        beta_end: As in `DDPMScheduler`.
-        beta_schedule: As in `DDPMScheduler`.
-        rescale_betas_zero_snr: As in `DDPMScheduler`.
-        damping: As in `ManifoldGuidedScore`.
+        num_train_timesteps: See `DDPMScheduler`.
+        beta_start: See `DDPMScheduler`.
+        beta_end: See `DDPMScheduler`.
+        beta_schedule: See `DDPMScheduler`.
+        rescale_betas_zero_snr: See `DDPMScheduler`.
+        damping: See `ManifoldGuidedScore`.
 
     Raises:
         ValueError: If `prediction_type` is unknown or `damping` is outside [0, 1].

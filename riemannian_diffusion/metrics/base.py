@@ -103,8 +103,8 @@ class Metric(Composite, ABC):
         """The length of a path, a scalar.
 
         Args:
-            path: As in `energy`.
-            where: As in `energy`.
+            path: See `energy`.
+            where: See `energy`.
         """
         return self.lengths_from(path, self.energy(path, where)).sum()
 

@@ -74,8 +74,8 @@ class LikelyMetric(Metric):
         that part takes the time T, and `lam` becomes `T^2 lam`.
 
         Args:
-            path: As in `Metric.energy`.
-            where: As in `Metric.energy`.
+            path: See `Metric.energy`.
+            where: See `Metric.energy`.
         """
         step, num, where = path[1:] - path[:-1], len(path) - 1, self._places(path, where)
         gains: Tensor = _Gains.apply(path, self._scores(path, where).mean(1))

@@ -65,8 +65,8 @@ class PullbackMetric(Metric):
         """The energy of the chord of each segment, `1/2 (K - 1) |phi(x1) - phi(x0)|^2`, `(K - 1,)`.
 
         Args:
-            path: As in `Metric.energy`.
-            where: As in `Metric.energy`.
+            path: See `Metric.energy`.
+            where: See `Metric.energy`.
         """
         embedded = self.embed(path, self._places(path, where))
         chord = embedded[1:] - embedded[:-1]

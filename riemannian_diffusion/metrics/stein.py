@@ -77,11 +77,11 @@ class SteinScoreMetric(Metric):
         A subclass that overrides `inner` uses conjugate gradients.
 
         Args:
-            x: As in `Metric.sharp`.
-            p: As in `Metric.sharp`.
-            where: As in `Metric.sharp`.
-            guess: As in `Metric.sharp`.
-            rtol: As in `Metric.sharp`.
+            x: See `Metric.sharp`.
+            p: See `Metric.sharp`.
+            where: See `Metric.sharp`.
+            guess: See `Metric.sharp`.
+            rtol: See `Metric.sharp`.
         """
         if type(self).inner is not SteinScoreMetric.inner:
             return super().sharp(x, p, where, guess=guess, rtol=rtol)

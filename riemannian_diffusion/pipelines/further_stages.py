@@ -55,7 +55,7 @@ class FurtherStages(TransportStage):
             path: The path.
             distance: "lpips" (needs the package lpips), "rmse", or a function of two batches
                 `(K, 3, H, W)` in [0, 1] -> `(K,)`.
-            max_batch_size: As in `decode`.
+            max_batch_size: See `decode`.
             callback_on_step_end: As in `sample`. An interrupted round is dropped.
             on_event: Receives events; None shows progress bars.
 
@@ -160,7 +160,7 @@ class FurtherStages(TransportStage):
             path: A path, sampled, or a list of them.
             output_type: "pil", "np", "pt" or "latent".
             paste_endpoints: Put the keyframes themselves in place of their reconstructions.
-            max_batch_size: As in `decode`.
+            max_batch_size: See `decode`.
             on_event: Receives events; None shows progress bars.
 
         Returns:

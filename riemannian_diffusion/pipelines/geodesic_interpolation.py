@@ -146,24 +146,24 @@ class GeodesicInterpolationMixin(FurtherStages):
             negative_prompt: As in `invert`; for a list of morphs also a list with one for each.
             num_frames: Frames from each keyframe to the next, both included, at least 2: one number
                 or one for each gap. M keyframes give `(M - 1) (num_frames - 1) + 1` frames.
-            metric: As in `solve`.
-            space: As in `invert`.
-            strength: As in `invert`.
-            num_inference_steps: As in `invert`.
-            guidance_scale: As in `invert`.
-            fixed_point_iterations: As in `invert`.
-            init: As in `solve`.
-            max_evals: As in `solve`.
+            metric: See `solve`.
+            space: See `invert`.
+            strength: See `invert`.
+            num_inference_steps: See `invert`.
+            guidance_scale: See `invert`.
+            fixed_point_iterations: See `invert`.
+            init: See `solve`.
+            max_evals: See `solve`.
             conditions: What `condition` returned, in place of the prompts; for a list of morphs
                 also a list with one entry each.
-            max_batch_size: As in `invert`.
-            paste_endpoints: As in `render`.
+            max_batch_size: See `invert`.
+            paste_endpoints: See `render`.
             generator: Source of all that is random: the shared noise of `space="clean"`, and the
                 levels and noises of "density" and of roadmaps. For a list of morphs also a list
                 with one for each.
-            output_type: As in `render`.
+            output_type: See `render`.
             return_dict: Return a `GeodesicInterpolationOutput`, else a tuple of its entries.
-            callback_on_step_end: As in `sample`.
+            callback_on_step_end: See `sample`.
             on_event: Receives the events of all stages; None shows progress bars.
 
         Returns:

@@ -98,7 +98,7 @@ class MorphStages(RunningModel):
                 [0, 1]. Above 0 it is the `damping` of `ManifoldGuidedScore`, and the network is
                 evaluated 3 times for each point instead of 2.
             conditions: What `condition` returned, in place of the prompts.
-            fixed_point_iterations: As in `riemannian_diffusion.invert`.
+            fixed_point_iterations: See `riemannian_diffusion.invert`.
             frame_numbers: The number of each keyframe's frame, rising from 0.
             max_batch_size: Largest batch given to the network, and to the autoencoder as in
                 `decode`; None for no limit. If memory runs out in any stage, the batch is halved,
@@ -198,10 +198,10 @@ class MorphStages(RunningModel):
                 `RoadmapStart`, along samples of the model; or a list of images, such as the frames
                 of a video model, which are brought into the space of the path. From a list of
                 starts, the path of least energy is kept.
-            solver: As in `geodesic`.
+            solver: See `geodesic`.
             max_evals: As in `geodesic`, for each gap.
-            rtol: As in `geodesic`.
-            num_quadrature: As in `geodesic`.
+            rtol: See `geodesic`.
+            num_quadrature: See `geodesic`.
             score_mode: The score of the metric, or of "split" and "density": "conditional",
                 "guided" or "difference" (see `DiffusionScore`). None takes the one that sampling
                 uses, but for "density" the published "difference". "split" has no "difference".

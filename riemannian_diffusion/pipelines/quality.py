@@ -53,7 +53,8 @@ def verdict(output: GeodesicInterpolationOutput) -> str:
 
     It is "poor" if a keyframe returns with a PSNR below 20 dB, a path leaves the data, or a solve
     met values that are not finite; "good" if every keyframe returns with 30 dB or more and every
-    solve converged; and otherwise "fair".
+    solve converged; and otherwise "fair". A curve without a solve, such as slerp, is "poor" or "not
+    judged", because nothing is known of its path.
 
     Args:
         output: What `render` returns for one morph, with pixels.
@@ -64,6 +65,8 @@ def verdict(output: GeodesicInterpolationOutput) -> str:
     leaves = any(one.on_data is False for one in found)
     if worst < FAIR or leaves or any(one.status == "nonfinite" for one in found):
         word = "poor"
+    elif not found:
+        word = "not judged"
     elif worst >= GOOD and all(one.status in ("converged", "rounding") for one in found):
         word = "good"
     else:

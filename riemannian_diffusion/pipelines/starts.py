@@ -119,8 +119,8 @@ def clean_roadmap(
         timestep_of: A noise in units of the clean latents -> timestep.
         x0: Clean latents, `shape`.
         x1: Clean latents, `shape`.
-        final_abar: As in `sample`.
-        max_samples: As in `roadmap`.
+        final_abar: See `sample`.
+        max_samples: See `roadmap`.
         generator: Source of random numbers.
     """
     draws = []

@@ -55,10 +55,10 @@ class TransportStage(MorphStages):
                 searched again, and `prompt`, `conditions`, `metric` and what follows them have no
                 effect.
             conditions: What `condition` returned for C, in place of the prompt.
-            metric: As in `solve`, for the path from A to C. None takes the path's own.
-            max_evals: As in `solve`.
-            rtol: As in `solve`.
-            num_quadrature: As in `solve`.
+            metric: The metric for the path from A to C; see `solve`. None takes the path's own.
+            max_evals: See `solve`.
+            rtol: See `solve`.
+            num_quadrature: See `solve`.
             callback_on_step_end: As in `sample`, for the path from A to C. If it interrupts, the
                 path from B by A to C comes back as it is.
             on_event: Receives events; None shows progress bars.

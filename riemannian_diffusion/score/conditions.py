@@ -142,7 +142,7 @@ def values_at(named: Named, where: Where | None, num: int) -> dict[str, Tensor]:
         For each condition, `(1, *shape)` if all points share one value, else `(K, *shape)`.
 
     Raises:
-        ValueError: As in `Condition.check_places`.
+        ValueError: See `Condition.check_places`.
     """
     changing = {name: condition for name, condition in named.items() if condition.changes}
     for name, condition in changing.items():

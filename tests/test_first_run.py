@@ -171,7 +171,9 @@ def test_the_verdict_names_reconstruction_energy_and_data():
     assert verdict(outcome([1e-4] * 2, on_data=False)).endswith("the path leaves the data")
     assert verdict(outcome([1e-4] * 2, on_data=False)).startswith("poor: ")
     curve = SimpleNamespace(reconstruction_error=[1e-4, 1e-3, 1e-4], geodesics=[None, None])
-    assert verdict(curve) == "not judged: the images return with a PSNR of 30.0 dB at worst (image 2)"
+    assert verdict(curve) == (
+        "not judged: the images return with a PSNR of 30.0 dB at worst (image 2)"
+    )
 
 
 # Images that the model does not know

@@ -589,3 +589,23 @@ def test_schedulers_of_the_other_kind_are_refused(keyframes):
         assert pipe.scheduler is scheduler
         with pytest.raises(ValueError, match=f"needs a scheduler .*{type(scheduler).__name__}"):
             pipe.invert(keyframes[:2], **INVERT)
+
+
+def test_learned_embeddings_of_timesteps_are_read_at_whole_ones(keyframes):
+    """A network with one embedding for each timestep has none between them."""
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=16,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        time_embedding_type="learned",
+        num_train_timesteps=1000,
+    )
+    pipe = KINDS["pixels"][0](unet, diffusers.DDPMScheduler())
+    keys = pipe.invert(keyframes[:2], **INVERT)
+    assert keys.levels.schedule.timesteps == [375, 250, 125, 0]
+    with pytest.raises(ValueError, match="`spacing` 'noise' needs timesteps between whole ones"):
+        pipe.invert(keyframes[:2], spacing="noise", **INVERT)

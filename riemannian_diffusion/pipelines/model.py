@@ -255,6 +255,24 @@ class MorphableModel:
         with self._vae_ready():
             return (yield from _batches("decode", self._decode_latents, latents, size))
 
+    def _spaced(self, schedule: Schedule, spacing: str | None) -> Schedule:
+        """The levels that inversion and sampling visit; see `spacing` of `invert`.
+
+        Raises:
+            ValueError: If the network has embeddings of whole timesteps alone, and `spacing` asks
+                for others.
+        """
+        config: Any = self.network.config
+        whole = config.get("time_embedding_type") == "learned"
+        if whole and spacing == "noise":
+            raise ValueError(
+                "`spacing` 'noise' needs timesteps between whole ones, for which this network has "
+                "learned no embeddings: leave `spacing` out."
+            )
+        if spacing is None:
+            spacing = "scheduler" if whole or schedule.is_flow else "noise"
+        return schedule.even_in_noise() if spacing == "noise" else schedule
+
     def _read_schedule(self, num_steps: int, strength: float, size: tuple[int, int]) -> Schedule:
         """The noise levels of this pipeline's scheduler, which must be of the model's kind."""
         check_scheduler(self.scheduler)

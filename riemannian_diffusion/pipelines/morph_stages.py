@@ -138,8 +138,7 @@ class MorphStages(RunningModel):
         conditions = self._conditions_for(len(pixels), prompt, negative_prompt, conditions)
         size = (pixels.shape[2], pixels.shape[3])
         schedule = self._read_schedule(num_inference_steps, strength, size)
-        if spacing == "noise" or (spacing is None and not schedule.is_flow):
-            schedule = schedule.even_in_noise()
+        schedule = self._spaced(schedule, spacing)
         levels = self._levels(
             conditions,
             schedule,

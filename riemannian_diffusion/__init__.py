@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         extrapolate,
         frechet_mean,
         logarithm_map,
+        pace_by_samples,
         parallel_transport,
     )
     from riemannian_diffusion.guidance import ManifoldGuidance, ManifoldGuidedScore
@@ -104,6 +105,7 @@ else:  # `geodesics` is not listed: it is the subpackage, callable like the func
                 "extrapolate",
                 "frechet_mean",
                 "logarithm_map",
+                "pace_by_samples",
                 "parallel_transport",
             ),
             "guidance": ("ManifoldGuidance", "ManifoldGuidedScore"),

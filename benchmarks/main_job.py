@@ -55,7 +55,7 @@ from PIL import Image
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from riemannian_diffusion import Metric, TangentNormalMetric, demo, refine
+from riemannian_diffusion import Metric, TangentNormalMetric, demo, smooth
 from riemannian_diffusion.evaluation import largest_step
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline, Keyframes, MorphPath
 
@@ -147,7 +147,7 @@ class Recorded:
     def energy(self, path: MorphPath) -> float:
         """The energy of the nodes on six sub-chords for each segment."""
         assert self.metric is not None and path.geodesics[0] is not None
-        fine = refine(path.geodesics[0].nodes, 6)
+        fine = smooth(path.geodesics[0].nodes, 6)
         return float(self.metric.energies([fine], differentiate=False)[0].segments.double().sum())
 
 

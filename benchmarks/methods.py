@@ -27,13 +27,13 @@ from riemannian_diffusion import (
     invert,
     length,
     lerp,
-    refine,
     relax,
     resample,
     roadmap,
     sample,
     sdedit,
     slerp,
+    smooth,
 )
 from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion, split
 
@@ -329,7 +329,7 @@ def relaxed_starts(case: Case) -> Found:
     starts = [straight, roadmap_of(case)(case.x0, case.x1, case.num_frames)]
     paths = [relax(scores, start) for start in starts]
     with torch.no_grad():
-        best = min(paths, key=lambda path: float(metric.energy(refine(path, 3)).sum()))
+        best = min(paths, key=lambda path: float(metric.energy(smooth(path, 3)).sum()))
     return Found(best, "own rule")
 
 

@@ -69,7 +69,7 @@ from riemannian_diffusion import (
     SteinScoreMetric,
     TangentNormalMetric,
     demo,
-    refine,
+    smooth,
 )
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline, Keyframes, MorphPath
 
@@ -122,10 +122,10 @@ def all_manifolds() -> list[Problem]:
 @torch.no_grad()
 def energy_of(metric: Metric, path: Tensor) -> float:
     """The energy of a path on a sampling that is fine enough."""
-    factor, before = 3, float(metric.energy(refine(path, 3)).sum())
+    factor, before = 3, float(metric.energy(smooth(path, 3)).sum())
     while True:
         factor *= 2
-        energy = float(metric.energy(refine(path, factor)).sum())
+        energy = float(metric.energy(smooth(path, factor)).sum())
         if abs(energy - before) <= SETTLED * energy or factor >= FINEST:
             return energy
         before = energy

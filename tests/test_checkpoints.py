@@ -125,7 +125,7 @@ CHANGES = {
     "starts": {"init": "slerp"},
     "number of starts": {"init": ["lerp", "slerp"]},
     "metric": {"metric": TangentNormalMetric(CIRCLE.score, normal_weight=50)},
-    "num_quadrature": {"num_quadrature": 2},
+    "num_quadrature": {"num_quadrature": 3},
     "solver": {"solver": PathLBFGS(5)},
     "rtol": {"rtol": 1e-2},
     "max_evals": {"max_evals": 3},

@@ -92,9 +92,7 @@ def pace_by_samples(
     where = Where.cat([Where(u, pair) for pair, u in enumerate(fractions)])
     steps = _some_of(model, sorted_timesteps(timesteps), num_steps)
     samples = sample(model, points, steps, final_abar=final_abar, where=where)
-    return [
-        _paced(one, part) for one, part in zip(found, samples.split(numbers), strict=True)
-    ]
+    return [_paced(one, part) for one, part in zip(found, samples.split(numbers), strict=True)]
 
 
 def _paced(found: Geodesic, samples: Tensor) -> Geodesic:

@@ -27,6 +27,7 @@ from riemannian_diffusion import (
     invert,
     length,
     lerp,
+    pace_by_samples,
     relax,
     resample,
     roadmap,
@@ -203,11 +204,16 @@ def noisy_blend(case: Case, x0: Tensor, x1: Tensor) -> Found:
 
 
 def solved(metric: Callable[[ScoreModel], Metric], *, even: bool = True, **options) -> Method:
-    """A method that solves for a geodesic in noise space, from slerp (arXiv 2510.05509)."""
+    """A method that solves for a geodesic in noise space, from slerp (arXiv 2510.05509).
+
+    If its points are evenly spaced, they are so by `pace_by_samples`, as in a pipeline.
+    """
 
     def path(case: Case, x0: Tensor, x1: Tensor) -> Found:
         score, num = case.levels(max(case.timesteps)), case.num_frames
         solve = geodesic(metric(score), x0, x1, num_points=num, init="slerp", **options)
+        if even:
+            (solve,) = pace_by_samples(case.levels, [solve], case.timesteps)
         return found_by(solve, even)
 
     return in_noise_space(path)

@@ -64,6 +64,7 @@ CASES = {
     "no state": {"metric": metrics()[1], "solver": Descent(), "max_evals": 8},
     "metrics and starts": {"metric": metrics(), "init": ["lerp", "slerp"], "max_evals": 40},
     "no pullback": {"metric": SteinScoreMetric(CIRCLE.score), "max_evals": 9},
+    "coarse curves": {"metric": metrics()[1], "num_points": 17, "max_evals": 80},
     "numbers of points": {"metric": metrics()[1], "num_points": [5, 2, 9], "max_evals": 12},
 }
 

@@ -17,7 +17,7 @@ from riemannian_diffusion.geodesics.coarse import (
 from riemannian_diffusion.geodesics.outcome import SETTLED, Geodesic
 from riemannian_diffusion.geodesics.problem import Problem
 from riemannian_diffusion.geodesics.progress import Iterate, Options, Question, Standing
-from riemannian_diffusion.metrics import Departure, Metric, PathEnergy
+from riemannian_diffusion.metrics import Departure, Metric, PathEnergy, PullbackMetric
 from riemannian_diffusion.paths import points_at, segment_lengths, smooth
 
 _FAILED = ("nonfinite", "rounding")
@@ -149,14 +149,13 @@ class Run:
         if not now.numbers:
             now.evals, now.before, now.coarse_energy = 0, 0, None
             now.iterates, now.numbers = [], [len(now.path)]
-            guessed = now.stage == 0 and any(self.problem.guessed[now.start : now.start + 1])
-            if options.solver.coarse_first and guessed and budget >= _LEAST_BUDGET:
+            if budget >= _LEAST_BUDGET and self._may_begin_coarse():
                 now.numbers = numbers_of_points(now.path)
             self._begin(self._curve(now.path, now.numbers[0]), budget)
         while now.numbers:
             now.status = yield from self._iterate()
             final = len(now.numbers) == 1 and now.status != "lost"
-            if final or now.status == "nonfinite":
+            if final or now.status in _FAILED:
                 now.numbers = []
             elif now.status != "lost" and now.solver is not None:
                 now.numbers = now.numbers[1:]
@@ -170,6 +169,15 @@ class Run:
         if math.isfinite(now.best_energy):
             now.path = self._curve(now.best_path, len(now.path))
         now.used, now.stage = now.used + now.evals, now.stage + 1
+
+    def _may_begin_coarse(self) -> bool:
+        """Whether a solve from this start may begin on coarse curves.
+
+        On a coarse curve, energies of chords are nearly right. Other energies can be far too low.
+        """
+        guessed = self.now.stage == 0 and any(self.problem.guessed[self.now.start :][:1])
+        chords = isinstance(self.metrics[0], PullbackMetric)
+        return self.options.solver.coarse_first and guessed and chords
 
     def _begin(self, path: Tensor, budget: int, solver: dict[str, Any] | None = None) -> None:
         """Begin on another curve, `(n, *shape)`, with the state from which the solver goes on."""
@@ -210,7 +218,8 @@ class Run:
                 energy, gradient = float(found[0].segments.sum()), found[1]
                 if not (math.isfinite(energy) and gradient.isfinite().all()):
                     return "lost" if checked else "nonfinite"
-                if first and final and found[0].resolution < _LEAST_RESOLUTION:
+                chords = (len(whole) - 1) / (len(now.path) - 1)  # over those of the path itself
+                if first and not now.before and found[0].resolution * chords < _LEAST_RESOLUTION:
                     return "rounding"
                 if checked and self._is_lost(found[0], energy):
                     return "lost"

@@ -137,9 +137,9 @@ def geodesic(
     The path is a smooth curve through its nodes (see `smooth`), and the unknowns are the nodes
     between the ends. The optimised energy sums over `num_quadrature` chords of every segment of the
     curve. With one chord for each segment, a solver can lower the energy by steps that leap over
-    regions of high energy. From a straight line or another guess, the solve begins on coarse curves
-    through few nodes, which cost few evaluations of the network. The solve is local: it finds the
-    minimum near its start. It is deterministic.
+    regions of high energy. From a straight line or another guess, the solve of a `PullbackMetric`
+    begins on coarse curves through few nodes, which cost few evaluations of the network. The solve
+    is local: it finds the minimum near its start. It is deterministic.
 
     Args:
         metric: A metric, or several metrics, coarse to fine. Each is solved from the path of the

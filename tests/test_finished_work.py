@@ -83,8 +83,9 @@ def test_a_path_that_was_sampled_keeps_its_latents(pipe):
 
 
 def test_keyframes_are_not_lost(pipe):
-    """The inversion of the second morph fails, or the solve of one."""
+    """The inversion of the second morph, of another size, fails, or the solve of one."""
     images, begun = waves(4), []
+    morphs = [[*images[:2]], [*images[2:, :, :16]]]
 
     def tell(event):
         begun.append(event.stage == "encode" and event.done == event.calls == 0)
@@ -92,8 +93,9 @@ def test_keyframes_are_not_lost(pipe):
             raise Stop
 
     with pytest.raises(Stop) as caught:
-        pipe(images.unflatten(0, (2, 2)), on_event=tell, **MORPH)
-    (keys,) = caught.value.keys
+        pipe(morphs, on_event=tell, **MORPH)
+    keys, rest = caught.value.keys
+    assert rest is None
     assert not hasattr(caught.value, "path")
     with pytest.raises(Stop) as caught:
         pipe(images[:2], on_event=stopping("solve"), **MORPH)

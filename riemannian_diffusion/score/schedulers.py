@@ -69,7 +69,7 @@ _REASONS = {name: reason for reason, names in _REFUSED.items() for name in names
 
 def option(scheduler: Any, name: str) -> Any:
     """The value of an argument of a scheduler's class; None if its class has no such argument."""
-    known = name in _arguments_of(type(scheduler))
+    known = name in _arguments_of(type(scheduler))  # type: ignore[arg-type]  # it is hashable
     return getattr(scheduler.config, name, None) if known else None
 
 

@@ -180,7 +180,8 @@ class NetworkScore(ScoreModel):
             raise ValueError(
                 f"`where` must have a place for each of {len(x)} points, but has {len(where)}."
             )
-        return torch.cat(list(self.batch_size.run(len(x), call)) or [torch.zeros_like(x)])
+        pieces = list(self.batch_size.run(len(x), call)) or [torch.zeros_like(x)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _at(self, layers: Layers, where: Where | None, chunk: slice) -> Callable[[Tensor], Tensor]:
         """The score as a function of the points of a chunk."""

@@ -41,7 +41,9 @@ class Layers:
                 if child is not None and child not in seen:
                     found.append(child)
                     seen.add(child)
-            self.parameters += [p for p in own["_parameters"].values() if p is not None]
+            for parameter in own["_parameters"].values():
+                if parameter is not None:
+                    self.parameters.append(parameter)
             if own.get("gradient_checkpointing"):
                 self.checkpointing.append(module)
             if own.get("_diffusers_hook"):

@@ -13,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from riemannian_diffusion.app.studio import Morph
+from riemannian_diffusion.app.morphs import Morph
 from riemannian_diffusion.media import write_frames
 from riemannian_diffusion.plotting import contact_sheet, plot_energy, plot_speed
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from riemannian_diffusion.app.labels import with_labels
-from riemannian_diffusion.app.studio import Morph
+from riemannian_diffusion.app.morphs import Morph
 from riemannian_diffusion.geodesics import Geodesic
 from riemannian_diffusion.pipelines.quality import psnr
 

@@ -143,7 +143,7 @@ def test_another_image_is_changed_by_a_fitted_model(served, paths, tiny_pipe, pi
     for one, other in zip(found, expected, strict=True):
         one = np.frombuffer(one, np.uint8).astype(int)
         assert np.abs(one - np.asarray(other).ravel()).max() <= 1
-    assert "slerp, gap 2 |" in texts_of(result)
+    assert "lerp, to image 2 | lerp, to the other image |" in texts_of(result)
 
 
 @pytest.mark.parametrize("action", ["cancel", "leave"])

@@ -170,10 +170,13 @@ def test_the_verdict_names_reconstruction_energy_and_data():
     assert verdict(outcome([2e-2, 1e-4])).startswith("poor: ")
     assert verdict(outcome([1e-4] * 2, on_data=False)).endswith("the path leaves the data")
     assert verdict(outcome([1e-4] * 2, on_data=False)).startswith("poor: ")
-    curve = SimpleNamespace(reconstruction_error=[1e-4, 1e-3, 1e-4], geodesics=[None, None])
-    assert verdict(curve) == (
+    path = SimpleNamespace(transported=None)
+    curve = {"reconstruction_error": [1e-4, 1e-3, 1e-4], "geodesics": [None, None]}
+    assert verdict(SimpleNamespace(**curve, path=path)) == (
         "not judged: the images return with a PSNR of 30.0 dB at worst (image 2)"
     )
+    path.transported = torch.zeros(3)  # its path runs from the second image by the first
+    assert verdict(SimpleNamespace(**curve, path=path)).endswith("(image 1)")
 
 
 # Images that the model does not know

@@ -135,18 +135,18 @@ def make_controls(models: Models, folder: Path) -> Controls:
         )
         made["extrapolate"] = _slider(0, 1, 0, 0.05, "Go on beyond the last image")
         made["analogy"] = gr.Gallery(
-            label=f"{ANALOGY} (two images above, one here)",
+            label=ANALOGY,
             elem_id="analogy",
             type="filepath",
             file_types=["image"],
             interactive=True,
-            columns=1,
-            height=150,
+            columns=3,
+            height=170,
             object_fit="contain",
         )
         gr.Markdown(
-            "It is shown changed as the first image changes into the second. With a prompt for "
-            "each image, its own is the last line."
+            "For two images above: this one is shown, changed as the first changes into the "
+            "second. With a prompt for each image, its own is the last line."
         )
         made["paste"] = gr.Checkbox(False, label="Put the images in as they were uploaded")
         made["ping_pong"] = gr.Checkbox(False, label="Play forth and back")

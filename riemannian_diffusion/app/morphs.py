@@ -31,6 +31,7 @@ class Morph:
         seconds: Time that the path, its sampling and its decoding took, without inversion.
         warnings: Sentences about images that the model does not know or the morph does not show.
         verdict: How good the morph is, in one sentence.
+        is_analogy: Whether it shows a third image, changed as the first changes to the second.
     """
 
     name: str
@@ -41,6 +42,16 @@ class Morph:
     seconds: float
     warnings: list[str]
     verdict: str
+    is_analogy: bool = False
+
+    @property
+    def titles(self) -> list[str]:
+        """A title for each of the geodesics."""
+        if self.is_analogy:
+            return [f"{self.name}, to image 2", f"{self.name}, to the other image"]
+        if len(self.geodesics) == 1:
+            return [self.name]
+        return [f"{self.name}, gap {i + 1}" for i in range(len(self.geodesics))]
 
 
 class Energies:

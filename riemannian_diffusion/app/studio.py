@@ -258,9 +258,12 @@ class Request:
                     solves = solves + other.solves
                 found = pipe.render(path, paste_endpoints=paste, on_event=listen)
                 seconds = solving + sampling + time.perf_counter() - start
+            errors, is_analogy = found.reconstruction_error, inverted.third is not None
+            if is_analogy:  # its path runs from the second image by the first to the third
+                errors = [errors[1], errors[0], errors[2]]
             yield Morph(
-                *(metric, found.frames, found.geodesics, solves),
-                *(found.reconstruction_error, seconds, found.warnings, verdict(found)),
+                *(metric, found.frames, found.geodesics, solves, errors, seconds),
+                *(found.warnings, verdict(found), is_analogy),
             )
 
     def _told(self, prefix: str, energies: Energies | None = None) -> Listener:

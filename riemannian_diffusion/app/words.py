@@ -72,15 +72,14 @@ def table(morphs: Sequence[Morph]) -> str:
     columns[0] += ["images return with", "seconds"]
     for morph in morphs:
         returned = ", ".join(f"{psnr(error):.1f}" for error in morph.errors) + " dB"
-        for i, found in enumerate(morph.geodesics):
-            name = f"{morph.name}, gap {i + 1}" if len(morph.geodesics) > 1 else morph.name
+        for title, found in zip(morph.titles, morph.geodesics, strict=True):
             solved = ["–"] * 5
             if found is not None:
                 on_data = {True: "yes", False: "no", None: "–"}[found.on_data]
                 has_bound = math.isfinite(found.lower_bound)
                 bound = f"{found.lower_bound:.4g}" if has_bound else "–"
                 solved = [f"{found.energy:.4g}", bound, on_data, str(found.num_evals), found.status]
-            columns.append([name, *solved, returned, f"{morph.seconds:.1f}"])
+            columns.append([title, *solved, returned, f"{morph.seconds:.1f}"])
     rows = list(zip(*columns, strict=True))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])

@@ -183,10 +183,10 @@ def _solve_events(
 def _batch_of(gap: Gap) -> tuple:
     """A key that is equal for gaps that can be solved in one batch."""
     shape = tuple(gap.ends[0].shape)
-    return shape, gap.timestep, gap.mode, gap.keys.space, *_model_of(gap.levels)
+    return shape, gap.timestep, gap.mode, gap.keys.space, *model_of(gap.levels)
 
 
-def _model_of(levels: Levels) -> tuple:
+def model_of(levels: Levels) -> tuple:
     """A key that is equal for levels whose conditions can be joined."""
     conditions = levels.conditions
     return (
@@ -194,6 +194,16 @@ def _model_of(levels: Levels) -> tuple:
         *(levels.max_batch_size, repr(dict(conditions.options))),
         *(conditions.loras and id(conditions.loras), conditions.outline),
     )
+
+
+def joined_levels(several: Sequence[tuple[Levels, Where]]) -> tuple[Levels, Where]:
+    """The levels under the conditions of all, and the places of all points in these conditions."""
+    kinds = list(dict.fromkeys(levels.conditions for levels, _ in several))
+    first = several[0][0]
+    if len(kinds) > 1:
+        first = replace(first, conditions=Conditions.join([(kind, 1) for kind in kinds]))
+    places = [Where(where.u, kinds.index(levels.conditions)) for levels, where in several]
+    return first, Where.cat(places)
 
 
 def _joint_score(gaps: Sequence[Gap]) -> ScoreModel:
@@ -317,7 +327,7 @@ def _sampled_with(path: MorphPath) -> tuple:
     alone = id(path) if path.attention_interpolation else None  # needs a whole path at a time
     return (
         *(alone, tuple(path.points.shape[1:]), levels.conditions.num_knots),
-        *(levels.schedule.levels, levels.schedule.final_abar, *_model_of(levels)),
+        *(levels.schedule.levels, levels.schedule.final_abar, *model_of(levels)),
     )
 
 
@@ -329,12 +339,8 @@ def _sampling_together(
     Returns:
         Clean latents `(F, C, h, w)`, and whether sampling came to its end.
     """
-    path, kinds = paths[0], list(dict.fromkeys(path.keys.levels.conditions for path in paths))
-    levels = path.keys.levels
-    if len(kinds) > 1:
-        levels = replace(levels, conditions=Conditions.join([(kind, 1) for kind in kinds]))
-    number = [kinds.index(one.keys.levels.conditions) for one in paths]
-    where = Where.cat([Where(one.where.u, i) for one, i in zip(paths, number, strict=True)])
+    path = paths[0]
+    levels, where = joined_levels([(one.keys.levels, one.where) for one in paths])
     points = torch.cat([one.points for one in paths])
     schedule = levels.schedule
     timesteps, total = schedule.timesteps, len(schedule.levels)

@@ -137,7 +137,7 @@ class TransportStage(MorphStages):
         check_metric(metric, keys.space, keys.levels.schedule.is_flow)
         check_solve(None, options["max_evals"], options["rtol"], options["num_quadrature"], None)
         draft = replace(keys, pixels=pixels, levels=replace(keys.levels, conditions=theirs))
-        third = self._run(self._inverting(draft, None), on_event)
+        (third,) = self._run(self._inverting([draft], [None]), on_event)
         first = keys.levels.conditions.at_knots([0])
         both = chained([(keys, 0), (third, 0)], Conditions.through([(first, 1), (theirs, 1)]))
         return self.solve(both, metric, num_frames=len(path), on_event=on_event, **options)

@@ -131,6 +131,8 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
         small = name != "shipped" and not (is_gpu(args.device) and name == "sd15")
         num_points = args.points or (4 if small else 17)
         num_quadrature = args.quadrature or (1 if small else 3)
+        if (num_points - 1) * num_quadrature < 2:
+            raise SystemExit("There is no point between the ends: give --points 3 or more.")
         for dtype in args.dtypes:
             options = {"device": args.device, "dtype": getattr(torch, dtype), "seed": args.seed}
             score, shape = score_of(name, **options)

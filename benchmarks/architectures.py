@@ -12,7 +12,8 @@ comes from:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -50,6 +51,17 @@ class ByProducts(TangentNormalMetric):
     """The tangent-normal metric whose energy uses forward-mode products at midpoints."""
 
     energy = Metric.energy
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make networks in a dtype from the start: in float32, large ones need twice the memory."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _transformer(kind: type[TransformerPrediction]) -> Callable[[nn.Module], Predict]:
@@ -93,14 +105,9 @@ class Architecture:
         if self.folder is not None:
             made = kind.from_pretrained(self.folder, subfolder="unet", torch_dtype=dtype)
             return made.to(device).eval().requires_grad_(False)
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)  # a large network in float32 would need twice the memory
-        try:
-            with torch.random.fork_rng(), torch.device(device):
-                torch.manual_seed(seed)
-                made = kind(**self.config)
-        finally:
-            torch.set_default_dtype(before)
+        with default_dtype(dtype), torch.random.fork_rng(), torch.device(device):
+            torch.manual_seed(seed)
+            made = kind(**self.config)
         return made.to(dtype).eval().requires_grad_(False)
 
     def shape(self, pixels: int) -> tuple[int, int, int]:

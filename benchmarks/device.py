@@ -71,13 +71,14 @@ def limit_memory(device: str, gigabytes: float) -> Iterator[None]:
     if not is_gpu(device):
         yield
         return
-    whole = torch.cuda.get_device_properties(device).total_memory
+    number = torch.device(device).index  # None, for the current one; "cuda" itself is refused
+    whole = torch.cuda.get_device_properties(number).total_memory
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(min(1.0, 1e9 * gigabytes / whole), device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 1e9 * gigabytes / whole), number)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, number)
 
 
 def _resident(field: str) -> float:

@@ -37,7 +37,7 @@ import diffusers
 import frame
 import torch
 import transformers
-from architectures import SMALL, architecture_of
+from architectures import SMALL, architecture_of, default_dtype
 from device import forget_peak, limit_memory, matrix_rate, peak_gib, synchronize
 from main_job import Passes
 from main_job import counted as counting
@@ -86,13 +86,18 @@ TARGETS = {
 TARGETS |= {f"small_{name}": target for name, target in TARGETS.items()}
 
 
-def random_part(library: str, kind: str, config: dict[str, Any]) -> Any:
+def random_part(
+    library: str, kind: str, config: dict[str, Any], dtype: torch.dtype, device: str
+) -> Any:
     """A part of a pipeline with random weights, or its scheduler, from its config."""
     config = {key: value for key, value in config.items() if key[0] != "_"}
-    if library == "transformers":
-        cls: Any = getattr(transformers, kind)
-        return cls(cls.config_class(**config))
-    return getattr(diffusers, kind)(**config)
+    cls: Any = getattr(transformers if library == "transformers" else diffusers, kind)
+    if not issubclass(cls, nn.Module):
+        return cls(**config)  # a scheduler, whose tensors stay on the CPU
+    with default_dtype(dtype), torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(0)
+        made = cls(cls.config_class(**config)) if library == "transformers" else cls(**config)
+    return made.to(device, dtype).eval().requires_grad_(False)
 
 
 def random_pipeline(name: str, dtype: torch.dtype, device: str) -> Any:
@@ -102,29 +107,19 @@ def random_pipeline(name: str, dtype: torch.dtype, device: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         write_configs(target.kind, Path(folder))
         index = json.loads((Path(folder) / "model_index.json").read_text())
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            for part, entry in index.items():
-                if part in parts or not isinstance(entry, list):
-                    continue
-                if "okenizer" in entry[1]:
-                    parts[part] = clip_tokenizer("!" if part == "tokenizer_2" else "<|endoftext|>")
-                    continue
-                (file,) = (Path(folder) / part).glob("*config.json")
-                config = json.loads(file.read_text())
-                if name in SMALL:
-                    config |= SMALL_PARTS.get(entry[1], {})
-                with torch.random.fork_rng(), torch.device(device):
-                    torch.manual_seed(0)
-                    parts[part] = random_part(*entry, config)
-        finally:
-            torch.set_default_dtype(before)
+        for part, entry in index.items():
+            if part in parts or not isinstance(entry, list):
+                continue
+            if entry[1] == "CLIPTokenizer":
+                parts[part] = clip_tokenizer("!" if part == "tokenizer_2" else "<|endoftext|>")
+                continue
+            (file,) = (Path(folder) / part).glob("*config.json")
+            config = json.loads(file.read_text())
+            if name in SMALL:
+                config |= SMALL_PARTS.get(entry[1], {})
+            parts[part] = random_part(*entry, config, dtype, device)
     others = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipe = target.pipeline(**parts, **(others if target.kind == "v1" else {}))
-    for part in pipe.components.values():
-        if isinstance(part, nn.Module):
-            part.to(device, dtype).eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

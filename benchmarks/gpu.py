@@ -98,7 +98,7 @@ STEPS = (  # in the order of their importance
         "cost_large",
         120,
         "cost.py --models sdxl flux --dtypes bfloat16 --repeats 2",
-        "--models small_sdxl small_flux --repeats 1",
+        "--models small_sdxl small_flux --points 3 --quadrature 1 --repeats 1",
     ),
     Step(
         "precision",
@@ -196,12 +196,13 @@ def main(argv: list[str] | None = None) -> list[dict]:
         folder = Path(tempfile.gettempdir()) / "gpu_rehearsal"
         folder.mkdir(exist_ok=True)
         parser.set_defaults(device="cpu", results=folder)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args = parser.parse_args(argv)
     kind = REHEARSAL if args.rehearse else args.device.partition(":")[0]
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception ends the step
     try:
         return frame.run(measure, parser, argv)
     finally:
+        signal.signal(signal.SIGTERM, before)
         print("\n" + report(args.results, kind))
 
 

@@ -63,7 +63,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from riemannian_diffusion import demo
-from riemannian_diffusion.batches import is_out_of_memory
+from riemannian_diffusion.batches import free_memory, is_out_of_memory
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
 BYTES = 2  # of a weight in 16 bits
@@ -239,6 +239,7 @@ def measured(
     device: str,
 ) -> Iterator[dict]:
     """One row for each number of points in a batch, until memory runs out."""
+    free_memory()  # of the network before
     network = architecture.network(dtype, device)
     rate = matrix_rate(dtype, device)
     score = architecture.score(network)

@@ -146,8 +146,8 @@ def costs_of(name: str, dtype: str, args: argparse.Namespace) -> Iterator[dict]:
     rate = matrix_rate(getattr(torch, dtype), args.device)
     path = random_path(shape, num_points, num_quadrature, args)
     rows = rows_of(name, score, path, args.chunks, args.compile)
-    if small:
-        rows = {label: row for label, row in rows.items() if label in SMALL or "chunks" in label}
+    if is_large:
+        rows = {label: row for label, row in rows.items() if label in FEW or "chunks" in label}
     per_point = {}  # seconds and floating-point operations of a forward pass
     for label, (function, num) in rows.items():
         is_compiled = label.endswith("compiled")

@@ -1,6 +1,6 @@
 """Cost of the main job: a morph of the shipped images in 17 frames.
 
-    python benchmarks/main_job.py [--repeat 3]
+    python benchmarks/main_job.py [--repeat 3] [--options frames 9 ...]
     python benchmarks/main_job.py --passes [--pairs shipped "tuning 1" ...] [--settings noise ...]
         [--references FOLDER]
 
@@ -221,6 +221,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     """Measure the command or its stages; return the rows."""
     parser = frame.parser(__doc__)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument(
+        "--options", nargs="+", default=[], help="further options of the command, without dashes"
+    )
     parser.add_argument("--passes", action="store_true", help="count passes of the network")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
@@ -240,6 +243,7 @@ def measure_command(args: argparse.Namespace) -> Iterator[dict]:
             output = Path(folder) / f"{i}.gif"
             command = [sys.executable, "-m", "riemannian_diffusion", "interpolate", "-o", output]
             command += ["--device", args.device, "--seed", str(args.seed)]
+            command += frame.dashed(args.options)
             start = time.perf_counter()
             subprocess.run(command, check=True, capture_output=True)
             seconds = time.perf_counter() - start

@@ -402,3 +402,10 @@ def test_a_file_that_lacks_a_weight_is_refused(parts, part, tmp_path):
     save_file({n: v for n, v in state.items() if n != lost}, tmp_path / "model.safetensors")
     with pytest.raises(OSError, match="model.safetensors lacks .*weights"):
         Auto.from_single_file(tmp_path / "model.safetensors", config=tmp_path / "config")
+
+
+@pytest.mark.parametrize("pipeline", [Auto, GeodesicInterpolationPipeline])
+def test_a_hub_out_of_reach_is_named(pipeline, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="someone/something is no folder here .* the Hub cannot be"):
+        pipeline.from_pretrained("someone/something")

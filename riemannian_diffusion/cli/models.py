@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import huggingface_hub
 import torch
 import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny
@@ -41,6 +42,7 @@ def load_model(args: argparse.Namespace, device: str, dtype: str) -> Any:
     for library in (diffusers, transformers):  # stderr is for errors and the morph's own bars
         library.utils.logging.set_verbosity(logging.CRITICAL)  # their errors are raised here again
         library.utils.logging.disable_progress_bar()
+    huggingface_hub.logging.set_verbosity(logging.CRITICAL)
     model = Path(demo.model_path()) if args.model is None else args.model
     is_file = Path(model).is_file()
     if is_file and args.variant is not None:

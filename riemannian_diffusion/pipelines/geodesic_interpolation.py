@@ -23,7 +23,12 @@ from riemannian_diffusion.pipelines.checks import (
 )
 from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
 from riemannian_diffusion.pipelines.finished import carrying
-from riemannian_diffusion.pipelines.folders import check_complete, check_folder, read_index
+from riemannian_diffusion.pipelines.folders import (
+    check_complete,
+    check_folder,
+    reaching_hub,
+    read_index,
+)
 from riemannian_diffusion.pipelines.further_stages import FurtherStages
 from riemannian_diffusion.pipelines.inputs import Image, for_each, split_morphs, to_keyframes
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, check_num_frames
@@ -59,9 +64,10 @@ class GeodesicInterpolationMixin(FurtherStages):
             index, variant = read_index(folder), kwargs.get("variant")
             needed = {*cls._get_signature_keys(cls)[0]} - {*cls._optional_components}  # type: ignore[attr-defined]
             check_folder(folder, index, variant=variant, given=kwargs, needed=needed)
-        pipe = super().from_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
-            pretrained_model_name_or_path, **kwargs
-        )
+        with reaching_hub(pretrained_model_name_or_path):
+            pipe = super().from_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
+                pretrained_model_name_or_path, **kwargs
+            )
         if checked and kwargs.get("device_map") is None:
             options = {
                 one: kwargs[one] for one in ("variant", "low_cpu_mem_usage") if one in kwargs

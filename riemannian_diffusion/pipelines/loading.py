@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from riemannian_diffusion import pipelines
-from riemannian_diffusion.pipelines.folders import check_index, read_index
+from riemannian_diffusion.pipelines.folders import check_index, reaching_hub, read_index
 from riemannian_diffusion.pipelines.known import support
 from riemannian_diffusion.pipelines.single_file import pipeline_of_file
 
@@ -84,9 +84,11 @@ class AutoGeodesicInterpolationPipeline:
         path = Path(model)
         if path.is_file():
             raise ValueError(f"{model} is a file: load it with `from_single_file`.")
-        config: Any = (
-            read_index(path) if path.is_dir() else DiffusionPipeline.load_config(model, **kwargs)
-        )
+        if path.is_dir():
+            config: Any = read_index(path)
+        else:
+            with reaching_hub(model):
+                config = DiffusionPipeline.load_config(model, **kwargs)
         name = config.get("_class_name")
         if isinstance(name, (list, tuple)) and name:  # [file, class]: its code is not run
             name = name[-1]

@@ -22,8 +22,8 @@ from riemannian_diffusion.paths import points_at, segment_lengths, smooth
 
 _FAILED = ("nonfinite", "rounding")
 _LEAST_RESOLUTION = 2.0  # smallest length of chords, in rounding errors of the embedding
-_PATIENCE = 3  # number of iterations in a row that must be close to the minimum; after a coarse
-# curve, it is one less
+_PATIENCE = 3  # iterations in a row close to the minimum; one less after each coarse curve
+_LOOSER = 3.0  # factor of the tolerance where one iteration is enough
 _LEAST_BUDGET = 40  # smallest number of evaluations with which a solve begins on coarse curves
 _MOST_COARSE = 40  # largest number of evaluations for each coarse curve
 _LARGEST_JUMP = 0.1  # relative change of the energy from a coarse curve to the next curve
@@ -195,7 +195,10 @@ class Run:
             The status, or "lost" if the coarse curve before this one had too little energy, or led
             away from the data.
         """
-        now, solver, rtol = self.now, self.options.solver, self.options.rtol
+        now, solver = self.now, self.options.solver
+        patience, rtol = max(1, _PATIENCE - now.before), self.options.rtol
+        if now.before >= _PATIENCE - 1:
+            rtol *= _LOOSER
         if len(now.path) == 2:
             return "converged"
         whole, final = now.best_path, len(now.numbers) == 1
@@ -232,7 +235,6 @@ class Run:
             now.close = now.close + 1 if near else 0
             above_bound = energy - self._lower_bound()
             at_bound = excess is not None and 0 <= above_bound <= rtol * abs(energy)
-            patience = max(1, _PATIENCE - now.before)
             ended = now.close >= patience or at_bound
             now.iterates = [*now.iterates, (self._num_evals(), energy)]
             if step.state is not None:

@@ -54,7 +54,7 @@ def load_model(args: argparse.Namespace, device: str, dtype: str) -> Any:
     except Exception as error:  # a broken config fails in as many ways as there are libraries
         raise OSError(f"--model {model} cannot be loaded: {error}") from error
     check_model_options(args, kind, device)
-    options: dict[str, Any] = {"torch_dtype": getattr(torch, dtype)}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if args.variant is not None:
         options["variant"] = args.variant
     if args.no_safety_checker:

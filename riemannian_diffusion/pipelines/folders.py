@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ModelMixin
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -21,30 +19,6 @@ WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<first>[\w-]+?))?"
     r"(?:-\d+-of-\d+)?(?:\.(?P<last>[\w-]+))?\.safetensors"
 )
-
-
-@contextmanager
-def reaching_hub(model: object) -> Iterator[None]:
-    """Name the Hub in errors where it cannot be reached; diffusers says that a file is missing.
-
-    Args:
-        model: What the user gave: a folder or a repository.
-
-    Raises:
-        OSError: If the model is no folder, was not downloaded before, and the Hub is out of reach.
-    """
-    try:
-        yield
-    except OSError as error:
-        cause: BaseException | None = error
-        while cause and not isinstance(cause, (LocalEntryNotFoundError, ConnectionError)):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        raise OSError(
-            f"{model} is no folder here and was not downloaded before, and the Hub cannot be "
-            "reached: check its name and the connection, and unset HF_HUB_OFFLINE if it is set."
-        ) from error
 
 
 def read_index(folder: str | Path) -> dict[str, Any]:

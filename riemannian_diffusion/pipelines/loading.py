@@ -9,7 +9,8 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from riemannian_diffusion import pipelines
-from riemannian_diffusion.pipelines.folders import check_index, reaching_hub, read_index
+from riemannian_diffusion.pipelines.folders import check_index, read_index
+from riemannian_diffusion.pipelines.hub import reaching_hub
 from riemannian_diffusion.pipelines.known import support
 from riemannian_diffusion.pipelines.single_file import pipeline_of_file
 
@@ -51,7 +52,7 @@ class AutoGeodesicInterpolationPipeline:
         Args:
             pretrained_model_link_or_path: A .safetensors file in the original layout.
             **kwargs: As in diffusers: `config`, a folder with the diffusers version of a model of
-                the same family, which also gives what the file lacks; `torch_dtype`; components.
+                the same family, which also gives what the file lacks; `dtype`; components.
 
         Raises:
             ValueError: If no pipeline fits, or the file lacks parts that nothing else gives.

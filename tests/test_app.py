@@ -155,7 +155,7 @@ def test_a_request_gives_what_the_pipeline_gives(tiny_pipe, pictures):
         assert tuple(map(tuple, iterations)) == geodesic.iterates
     phase, done, total = reports[-1]
     assert phase.startswith("stein: Solving, energy ")
-    assert done == sum(geodesic.num_evals for geodesic in expected.geodesics) and total is None
+    assert done == sum(geodesic.num_evals for geodesic in expected.geodesics) <= total
     morphs_of(studio, pictures, "slerp", report=report)
     assert reports[-1] == ("slerp: Sampling", 4, 4) and ("Inverting", 1, 4) in reports
 

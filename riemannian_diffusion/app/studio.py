@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +22,10 @@ from riemannian_diffusion.app.kept import KeptWork
 from riemannian_diffusion.app.models import Models, native_size
 from riemannian_diffusion.app.morphs import Energies, Morph
 from riemannian_diffusion.events import Event, Listener
+from riemannian_diffusion.geodesics import RTOL
 from riemannian_diffusion.pipelines import Keyframes
 from riemannian_diffusion.pipelines.curves import check_metric
-from riemannian_diffusion.pipelines.progress import TITLES
+from riemannian_diffusion.pipelines.progress import TITLES, SolveProgress
 from riemannian_diffusion.pipelines.quality import verdict
 from riemannian_diffusion.pipelines.starts import as_starts
 from riemannian_diffusion.score import Conditions
@@ -228,9 +230,11 @@ class Request:
         for metric in metrics:
             with self._pipe() as pipe:
                 energies, start = Energies(), time.perf_counter()
-                listen, generator = self._told(metric, energies), _seeded(seed)
+                listen = self._told_of_solve(
+                    metric, energies, inverted.keys.num_gaps, options["max_evals"]
+                )
                 path = pipe.solve(
-                    inverted.keys, metric, generator=generator, on_event=listen, **options
+                    inverted.keys, metric, generator=_seeded(seed), on_event=listen, **options
                 )
                 solved.append((energies, time.perf_counter() - start))
                 paths.append(path)
@@ -253,7 +257,7 @@ class Request:
                         *(path, inverted.third),
                         conditions=inverted.theirs,
                         max_evals=options["max_evals"],
-                        on_event=self._told(metric, other),
+                        on_event=self._told_of_solve(metric, other, 1, options["max_evals"]),
                     )
                     solves = solves + other.solves
                 found = pipe.render(path, paste_endpoints=paste, on_event=listen)
@@ -266,13 +270,23 @@ class Request:
                 *(found.warnings, verdict(found), is_analogy),
             )
 
-    def _told(self, prefix: str, energies: Energies | None = None) -> Listener:
-        """A listener that reports events after a prefix, and records energies."""
+    def _told(self, prefix: str) -> Listener:
+        """A listener that reports events after a prefix."""
+        return lambda event: self._listen(event, f"{prefix}: ")
+
+    def _told_of_solve(
+        self, prefix: str, energies: Energies, num_gaps: int, max_evals: int
+    ) -> Listener:
+        """A listener that records energies, and reports how many evaluations are expected."""
+        progress = SolveProgress(RTOL, num_gaps * max_evals, num_gaps)
 
         def listen(event: Event) -> None:
+            energies(event)
+            progress(event)
+            if event.stage == "solve" and event.total is None:
+                total = event.done + math.ceil(progress.evals_left())
+                event = replace(event, total=max(1, total))
             self._listen(event, f"{prefix}: ")
-            if energies is not None:
-                energies(event)
 
         return listen
 

@@ -80,13 +80,11 @@ class Estimate:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._passes, self._points, self._clock = dict(passes), points, clock
-        each = max(1, max_evals // num_gaps)
-        self._gaps = [Convergence(rtol, each) for _ in range(num_gaps)]
-        self._expected_at_first = num_gaps * min(USUAL_EVALS, each)
+        self._solve = SolveProgress(rtol, max_evals, num_gaps)
+        self._expected_at_first = num_gaps * min(USUAL_EVALS, max(1, max_evals // num_gaps))
         self._began: dict[str, float] = {}
         self._first_calls: dict[str, int] = {}
         self._latest: Event | None = None
-        self._solved = 0  # evaluations of the solve so far
         self._finished = [0.0, 0.0]  # seconds and passes of the stages that have ended
 
     def __call__(self, event: Event) -> None:
@@ -99,9 +97,7 @@ class Estimate:
                 self._finished[1] += self._made(self._latest, True)
             self._began.setdefault(event.stage, self._clock())
             self._first_calls.setdefault(event.stage, event.calls)
-        if event.stage == "solve" and event.total is None:
-            self._gaps[event.gap].add(event, event.done - self._solved)
-            self._solved = event.done
+        self._solve(event)
         self._latest = event
 
     def seconds_left(self) -> float | None:
@@ -126,9 +122,7 @@ class Estimate:
         """The share of its stage that has been done."""
         if event.total is not None:
             return min(1.0, event.done / max(1, event.total))
-        most = max(gap.num_evals for gap in self._gaps)
-        left = sum(gap.evals_left() for gap in self._gaps if not gap.ended_before(most))
-        return event.done / max(1.0, event.done + left)
+        return event.done / max(1.0, event.done + self._solve.evals_left())
 
     def _made(self, event: Event, has_ended: bool) -> float:
         """The passes of a stage so far."""
@@ -137,6 +131,31 @@ class Estimate:
         if event.stage == "solve":
             return self._passes["solve"] * event.done / self._expected_at_first
         return self._passes[event.stage] * (1.0 if has_ended else self._share(event))
+
+
+class SolveProgress:
+    """Predicts how many evaluations a solve of several gaps side by side still takes.
+
+    Args:
+        rtol: The relative tolerance of the solve.
+        max_evals: Most evaluations, over all gaps.
+        num_gaps: The number of gaps.
+    """
+
+    def __init__(self, rtol: float, max_evals: int, num_gaps: int):
+        self._gaps = [Convergence(rtol, max(1, max_evals // num_gaps)) for _ in range(num_gaps)]
+        self._done = 0
+
+    def __call__(self, event: Event) -> None:
+        """Record an event; those of other stages and of curves change nothing."""
+        if event.stage == "solve" and event.total is None:
+            self._gaps[event.gap].add(event, event.done - self._done)
+            self._done = event.done
+
+    def evals_left(self) -> float:
+        """The number of evaluations left, over all gaps."""
+        most = max(gap.num_evals for gap in self._gaps)
+        return sum(gap.evals_left() for gap in self._gaps if not gap.ended_before(most))
 
 
 class Convergence:

@@ -14,7 +14,8 @@ not counted. There is one row per stage, and one for all of them:
     shipped passes    those of the same morph with the shipped model, whose weights are trained
     expected          seconds of the stage with the shipped model's number of passes
     target            seconds of the target
-    peak GB, limit GB peak of the memory that torch allocated, and the memory that it could use
+    peak GB           peak of the memory that torch allocated
+    limit GB          memory of the target
     batch             largest batch of the network, which is halved where memory runs out
     TFLOP/s, share    rate of the network's operations, and its share of the rate of a square matrix
                       product on this device in this dtype
@@ -153,7 +154,9 @@ def stages_of(
         found[name] = Stage(seconds, passes, peak_gib(device) * 2**30 / 1e9)
         return made
 
-    keys = run("invert", pipe.invert, images, num_inference_steps=steps, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImageWarning)  # random autoencoders lose the images
+        keys = run("invert", pipe.invert, images, num_inference_steps=steps, **options)
     path = run("solve", pipe.solve, keys, num_frames=num_frames, max_evals=max_evals)
     path = run("sample", pipe.sample, path)
     run("render", pipe.render, path)
@@ -175,7 +178,6 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
     """Rows of all stages and models."""
-    warnings.simplefilter("ignore", ImageWarning)  # random autoencoders lose the images
     options = {"num_frames": args.frames, "steps": args.steps, "max_evals": args.max_evals or 200}
     pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path()).to(args.device)
     shipped, path = stages_of(pipe, 128, args.device, **options)

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-import warnings
+from types import SimpleNamespace
 
 import cost
 import device
@@ -147,6 +147,34 @@ def test_functions_of_devices():
     assert 0 < device.used_gib("cpu") <= device.peak_gib("cpu")
 
 
+@pytest.mark.parametrize(("name", "number"), [("cuda", 0), ("cuda:1", 1)])
+def test_the_memory_of_a_gpu_is_limited_for_a_while(monkeypatch, name, number):
+    """PyTorch's own function checks the arguments. It refuses "cuda" without a number."""
+    shares = []
+    card = SimpleNamespace(total_memory=int(32e9))
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(
+        *(torch._C, "_cuda_setMemoryFraction", lambda *values: shares.append(values)), raising=False
+    )
+    with device.limit_memory(name, 8):
+        assert shares == [(0.25, number)]
+    assert shares[1:] == [(1.0, number)]
+
+
+@pytest.mark.parametrize("name", ["small_sd15", "small_sdxl"])
+def test_parts_of_a_model_are_on_its_device_but_for_the_scheduler(name):
+    """With the device "meta" in place of a GPU: schedulers compute with NumPy."""
+    pipe = full_size.random_pipeline(name, torch.float16, "meta")
+    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    assert len(modules) >= 3
+    assert all(one.is_meta for part in modules for one in part.state_dict().values())
+    assert not pipe.scheduler.alphas_cumprod.is_meta
+    assert pipe.scheduler.alphas_cumprod.dtype == torch.float32
+
+
 # A network without enough memory
 
 
@@ -179,8 +207,9 @@ def test_no_row_says_more_points_than_memory_was_enough_for(crowded):
     assert row["batch"] == 1
 
 
-@pytest.mark.parametrize(("largest", "batch"), [(9, 5), (2, 2), (0, None)])
+@pytest.mark.parametrize(("largest", "batch"), [(9, 7), (1, 1), (0, None)])
 def test_memory_names_the_largest_batch(crowded, largest, batch):
+    """The path has 7 points with its sub-chords."""
     crowded(largest)
     case = memory.Case("small_sd15", "cpu", "float32", 3, 0, False, None, 0)
     found, gib = memory.peak(case)
@@ -222,9 +251,7 @@ def test_a_model_of_full_size_has_all_its_parts():
     assert {part.dtype for part in pipe.components.values() if isinstance(part, nn.Module)} == {
         torch.float16
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found, path = full_size.stages_of(pipe, 64, "cpu", num_frames=3, steps=4, max_evals=2)
+    found, path = full_size.stages_of(pipe, 64, "cpu", num_frames=3, steps=4, max_evals=2)
     assert list(found) == ["invert", "solve", "sample", "render"]
     assert found["solve"].passes.gradient > 0 and len(path.latents) == 3
 

@@ -240,7 +240,9 @@ def test_rows_of_a_morph_next_to_its_targets():
     assert solve["share"] == pytest.approx(solve["TFLOP/s"] / 20)
     assert whole["met"] and whole["peak GB"] == 7
     *_, late = full_size.rows_of(
-        "small_sd15", stages | {"render": stages["solve"]}, *(shipped, work, 20.0, 4)
+        "small_sd15",
+        stages | {"render": full_size.Stage(30, Passes(), 6)},
+        *(shipped, work, 20.0, 4),
     )
     assert late["expected"] == 45 and not late["met"]
 

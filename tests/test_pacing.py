@@ -148,3 +148,18 @@ def test_many_pairs_are_solved_before_they_are_paced():
     several = geodesics(TangentNormalMetric(level(580)), ends[::2], ends[1::2])
     paced = pace_by_samples(level, several, TIMESTEPS)
     assert all(unevenness(sample(level, one.path, TIMESTEPS)) < 0.02 for one in paced)
+
+
+def test_a_failure_while_pacing_gives_the_solved_path(monkeypatch):
+    pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+    pipe.set_progress_bar_config(disable=True)
+    keys = pipe.invert([Image.open(path) for path in demo.endpoint_paths()], num_inference_steps=5)
+
+    def fails(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("riemannian_diffusion.pipelines.stages.pace_by_samples", fails)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        pipe.solve(keys, num_frames=3, max_evals=2)
+    (path,) = caught.value.path
+    assert path.points.shape[0] == 3 and path.geodesics[0].num_evals == 2

@@ -126,8 +126,8 @@ def solving_morphs(
                     _metrics_of(factory, [*members.values()]), problems, checkpoint=file, **options
                 )
                 geodesics = yield from _solve_events(iterates, [*members], num_evals)
-                paced = _paced([*members.values()], geodesics)
-                found |= zip(members, paced, strict=True)
+                found |= zip(members, geodesics, strict=True)  # kept if pacing fails
+                found |= zip(members, _paced([*members.values()], geodesics), strict=True)
     return [path for path in map(path_from, firsts) if path is not None]
 
 

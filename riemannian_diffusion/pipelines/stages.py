@@ -35,6 +35,8 @@ from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
 from riemannian_diffusion.pipelines.starts import OneStart, RoadmapStart, roadmap_path
 from riemannian_diffusion.score import Conditions, ScoreModel, SharedNoiseScore, Where
 
+_TOL = 1e-3  # largest residual of an inversion's step, see `riemannian_diffusion.invert`
+_GUIDED_TOL = 1e-5  # the same with guidance, along which residuals grow more than a hundredfold
 _MOST_PACED = 17  # largest number of points of a gap that are sampled to pace it
 
 
@@ -49,6 +51,7 @@ def inverting(
         schedule.timesteps,
         final_abar=schedule.final_abar,
         fixed_point_iterations=fixed_point_iterations,
+        tol=_GUIDED_TOL if levels.guides else _TOL,
         where=where,
     )
     points, total = clean, len(schedule.levels)

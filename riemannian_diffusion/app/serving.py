@@ -39,6 +39,7 @@ footer .divider { display: none; }
 #status .progress-text {
     inset: auto 0 2px auto; line-height: 1.2; transform: none; padding: 0; margin: 0;
 }
+#analogy .thumbnail-item { width: 120px; }
 #numbers { overflow-x: auto; }
 #numbers th, #numbers td {
     white-space: nowrap; word-break: keep-all; overflow-wrap: normal; font-size: 13px;

@@ -7,7 +7,12 @@ import sys
 
 from riemannian_diffusion.cli.app import run_app
 from riemannian_diffusion.cli.flags import with_flags
-from riemannian_diffusion.cli.interrupts import LINE, leaving_at_once, no_interrupt_lost
+from riemannian_diffusion.cli.interrupts import (
+    LINE,
+    finish_quietly,
+    leaving_at_once,
+    no_interrupt_lost,
+)
 from riemannian_diffusion.cli.parser import parse
 
 __all__ = ["main"]
@@ -26,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = parse(argv)
     spin_briefly()
+    finish_quietly()
     with leaving_at_once():  # after parsing: --help must not wait for NumPy
         from riemannian_diffusion.cli import commands
         from riemannian_diffusion.cli.batch import run_batch

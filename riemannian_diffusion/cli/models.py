@@ -80,6 +80,9 @@ def load_model(args: argparse.Namespace, device: str, dtype: str) -> Any:
         pipe.vae.enable_slicing()
     if args.vae_tiling:
         pipe.vae.enable_tiling()
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)  # every evaluation with a gradient would do so and undo it
     _place(pipe, device, args.offload)
     return pipe
 

@@ -186,6 +186,7 @@ def estimate_of(args: argparse.Namespace, inputs: Inputs) -> Estimate | None:
         points=min(len(inputs.images), args.max_batch_size),
         max_evals=args.max_evals * num_gaps,
         num_gaps=num_gaps,
+        rtol=RTOL if args.rtol is None else args.rtol,
     )
 
 

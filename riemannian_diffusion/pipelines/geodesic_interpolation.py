@@ -178,8 +178,9 @@ class GeodesicInterpolationMixin(FurtherStages):
                 model's kind.
             Exception: Any error that ends the work, also one that a callback raises or a
                 `KeyboardInterrupt`, has what was finished as attributes: `keys`, the keyframes, and
-                `path`, the path; lists of them for several morphs, with None for paths that were
-                not found. Paths that were sampled have their latents. Go on with the stages.
+                `path`, the path; lists of them for several morphs, with None for those that were
+                not finished. Morphs of one size are inverted in one batch and end together. Paths
+                that were sampled have their latents. Go on with the stages.
         """
         # 1. Check everything before the work begins; one morph is a batch of one
         check_parts(self)
@@ -212,25 +213,23 @@ class GeodesicInterpolationMixin(FurtherStages):
             carrying("keys", lambda: made(keys), "Give it to `pipe.solve`."),
             carrying("path", lambda: made(paths), "Give it to `pipe.sample` and `pipe.render`."),
         ):
-            for images, texts, negative, mine, source in zip(
-                *(morphs, prompts, negatives, given, generators), strict=True
-            ):
-                keys += [
-                    self.invert(
-                        images,
-                        "" if mine is not None and not any(texts) else texts,
-                        negative,
-                        space=space,
-                        strength=strength,
-                        num_inference_steps=num_inference_steps,
-                        guidance_scale=guidance_scale,
-                        fixed_point_iterations=fixed_point_iterations,
-                        conditions=mine,
-                        max_batch_size=max_batch_size,
-                        generator=source,
-                        on_event=on_event,
-                    )
-                ]
+            drafts = [
+                self._draft(
+                    images,
+                    "" if mine is not None and not any(texts) else texts,
+                    *(negative, mine, source),
+                    space=space,
+                    strength=strength,
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance_scale,
+                    fixed_point_iterations=fixed_point_iterations,
+                    max_batch_size=max_batch_size,
+                )
+                for images, texts, negative, mine, source in zip(
+                    *(morphs, prompts, negatives, given, generators), strict=True
+                )
+            ]
+            keys += self._run(self._inverting(drafts, generators), on_event)
 
             # 3. Find the paths of all morphs side by side
             paths += self.solve(

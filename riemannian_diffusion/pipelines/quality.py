@@ -73,7 +73,10 @@ def verdict(output: GeodesicInterpolationOutput) -> str:
     else:
         word = "fair"
     if len(decibels) > 2:
-        shown = f"{worst:.1f} dB at worst (image {decibels.index(worst) + 1})"
+        order = [1, 2, *range(3, 1 + len(decibels))]
+        if output.path.transported is not None:  # its path runs from the second image to the first
+            order[:2] = [2, 1]
+        shown = f"{worst:.1f} dB at worst (image {order[decibels.index(worst)]})"
     else:
         shown = f"{_and([f'{value:.1f}' for value in decibels])} dB"
     parts = [f"the images return with a PSNR of {shown}"]

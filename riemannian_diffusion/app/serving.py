@@ -37,7 +37,7 @@ footer .divider { display: none; }
 #status .progress-level-inner { width: 100%; font-size: 12px; }
 #status .progress-bar-wrap { width: 100%; }
 #status .progress-text {
-    inset: auto 0 2px auto; line-height: 1.2; transform: none; padding: 0; margin: 0;
+    inset: auto 0 14px auto; line-height: 1.2; transform: none; padding: 0; margin: 0;
 }
 #analogy .thumbnail-item { width: 120px; }
 #numbers { overflow-x: auto; }

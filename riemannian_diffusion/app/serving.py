@@ -39,6 +39,7 @@ footer .divider { display: none; }
 #status .progress-text {
     inset: auto 0 14px auto; line-height: 1.2; transform: none; padding: 0; margin: 0;
 }
+#status:has(.progress-bar-wrap) .progress-text { display: none; }  /* it would cover the bar */
 #analogy .thumbnail-item { width: 120px; }
 #numbers { overflow-x: auto; }
 #numbers th, #numbers td {

@@ -12,8 +12,9 @@ comes from:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -50,6 +51,17 @@ class ByProducts(TangentNormalMetric):
     """The tangent-normal metric whose energy uses forward-mode products at midpoints."""
 
     energy = Metric.energy
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make networks in a dtype from the start: in float32, large ones need twice the memory."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _transformer(kind: type[TransformerPrediction]) -> Callable[[nn.Module], Predict]:
@@ -93,14 +105,9 @@ class Architecture:
         if self.folder is not None:
             made = kind.from_pretrained(self.folder, subfolder="unet", torch_dtype=dtype)
             return made.to(device).eval().requires_grad_(False)
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)  # a large network in float32 would need twice the memory
-        try:
-            with torch.random.fork_rng(), torch.device(device):
-                torch.manual_seed(seed)
-                made = kind(**self.config)
-        finally:
-            torch.set_default_dtype(before)
+        with default_dtype(dtype), torch.random.fork_rng(), torch.device(device):
+            torch.manual_seed(seed)
+            made = kind(**self.config)
         return made.to(dtype).eval().requires_grad_(False)
 
     def shape(self, pixels: int) -> tuple[int, int, int]:
@@ -271,7 +278,23 @@ SHIPPED = Architecture(
     *(4, 8, {HIDDEN: (77, 64)}, (), 128, False),
     folder=str(demo.model_path()),
 )
-NAMES = ("shipped", *ARCHITECTURES)
+TWO_HEADS = {"num_layers": 1, "num_attention_heads": 2}
+SMALL: dict[str, Architecture] = {  # the same classes with few and narrow layers, for rehearsals
+    f"small_{name}": replace(
+        ARCHITECTURES[name], config=dict(ARCHITECTURES[name].config) | config, pixels=64
+    )
+    for name, config in {
+        "sd15": {"layers_per_block": 1, "block_out_channels": 4 * [64]},
+        "sdxl": {"layers_per_block": 1, "block_out_channels": 3 * [64]}
+        | {"attention_head_dim": 8, "transformer_layers_per_block": 1},
+        "flux": TWO_HEADS | {"num_single_layers": 1},
+        "sd35_medium": TWO_HEADS | {"caption_projection_dim": 128, "dual_attention_layers": [0]},
+        "qwen_image": TWO_HEADS,
+        "z_image": {"n_layers": 1, "n_refiner_layers": 1, "dim": 256, "n_heads": 2}
+        | {"n_kv_heads": 2},
+    }.items()
+}
+NAMES = ("shipped", *ARCHITECTURES, *SMALL)
 
 T5_XXL = {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "d_kv": 64}
 PILE_T5 = {"d_model": 2048, "d_ff": 5120, "num_layers": 24, "num_heads": 32, "d_kv": 64}
@@ -321,6 +344,11 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def architecture_of(name: str) -> Architecture:
+    """The architecture with one of `NAMES`."""
+    return SHIPPED if name == "shipped" else (ARCHITECTURES | SMALL)[name]
+
+
 def score_of(
     name: str,
     *,
@@ -334,7 +362,7 @@ def score_of(
     """The score of a network under one random prompt, and the shape of a point.
 
     Args:
-        name: "shipped" (with its trained weights), or a name in `ARCHITECTURES` (random weights).
+        name: "shipped" (with its trained weights), or another of `NAMES` (random weights).
         device: Device of the network.
         dtype: Type of the network's weights.
         timestep: Timestep of the score.
@@ -342,7 +370,7 @@ def score_of(
         size: Side of the latents; None takes that of the model's usual images.
         seed: Seed of the prompt and of random weights.
     """
-    architecture = SHIPPED if name == "shipped" else ARCHITECTURES[name]
+    architecture = architecture_of(name)
     network = architecture.network(dtype, device, seed)
     options: dict[str, Any] = {"timestep": timestep, "max_batch_size": max_batch_size}
     score = architecture.score(network, seed=seed, **options)
@@ -352,7 +380,7 @@ def score_of(
 
 def compiled(name: str, score: NetworkScore) -> NetworkScore:
     """A score whose network is compiled."""
-    architecture = SHIPPED if name == "shipped" else ARCHITECTURES[name]
+    architecture = architecture_of(name)
     network: Any = torch.compile(score.network)
     return NetworkScore(
         *(network, architecture.predict(network), score.level, score.conditions),

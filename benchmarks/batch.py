@@ -161,7 +161,7 @@ def run_batch(args: argparse.Namespace, folder: Path) -> tuple[list[dict], Clock
     """Run the command's work; return its reports, the times of networks, and the whole time."""
     manifest, output = write_pairs(folder / "pairs", args.pairs), folder / "out"
     command = ["batch", str(manifest), "-o", str(output), "--device", args.device]
-    command += [f"--{text}" if text[0].isalpha() else text for text in args.options]
+    command += frame.dashed(args.options)
     options = parse([*command, "--seed", str(args.seed)])
     work = MorphWork(options, args.metrics, args.device, "float32")
     pipe, clock = work.pipe, Clock(args.device)

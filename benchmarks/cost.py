@@ -36,17 +36,18 @@ from collections.abc import Callable, Iterator
 
 import frame
 import torch
-from architectures import NAMES, ByProducts, compiled, score_of
+from architectures import ARCHITECTURES, NAMES, ByProducts, compiled, score_of
 from device import is_gpu, least_seconds, matrix_rate
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from riemannian_diffusion import Metric, ScoreModel, TangentNormalMetric, refine
+from riemannian_diffusion.batches import free_memory
 from riemannian_diffusion.score.network import NetworkScore
 
 NUM_TANGENTS = 4
 ONE = "forward, one point"
-SMALL = ("forward", "energy, gradient", "forward, compiled", "energy, gradient, compiled")
+FEW = ("forward", "energy, gradient", "forward, compiled", "energy, gradient, compiled")
 
 
 def products(score: ScoreModel, x: Tensor, tangents: Tensor) -> Tensor:
@@ -128,45 +129,50 @@ def main(argv: list[str] | None = None) -> list[dict]:
 def measure(args: argparse.Namespace) -> Iterator[dict]:
     """Rows with the costs of every model in every dtype."""
     for name in args.models:
-        small = name != "shipped" and not (is_gpu(args.device) and name == "sd15")
-        num_points = args.points or (4 if small else 17)
-        num_quadrature = args.quadrature or (1 if small else 3)
         for dtype in args.dtypes:
-            options = {"device": args.device, "dtype": getattr(torch, dtype), "seed": args.seed}
-            score, shape = score_of(name, **options)
-            rate = matrix_rate(getattr(torch, dtype), args.device)
-            path = random_path(shape, num_points, num_quadrature, args)
-            rows = rows_of(name, score, path, args.chunks, args.compile)
-            if small:
-                rows = {
-                    label: row for label, row in rows.items() if label in SMALL or "chunks" in label
-                }
-            per_point = {}  # seconds and floating-point operations of a forward pass
-            for label, (function, num) in rows.items():
-                is_compiled = label.endswith("compiled")
-                start = time.perf_counter()
-                flops = None if is_compiled else num_flops(function)
-                if is_compiled:
-                    function()
-                first = time.perf_counter() - start
-                seconds = least_seconds(function, args.repeats, args.device)
-                if label in ("forward", ONE):
-                    per_point[label] = seconds / num, flops / num
-                base = per_point[ONE if label.endswith("tangents") else "forward"]
-                speed = flops / seconds / 1e12 if label == "forward" else None
-                yield {
-                    "model": name,
-                    "dtype": dtype,
-                    "points": num,
-                    "row": label,
-                    "seconds": seconds,
-                    "forwards": seconds / (num * base[0]),
-                    "work": None if is_compiled else flops / (num * base[1]),
-                    "TFLOP/s": speed,
-                    "share": speed and speed / rate,
-                    "first call": first if is_compiled else None,
-                }
-            del score, rows
+            yield from costs_of(name, dtype, args)
+            free_memory()
+
+
+def costs_of(name: str, dtype: str, args: argparse.Namespace) -> Iterator[dict]:
+    """Rows with the costs of one model in one dtype."""
+    is_large = name in ARCHITECTURES and not (is_gpu(args.device) and name == "sd15")
+    num_points = args.points or (4 if is_large else 17)
+    num_quadrature = args.quadrature or (1 if is_large else 3)
+    if (num_points - 1) * num_quadrature < 2:
+        raise SystemExit("There is no point between the ends: give --points 3 or more.")
+    options = {"device": args.device, "dtype": getattr(torch, dtype), "seed": args.seed}
+    score, shape = score_of(name, **options)
+    rate = matrix_rate(getattr(torch, dtype), args.device)
+    path = random_path(shape, num_points, num_quadrature, args)
+    rows = rows_of(name, score, path, args.chunks, args.compile)
+    if is_large:
+        rows = {label: row for label, row in rows.items() if label in FEW or "chunks" in label}
+    per_point = {}  # seconds and floating-point operations of a forward pass
+    for label, (function, num) in rows.items():
+        is_compiled = label.endswith("compiled")
+        start = time.perf_counter()
+        flops = None if is_compiled else num_flops(function)
+        if is_compiled:
+            function()
+        first = time.perf_counter() - start
+        seconds = least_seconds(function, args.repeats, args.device)
+        if label in ("forward", ONE):
+            per_point[label] = seconds / num, flops / num
+        base = per_point[ONE if label.endswith("tangents") else "forward"]
+        speed = flops / seconds / 1e12 if label == "forward" else None
+        yield {
+            "model": name,
+            "dtype": dtype,
+            "points": num,
+            "row": label,
+            "seconds": seconds,
+            "forwards": seconds / (num * base[0]),
+            "work": None if is_compiled else flops / (num * base[1]),
+            "TFLOP/s": speed,
+            "share": speed and speed / rate,
+            "first call": first if is_compiled else None,
+        }
 
 
 if __name__ == "__main__":

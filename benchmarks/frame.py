@@ -105,6 +105,11 @@ def run(
     return rows
 
 
+def dashed(options: Sequence[str]) -> list[str]:
+    """Options of a command that were given without dashes, such as `frames 3`."""
+    return [f"--{text}" if text[0].isalpha() else text for text in options]
+
+
 def part_of(out: Path) -> Path:
     """The file with the rows so far."""
     return out.with_name(f"{out.name}.part")

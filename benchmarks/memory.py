@@ -5,9 +5,10 @@
         [--size N]
 
 The energy is the tangent-normal energy with 3 sub-chords per segment. There is one row per
-`max_batch_size` (0 means no limit) and number of points. A separate process measures each row. GiB
-is the peak of the memory that torch allocated on CUDA, or that the process used on a CPU.
-`--checkpointing` repeats all rows with the gradient checkpointing of the network.
+`max_batch_size` (0 means no limit) and number of points. "batch" is the largest batch that memory
+was enough for, and GiB is the peak of the memory that torch allocated on CUDA, or that the process
+used on a CPU, where a separate process measures each row. Both are None if memory was not enough
+for one point. `--checkpointing` repeats all rows with the gradient checkpointing of the network.
 """
 
 from __future__ import annotations
@@ -15,38 +16,64 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import frame
 import torch
 from architectures import NAMES, score_of
-from device import forget_peak, peak_gib, used_gib
+from device import forget_peak, is_gpu, peak_gib, used_gib
 
 from riemannian_diffusion import TangentNormalMetric, refine, slerp
+from riemannian_diffusion.batches import free_memory, is_out_of_memory
 
 NUM_QUADRATURE = 3
 
 
-def peak(arguments: tuple) -> float:
-    """Peak memory of one case without the weights, in GiB."""
-    model, device, dtype, num_points, max_batch_size, checkpointing, size, seed = arguments
+@dataclass(frozen=True)
+class Case:
+    """What one row measures: arguments of `score_of`, and of the path."""
+
+    model: str
+    device: str
+    dtype: str
+    num_points: int
+    max_batch_size: int
+    checkpointing: bool
+    size: int | None
+    seed: int
+
+
+def peak(case: Case) -> tuple[int | None, float | None]:
+    """Largest batch, and peak memory without the weights in GiB."""
     score, shape = score_of(
-        *(model,),
-        device=device,
-        dtype=getattr(torch, dtype),
-        max_batch_size=max_batch_size or None,
-        size=size,
-        seed=seed,
+        case.model,
+        device=case.device,
+        dtype=getattr(torch, case.dtype),
+        max_batch_size=case.max_batch_size or None,
+        size=case.size,
+        seed=case.seed,
     )
-    if checkpointing:
+    if case.checkpointing:
         score.network.enable_gradient_checkpointing()
-    generator = torch.Generator().manual_seed(seed)
-    ends = torch.randn(2, *shape, generator=generator).to(device)
-    path = refine(slerp(*ends, num_points), NUM_QUADRATURE)
-    metric = TangentNormalMetric(score)
-    forget_peak(device)
-    before = used_gib(device)
-    metric.energies([path], differentiate=True)
-    return peak_gib(device) - before
+    generator = torch.Generator().manual_seed(case.seed)
+    ends = torch.randn(2, *shape, generator=generator).to(case.device)
+    path = refine(slerp(*ends, case.num_points), NUM_QUADRATURE)
+    free_memory()  # of the case before
+    forget_peak(case.device)
+    before = used_gib(case.device)
+    try:
+        TangentNormalMetric(score).energies([path], differentiate=True)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None, None
+    return score.points_at_once(path), peak_gib(case.device) - before
+
+
+def peak_apart(case: Case) -> tuple[int | None, float | None]:
+    """What `peak` returns in a process of its own: on a CPU, the peak is that of the process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(peak, (case,))
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
@@ -63,19 +90,22 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
     """Peak memory of every case."""
-    context = multiprocessing.get_context("spawn")
+    measured = peak if is_gpu(args.device) else peak_apart
     for checkpointing in (False, True) if args.checkpointing else (False,):
         for size in args.max_batch_sizes:
             for num in args.points:
-                case = args.model, args.device, args.dtype, num, size, checkpointing
-                with context.Pool(1) as pool:
-                    found = pool.apply(peak, ((*case, args.size, args.seed),))
+                case = Case(
+                    *(args.model, args.device, args.dtype, num, size),
+                    *(checkpointing, args.size, args.seed),
+                )
+                batch, found = measured(case)
                 yield {
                     "model": args.model,
                     "dtype": args.dtype,
                     "checkpointing": checkpointing,
                     "max_batch_size": size,
                     "points": num,
+                    "batch": batch,
                     "GiB": found,
                 }
 

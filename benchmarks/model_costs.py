@@ -2,11 +2,11 @@
 
     python benchmarks/model_costs.py [--models sd15 sdxl ...] [--pixels 512 1024] [--rate 989]
         [--share 0.4] [--points N --with-gradient N]
-    python benchmarks/model_costs.py --device cuda [--batches 1 8] [--dtype bfloat16] [...]
+    python benchmarks/model_costs.py --measure [--device cuda] [--batches 1 8] [--dtype bfloat16]
 
-On the CPU, all rows are estimates: each network is built at its full size without memory (torch's
-device "meta"), with 16-bit weights, and its operations and saved tensors are counted. There is one
-row per model and size of the images:
+Without `--measure`, all rows are estimates: each network is built at its full size without memory
+(torch's device "meta"), with 16-bit weights, and its operations and saved tensors are counted.
+There is one row per model and size of the images:
 
     config          where the network's config comes from, as in `architectures.py`
     billions        parameters of the network
@@ -25,7 +25,7 @@ has 128 tokens for Qwen-Image and Z-Image. Autoencoders, the time to encode and 
 temporary tensors are not counted. GB is 1e9 bytes. The default rate is the data sheet's dense rate
 of an H100 (SXM) in bfloat16; the default share is an assumption.
 
-With `--device cuda`, each network runs with random weights after its estimate, and rows of the kind
+With `--measure`, each network runs with random weights after its estimate, and rows of the kind
 "measured" follow, one per number of points in a batch (--batches):
 
     forward, gradient   seconds per point of an evaluation without and with gradient
@@ -47,8 +47,15 @@ import frame
 import torch
 import torch.fx.experimental._config
 import torch.nn.functional as F
-from architectures import ARCHITECTURES, Architecture, encoder_parameters, num_parameters
-from device import forget_peak, is_gpu, least_seconds, matrix_rate, peak_gib
+from architectures import (
+    ARCHITECTURES,
+    NAMES,
+    Architecture,
+    architecture_of,
+    encoder_parameters,
+    num_parameters,
+)
+from device import forget_peak, least_seconds, matrix_rate, peak_gib
 from methods import count_passes
 from PIL import Image
 from torch import Tensor
@@ -56,6 +63,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from riemannian_diffusion import demo
+from riemannian_diffusion.batches import free_memory, is_out_of_memory
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
 BYTES = 2  # of a weight in 16 bits
@@ -162,14 +170,14 @@ def main(argv: list[str] | None = None) -> list[dict]:
     """Estimate the costs; return the rows."""
     parser = frame.parser(__doc__)
     add = parser.add_argument
-    names = list(ARCHITECTURES)
-    add("--models", nargs="+", choices=names, default=names, metavar="NAME")
+    add("--models", nargs="+", choices=NAMES[1:], default=list(ARCHITECTURES), metavar="NAME")
     add("--pixels", type=int, nargs="+", default=[512, 1024])
     add("--rate", type=float, default=989.0, help="TFLOP/s of the card (default: 989)")
     add("--share", type=float, default=0.4, help="share of the rate (default: 0.4)")
     add("--points", type=int, help="points of a morph at which the network is evaluated")
     add("--with-gradient", type=int, help="those of them with gradient")
-    add("--batches", type=int, nargs="+", default=[1, 8], help="points in a batch, on a GPU")
+    add("--measure", action="store_true", help="run the networks, too")
+    add("--batches", type=int, nargs="+", default=[1, 8], help="points in a measured batch")
     add("--dtype", default="bfloat16", help="dtype of measured networks (default: bfloat16)")
     return frame.run(measure, parser, argv)
 
@@ -188,7 +196,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     if points is None or gradient is None:
         points, gradient = points_of_a_morph(args.device)
     for name in args.models:
-        architecture = ARCHITECTURES[name]
+        architecture = architecture_of(name)
         encoders = sum(map(encoder_parameters, architecture.encoders))
         for pixels in args.pixels:
             parameters, work = counted(architecture, pixels)
@@ -213,7 +221,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
                 "TFLOP/s": args.rate * args.share,
                 "seconds": total / (args.rate * args.share * 1e12),
             }
-            if is_gpu(args.device):
+            if args.measure:
                 options = {"dtype": getattr(torch, args.dtype), "device": args.device}
                 sizes = args.batches, pixels, points, gradient
                 yield from measured(architecture, *sizes, work=work, **options)
@@ -231,6 +239,7 @@ def measured(
     device: str,
 ) -> Iterator[dict]:
     """One row for each number of points in a batch, until memory runs out."""
+    free_memory()  # of the network before
     network = architecture.network(dtype, device)
     rate = matrix_rate(dtype, device)
     score = architecture.score(network)
@@ -251,7 +260,10 @@ def measured(
                 forget_peak(device)
                 seconds.append(least_seconds(function, 2, device) / batch)
                 peaks.append(peak_gib(device) * 2**30 / 1e9)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        if len(peaks) < 2 or score.points_at_once(x) < batch:
             print(f"{architecture.title}, {pixels} px: no memory for {batch} points")
             return
         speed = work.forward / seconds[0] / 1e12

@@ -1,6 +1,7 @@
 """Evaluations and time that solvers take to reach the energy of the papers' recipe.
 
-    python benchmarks/solvers.py [--demo] [--device cuda] [--adam-evals 500]
+    python benchmarks/solvers.py [--problems exact demo] [--device cuda] [--adam-evals 500]
+        [--demo-points 9] [--demo-steps 50]
 
 The recipe is Adam with 500 evaluations of the energy. The energy uses a forward-mode product at the
 midpoint of each segment and no sub-chords. The rate falls from its first value to a tenth, by a
@@ -17,8 +18,8 @@ path. There is one row per problem and rate, with these columns:
                   time of the recipe until it is within 1 %, and its total time, because the recipe
                   has no stopping criterion
 
-`--demo` adds a pair of images with the shipped model. Its paths have 9 points and start from the
-great circle at timestep 581. On a GPU it is the only problem.
+The problem "demo" is the shipped pair of images with the shipped model, at timestep 581. Its paths
+start from the great circle. The others have exact scores and run on the CPU.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from riemannian_diffusion import (
     Solver,
     TangentNormalMetric,
     geodesic,
-    refine,
+    smooth,
 )
 
 RATES = (1e-3, 1e-2)
@@ -91,7 +92,7 @@ def looks(
             torch.cuda.synchronize()
         now = time.perf_counter()
         with torch.no_grad():
-            energy = float(finer.energy(refine(iterate.path, 6)).sum())
+            energy = float(finer.energy(smooth(iterate.path, 6)).sum())
         seen.append(Look(energy, iterate.num_evals, now - start - looking))
         looking += time.perf_counter() - now
         if energy <= goal:
@@ -152,7 +153,7 @@ def compare(
         }
 
 
-def demo_pair(device: str) -> tuple[DiffusionScore, tuple[Tensor, Tensor]]:
+def demo_pair(device: str, steps: int) -> tuple[DiffusionScore, tuple[Tensor, Tensor]]:
     """The score at timestep 581, and the shipped images inverted to that timestep."""
     from PIL import Image
 
@@ -161,7 +162,7 @@ def demo_pair(device: str) -> tuple[DiffusionScore, tuple[Tensor, Tensor]]:
 
     pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path()).to(device)
     images = [Image.open(path).convert("RGB") for path in demo.endpoint_paths()]
-    ends = pipe.invert(images).points
+    ends = pipe.invert(images, num_inference_steps=steps).points
     hidden, _ = pipe.encode_prompt("", device, 1, False)
     score = DiffusionScore(pipe.unet, pipe.scheduler, 581, encoder_hidden_states=hidden)
     return score, (ends[0], ends[1])
@@ -170,19 +171,23 @@ def demo_pair(device: str) -> tuple[DiffusionScore, tuple[Tensor, Tensor]]:
 def main(argv: list[str] | None = None) -> list[dict]:
     """Compare the solvers; return the rows."""
     parser = frame.parser(__doc__)
-    parser.add_argument("--demo", action="store_true", help="add the shipped model (minutes)")
-    parser.add_argument("--adam-evals", type=int, default=500)
+    add = parser.add_argument
+    add("--problems", nargs="+", choices=("exact", "demo"), default=["exact"])
+    add("--adam-evals", type=int, default=500)
+    add("--demo-points", type=int, default=9, help="points of a path of the shipped model")
+    add("--demo-steps", type=int, default=50, help="steps of its scheduler")
     return frame.run(measure, parser, argv)
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
-    """Rows of all problems, on the CPU only, then rows of the shipped model on `--device`."""
-    for problem in all_problems() if args.device == "cpu" else ():
+    """Rows of the problems with exact scores, then rows of the shipped model."""
+    for problem in all_problems() if "exact" in args.problems else ():
         ends = problem.x0, problem.x1
         yield from compare(problem.name, problem.score, ends, args.adam_evals, init="lerp")
-    if args.demo:
-        score, ends = demo_pair(args.device)
-        yield from compare("shipped model", score, ends, args.adam_evals, num_points=9)
+    if "demo" in args.problems:
+        score, ends = demo_pair(args.device, args.demo_steps)
+        options = {"num_points": args.demo_points}
+        yield from compare("shipped model", score, ends, args.adam_evals, **options)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import gpu_report
+
 README = Path(__file__).with_name("README.md")
 FRONT = Path(__file__).parents[1] / "README.md"  # of the project
 RESULTS = Path(__file__).with_name("results")
@@ -75,6 +77,14 @@ class Table:
         head = [*self.heads, *(column.title for column in self.columns)]
         body = [[*line.labels, *row] for line, row in zip(self.lines, cells, strict=True)]
         return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *body))
+
+
+class GpuReport:
+    """The tables of all steps of `gpu.py`, as soon as a GPU has run them."""
+
+    def render(self) -> str:
+        """The tables in Markdown."""
+        return gpu_report.report(RESULTS)
 
 
 class _Missing:
@@ -355,7 +365,8 @@ MODELS = (
     *("PixArt-Sigma", "Lumina 2", "Chroma", "AuraFlow"),
 )
 
-TABLES = {
+TABLES: dict[str, Table | GpuReport] = {
+    "gpu": GpuReport(),
     "geometries, exact score": _errors("geometries_exact", MANIFOLDS, random=True),
     "geometries, exact score, medians": _medians("geometries_exact", random=True),
     "geometries, learned score": _errors("geometries_learned", MANIFOLDS, random=False),
@@ -1120,7 +1131,7 @@ FRONT_TABLES = {
 }
 
 
-def rewritten(text: str, tables: Mapping[str, Table] = TABLES) -> str:
+def rewritten(text: str, tables: Mapping[str, Table | GpuReport] = TABLES) -> str:
     """The text of a README after its tables have been generated again.
 
     Raises:

@@ -302,6 +302,17 @@ CASES = {
         {"class_labels": torch.tensor([3])},
         scheduler=VP,
     ),
+    "UNet1DModel": Case(
+        {
+            **{"in_channels": 2, "out_channels": 2, "extra_in_channels": 16},
+            **{"time_embedding_type": "positional", "block_out_channels": (16, 32)},
+            "down_block_types": ("DownBlock1DNoSkip", "DownBlock1D"),
+            "up_block_types": ("UpBlock1D", "UpBlock1DNoSkip"),
+        },
+        {},
+        (2, 2, 32),
+        scheduler=VP,
+    ),
     "UNet2DConditionModel": Case(
         {"made": lambda: prompted_xl_unet(width=16, pooled=6, dtype=torch.float64)},
         TEXT | {"text_embeds": POOLED, "time_ids": randn(1, 6).abs()},

@@ -1,5 +1,7 @@
 """Energies of many paths equal those of single paths, and take no needless network passes."""
 
+import shutil
+
 import pytest
 import torch
 from architectures import ByProducts
@@ -91,8 +93,8 @@ def test_a_solve_embeds_its_ends_once_and_no_point_twice(max_batch_size):
         TangentNormalMetric(score), *randn(2, *SHAPE, seed=1), num_points=5, max_evals=3
     )
     assert found.num_evals == 3
-    inner, finer = 4 * 3 - 1, 4 * 6 - 1
-    ahead = 0 if max_batch_size is None else 2  # chunks of 4, 4 and 3 points
+    inner, finer = 4 * 2 - 1, 4 * 4 - 1
+    ahead = 0 if max_batch_size is None else 1  # chunks of 4 and 3 points
     assert sum(sizes) == 2 + 3 * (inner + ahead) + finer
 
 
@@ -395,6 +397,32 @@ def test_a_compiled_network_is_compiled_once_and_gives_the_same():
     x = torch.stack([x0, x1])
     assert_close(compiled.jvp(x, v), eager.jvp(x, v), rtol=1e-9, atol=1e-9)
     assert_close(compiled.vjp(x, v), eager.vjp(x, v), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler of C++")
+def test_a_network_that_is_compiled_to_machine_code_gives_the_same():
+    """With one prompt for each end of the path, in one batch and in chunks."""
+    torch._dynamo.reset()
+    prompt = {"encoder_hidden_states": embeddings(2)}
+    eager = unet_score(**prompt)
+    compiled = DiffusionScore(torch.compile(eager.model), SCHEDULER, 300, **prompt)
+    path = randn(5, *SHAPE, seed=1)
+    for size in (None, 2):
+        eager.max_batch_size = compiled.max_batch_size = size
+        expected, found = (
+            TangentNormalMetric(score).energies([path], differentiate=True)[0]
+            for score in (eager, compiled)
+        )
+        assert_close(found.segments, expected.segments, rtol=1e-9, atol=1e-9)
+        assert_close(found.gradient, expected.gradient, rtol=1e-8, atol=1e-8)
+    options = {"num_points": 4, "max_evals": 4}
+    expected, found = (
+        geodesic(TangentNormalMetric(score), path[0], path[-1], **options)
+        for score in (eager, compiled)
+    )
+    assert found.num_evals == expected.num_evals
+    assert_close(found.path, expected.path, rtol=1e-7, atol=1e-7)
 
 
 # ------------------------------------------------------------------------- energies of one's own

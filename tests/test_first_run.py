@@ -226,7 +226,8 @@ def test_the_verdict_names_reconstruction_energy_and_data():
     )
     assert verdict(outcome([2e-3, 1e-4])).startswith("fair: ")
     assert verdict(outcome([1e-4, 1e-4], status="max_evals")).startswith("fair: ")
-    assert verdict(outcome([2e-2, 1e-4])).startswith("poor: ")
+    poor = verdict(outcome([2e-2, 1e-4]))
+    assert poor.startswith("poor: ") and "data" not in poor  # the image is not on it
     assert verdict(outcome([1e-4] * 2, on_data=False)).endswith("the path leaves the data")
     assert verdict(outcome([1e-4] * 2, on_data=False)).startswith("poor: ")
     path = SimpleNamespace(transported=None)
@@ -343,3 +344,36 @@ def test_an_interrupt_at_any_moment_is_one_line(tmp_path):
         assert not [one for one in tmp_path.rglob(".*")]
         with PIL.Image.open(tmp_path / "m.gif") as gif:
             assert gif.n_frames == 5
+
+
+def test_commands_say_something_before_slow_imports(monkeypatch, capsys):
+    for module in ("app", "pipelines.known"):
+        monkeypatch.setitem(sys.modules, f"riemannian_diffusion.{module}", None)  # fails to import
+    assert main(["app"]) == main(["models"]) == 2
+    told = capsys.readouterr()
+    assert told.out == "preparing the page ...\n"
+    assert "looking through diffusers ..." in told.err
+
+
+@pytest.mark.slow
+def test_a_reader_that_ends_early_gets_no_complaint():
+    with subprocess.Popen(
+        [*COMMAND, "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == "riemannian-diffusion: looking through diffusers ...\n"
+    assert process.returncode == 141
+
+
+@pytest.mark.slow
+def test_importing_a_pipeline_prints_no_advice_to_install_torchvision():
+    code = (
+        "import importlib.util as util\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, *a: None if name == 'torchvision' else find(name, *a)\n"
+        "import transformers\n"
+        "assert not transformers.utils.is_torchvision_available()\n"
+        "from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr

@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         Exit status: 0 on success, 1 if morphs of `batch` failed, 2 after bad input, 130 after an
-        interrupt. The last two print one line that says what happened.
+        interrupt, 141 if nobody reads the output any more. After bad input or an interrupt, one
+        line says what happened.
     """
     args = parse(argv)
     spin_briefly()
@@ -45,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with no_interrupt_lost():
             return run[args.command](args) or 0
+    except BrokenPipeError:  # the reader of the output has ended, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # lest the last flush fails as well
+        return 141
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise  # PyTorch also reports its own defects as a RuntimeError

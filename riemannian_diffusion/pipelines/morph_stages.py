@@ -13,7 +13,7 @@ from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind
 from riemannian_diffusion.events import Event, Listener, run
-from riemannian_diffusion.geodesics import RTOL, Solver
+from riemannian_diffusion.geodesics import NUM_QUADRATURE, RTOL, Solver
 from riemannian_diffusion.paths import adain as matched
 from riemannian_diffusion.paths import points_at
 from riemannian_diffusion.pipelines.callbacks import OnStep, Step, following
@@ -58,7 +58,7 @@ class MorphStages(InvertStage):
         solver: Solver | None = None,
         max_evals: int = 200,
         rtol: float = RTOL,
-        num_quadrature: int = 3,
+        num_quadrature: int = NUM_QUADRATURE,
         score_mode: str | None = None,
         checkpoint: str | os.PathLike | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -66,9 +66,10 @@ class MorphStages(InvertStage):
     ) -> MorphPath | list[MorphPath]:
         """Find the path between keyframes.
 
-        Within a gap, frames are evenly spaced in the space of the path. Each gap has as many frames
-        as it is given, whatever its length, so the speed jumps at a keyframe where the lengths per
-        frame differ. `path.speeds` are the speeds of the gaps.
+        Within a gap, frames are evenly spaced: in clean space along the path, and in noise space
+        along samples of a few of its points (`pace_by_samples`). A curve that is no geodesic keeps
+        its own pace. Each gap has as many frames as it is given, so the speed jumps at a keyframe
+        where the lengths per frame differ. `path.speeds` are the speeds of the gaps.
 
         Args:
             keys: Keyframes, or a list of them, which is solved side by side.

@@ -188,7 +188,8 @@ class Convergence:
             return
         if math.isfinite(self._energy) and event.energy:
             fall = (self._energy - event.energy) / abs(event.energy)
-            self._falls.append((self.num_evals, math.log(max(fall, LEAST_FALL))))
+            if fall > 0:  # the energy rises where a finer curve begins
+                self._falls.append((self.num_evals, math.log(max(fall, LEAST_FALL))))
         self._energy = event.energy
 
     def ended_before(self, num_evals: int) -> bool:

@@ -16,6 +16,7 @@ from riemannian_diffusion.batches import BatchSize, Learned
 from riemannian_diffusion.ddim import invert_steps, sample_steps
 from riemannian_diffusion.events import Event, run
 from riemannian_diffusion.geodesics import Geodesic, Iterate, Problem, Start, solving
+from riemannian_diffusion.geometry import pace_by_samples
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import points_at
@@ -33,6 +34,8 @@ from riemannian_diffusion.pipelines.model import check_finite_values
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
 from riemannian_diffusion.pipelines.starts import OneStart, RoadmapStart, roadmap_path
 from riemannian_diffusion.score import Conditions, ScoreModel, SharedNoiseScore, Where
+
+_MOST_PACED = 17  # largest number of points of a gap that are sampled to pace it
 
 
 def inverting(
@@ -123,8 +126,24 @@ def solving_morphs(
                     _metrics_of(factory, [*members.values()]), problems, checkpoint=file, **options
                 )
                 geodesics = yield from _solve_events(iterates, [*members], num_evals)
-                found |= zip(members, geodesics, strict=True)
+                paced = _paced([*members.values()], geodesics)
+                found |= zip(members, paced, strict=True)
     return [path for path in map(path_from, firsts) if path is not None]
+
+
+def _paced(gaps: Sequence[Gap], found: Sequence[Geodesic]) -> list[Geodesic]:
+    """The geodesics of gaps at the pace of their samples; in clean space, at their own."""
+    first = gaps[0]
+    if first.keys.space == "clean":
+        return list(found)
+    schedule = first.levels.schedule
+    return pace_by_samples(
+        _joined(gaps),
+        found,
+        schedule.timesteps,
+        num_points=[min(_MOST_PACED, 2 * gap.num_frames - 1) for gap in gaps],
+        final_abar=schedule.final_abar,
+    )
 
 
 def _metrics_of(factory: MetricFactory, gaps: Sequence[Gap]) -> Sequence[Metric]:
@@ -190,8 +209,7 @@ def joined_levels(several: Sequence[tuple[Levels, Where]]) -> tuple[Levels, Wher
 def _joint_score(gaps: Sequence[Gap]) -> ScoreModel:
     """The score of the gaps' level; each gap's conditions and noise are those of its number."""
     first = gaps[0]
-    joined = Conditions.join([(gap.levels.conditions, 1) for gap in gaps])
-    score = replace(first.levels, conditions=joined)(first.timestep, mode=first.mode)
+    score = _joined(gaps)(first.timestep, mode=first.mode)
     if first.keys.noise is None:
         return score
     noise = first.keys.noise
@@ -199,6 +217,12 @@ def _joint_score(gaps: Sequence[Gap]) -> ScoreModel:
         noises = [gap.keys.noise for gap in gaps if gap.keys.noise is not None]
         noise = torch.stack(noises)[:, None]  # (B, 1, C, h, w)
     return SharedNoiseScore(score, noise)
+
+
+def _joined(gaps: Sequence[Gap]) -> Levels:
+    """The levels of the gaps' model; each gap's conditions are those of its number."""
+    joined = Conditions.join([(gap.levels.conditions, 1) for gap in gaps])
+    return replace(gaps[0].levels, conditions=joined)
 
 
 def _start_of(gap: Gap, start: OneStart, images_to_points) -> Start:

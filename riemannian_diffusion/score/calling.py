@@ -89,6 +89,7 @@ CALLED: dict[str, Calling] = {
     "SD3Transformer2DModel": Calling(needs=(PROMPT, "pooled_projections")),
     "SanaTransformer2DModel": Calling(time=_scaled),
     "Transformer2DModel": Calling(),
+    "UNet1DModel": Calling(),
     "UNet2DConditionModel": Calling(needs=(PROMPT,)),
     "UNet2DModel": Calling(),
 }
@@ -114,7 +115,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "is for sound": (
         *("AceStepTransformer1DModel", "AudioLDM2UNet2DConditionModel"),
         *("LongCatAudioDiTTransformer", "MiniMaxMusic3Transformer1DModel"),
-        *("StableAudio3DiTModel", "StableAudioDiTModel", "T5FilmDecoder", "UNet1DModel"),
+        *("StableAudio3DiTModel", "StableAudioDiTModel", "T5FilmDecoder"),
     ),
     "is for molecules": ("RFD4ProteinaTransformer",),
     "predicts discrete tokens, which have no score": ("UVit2DModel",),

@@ -330,12 +330,12 @@ def test_fitting_stops(tiny_pipe, pictures):
     studio, reports = studio_of(tiny_pipe), []
 
     def report(phase, *_):
-        reports.append(phase)
+        reports.append((phase, *_))
         studio.stop("me")
 
     with pytest.raises(Cancelled), studio.request("me", report) as asked:
         asked.invert(pictures, seed=0, adapt="embeddings", **INVERSION)
-    assert reports == ["Fitting embeddings"]
+    assert reports == [("Fitting embeddings", 1, 3 * 50)]
 
 
 def test_an_address_may_upload_so_much_in_a_time():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 import json
 import os
@@ -332,7 +333,8 @@ def test_an_interrupt_at_any_moment_is_one_line(tmp_path):
             text=True,
         )
         assert process.stdout.readline()  # before it Python itself is starting
-        time.sleep(moments.uniform(0, seconds))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moments.uniform(0, seconds))
         os.kill(process.pid, signal.SIGINT)
         _, error = process.communicate()
         if process.returncode != 0:  # it had ended

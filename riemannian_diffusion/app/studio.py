@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import threading
 import time
@@ -17,6 +16,7 @@ import torch
 
 from riemannian_diffusion.adaptation import Adaptation
 from riemannian_diffusion.adaptation import adapt as fit
+from riemannian_diffusion.adaptation.keyframes import EMBEDDING_STEPS, LORA_STEPS
 from riemannian_diffusion.app.inputs import ANALOGY
 from riemannian_diffusion.app.kept import KeptWork
 from riemannian_diffusion.app.models import Models, native_size
@@ -175,17 +175,25 @@ class Request:
         kept, name = self._studio.kept, self._name(images, (what, seed, prompt))
         found = kept.find(self._visitor, name, Adaptation)
         if found is None:
-            steps = [] if what == "both" else ["lora" if what == "embeddings" else "embedding"]
-            done = itertools.count(1)
+            steps = {
+                "embeddings": EMBEDDING_STEPS if what != "lora" else 0,
+                "loras": LORA_STEPS if what != "embeddings" else 0,
+            }
 
-            def follow(part: str, *_: Any) -> None:
+            def follow(part: str, image: int, step: int, loss: float) -> None:
                 if self._stop.is_set():
                     raise Cancelled
-                self._report(f"Fitting {part}", next(done), None)
+                done, total = image * steps[part] + step + 1, len(images) * steps[part]
+                self._report(f"Fitting {part}", done, total)
 
             pipe.set_progress_bar_config(disable=True)
-            options: dict[str, Any] = {f"{one}_steps": 0 for one in steps}
-            found = fit(pipe, images, prompt, seed=seed, callback=follow, **options)
+            found = fit(
+                *(pipe, images, prompt),
+                embedding_steps=steps["embeddings"],
+                lora_steps=steps["loras"],
+                seed=seed,
+                callback=follow,
+            )
             kept.keep(self._visitor, name, found)
         return found
 

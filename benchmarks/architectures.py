@@ -284,7 +284,9 @@ SMALL: dict[str, Architecture] = {  # the same classes with few and narrow layer
         ARCHITECTURES[name], config=dict(ARCHITECTURES[name].config) | config, pixels=64
     )
     for name, config in {
-        "sd15": {"layers_per_block": 1, "block_out_channels": 4 * [64]},
+        "sd15": {"layers_per_block": 1, "block_out_channels": [64, 64]}
+        | {"down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"]}
+        | {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]},
         "sdxl": {"layers_per_block": 1, "block_out_channels": 3 * [64]}
         | {"attention_head_dim": 8, "transformer_layers_per_block": 1},
         "flux": TWO_HEADS | {"num_single_layers": 1},

@@ -108,6 +108,7 @@ class Standing:
         numbers: Numbers of points of the curves on which the solve under this metric goes on,
             coarse to fine; the first is that of the current curve. Empty before the solve begins.
         limit: Number of evaluations under this metric up to which the current curve may be solved.
+        chords: Number of chords of each segment.
         before: Number of coarse curves before the current curve.
         coarse_energy: Energy of the coarse curve before the current curve; None if there is none.
         best_path: The curve of least energy under this metric, by its points.
@@ -127,6 +128,7 @@ class Standing:
     evals: int
     numbers: list[int]
     limit: int
+    chords: int
     before: int
     coarse_energy: float | None
     best_path: Tensor

@@ -97,6 +97,7 @@ class Run:
             "numbers": [],
             "limit": 0,
             "before": 0,
+            "chords": self.options.num_quadrature,
             "coarse_energy": None,
             "best_path": path,
             "best_energy": math.inf,
@@ -148,6 +149,7 @@ class Run:
         budget = (for_start - now.used) // (len(self.metrics) - now.stage)
         if not now.numbers:
             now.evals, now.before, now.coarse_energy = 0, 0, None
+            now.chords = options.num_quadrature
             now.iterates, now.numbers = [], [len(now.path)]
             if budget >= _LEAST_BUDGET and self._may_begin_coarse():
                 now.numbers = numbers_of_points(now.path)
@@ -165,6 +167,7 @@ class Run:
                 self._begin(path, budget, state)
             else:
                 now.numbers, now.coarse_energy, now.before = now.numbers[-1:], None, 0
+                now.chords = options.num_quadrature + 1  # a hard problem
                 self._begin(now.path, budget)
         if math.isfinite(now.best_energy):
             now.path = self._curve(now.best_path, len(now.path))
@@ -252,7 +255,7 @@ class Run:
         self.now.evals += 1
         points = points.detach().requires_grad_()
         with torch.enable_grad():
-            fine = smooth(self._whole(points), self.options.num_quadrature)
+            fine = smooth(self._whole(points), self.now.chords)
         answer = yield Question(self.now.stage, fine.detach(), True, departures)
         gradient = torch.autograd.grad(fine, points, answer.gradient)[0]
         yield self._seen(points.detach(), float(answer.segments.sum()), iteration=False)
@@ -280,7 +283,7 @@ class Run:
         self._keep()
         now = self.now
         now.stage, metric = len(self.metrics) - 1, self.metrics[-1]
-        before, factor = now.best_energy, self.options.num_quadrature
+        before, factor = now.best_energy, now.chords
         while True:
             factor *= 2
             fine, status = smooth(now.path, factor), now.status
@@ -290,7 +293,7 @@ class Run:
             if (
                 not math.isfinite(energy)
                 or abs(change) <= SETTLED
-                or factor >= _FINEST * self.options.num_quadrature
+                or factor >= _FINEST * now.chords
                 or answer.resolution < _LEAST_TO_REFINE
             ):
                 break

@@ -103,7 +103,8 @@ class PathLBFGS(Solver):
         coarse_first: Whether to begin on smooth curves through a few points. A coarse curve takes
             fewer points of the network for each evaluation, and its steps and changes of the
             gradient serve the finer curve, too. If a coarse curve leaves the data or does not
-            converge soon, the solve begins again at its start.
+            converge soon, the solve begins again at its start, with one more chord for each
+            segment.
 
     Examples:
         >>> import torch

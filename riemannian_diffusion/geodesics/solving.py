@@ -148,7 +148,8 @@ def geodesic(
             float32.
         x1: Last point, `shape`.
         num_points: Number of points of the path, at least 2.
-        num_quadrature: Number of chords per segment, at least 1.
+        num_quadrature: Number of chords per segment, at least 1; one more after a coarse curve that
+            was given up.
         init: The first path: "lerp", "slerp", a path `(num_points, *shape)`, a function
             `(x0, x1, num_points) -> path`, or a list of these. None takes "lerp". With a list, each
             start has an equal share of the remaining evaluations, and the geodesic with the least

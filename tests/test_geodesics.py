@@ -214,7 +214,7 @@ def test_evaluations_to_reach_what_adam_reaches_in_500(problem, metric):
             metric, problem, solver=Adam(lr, lr / 10), max_evals=500, **options
         )
     )
-    iterates = iterates_of(metric, problem, max_evals=50, **options)
+    iterates = iterates_of(metric, problem, solver=DIRECT, max_evals=50, **options)
     assert min(iterate.energy for iterate in iterates) <= goal
 
 

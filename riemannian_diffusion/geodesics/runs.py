@@ -176,10 +176,11 @@ class Run:
     def _may_begin_coarse(self) -> bool:
         """Whether a solve from this start may begin on coarse curves.
 
-        On a coarse curve, energies of chords are nearly right. Other energies can be far too low.
+        On a coarse curve, energies of several chords a segment are nearly right. Others can be far
+        too low.
         """
         guessed = self.now.stage == 0 and any(self.problem.guessed[self.now.start :][:1])
-        chords = isinstance(self.metrics[0], PullbackMetric)
+        chords = isinstance(self.metrics[0], PullbackMetric) and self.options.num_quadrature > 1
         return self.options.solver.coarse_first and guessed and chords
 
     def _begin(self, path: Tensor, budget: int, solver: dict[str, Any] | None = None) -> None:

@@ -360,6 +360,7 @@ def score_of(
     max_batch_size: int | None = None,
     size: int | None = None,
     seed: int = 0,
+    drawn_in: torch.dtype | None = None,
 ) -> tuple[NetworkScore, tuple[int, ...]]:
     """The score of a network under one random prompt, and the shape of a point.
 
@@ -371,9 +372,11 @@ def score_of(
         max_batch_size: See `NetworkScore`.
         size: Side of the latents; None takes that of the model's usual images.
         seed: Seed of the prompt and of random weights.
+        drawn_in: Type in which random weights are drawn, since a seed gives other numbers in each
+            type; None is `dtype`.
     """
     architecture = architecture_of(name)
-    network = architecture.network(dtype, device, seed)
+    network = architecture.network(drawn_in or dtype, device, seed).to(dtype)
     options: dict[str, Any] = {"timestep": timestep, "max_batch_size": max_batch_size}
     score = architecture.score(network, seed=seed, **options)
     shape = architecture.shape(architecture.pixels)

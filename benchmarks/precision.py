@@ -89,7 +89,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     if args.dtypes is None and args.device.startswith("cuda"):
         dtypes.insert(1, "tf32")
     options = {"device": args.device, "max_batch_size": args.max_batch_size, "size": args.size}
-    options["seed"] = args.seed
+    options |= {"seed": args.seed, "drawn_in": torch.float32}  # the same weights in all dtypes
 
     def metric_in(dtype: torch.dtype) -> tuple[TangentNormalMetric, tuple[int, ...]]:
         score, shape = score_of(args.model, dtype=dtype, **options)

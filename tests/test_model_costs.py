@@ -17,6 +17,7 @@ import gpu
 import gpu_report
 import memory
 import model_costs
+import precision
 import pytest
 import torch
 from architectures import (
@@ -219,6 +220,13 @@ def test_memory_names_the_largest_batch(crowded, largest, batch):
 def test_cost_needs_a_point_between_the_ends():
     with pytest.raises(SystemExit, match="--points 3"):
         cost.main(["--points", "2", "--quadrature", "1"])
+
+
+def test_precision_compares_one_network_with_itself():
+    """Random weights of one seed differ between dtypes, unless they are drawn in one."""
+    options = ["--model", "small_sd15", "--points", "3", "--no-solve"]
+    narrow, wide = precision.main([*options, "--dtypes", "bfloat16", "float32"])
+    assert wide["chords"] < 1e-4 and narrow["chords"] < 0.2
 
 
 # Targets of a whole morph

@@ -166,7 +166,7 @@ def geodesic(
             ended farther from the minimum (see `benchmarks/claims.py`). A smaller tolerance costs
             more evaluations.
         max_evals: Largest number of evaluations of energy and gradient, over all starts, metrics
-            and coarse curves. With fewer than 40 evaluations for a start, or with one chord for each
+            and coarse curves. With fewer than 40 evaluations for a start, or with one chord per
             segment, there are no coarse curves.
         callback: A function that is called with an `Iterate` after every iteration.
         checkpoint: A file, usually `.safetensors`, to which the state is written after every

@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
     """Largest steps of every pair and method. The sheets are written, too."""
+    args.output.mkdir(parents=True, exist_ok=True)
     pipe = GeodesicInterpolationPipeline.from_pretrained(args.model or demo.model_path())
     pipe.to(args.device)
     for number, (kinds, factors) in enumerate(PAIRS[: args.pairs], start=1):

@@ -108,6 +108,17 @@ def test_each_pair_is_inverted_once(run, monkeypatch):
     assert len(calls) == 3
 
 
+def test_an_interrupted_batch_says_how_to_go_on(run, out, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "run_pairs", interrupt)
+        status, _, errors = run()
+    assert status == 130 and f"Finished morphs are in {out}, and the same command" in errors
+    assert run()[0] == 0
+
+
 def test_the_summary_repeats_the_reports(run, out):
     _, printed, _ = run()
     with (out / "summary.csv").open(newline="") as file:

@@ -73,7 +73,11 @@ def run_batch(args: argparse.Namespace) -> int:
             tell(f"loading {args.model or 'the shipped model'} ...")
             return MorphWork(args, methods, device, dtype)
 
-        run_pairs(in_order(pairs, rank, num_processes), folder, load, tell=tell)
+        try:
+            run_pairs(in_order(pairs, rank, num_processes), folder, load, tell=tell)
+        except KeyboardInterrupt:
+            kept = f"Finished morphs are in {args.output}, and the same command goes on from there."
+            raise KeyboardInterrupt(kept) from None
 
         # 4. Summarise and measure them
         if not is_first:

@@ -30,7 +30,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import frame
 import torch
@@ -50,26 +50,36 @@ from riemannian_diffusion.pairs.running import run_pairs
 NUM_PAIRS, NUM_GPUS, RATE = 10_000, 8, 200.0
 
 
-def now(device: str) -> Tensor:
-    """Wall time and CPU time in seconds `(2,)`, when all work on the device has ended."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.float64)
+class Times(NamedTuple):
+    """Wall time and CPU time in seconds."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def plus(self, start: Times, end: Times) -> Times:
+        """These times and those from a start to an end."""
+        return Times(self.wall + end.wall - start.wall, self.cpu + end.cpu - start.cpu)
 
 
 class Clock:
     """Adds up the times that networks take.
 
     Attributes:
-        forward: Wall and CPU seconds of forward passes of all networks `(2,)`.
-        points: Wall and CPU seconds of forward passes of the main network `(2,)`.
-        reverse: Wall and CPU seconds of its backward passes `(2,)`.
+        forward: Time of forward passes of all networks.
+        points: Time of forward passes of the main network.
+        reverse: Time of its backward passes.
     """
 
     def __init__(self, device: str):
-        self.device = device
-        self.forward, self.points, self.reverse = torch.zeros(3, 2, dtype=torch.float64)
-        self._start = self._end = now(device)
+        self.waits = device.startswith("cuda")
+        self.forward = self.points = self.reverse = Times()
+        self._start = self._end = self.now()
+
+    def now(self) -> Times:
+        """The time when all work on the device has ended."""
+        if self.waits:
+            torch.cuda.synchronize()
+        return Times(time.perf_counter(), time.process_time())
 
     def follow(self, network: nn.Module, *others: nn.Module) -> None:
         """Follow a network and its backward passes, and the forward passes of others."""
@@ -79,22 +89,22 @@ class Clock:
         network.register_forward_hook(self._add_points)
 
     def _begin(self, module: nn.Module, inputs: tuple) -> None:
-        self._start = now(self.device)
+        self._start = self.now()
 
     def _add(self, module: nn.Module, inputs: tuple, output: Any) -> None:
-        self._end = now(self.device)
-        self.forward += self._end - self._start
+        self._end = self.now()
+        self.forward = self.forward.plus(self._start, self._end)
 
     def _add_points(self, module: nn.Module, inputs: tuple, output: Any) -> None:
-        self.points += self._end - self._start
+        self.points = self.points.plus(self._start, self._end)
         value = output[0]
         if not value.requires_grad:
             return
-        began: list[Tensor] = []
-        value.register_hook(lambda _: began.append(now(self.device)))
+        began: list[Times] = []
+        value.register_hook(lambda _: began.append(self.now()))
 
         def end(_: Tensor) -> None:
-            self.reverse += now(self.device) - began.pop()
+            self.reverse = self.reverse.plus(began.pop(), self.now())
 
         inputs[0].register_hook(end)
 
@@ -114,29 +124,29 @@ def main(argv: list[str] | None = None) -> list[dict]:
 def measure(args: argparse.Namespace) -> Iterator[dict]:
     """A row with the overhead, one with the passes, and one with the estimate."""
     with tempfile.TemporaryDirectory() as folder:
-        reports, clock, seconds = run_batch(args, Path(folder))
-    network = clock.forward + clock.reverse
-    overhead = seconds / network - 1
+        reports, clock, whole = run_batch(args, Path(folder))
+    network = clock.forward.plus(Times(), clock.reverse)
+    overhead = whole.cpu / network.cpu - 1
     yield {
         "row": "overhead",
         "pairs": args.pairs,
         "methods": len(args.metrics),
-        "seconds": float(seconds[0]),
-        "network": float(network[0]),
-        "overhead": float(overhead[0]),
-        "CPU overhead": float(overhead[1]),
+        "seconds": whole.wall,
+        "network": network.wall,
+        "overhead": whole.wall / network.wall - 1,
+        "CPU overhead": overhead,
     }
 
     passes = {way: passes_per_pair(reports, way, args.pairs) for way in ("forward", "reverse")}
-    each = clock.points[1] / (passes["forward"] * args.pairs)
-    relative = float(clock.reverse[1] / (passes["reverse"] * args.pairs) / each)
+    each = clock.points.cpu / (passes["forward"] * args.pairs)
+    relative = clock.reverse.cpu / (passes["reverse"] * args.pairs) / each
     yield {"row": "passes", **passes, "reverse over forward": relative}
 
     each_pass = (
         args.seconds_per_pass or counted(ARCHITECTURES["sd15"], 512)[1].forward / 1e12 / RATE
     )
     work = (passes["forward"] + relative * passes["reverse"]) * each_pass
-    hours = NUM_PAIRS * work * (1 + float(overhead[1])) / 3600
+    hours = NUM_PAIRS * work * (1 + overhead) / 3600
     yield {
         "row": "estimate",
         "assumed seconds per pass": each_pass,
@@ -147,7 +157,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     }
 
 
-def run_batch(args: argparse.Namespace, folder: Path) -> tuple[list[dict], Clock, Tensor]:
+def run_batch(args: argparse.Namespace, folder: Path) -> tuple[list[dict], Clock, Times]:
     """Run the command's work; return its reports, the times of networks, and the whole time."""
     manifest, output = write_pairs(folder / "pairs", args.pairs), folder / "out"
     command = ["batch", str(manifest), "-o", str(output), "--device", args.device]
@@ -156,14 +166,18 @@ def run_batch(args: argparse.Namespace, folder: Path) -> tuple[list[dict], Clock
     work = MorphWork(options, args.metrics, args.device, "float32")
     pipe, clock = work.pipe, Clock(args.device)
     clock.follow(pipe.network, pipe.text_encoder, pipe.vae.encoder, pipe.vae.decoder)
-    start = now(args.device)
+    start = clock.now()
     pairs = read_pairs(manifest, num_frames=options.frames, seed=options.seed)
     with Process(output) as process:
         results = PairFolder(output, args.metrics, process)
         results.begin(settings_of(options, "float32"), pairs)
         run_pairs(pairs, results, lambda: work, tell=print)
         found = [results.report(pair, method) for pair in pairs for method in args.metrics]
-    return [report for report in found if report is not None], clock, now(args.device) - start
+    return (
+        [report for report in found if report is not None],
+        clock,
+        Times().plus(start, clock.now()),
+    )
 
 
 def passes_per_pair(reports: list[dict], way: str, num_pairs: int) -> float:

@@ -59,7 +59,7 @@ def report(folder: Path, kind: str = "cuda") -> str:
         made = json.loads(file.read_text())
         end = " It was stopped before its end." if file.stem.endswith("stopped") else ""
         head = f"{about} ({made['machine'].partition(',')[0]}, {made['date']}).{end}"
-        parts.append(f"{head}\n" + "".join(_tables(made["rows"])))
+        parts.append("".join([head, "\n", *_tables(made["rows"])]))
     return "\n".join(parts) or NONE
 
 

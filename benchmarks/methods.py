@@ -27,13 +27,14 @@ from riemannian_diffusion import (
     invert,
     length,
     lerp,
-    refine,
+    pace_by_samples,
     relax,
     resample,
     roadmap,
     sample,
     sdedit,
     slerp,
+    smooth,
 )
 from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion, split
 
@@ -203,11 +204,16 @@ def noisy_blend(case: Case, x0: Tensor, x1: Tensor) -> Found:
 
 
 def solved(metric: Callable[[ScoreModel], Metric], *, even: bool = True, **options) -> Method:
-    """A method that solves for a geodesic in noise space, from slerp (arXiv 2510.05509)."""
+    """A method that solves for a geodesic in noise space, from slerp (arXiv 2510.05509).
+
+    If its points are evenly spaced, they are so by `pace_by_samples`, as in a pipeline.
+    """
 
     def path(case: Case, x0: Tensor, x1: Tensor) -> Found:
         score, num = case.levels(max(case.timesteps)), case.num_frames
         solve = geodesic(metric(score), x0, x1, num_points=num, init="slerp", **options)
+        if even:
+            (solve,) = pace_by_samples(case.levels, [solve], case.timesteps)
         return found_by(solve, even)
 
     return in_noise_space(path)
@@ -329,7 +335,7 @@ def relaxed_starts(case: Case) -> Found:
     starts = [straight, roadmap_of(case)(case.x0, case.x1, case.num_frames)]
     paths = [relax(scores, start) for start in starts]
     with torch.no_grad():
-        best = min(paths, key=lambda path: float(metric.energy(refine(path, 3)).sum()))
+        best = min(paths, key=lambda path: float(metric.energy(smooth(path, 3)).sum()))
     return Found(best, "own rule")
 
 

@@ -6,16 +6,17 @@
 On manifolds whose geodesics are known, the scores are exact. Methods of the space "clean" read the
 score at noise 0.1 at clean points, and start from a straight line. Methods of the space "noise"
 work between ends that are inverted to 0.6 of 50 steps, and their points are sampled back. The
-recipes are 500 steps of Adam from 1e-3 to 1e-4 without sub-chords; a recipe returns the
-optimiser's own points. Columns:
+recipes are 500 steps of Adam from 1e-3 to 1e-4 with one chord for each segment. A recipe returns
+the optimiser's own points. Columns:
 
     passes          point-passes: 1 for a point at which the network is evaluated, 2.1 for a point
                     through which it is also differentiated; with inversion and sampling
     error           root mean square distance of the points to the true geodesic at equal fractions
     re-paced        the same after the points are spread evenly along the path
     largest step    largest step over the even step of the true geodesic
-    energy          energy of the path under the default metric, by sub-chords fine enough that
-                    doubling them changes it by less than 1 %; None if the path lies elsewhere
+    energy          energy of the smooth curve through the points under the default metric, by so
+                    many chords that doubling them changes it by less than 1 %; None if the path
+                    lies elsewhere
     energy / ours   that energy over the energy of the default's path
 
 Rows with "manifolds" sum up all manifolds: the number on which a peer's error or largest step is
@@ -69,13 +70,13 @@ from riemannian_diffusion import (
     SteinScoreMetric,
     TangentNormalMetric,
     demo,
-    refine,
+    smooth,
 )
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline, Keyframes, MorphPath
 
 OURS = "ours"
 PUBLISHED = partial(dict, even=False, **RECIPE)
-SETTLED, FINEST = 0.01, 96  # relative change of a settled energy; largest number of sub-chords
+SETTLED, FINEST = 0.01, 96  # relative change of a settled energy; largest number of chords
 PUBLIC = {  # error and largest step, from public code
     "helix": (0.168, 1.59),
     "trefoil": (0.109, 2.54),
@@ -122,10 +123,10 @@ def all_manifolds() -> list[Problem]:
 @torch.no_grad()
 def energy_of(metric: Metric, path: Tensor) -> float:
     """The energy of a path on a sampling that is fine enough."""
-    factor, before = 3, float(metric.energy(refine(path, 3)).sum())
+    factor, before = 3, float(metric.energy(smooth(path, 3)).sum())
     while True:
         factor *= 2
-        energy = float(metric.energy(refine(path, factor)).sum())
+        energy = float(metric.energy(smooth(path, factor)).sum())
         if abs(energy - before) <= SETTLED * energy or factor >= FINEST:
             return energy
         before = energy

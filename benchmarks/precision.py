@@ -35,7 +35,7 @@ import torch
 from architectures import NAMES, score_of
 from torch import Tensor
 
-from riemannian_diffusion import TangentNormalMetric, geodesic, refine, slerp
+from riemannian_diffusion import TangentNormalMetric, geodesic, refine, slerp, smooth
 from riemannian_diffusion.paths import solve_second_difference
 
 NUM_QUADRATURE = 3
@@ -125,7 +125,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
                 with products_in_tf32(name == "tf32"):
                     solution = geodesic(metric, *ends.float(), num_points=num)
                 with torch.no_grad():
-                    fine = refine(solution.path.double(), 2 * NUM_QUADRATURE)
+                    fine = smooth(solution.nodes.double(), 2 * NUM_QUADRATURE)
                     reached = float(exact.energy(fine).sum())
                 row["solved"], row["evals"] = reached / goals[num] - 1, solution.num_evals
             yield row

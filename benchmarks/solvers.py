@@ -46,7 +46,7 @@ from riemannian_diffusion import (
     Solver,
     TangentNormalMetric,
     geodesic,
-    refine,
+    smooth,
 )
 
 RATES = (1e-3, 1e-2)
@@ -92,7 +92,7 @@ def looks(
             torch.cuda.synchronize()
         now = time.perf_counter()
         with torch.no_grad():
-            energy = float(finer.energy(refine(iterate.path, 6)).sum())
+            energy = float(finer.energy(smooth(iterate.path, 6)).sum())
         seen.append(Look(energy, iterate.num_evals, now - start - looking))
         looking += time.perf_counter() - now
         if energy <= goal:

@@ -402,7 +402,7 @@ TABLES: dict[str, Table | GpuReport] = {
         ("case",),
         _values(
             *("stated=stated:.3f", "optimised=optimised:.3f", "stated change=stated change:.1%"),
-            "sub-chords",
+            "chords",
         ),
         list(_lines("case", ENERGIES, study="energies", **CLAIMS)),
     ),

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         extrapolate,
         frechet_mean,
         logarithm_map,
+        pace_by_samples,
         parallel_transport,
     )
     from riemannian_diffusion.guidance import ManifoldGuidance, ManifoldGuidedScore
@@ -53,7 +54,16 @@ if TYPE_CHECKING:
         SteinScoreMetric,
         TangentNormalMetric,
     )
-    from riemannian_diffusion.paths import adain, length, lerp, refine, resample, slerp, speed
+    from riemannian_diffusion.paths import (
+        adain,
+        length,
+        lerp,
+        refine,
+        resample,
+        slerp,
+        smooth,
+        speed,
+    )
     from riemannian_diffusion.relaxing import relax
     from riemannian_diffusion.roadmaps import Roadmap, roadmap
     from riemannian_diffusion.score import (
@@ -104,6 +114,7 @@ else:  # `geodesics` is not listed: it is the subpackage, callable like the func
                 "extrapolate",
                 "frechet_mean",
                 "logarithm_map",
+                "pace_by_samples",
                 "parallel_transport",
             ),
             "guidance": ("ManifoldGuidance", "ManifoldGuidedScore"),
@@ -117,7 +128,7 @@ else:  # `geodesics` is not listed: it is the subpackage, callable like the func
                 "SteinScoreMetric",
                 "TangentNormalMetric",
             ),
-            "paths": ("adain", "length", "lerp", "refine", "resample", "slerp", "speed"),
+            "paths": ("adain", "length", "lerp", "refine", "resample", "slerp", "smooth", "speed"),
             "relaxing": ("relax",),
             "roadmaps": ("Roadmap", "roadmap"),
             "score": (
@@ -191,6 +202,7 @@ __all__ = [
     "lerp",
     "logarithm_map",
     "normal_curvature",
+    "pace_by_samples",
     "parallel_transport",
     "read_schedule",
     "refine",
@@ -202,6 +214,7 @@ __all__ = [
     "sdedit",
     "second_fundamental_form",
     "slerp",
+    "smooth",
     "speed",
     "split",
     "split_tangent",

@@ -21,7 +21,7 @@ from riemannian_diffusion.batches import Learned
 from riemannian_diffusion.guidance.score import ManifoldGuidedScore
 from riemannian_diffusion.score.conditions import Condition, Conditions
 from riemannian_diffusion.score.model import ScoreModel
-from riemannian_diffusion.score.network import Level, NetworkScore, Predict, check_weights
+from riemannian_diffusion.score.network import Level, NetworkScore, Predict
 from riemannian_diffusion.score.schedulers import (
     NOISIEST,
     check_scheduler,
@@ -33,6 +33,7 @@ from riemannian_diffusion.score.schedulers import (
     option,
     timestep_of,
 )
+from riemannian_diffusion.score.weights import Layers
 
 _FEWEST_EVEN = 10  # number of levels that are evenly spaced in the noise, where there are as many
 
@@ -295,8 +296,8 @@ class Levels:
         learned: The batch sizes that fit into memory, as far as stages have learned them.
 
     Raises:
-        ValueError: If a number is out of range, guidance lacks negative conditions, or the
-            network's weights were made in inference mode.
+        ValueError: If a number is out of range, guidance lacks negative conditions, the network's
+            weights were made in inference mode, or it has a cache.
     """
 
     network: nn.Module | None
@@ -310,7 +311,7 @@ class Levels:
 
     def __post_init__(self):
         if self.network is not None:
-            check_weights(self.network)
+            Layers(self.network).check()
         check_not_negative(guidance_scale=self.guidance_scale)
         check_finite(guidance_damping=self.guidance_damping)
         if self.max_batch_size is not None:

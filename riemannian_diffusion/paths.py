@@ -135,29 +135,51 @@ def refine(path: Tensor, factor: int) -> Tensor:
 def smooth(path: Tensor, factor: int) -> Tensor:
     """Points on a smooth curve through the points of a path.
 
-    `(K, *shape) -> ((K - 1) factor + 1, *shape)`. The given points stay. Between them, the curve is
-    a cubic whose slopes are those of the parabolas through three neighbours (de Boor, A Practical
-    Guide to Splines, chapter IV), as a function of the length along the path. Straight segments
-    between points of a curve cut its corners by a share of the squared step; this curve does not.
+    `(K, *shape) -> ((K - 1) factor + 1, *shape)`. The given points stay. Between two points, the
+    curve is a cubic. Its slope at a point is that of the parabola through the point and its two
+    neighbours, or at an end through the three nearest points (Catmull and Rom 1974). A geodesic is
+    such a curve through its nodes. It is linear and differentiable in the points.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import smooth
+        >>> smooth(torch.tensor([[0.0], [1.0], [4.0]]), 2).flatten().tolist()  # a parabola
+        [0.0, 0.25, 1.0, 2.25, 4.0]
     """
     check_kind(Tensor, path=path)
     check_whole(1, factor=factor)
-    if len(path) < 3:
-        return refine(path, factor)
-    x = path.detach().flatten(1)
-    steps = (x[1:] - x[:-1]).norm(dim=1, keepdim=True)
-    slopes = (x[1:] - x[:-1]) / steps.clamp(min=1e-30)
-    before, after = steps[:-1], steps[1:]
-    both = (before + after).clamp(min=1e-30)
-    inner = (after * slopes[:-1] + before * slopes[1:]) / both
-    first = slopes[:1] + (slopes[:1] - slopes[1:2]) * (before / both)[:1]
-    last = slopes[-1:] + (slopes[-1:] - slopes[-2:-1]) * (after / both)[-1:]
-    tangents = torch.cat([first, inner, last])[:, None]  # (K, 1, d)
-    u = (torch.arange(factor, dtype=x.dtype, device=x.device) / factor)[:, None]  # (factor, 1)
-    bend = u * (1 - u) * steps[:, None]  # (K - 1, factor, 1)
-    chord = torch.lerp(x[:-1, None], x[1:, None], u) + bend * (1 - 2 * u) * -slopes[:, None]
-    curve = chord + bend * ((1 - u) * tangents[:-1] - u * tangents[1:])
-    return torch.cat([curve.flatten(0, 1), x[-1:]]).view(-1, *path.shape[1:])
+    if factor == 1:
+        return path
+    num = (len(path) - 1) * factor
+    return on_curve(path, torch.arange(num + 1, dtype=torch.float64) / factor)
+
+
+def on_curve(path: Tensor, places: Tensor) -> Tensor:
+    """Points on the curve of `smooth` through the points of a path.
+
+    Args:
+        path: The points, `(K, *shape)`, at the places 0, 1, ..., K - 1.
+        places: Places `(N,)` between 0 and K - 1.
+
+    Returns:
+        Points `(N, *shape)`; at whole places the given points.
+    """
+    num, shape = len(path), (-1, *[1] * (path.ndim - 1))
+    places = places.cpu().double()
+    index = places.floor().long().clamp(0, num - 2)
+    u = (places - index).to(path).view(shape)
+    index = index.to(path.device)
+    steps = path[1:] - path[:-1]
+    if num == 2:
+        return torch.where(u == 1, path[1:], path[:1] + u * steps)
+    inner = (steps[1:] + steps[:-1]) / 2
+    first, last = (3 * steps[:1] - steps[1:2]) / 2, (3 * steps[-1:] - steps[-2:-1]) / 2
+    slopes = torch.cat([first, inner, last])
+    start, stop = path[index], path[index + 1]
+    step, bend = steps[index], u * (1 - u)
+    cubic = (1 - u) * (slopes[index] - step) - u * (slopes[index + 1] - step)
+    points = start + u * step + bend * cubic
+    return torch.where(u == 0, start, torch.where(u == 1, stop, points))
 
 
 def length(path: Tensor, metric: HasEnergy | None = None) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 __version__ = "0.1.0"
 
@@ -52,3 +53,23 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Drop what Transformers logs while its modules are imported.
+
+    Without torchvision it recommends torchvision, which nothing here needs.
+    """
+    import logging
+
+    logger = logging.getLogger("transformers.utils.import_utils")
+
+    def drop(_: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)

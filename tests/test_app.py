@@ -18,6 +18,7 @@ import pytest
 import torch
 from models import FAST, make, to_pil
 
+from riemannian_diffusion.adaptation import adapt
 from riemannian_diffusion.cli import main
 
 gr = pytest.importorskip("gradio")
@@ -32,8 +33,9 @@ from riemannian_diffusion.app.inputs import (  # noqa: E402
     frames_of_gaps,
     parse_prompts,
 )
-from riemannian_diffusion.app.kept import KeptKeyframes  # noqa: E402
+from riemannian_diffusion.app.kept import KeptWork  # noqa: E402
 from riemannian_diffusion.app.models import Models, Offer  # noqa: E402
+from riemannian_diffusion.app.morphs import Energies  # noqa: E402
 from riemannian_diffusion.app.outputs import (  # noqa: E402
     draw_energies,
     draw_speeds,
@@ -41,12 +43,14 @@ from riemannian_diffusion.app.outputs import (  # noqa: E402
     steps,
     write_files,
 )
+from riemannian_diffusion.app.quota import Quota, network_of  # noqa: E402
 from riemannian_diffusion.app.serving import is_local, uploads_folder, warnings_of  # noqa: E402
-from riemannian_diffusion.app.studio import Cancelled, Energies, Studio  # noqa: E402
+from riemannian_diffusion.app.studio import Cancelled, Studio  # noqa: E402
 from riemannian_diffusion.app.words import in_words, table  # noqa: E402
 from riemannian_diffusion.cli.app import check_models, names_of, read_auth  # noqa: E402
 from riemannian_diffusion.events import Event  # noqa: E402
 from riemannian_diffusion.media import read_clip  # noqa: E402
+from riemannian_diffusion.pipelines import Keyframes  # noqa: E402
 
 LONG = 900  # number of steps that takes much longer than any of these tests
 
@@ -79,7 +83,7 @@ def morphs_of(studio, images, *metrics, report=quiet, seed=0, **options):
     """Morphs with several metrics that share one inversion."""
     with studio.request("me", report) as asked:
         keys = asked.invert(images, seed=seed, **INVERSION | options)
-        return [asked.morph(keys, name, seed=seed, **SOLVE) for name in metrics]
+        return [*asked.morphs(keys, metrics, seed=seed, **SOLVE)]
 
 
 @pytest.fixture
@@ -151,7 +155,7 @@ def test_a_request_gives_what_the_pipeline_gives(tiny_pipe, pictures):
         assert tuple(map(tuple, iterations)) == geodesic.iterates
     phase, done, total = reports[-1]
     assert phase.startswith("stein: Solving, energy ")
-    assert done == sum(geodesic.num_evals for geodesic in expected.geodesics) and total is None
+    assert done == sum(geodesic.num_evals for geodesic in expected.geodesics) <= total
     morphs_of(studio, pictures, "slerp", report=report)
     assert reports[-1] == ("slerp: Sampling", 4, 4) and ("Inverting", 1, 4) in reports
 
@@ -166,7 +170,8 @@ def test_metrics_are_compared_on_one_inversion(tiny_pipe, pictures):
     phases = list(dict.fromkeys(phase for phase, _, _ in reports))
     assert phases == [
         "Inverting",
-        *(f"{metric}: {phase}" for metric in metrics for phase in ("Solving", "Sampling")),
+        *(f"{metric}: Solving" for metric in metrics),
+        "lerp and slerp: Sampling",  # in one batch
     ]
     assert sum(phase == "Inverting" and done == 0 for phase, done, _ in reports) >= 1
 
@@ -209,7 +214,7 @@ def test_stopping_is_quick_and_does_not_change_the_pipeline(tiny_pipe, pictures,
             keys = asked.invert(
                 pictures, seed=0, prompt="a", strength=0.9, num_inference_steps=steps
             )
-            asked.morph(keys, metric, seed=0, num_frames=LONG, max_evals=LONG)
+            next(asked.morphs(keys, [metric], seed=0, num_frames=LONG, max_evals=LONG))
         left.set()
 
     thread = threading.Thread(target=work)
@@ -287,7 +292,7 @@ def test_inverted_images_serve_the_next_metric(tiny_pipe, pictures):
         reports.clear()
         with studio.request(visitor, lambda *phase: reports.append(phase[0])) as asked:
             keys = asked.invert(pictures, seed=0, **INVERSION | options)
-            morph = asked.morph(keys, "stein", seed=0, **SOLVE)
+            (morph,) = asked.morphs(keys, ["stein"], seed=0, **SOLVE)
         assert not (asked.reused and "Inverting" in reports)
         return asked.reused, [frame.tobytes() for frame in morph.frames]
 
@@ -299,22 +304,72 @@ def test_inverted_images_serve_the_next_metric(tiny_pipe, pictures):
     assert len(studio.kept) == 1 and not ask("me")[0] and ask("you")[0]
 
 
+def test_what_was_fitted_serves_the_next_metric(tiny_pipe, pictures):
+    """Embeddings of three images, of which the third is changed as the others change."""
+    studio, reports = studio_of(tiny_pipe), []
+    options = INVERSION | {"adapt": "embeddings", "prompt": ["a", "b", "c"]}
+    frames = []
+    for metric in ("lerp", "slerp"):
+        reports.clear()
+        with studio.request("me", lambda *phase: reports.append(phase[0])) as asked:
+            inverted = asked.invert(pictures[:2], pictures[2], seed=0, **options)
+            (morph,) = asked.morphs(inverted, [metric], seed=0, **SOLVE)
+        frames.append([frame.tobytes() for frame in morph.frames])
+        assert ("Fitting embeddings" in reports) == (metric == "lerp") != asked.reused
+    adaptation = adapt(tiny_pipe, pictures, ["a", "b", "c"], lora_steps=0)
+    conditions = tiny_pipe.condition(["a", "b", "c"], adaptation=adaptation)
+    keys = tiny_pipe.invert(pictures[:2], conditions=conditions.at_knots([0, 1]), **INVERSION)
+    theirs = conditions.at_knots([2])
+    for found, metric in zip(frames, ("lerp", "slerp"), strict=True):
+        path = tiny_pipe.sample(tiny_pipe.solve(keys, metric, **SOLVE))
+        path = tiny_pipe.transport(path, pictures[2], conditions=theirs, max_evals=3)
+        assert found == [frame.tobytes() for frame in tiny_pipe.render(path).frames]
+
+
+def test_fitting_stops(tiny_pipe, pictures):
+    studio, reports = studio_of(tiny_pipe), []
+
+    def report(phase, *_):
+        reports.append((phase, *_))
+        studio.stop("me")
+
+    with pytest.raises(Cancelled), studio.request("me", report) as asked:
+        asked.invert(pictures, seed=0, adapt="embeddings", **INVERSION)
+    assert reports == [("Fitting embeddings", 1, 3 * 50)]
+
+
+def test_an_address_may_upload_so_much_in_a_time():
+    now = [1000.0]
+    quota = Quota(3, 100, 600, lambda: now[0])
+    assert all(quota.spend("10.0.0.1", uploads=1) for _ in range(3))
+    assert not quota.spend("10.0.0.1", uploads=1)
+    assert quota.spend("10.0.0.2", uploads=1, num_bytes=100)
+    assert not quota.spend("10.0.0.2", num_bytes=1) and quota.spend("10.0.0.1", num_bytes=100)
+    now[0] += 300
+    assert not quota.spend("10.0.0.1", uploads=1)
+    now[0] += 420
+    assert quota.spend("10.0.0.1", uploads=1, num_bytes=100) and len(quota._spent) == 1
+    assert network_of("::ffff:10.0.0.1") == "10.0.0.1" and network_of("unknown") == "unknown"
+    assert network_of("2001:db8::1") == network_of("2001:db8::ffff:1") != network_of("2001:db9::1")
+
+
 def test_kept_keyframes_are_limited_in_number_size_and_age(tiny_pipe, pictures):
     keys = tiny_pipe.invert(pictures, **INVERSION)
-    kept = KeptKeyframes(per_visitor=2, num=3)
+    kept = KeptWork(per_visitor=2, num=3)
     for i in range(3):
         kept.keep("me", str(i), keys)
-    assert kept.find("me", "0") is None and kept.find("me", "2") is not None
+    assert kept.find("me", "0", Keyframes) is None
+    assert kept.find("me", "2", Keyframes) is not None
     for visitor in ("you", "she"):
         kept.keep(visitor, "0", keys)
-    assert len(kept) == 3 and kept.find("me", "1") is None
+    assert len(kept) == 3 and kept.find("me", "1", Keyframes) is None
     (file,) = [one.file for key, one in kept._entries.items() if key == ("you", "0")]
     size = file.stat().st_size
-    small = KeptKeyframes(num_bytes=size + 1)
+    small = KeptWork(num_bytes=size + 1)
     for i in range(2):
         small.keep("me", str(i), keys)
-    assert len(small) == 1 and small.find("me", "1") is not None
-    short = KeptKeyframes(seconds=0.2)
+    assert len(small) == 1 and small.find("me", "1", Keyframes) is not None
+    short = KeptWork(seconds=0.2)
     short.keep("me", "0", keys)
     deadline = time.monotonic() + 20
     while len(short) and time.monotonic() < deadline:  # nobody asks for it

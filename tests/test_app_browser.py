@@ -67,6 +67,12 @@ def ask_for_little(page, num_frames=3, steps=6, max_evals=3):
         page.get_by_text(section, exact=True).click()
 
 
+def working(page):
+    """The phase of the work that the page shows."""
+    status = page.locator("#status")
+    return status.get_by_text("Inverting").or_(status.get_by_text("Solving")).first
+
+
 def check_in_sight(page, *nodes):
     """Nodes lie within the window, and none covers another."""
     size = page.viewport_size
@@ -101,7 +107,7 @@ def test_what_a_visitor_sees(shipped, browser, size, theme):
 
     ask_for_little(page)
     buttons[0].click()
-    status.get_by_text("Inverting").or_(status.get_by_text("Solving")).first.wait_for()
+    working(page).wait_for()
     check_in_sight(page, *buttons, status)
     level = status.locator(".progress-level").or_(status.get_by_text("Done"))
     level.first.wait_for()
@@ -210,15 +216,15 @@ def test_browsers_that_cancel_or_leave_make_room(served, browser, keyframes, tmp
         page.get_by_role("button", name="Morph", exact=True).click()
         page.wait_for_timeout(500)
     first, second = pages
-    first.get_by_text("Inverting").first.wait_for(timeout=20_000)
-    assert not second.get_by_text("Inverting").count()
+    working(first).wait_for(timeout=20_000)
+    assert not working(second).count()
     for page in (second, first):  # first the waiting visitor, then the one who is served
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("Cancelled.").wait_for(timeout=20_000)
     job = client_of(served).submit(api_name="/morph", **arguments(paths, metric="slerp"))
     assert "slerp" in texts_of(job.result(timeout=20))
     second.get_by_role("button", name="Morph", exact=True).click()
-    second.get_by_text("Inverting").first.wait_for(timeout=20_000)
+    working(second).wait_for(timeout=20_000)
     second.close()
     job = client_of(served).submit(api_name="/morph", **arguments(paths, metric="slerp"))
     assert "slerp" in texts_of(job.result(timeout=20))

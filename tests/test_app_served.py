@@ -11,8 +11,10 @@ import time
 import urllib.parse
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -34,6 +36,7 @@ from pages import (  # noqa: E402
 )
 
 from riemannian_diffusion import demo  # noqa: E402
+from riemannian_diffusion.adaptation import adapt  # noqa: E402
 from riemannian_diffusion.app import Limits, Models, Offer  # noqa: E402
 
 LONG = 900  # number of steps that takes much longer than any of these tests
@@ -122,6 +125,27 @@ def test_the_options_of_the_command_line(served, paths, tiny_pipe, pictures):
     assert "not inverted again" in texts_of(again)
 
 
+def test_another_image_is_changed_by_a_fitted_model(served, paths, tiny_pipe, pictures):
+    """As `--analogy` and `--adapt` of the command line, by two metrics that are sampled as one."""
+    (third,) = arguments(paths[2:])["images"]
+    options = {"analogy": [third], "adapt": "lora", "prompts": "a\nb\nc", "max_evals": 2}
+    mine = arguments(paths[:2], metric="lerp", other="slerp", **options)
+    result = client_of(served).predict(api_name="/morph", **mine)
+    adaptation = adapt(tiny_pipe, pictures, ["a", "b", "c"], embedding_steps=0)
+    conditions = tiny_pipe.condition(["a", "b", "c"], adaptation=adaptation)
+    steps = {name: FAST[name] for name in ("num_inference_steps", "strength")}
+    keys = tiny_pipe.invert(pictures[:2], conditions=conditions.at_knots([0, 1]), **steps)
+    path = tiny_pipe.sample(tiny_pipe.solve(keys, "lerp", num_frames=FAST["num_frames"]))
+    theirs = replace(conditions.at_knots([2]), loras=keys.levels.conditions.loras)
+    path = tiny_pipe.transport(path, pictures[2], conditions=theirs, max_evals=2)
+    found, expected = frames_in(result), tiny_pipe.render(path).frames
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        one = np.frombuffer(one, np.uint8).astype(int)
+        assert np.abs(one - np.asarray(other).ravel()).max() <= 1
+    assert "lerp, to image 2 | lerp, to the other image |" in texts_of(result)
+
+
 @pytest.mark.parametrize("action", ["cancel", "leave"])
 def test_a_visitor_who_cancels_or_leaves_makes_room(served, paths, action):
     slow, fast = client_of(served), client_of(served)
@@ -156,6 +180,19 @@ def test_bad_input_gives_a_message_and_the_page_still_works(served, paths, tmp_p
         (
             arguments(paths, metric="nao", space="clean"),
             "“Metric” nao needs “Space” noise, but got 'clean'",
+        ),
+        (arguments(paths, analogy=arguments(paths[:1])["images"]), "two images above and one here"),
+        (
+            arguments(paths[:2], analogy=arguments(paths)["images"]),
+            "“Change another image instead” needs two images above and one here, but got 2 and 3",
+        ),
+        (
+            arguments(paths[:2], analogy=arguments(paths[2:])["images"], extrapolate=0.5),
+            "“Go on beyond the last image” exclude each other",
+        ),
+        (
+            arguments(paths[:2], analogy=arguments(paths[2:])["images"], prompts="a\nb"),
+            "“Prompts” must be one line, or one for each of 3 images, but got 2",
         ),
         (arguments(paths, steps=1), "leaves no step"),
         (arguments(paths, model="/etc"), "not in the list of choices"),
@@ -318,6 +355,21 @@ def test_hostile_requests(tiny_pipe, paths):
         assert answer.status_code == 507 and "try again later" in answer.text
         assert get("/") == 200 and sum(one.is_file() for one in folder.rglob("*")) < 80
     assert not folder.exists()
+
+
+def test_an_address_uploads_no_more_than_its_share(tiny_pipe):
+    limits = Limits(address_uploads=3, address_bytes=10_000)
+    with serving(tiny_pipe, limits) as (url, folder):
+        assert [upload(url, ("a.png", picture())).status_code for _ in range(4)] == [200] * 3 + [
+            429
+        ]
+        answer = upload(url, ("a.png", picture()))
+        assert "From your address, as much has been uploaded" in answer.text
+        proxied = {"headers": {"X-Forwarded-For": "10.0.0.9"}}  # uvicorn trusts this machine
+        assert upload(url, ("a.png", picture()), **proxied).status_code == 200
+        assert upload(url, ("a.png", bytes(20_000)), **proxied).status_code == 429
+        assert httpx.get(url).status_code == 200
+        assert len([*folder.rglob("a.png")]) <= 4
 
 
 def basic(auth):

@@ -64,6 +64,7 @@ CASES = {
     "no state": {"metric": metrics()[1], "solver": Descent(), "max_evals": 8},
     "metrics and starts": {"metric": metrics(), "init": ["lerp", "slerp"], "max_evals": 40},
     "no pullback": {"metric": SteinScoreMetric(CIRCLE.score), "max_evals": 9},
+    "coarse curves": {"metric": metrics()[1], "num_points": 17, "max_evals": 80},
     "numbers of points": {"metric": metrics()[1], "num_points": [5, 2, 9], "max_evals": 12},
 }
 
@@ -125,7 +126,7 @@ CHANGES = {
     "starts": {"init": "slerp"},
     "number of starts": {"init": ["lerp", "slerp"]},
     "metric": {"metric": TangentNormalMetric(CIRCLE.score, normal_weight=50)},
-    "num_quadrature": {"num_quadrature": 2},
+    "num_quadrature": {"num_quadrature": 3},
     "solver": {"solver": PathLBFGS(5)},
     "rtol": {"rtol": 1e-2},
     "max_evals": {"max_evals": 3},

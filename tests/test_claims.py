@@ -32,8 +32,10 @@ def test_converged_means_near_the_geodesic(case):
 def test_paths_are_evenly_paced_and_their_length_is_that_along_the_manifold(number, seed):
     problem = list(held_out_problems(seed))[number]
     row = claims.pace(problem)
-    assert row["error"] <= 0.01 < row["nodes"]
-    assert abs(row["length"] - 1) <= 0.03 < row["metric length"] - 1
+    assert row["error"] <= 0.01
+    assert abs(row["length"] - 1) <= 0.03
+    # scattered data lengthen tangents in the metric, and evenly spaced data do not
+    assert (row["metric length"] > 1.03) == (seed is not None)
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,8 @@ def test_a_solve_embeds_its_ends_once_and_no_point_twice(max_batch_size):
         TangentNormalMetric(score), *randn(2, *SHAPE, seed=1), num_points=5, max_evals=3
     )
     assert found.num_evals == 3
-    inner, finer = 4 * 3 - 1, 4 * 6 - 1
-    ahead = 0 if max_batch_size is None else 2  # chunks of 4, 4 and 3 points
+    inner, finer = 4 * 2 - 1, 4 * 4 - 1
+    ahead = 0 if max_batch_size is None else 1  # chunks of 4 and 3 points
     assert sum(sizes) == 2 + 3 * (inner + ahead) + finer
 
 

@@ -417,7 +417,7 @@ def test_lpips_loads_the_trunk_on_disk(random_lpips):
 
 
 @pytest.mark.parametrize("network", ["alex", "vgg", "squeeze"])
-def test_every_lpips_network_takes_its_least_size(random_lpips, network):
+def test_every_lpips_network_takes_its_least_size(random_lpips, network, capsys):
     import lpips
 
     from riemannian_diffusion.measures.networks import LPIPS_NETWORKS
@@ -434,6 +434,8 @@ def test_every_lpips_network_takes_its_least_size(random_lpips, network):
         net(image[..., 1:], image[..., 1:])
     with pytest.raises(OSError, match=f"LPIPS {network} 0.1 needs the file {file}.*{OFFLINE}"):
         ev.lpips_distance(network)
+    line = f"riemannian-diffusion: downloading {file} for LPIPS {network} 0.1 ...\n"
+    assert capsys.readouterr() == ("", line)  # none of the download's own lines
 
 
 def test_a_broken_file_of_weights_is_named(random_lpips):

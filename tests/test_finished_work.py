@@ -83,17 +83,19 @@ def test_a_path_that_was_sampled_keeps_its_latents(pipe):
 
 
 def test_keyframes_are_not_lost(pipe):
-    """The inversion of the second morph fails, or the solve of one."""
-    images, begun = waves(4), []
+    """The inversion of the second morph, of another size, fails, or the solve of one."""
+    images, seen = waves(4), set()
+    morphs = [[*images[:2]], [*images[2:, :, :8]]]
 
     def tell(event):
-        begun.append(event.stage == "encode" and event.done == event.calls == 0)
-        if sum(begun) == 2 or event.stage == "solve":
+        if event.stage == "encode" and "invert" in seen:
             raise Stop
+        seen.add(event.stage)
 
     with pytest.raises(Stop) as caught:
-        pipe(images.unflatten(0, (2, 2)), on_event=tell, **MORPH)
-    (keys,) = caught.value.keys
+        pipe(morphs, on_event=tell, **MORPH)
+    keys, rest = caught.value.keys
+    assert rest is None
     assert not hasattr(caught.value, "path")
     with pytest.raises(Stop) as caught:
         pipe(images[:2], on_event=stopping("solve"), **MORPH)

@@ -80,6 +80,7 @@ class Ceiling(HalfPlane):
 
 
 LEFT, RIGHT = vector(-1.0, 1.0), vector(2.0, 0.8)
+DIRECT = PathLBFGS(coarse_first=False)  # all evaluations are on the path's own nodes
 
 
 # ---------------------------------------------------------------------------------- closed forms
@@ -185,16 +186,15 @@ def test_the_lower_bound_holds(problem, metric):
 def test_a_solve_lowers_the_energy(problem, metric):
     found, bound = solved(metric, problem.name), metric(problem.score)
     history = energies(found)
-    # the line search treats differences below the rounding of float32 as equal
-    assert all(after <= before * (1 + 1e-6) for before, after in pairwise(history))
     assert history[-1] < 0.1 * history[0]
-    for path, energy in (
-        (lerp(problem.x0, problem.x1, 17), history[0]),
-        (found.nodes, min(history)),
-    ):
-        assert float(bound.energy(refine(path, 3)).sum()) == pytest.approx(energy, rel=1e-9)
+    one_curve = energies(solve(bound, problem, solver=DIRECT))
+    # the line search treats differences below the rounding of float32 as equal
+    assert all(after <= before * (1 + 1e-6) for before, after in pairwise(one_curve))
+    assert history[-1] < 1.01 * one_curve[-1]
+    nodes = float(bound.energy(smooth(found.nodes, 2)).sum())
+    assert nodes == pytest.approx(history[-1], rel=1e-6)
     factor = (len(found.curve) - 1) // 16
-    fine = refine(found.nodes, factor)
+    fine = smooth(found.nodes, factor)
     assert found.energy == pytest.approx(float(bound.energy(fine).sum()), rel=1e-9)
     assert abs(found.energy_change) <= 0.05
     # the path and its length are in flat space
@@ -214,7 +214,7 @@ def test_evaluations_to_reach_what_adam_reaches_in_500(problem, metric):
             metric, problem, solver=Adam(lr, lr / 10), max_evals=500, **options
         )
     )
-    iterates = iterates_of(metric, problem, max_evals=50, **options)
+    iterates = iterates_of(metric, problem, solver=DIRECT, max_evals=50, **options)
     assert min(iterate.energy for iterate in iterates) <= goal
 
 
@@ -225,7 +225,7 @@ def test_the_path_returned_is_the_best_one_seen():
     found = solve(metric, problem, solver=Adam(0.5, 0.5), max_evals=12)
     history = energies(found)
     assert history[-1] > 2 * min(history)
-    energy = float(metric.energy(refine(found.nodes, 3)).sum())
+    energy = float(metric.energy(smooth(found.nodes, 2)).sum())
     assert energy == pytest.approx(min(history), rel=1e-9)
 
 
@@ -402,7 +402,7 @@ def test_calls_give_points_at_fractions_of_the_metric_length():
 
 def test_calls_on_a_path_of_uneven_speed():
     """Points are crowded at the start, and the solve may not move them."""
-    u = vector(0.0, 0.01, 0.02, 0.5, 1.0)[:, None]
+    u = vector(0.0, 0.15, 0.35, 0.7, 1.0)[:, None]
     x0, x1 = randn(3), randn(3, seed=1)
     crowded = geodesic(
         EuclideanMetric(), x0, x1, num_points=5, init=x0 + u * (x1 - x0), max_evals=1
@@ -472,7 +472,7 @@ def test_converged_within_rtol_of_the_lower_bound():
     iterates = []
     found = geodesic(EuclideanMetric(), LEFT, RIGHT, init="lerp", callback=iterates.append)
     assert found.status == "converged"
-    assert found.num_evals == len(iterates) == 1  # the start is already a minimum
+    assert found.num_evals == len(iterates) == 3  # one on each curve: the start is a minimum
 
 
 @pytest.mark.parametrize("max_evals", [1, 2, 5])
@@ -498,7 +498,7 @@ class Failing(PullbackMetric):
         return self.metric.embed(x) * (torch.nan if self.num_calls > self.num_good else 1.0)
 
 
-@pytest.mark.parametrize("solver", [PathLBFGS(), Adam()], ids=["L-BFGS", "Adam"])
+@pytest.mark.parametrize("solver", [DIRECT, Adam()], ids=["L-BFGS", "Adam"])
 @pytest.mark.parametrize("num_good", [1, 4, 7])
 def test_non_finite_values_stop_the_solve_at_the_best_path(num_good, solver):
     problem = PROBLEMS["circle in R^8"]
@@ -522,7 +522,7 @@ def test_non_finite_values_stop_the_solve_at_the_best_path(num_good, solver):
 def test_points_are_finite_if_the_model_stops_working():
     problem = PROBLEMS["circle in R^8"]
     metric = TangentNormalMetric(problem.score)
-    found = solve(Failing(metric, 4), problem)
+    found = solve(Failing(metric, 4), problem, solver=DIRECT)
     assert found.status == "nonfinite"
     assert torch.equal(found.path, solve(metric, problem, max_evals=4).path)
     assert math.isnan(found.energy) and math.isnan(found.length)
@@ -557,7 +557,7 @@ def test_non_finite_values_between_the_points_are_a_status():
 
     class Slit(EuclideanMetric):
         def embed(self, x):
-            inside = (x[:, :1] - 1 / 12).abs() < 0.01
+            inside = (x[:, :1] - 1 / 8).abs() < 0.01
             return torch.where(inside, torch.nan, x)
 
     found = geodesic(Slit(), vector(0, 0), vector(1, 0), num_points=3, init="lerp")
@@ -695,7 +695,7 @@ def test_callbacks_see_every_iteration(solver):
         assert iterate.path.shape == (17, 8)
         assert torch.equal(iterate.path[0], problem.x0)
         assert torch.equal(iterate.path[-1], problem.x1)
-        energy = float(metric.energy(refine(iterate.path, 3)).sum())
+        energy = float(metric.energy(smooth(iterate.path, 2)).sum())
         assert iterate.energy == pytest.approx(energy, rel=1e-9)
     quiet = solve(metric, problem, **options)
     assert torch.equal(found.path, quiet.path)

@@ -402,3 +402,20 @@ def test_a_file_that_lacks_a_weight_is_refused(parts, part, tmp_path):
     save_file({n: v for n, v in state.items() if n != lost}, tmp_path / "model.safetensors")
     with pytest.raises(OSError, match="model.safetensors lacks .*weights"):
         Auto.from_single_file(tmp_path / "model.safetensors", config=tmp_path / "config")
+
+
+@pytest.mark.parametrize("pipeline", [Auto, GeodesicInterpolationPipeline])
+def test_a_hub_out_of_reach_is_named(pipeline, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="someone/something is no folder here .* the Hub cannot be"):
+        pipeline.from_pretrained("someone/something")
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_both_names_of_the_dtype_are_taken_without_a_warning(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        loaded = Auto.from_pretrained(demo.model_path(), **{name: torch.float16})
+    assert loaded.unet.dtype == torch.float16
+    with pytest.raises(ValueError, match="give `dtype` alone"):
+        Auto.from_pretrained(demo.model_path(), dtype=torch.float16, torch_dtype=torch.float16)

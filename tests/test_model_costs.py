@@ -247,9 +247,12 @@ def test_rows_of_a_morph_next_to_its_targets():
     assert solve["TFLOP/s"] == pytest.approx((18 + 20 * 3) / 30)
     assert solve["share"] == pytest.approx(solve["TFLOP/s"] / 20)
     assert whole["met"] and whole["peak GB"] == 7
-    slow = stages | {"render": full_size.Stage(6, Passes(), 6)}
-    *_, late = full_size.rows_of("sd15", slow, shipped, work, 20.0, 4)
-    assert late["expected"] == 21 and not late["met"]
+    *_, late = full_size.rows_of(
+        "small_sd15",
+        stages | {"render": full_size.Stage(30, Passes(), 6)},
+        *(shipped, work, 20.0, 4),
+    )
+    assert late["expected"] == 45 and not late["met"]
 
 
 def test_a_model_of_full_size_has_all_its_parts():

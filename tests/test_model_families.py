@@ -20,7 +20,6 @@ from models import (
     INVERT,
     KINDS,
     PROMPTED,
-    SOLVE,
     counting,
     make,
     morph,
@@ -174,7 +173,7 @@ def test_split_and_likely_need_no_backward_pass(kind, keyframes):
     network.register_forward_hook(forward_only)
     keys = pipe.invert(keyframes[:2], prompts(kind), **INVERT)
     split = pipe.solve(keys, "split", num_frames=4)
-    found = pipe.solve(keys, "likely", init="split", **SOLVE)
+    found = pipe.solve(keys, "likely", init="split", num_frames=4, max_evals=8)
     (solved,) = found.geodesics
     assert solved.iterates[-1][1] < solved.iterates[0][1]
     for path in (split, found):
@@ -283,7 +282,8 @@ def test_digits_through_their_own_model():
         assert max(out.reconstruction_error) < 1e-4
         changes[name] = rmse(out.frames[:-1], out.frames[1:])
     assert changes["geodesic"].max() < 0.95 * changes["slerp"].max()
-    assert changes["retime"].std() < 0.2 * changes["geodesic"].std()
+    assert changes["retime"].std() < 0.5 * changes["geodesic"].std()  # these are even already
+    assert changes["retime"].std() < 0.05 * changes["retime"].mean()
     assert changes["retime"].sum() < 1.2 * changes["geodesic"].sum()
 
 

@@ -102,7 +102,7 @@ def test_a_failure_at_any_call_changes_nothing(pipe, case, part):
 def test_later_stages_keep_to_what_an_earlier_one_learned(pipe):
     """Only the first batches fail: the stages after them start with what fits."""
     expected, _ = frames_of(pipe)
-    for part, limit in (("network", 2), ("decode", 1)):
+    for part, limit in (("network", 1), ("decode", 1)):
         failed = []
 
         def fails(number, batch, limit=limit, failed=failed):

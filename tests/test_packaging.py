@@ -16,7 +16,10 @@ import yaml
 
 from riemannian_diffusion import __version__
 
-tomllib = pytest.importorskip("tomllib")  # Python 3.11
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10, where pytest itself needs tomli
+    import tomli as tomllib
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REPOSITORY = PROJECT["urls"]["Repository"]

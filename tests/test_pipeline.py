@@ -80,6 +80,39 @@ def test_batch_equals_single_morphs(tiny_pipe, keyframes):
     assert [len(g) for g in batch.geodesics] == [1, 2]
 
 
+@pytest.mark.parametrize("space", ["noise", "clean"])
+def test_morphs_are_inverted_in_one_batch_as_if_alone(tiny_pipe, keyframes, space):
+    """Of two sizes, with prompts for each keyframe or for all, in two batches."""
+    a, b, c = keyframes
+    narrow = [image[..., :8] for image in (c, a)]
+    morphs, texts = [[a, b], [b, c], narrow], [["x", "y"], ["y", "z"], "x"]
+    events = []
+    options = FAST | {"space": space, "guidance_scale": 2.0}
+    seeds = [seeded(i) for i in range(3)]
+    batch = tiny_pipe(morphs, texts, generator=seeds, on_event=events.append, **options)
+    inverted = {len(e.latents) for e in events if e.stage == "invert"}
+    assert inverted == ({2, 4} if space == "noise" else set())
+    for i, path in enumerate(batch.path):
+        keys, alone = (
+            path.keys,
+            tiny_pipe.invert(
+                morphs[i],
+                texts[i],
+                space=space,
+                strength=options["strength"],
+                num_inference_steps=options["num_inference_steps"],
+                guidance_scale=2.0,
+                generator=seeded(i),
+            ),
+        )
+        assert keys.pixels.equal(alone.pixels)
+        for name in ("clean", "points", "autoencoder_error"):
+            one, other = getattr(keys, name), getattr(alone, name)
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+        assert (keys.noise is None) == (space == "noise")
+        assert space == "noise" or keys.noise.equal(alone.noise)
+
+
 def test_batches_are_given_as_in_diffusers(tiny_pipe, keyframes):
     """A tensor of morphs, and lists of prompts, negative prompts and generators."""
     a, b, c = keyframes

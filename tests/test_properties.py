@@ -33,6 +33,7 @@ from riemannian_diffusion import (
     resample,
     sample,
     slerp,
+    smooth,
 )
 from riemannian_diffusion.media import sorted_by_name
 from riemannian_diffusion.pipelines.inputs import to_pixels
@@ -79,7 +80,7 @@ def test_a_geodesic_keeps_its_ends_and_its_bound(ends, name, num_points, num_qua
     assert torch.equal(found([0.0, 1.0]), before.to(wide))
     assert found.path.isfinite().all() and not found.path.requires_grad
     assert found.energy >= found.lower_bound * (1 - 1e-4) - 1e-6
-    fine = refine(found.nodes, (len(found.curve) - 1) // (num_points - 1))
+    fine = smooth(found.nodes, (len(found.curve) - 1) // (num_points - 1))
     with torch.no_grad():
         assert float(metric.length(fine)) ** 2 <= 2 * found.energy * (1 + 1e-4) + 1e-6
     assert torch.equal(ends, before) and ends.grad is None

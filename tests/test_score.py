@@ -650,15 +650,15 @@ def test_a_solve_that_runs_out_of_memory_continues_in_smaller_batches(noises):
         return found, score, model.sizes
 
     wide, score, sizes = solve(1000)
-    assert score.max_batch_size is None and max(sizes) == 47 * (noises or 1)
+    assert score.max_batch_size is None and max(sizes) == 31 * (noises or 1)
     with pytest.warns(UserWarning, match="Out of memory") as caught:
         narrow, score, sizes = solve(5)
-    first = 23 * (noises or 1)  # 9 points, 3 sub-chords, without the end points
+    first = 15 * (noises or 1)  # 9 points, 2 chords, without the end points
     (warning,) = caught
-    assert f"with a batch of {first}: continued with 5 at once" in str(warning.message)
+    assert f"with a batch of {first}: continued with 3 at once" in str(warning.message)
     failed = [i for i, size in enumerate(sizes) if size > 5]
-    assert [sizes[i] for i in failed] == [46, 23, 11][-len(failed) :]
-    assert score.max_batch_size == 5 and max(sizes[failed[-1] + 1 :]) == 5
+    assert [sizes[i] for i in failed] == [30, 15, 7][-len(failed) :]
+    assert score.max_batch_size == 3 and max(sizes[failed[-1] + 1 :]) == 3
     assert_close(narrow.path, wide.path, rtol=1e-9, atol=1e-9)
     assert narrow.energy == pytest.approx(wide.energy, rel=1e-9)
     with pytest.raises(torch.OutOfMemoryError):

@@ -24,7 +24,7 @@ def output(pipe, conditions, where, x, **options):
     keys = pipe.invert(torch.rand(2, 3, 16, 16), conditions=conditions, **INVERT)
     levels = keys.levels
     score = levels(levels.schedule.timesteps[0], **options)
-    return score._output(x, where, conditions.positive), score.level.timestep
+    return score._output(x, where, conditions.positive, x.dtype), score.level.timestep
 
 
 # ----------------------------------------------------------------------------------- masked prompts

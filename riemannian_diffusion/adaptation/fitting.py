@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from riemannian_diffusion.adaptation.mixing import original
-from riemannian_diffusion.score.network import dtype_of, frozen
+from riemannian_diffusion.score.weights import Layers
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 _ADAPTER = "riemannian_diffusion"
@@ -56,7 +56,7 @@ def fit_embeddings(
     """
     embeddings = _per_image(embeddings, latents)
     seed, found = _seed(generator), []
-    with frozen(model), torch.enable_grad():
+    with Layers(model).frozen(), torch.enable_grad():
         for i, start in enumerate(embeddings):
             embedding = start.detach().clone()[None].requires_grad_()
             losses = _losses(model, scheduler, latents[i], embedding, batch_size, seed)
@@ -162,7 +162,7 @@ def denoising_losses(
         raise ValueError(
             f"The scheduler's `prediction_type` must be one of {list(_TARGETS)}, but got {kind!r}."
         )
-    dtype = dtype_of(model)
+    dtype = Layers(model).dtype
     hidden = embeddings.to(noise.device, dtype).expand(len(noise), -1, -1)
     noisy = (alpha * latents + sigma * noise).to(dtype)
     output = model(noisy, timesteps, encoder_hidden_states=hidden, return_dict=False)[0]
@@ -233,7 +233,7 @@ def _adapted(unet: Any, config, seed: int) -> Iterator[list[Tensor]]:
     """The network with a new LoRA, whose float32 parameters are given; then without it."""
     draws = torch.Generator().manual_seed(seed)
     attributes = dict(unet.__dict__)
-    with frozen(unet), torch.random.fork_rng(devices=[]):
+    with Layers(unet).frozen(), torch.random.fork_rng(devices=[]):
         try:
             unet.add_adapter(config, _ADAPTER)
             for name, parameter in unet.named_parameters():

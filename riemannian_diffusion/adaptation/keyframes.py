@@ -19,6 +19,8 @@ from riemannian_diffusion.adaptation.fitting import fit_embeddings, fit_lora
 from riemannian_diffusion.runtime import __version__
 from riemannian_diffusion.score.schedulers import meaning_of
 
+EMBEDDING_STEPS, LORA_STEPS = 50, 100  # by default, for each image
+
 
 @dataclass(frozen=True)
 class Adaptation:
@@ -85,9 +87,9 @@ def adapt(
     images: Sequence,
     prompts: str | Sequence[str] = "",
     *,
-    embedding_steps: int = 50,
+    embedding_steps: int = EMBEDDING_STEPS,
     embedding_lr: float = 3e-2,
-    lora_steps: int = 100,
+    lora_steps: int = LORA_STEPS,
     lora_lr: float = 1e-3,
     rank: int = 16,
     batch_size: int = 4,

@@ -11,7 +11,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from riemannian_diffusion.score.network import dtype_of
+from riemannian_diffusion.score.weights import Layers
 
 
 class LoraMix(nn.Module):
@@ -42,7 +42,7 @@ class LoraMix(nn.Module):
             )
         self.unet, self.num_loras = original(unet), len(loras)
         self._names = [k.removesuffix(".lora_A.weight") for k in loras[0] if ".lora_A." in k]
-        dtype = dtype_of(unet)
+        dtype = Layers(unet).dtype
         for i, name in enumerate(self._names):
             try:
                 self.unet.get_submodule(name)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from riemannian_diffusion import demo
-from riemannian_diffusion.app.inputs import MOST_IMAGES, NO_METRIC, NO_RETIMING, Settings
+from riemannian_diffusion.app.inputs import ANALOGY, MOST_IMAGES, NO, NO_METRIC, Settings
 from riemannian_diffusion.app.models import Models, native_size
 from riemannian_diffusion.pipelines.curves import CURVES, METRICS
 from riemannian_diffusion.pipelines.starts import NAMED_STARTS
@@ -100,6 +100,16 @@ def make_controls(models: Models, folder: Path) -> Controls:
             info="Several: the path of least energy is kept. None: slerp, in clean space lerp. "
             "A roadmap leads along samples of the model and takes longer.",
         )
+        fits = [NO, "embeddings"]
+        if importlib.util.find_spec("peft") is not None:
+            fits += ["lora", "both"]
+        made["adapt"] = gr.Radio(
+            fits,
+            value=NO,
+            label="Fit the model to the images first",
+            info="Prompt embeddings, LoRAs or both, of Stable Diffusion 1 and 2 alone. It takes "
+            "minutes.",
+        )
         made["space"] = gr.Radio(["noise", "clean"], value="noise", label="Space")
         made["max_evals"] = _slider(1, 1000, 200, 1, "Evaluations at most")
         made["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0)
@@ -114,16 +124,30 @@ def make_controls(models: Models, folder: Path) -> Controls:
             made["height"] = gr.Number(native, label="Height", min_width=100, precision=0)
         gr.Markdown("Width and Height 0: the model's own size.")
     with gr.Accordion("Pace and ends", open=False):
-        distances = [NO_RETIMING, "rmse"]
+        distances = [NO, "rmse"]
         if importlib.util.find_spec("lpips") is not None:
             distances.append("lpips")
         made["retime"] = gr.Radio(
             distances,
-            value=NO_RETIMING,
+            value=NO,
             label="Even out what is seen",
             info="Frames are moved until neighbours differ equally. This samples them again.",
         )
         made["extrapolate"] = _slider(0, 1, 0, 0.05, "Go on beyond the last image")
+        made["analogy"] = gr.Gallery(
+            label=ANALOGY,
+            elem_id="analogy",
+            type="filepath",
+            file_types=["image"],
+            interactive=True,
+            columns=3,
+            height=170,
+            object_fit="contain",
+        )
+        gr.Markdown(
+            "For two images above: this one is shown, changed as the first changes into the "
+            "second. With a prompt for each image, its own is the last line."
+        )
         made["paste"] = gr.Checkbox(False, label="Put the images in as they were uploaded")
         made["ping_pong"] = gr.Checkbox(False, label="Play forth and back")
     return Controls(made, about)

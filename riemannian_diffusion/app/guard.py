@@ -12,7 +12,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from riemannian_diffusion.app.quota import Quota
 
 API = "/gradio_api"
 OPEN = f"{API}/startup-events"  # gradio calls it before it serves; it tells and changes nothing
@@ -38,6 +40,8 @@ class Limits:
         json_bytes: Size of any other request.
         folder_bytes: Size of all files of all visitors.
         folder_files: Number of all files of all visitors.
+        address_uploads: Number of uploads from one address in `seconds`.
+        address_bytes: Size of all uploads from one address in `seconds`.
         seconds: Age at which files and kept keyframes are deleted.
     """
 
@@ -46,6 +50,8 @@ class Limits:
     json_bytes: int = MEGABYTE
     folder_bytes: int = 2000 * MEGABYTE
     folder_files: int = 5000
+    address_uploads: int = 200
+    address_bytes: int = 500 * MEGABYTE
     seconds: int = 3600
 
 
@@ -62,7 +68,6 @@ class Refusal(Exception):
         self.status = status
 
 
-@dataclass(frozen=True)
 class Guard:
     """Refuses requests of strangers, from foreign pages, and of too much.
 
@@ -72,6 +77,8 @@ class Guard:
       another site. Following a link to the page is allowed.
     - With `auth`, every request needs the name and the password (HTTP Basic).
     - Sizes are counted while they arrive, whatever the headers say.
+    - Each address may upload so much in a time. Behind a proxy, that is the visitor's address if
+      uvicorn trusts the proxy's `X-Forwarded-For`, by default on this machine.
 
     Args:
         app: The page.
@@ -81,11 +88,17 @@ class Guard:
         limits: How much visitors may send.
     """
 
-    app: ASGIApp
-    folder: Path
-    auth: tuple[str, str] | None = None
-    names: Collection[str] = ()
-    limits: Limits = field(default_factory=Limits)
+    def __init__(
+        self,
+        app: ASGIApp,
+        folder: Path,
+        auth: tuple[str, str] | None = None,
+        names: Collection[str] = (),
+        limits: Limits | None = None,
+    ):
+        self.app, self.folder, self.auth, self.names = app, folder, auth, names
+        self.limits = limits = limits or Limits()
+        self.quota = Quota(limits.address_uploads, limits.address_bytes, limits.seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -181,16 +194,27 @@ class Guard:
                 _check_json(body)
             return _replayed(body, receive)
         self._check_folder(int(length))
-        num_bytes = 0
+        address, num_bytes = (scope.get("client") or ("unknown",))[0], 0
+        self._check_quota(address, uploads=1)
 
         async def counted() -> Message:
             nonlocal num_bytes
             message = await receive()
-            num_bytes += len(message.get("body", b""))
+            new = len(message.get("body", b""))
+            num_bytes += new
             _check_size(num_bytes, most, is_upload)
+            self._check_quota(address, num_bytes=new)
             return message
 
         return counted
+
+    def _check_quota(self, address: str, **spent: int) -> None:
+        if not self.quota.spend(address, **spent):
+            raise Refusal(
+                429,
+                "From your address, as much has been uploaded as may be in "
+                f"{self.limits.seconds // 60} minutes: try again later.",
+            )
 
     def _check_folder(self, num_bytes: int) -> None:
         """Refuse an upload if the folder is full; delete what unfinished uploads left in it."""

@@ -18,7 +18,8 @@ LARGEST_SIZE = 4  # times the model's own
 MOST_IMAGES = 12
 MOST_FRAMES = 257
 MOST_PIXELS = 50_000_000  # of one uploaded image: decoded, these are 150 MB
-NO_METRIC, NO_RETIMING = "none", "no"
+NO_METRIC, NO = "none", "no"
+ANALOGY = "Change another image instead"  # a label of the page
 
 Tell = Callable[[str], None]
 
@@ -45,10 +46,13 @@ class Settings:
         steps: Steps of the whole schedule.
         max_evals: Evaluations of each solve at most.
         start: Names of the starts; none is the default.
+        adapt: What is fitted to the images first: "embeddings", "lora", "both" or "no".
         space: The space of the path.
         attention: Share of the sampling steps with interpolated attention.
         retime: The distance by which frames are spaced evenly, or "no".
         extrapolate: How far to go beyond the last image, as a share of the last gap.
+        analogy: The image that is shown in place of the two, changed as the first changes to the
+            second; at most one, as gradio's gallery gives it.
         paste: Put the images in place of their reconstructions.
         ping_pong: Play forth and back.
         seed: Seed of all random numbers.
@@ -71,10 +75,12 @@ class Settings:
     steps: float
     max_evals: float
     start: list[str]
+    adapt: str
     space: str
     attention: float
     retime: str
     extrapolate: float
+    analogy: list[tuple[str, str | None]] | None
     paste: bool
     ping_pong: bool
     seed: float
@@ -109,12 +115,25 @@ class Settings:
             raise ValueError(
                 f"A morph takes at most {MOST_IMAGES} images here, but got {len(self.images)}."
             )
+        if not self.analogy:
+            return
+        if len(self.analogy) > 1 or len(self.images or []) != 2:
+            raise ValueError(
+                f"“{ANALOGY}” needs two images above and one here, but got "
+                f"{len(self.images or [])} and {len(self.analogy)}."
+            )
+        if self.extrapolate:
+            raise ValueError(
+                f"“{ANALOGY}” and “Go on beyond the last image” exclude each other: use one of "
+                "them."
+            )
 
     def inversion(self) -> dict[str, Any]:
-        """Options of the stage `invert`."""
+        """Options of `Request.invert`."""
         return {
             "prompt": parse_prompts(self.prompts),
             "negative_prompt": self.negative,
+            "adapt": None if self.adapt == NO else self.adapt,
             "space": self.space,
             "strength": self.strength,
             "num_inference_steps": int(self.steps),
@@ -123,14 +142,14 @@ class Settings:
         }
 
     def morph(self) -> dict[str, Any]:
-        """Options of `Request.morph`."""
+        """Options of `Request.morphs`."""
         num_images = len(self.images or [])
         return {
             "num_frames": frames_of_gaps(self.at_frames, num_images) or int(self.num_frames),
             "max_evals": int(self.max_evals),
             "init": self.starts,
             "attention_interpolation": self.attention,
-            "retime": None if self.retime == NO_RETIMING else self.retime,
+            "retime": None if self.retime == NO else self.retime,
             "share": self.extrapolate,
             "paste": self.paste,
         }

@@ -1,4 +1,4 @@
-"""Inverted images of visitors, so that another metric starts from them at once."""
+"""Work of visitors that is kept, so that another metric starts from it at once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from riemannian_diffusion.adaptation import Adaptation
 from riemannian_diffusion.pipelines import Keyframes
+
+Work = TypeVar("Work", Keyframes, Adaptation)
 
 
 @dataclass(frozen=True)
@@ -19,15 +23,15 @@ class _Entry:
     since: float
 
 
-class KeptKeyframes:
-    """Keyframes on disk, limited in number, size and age; the oldest go first.
+class KeptWork:
+    """Inverted images, and what was fitted to images; the oldest go first.
 
-    They lie in a folder of their own, which the page does not serve and which is deleted at exit.
-    On disk they hold no model in memory.
+    Files are limited in number, size and age. They lie in a folder of their own, which the page
+    does not serve and which is deleted at exit. On disk they hold no model in memory.
 
     Args:
-        per_visitor: Most keyframes of one visitor.
-        num: Most keyframes of all visitors.
+        per_visitor: Most files of one visitor.
+        num: Most files of all visitors.
         num_bytes: Most bytes of all of them.
         seconds: The age at which they are deleted.
     """
@@ -35,7 +39,7 @@ class KeptKeyframes:
     def __init__(
         self,
         *,
-        per_visitor: int = 3,
+        per_visitor: int = 4,
         num: int = 100,
         num_bytes: int = 2**30,
         seconds: float = 3600,
@@ -50,29 +54,30 @@ class KeptKeyframes:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def find(self, visitor: str | None, name: str) -> Keyframes | None:
-        """A visitor's keyframes, or None.
+    def find(self, visitor: str | None, name: str, kind: type[Work]) -> Work | None:
+        """What was kept for a visitor, or None.
 
         Args:
-            visitor: Whose they are: nobody else finds them.
-            name: What they were kept under.
+            visitor: Whose it is: nobody else finds it.
+            name: What it was kept under.
+            kind: Its class.
         """
         with self._lock:
             self._trim()
             entry = self._entries.get((visitor, name))
-            return None if entry is None else Keyframes.load(entry.file)
+            return None if entry is None else kind.load(entry.file)
 
-    def keep(self, visitor: str | None, name: str, keys: Keyframes) -> None:
-        """Keep keyframes, in place of the oldest if there are too many.
+    def keep(self, visitor: str | None, name: str, work: Work) -> None:
+        """Keep work, in place of the oldest if there is too much.
 
         Args:
-            visitor: Whose they are.
-            name: What they are found under.
-            keys: The keyframes.
+            visitor: Whose it is.
+            name: What it is found under.
+            work: The work.
         """
         with self._lock:
             file = Path(self._folder.name) / f"{next(self._names)}.safetensors"
-            keys.save(file)
+            work.save(file)
             self._drop(visitor, name)
             entry = _Entry(file, file.stat().st_size, time.monotonic())
             self._entries[visitor, name] = entry
@@ -80,7 +85,7 @@ class KeptKeyframes:
             self._watch()
 
     def forget(self, visitor: str | None) -> None:
-        """Delete a visitor's keyframes."""
+        """Delete what was kept for a visitor."""
         with self._lock:
             for who, name in [*self._entries]:
                 if who == visitor:

@@ -23,6 +23,7 @@ LABELS = {
 }
 ADVICE = {  # what the library advises -> what the page advises
     "resize or crop them first": "change Width and Height",
+    "adapt is for": "“Fit the model to the images first” is for",
     "with `safety_checker=None`": "without one, by whoever runs this page",
 }
 

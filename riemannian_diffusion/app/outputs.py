@@ -13,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from riemannian_diffusion.app.studio import Morph
+from riemannian_diffusion.app.morphs import Morph
 from riemannian_diffusion.media import write_frames
 from riemannian_diffusion.plotting import contact_sheet, plot_energy, plot_speed
 
@@ -67,9 +67,9 @@ def write_files(morph: Morph, folder: Path, fps: float, *, ping_pong: bool = Fal
 def draw_energies(morphs: Sequence[Morph]) -> Figure | None:
     """Energy against evaluations of every solve; None where nothing was solved."""
     solves: dict[str, Any] = {
-        f"{morph.name}, gap {i + 1}" if len(morph.solves) > 1 else morph.name: iterates
+        title: iterates
         for morph in morphs
-        for i, iterates in enumerate(morph.solves)
+        for title, iterates in zip(morph.titles, morph.solves, strict=False)  # curves have none
     }
     if not any(solves.values()):
         return None

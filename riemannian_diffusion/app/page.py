@@ -22,9 +22,10 @@ from riemannian_diffusion.app.inputs import (
     check_upload,
     fit_images,
 )
-from riemannian_diffusion.app.kept import KeptKeyframes
+from riemannian_diffusion.app.kept import KeptWork
 from riemannian_diffusion.app.labels import with_labels
 from riemannian_diffusion.app.models import Models, Offer, is_shipped
+from riemannian_diffusion.app.morphs import Morph
 from riemannian_diffusion.app.outputs import (
     draw_energies,
     draw_speeds,
@@ -33,7 +34,7 @@ from riemannian_diffusion.app.outputs import (
     write_files,
 )
 from riemannian_diffusion.app.results import KeptResult, Results, make_results
-from riemannian_diffusion.app.studio import Cancelled, Morph, Request, Studio
+from riemannian_diffusion.app.studio import Cancelled, Request, Studio
 from riemannian_diffusion.app.words import in_words, table
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
 
@@ -63,7 +64,7 @@ def build(models: Models | GeodesicInterpolationMixin, limits: Limits | None = N
     if not isinstance(models, Models):
         pipe = models
         models = Models([Offer("shipped" if is_shipped(pipe) else "model", lambda: pipe)])
-    studio = Studio(models, KeptKeyframes(seconds=limits.seconds))
+    studio = Studio(models, KeptWork(seconds=limits.seconds))
     with (
         tempfile.TemporaryDirectory() as folder,  # gradio copies the examples
         gr.Blocks(
@@ -122,7 +123,8 @@ def build(models: Models | GeodesicInterpolationMixin, limits: Limits | None = N
         chosen = [controls.about, controls["width"], controls["height"]]
         controls["model"].input(choose, controls["model"], chosen, **after)
         queued = after | {"queue": True}  # gradio shows warnings and a changed state only then
-        controls["images"].upload(_readable, controls["images"], controls["images"], **queued)
+        for name in ("images", "analogy"):
+            controls[name].upload(_readable, controls[name], controls[name], **queued)
         keep = [results.kept, results.latest, *results.videos]
         results.keep.click(_keep, keep, results.kept, **queued)
         results.forget.click(lambda: [], None, results.kept, **queued)
@@ -183,16 +185,17 @@ def _morphs(
 ) -> Iterator[tuple[list[Morph], list[str]]]:
     """The morphs up to each metric, and their files."""
     size = check_size(settings.width, settings.height, asked.native_size())
-    paths = [path for path, _ in settings.images or []]
+    paths = [path for path, _ in [*(settings.images or []), *(settings.analogy or [])]]
     options = settings.morph()
     images = fit_images(paths, size, lambda text: gr.Warning(as_text(text)))
+    third = images.pop() if settings.analogy else None
     asked.check(settings.metrics, settings.space, settings.starts)
     seed = int(settings.seed)
-    keys = asked.invert(images, seed=seed, **settings.inversion())
+    inverted = asked.invert(images, third, seed=seed, **settings.inversion())
     morphs: list[Morph] = []
     files: list[str] = []
-    for metric in settings.metrics:
-        morphs.append(asked.morph(keys, metric, seed=seed, **options))
+    for morph in asked.morphs(inverted, settings.metrics, seed=seed, **options):
+        morphs.append(morph)
         files += write_files(morphs[-1], folder, settings.fps, ping_pong=settings.ping_pong)
         yield morphs, files
 

@@ -37,8 +37,10 @@ footer .divider { display: none; }
 #status .progress-level-inner { width: 100%; font-size: 12px; }
 #status .progress-bar-wrap { width: 100%; }
 #status .progress-text {
-    inset: auto 0 2px auto; line-height: 1.2; transform: none; padding: 0; margin: 0;
+    inset: auto 0 14px auto; line-height: 1.2; transform: none; padding: 0; margin: 0;
 }
+#status:has(.progress-bar-wrap) .progress-text { display: none; }  /* it would cover the bar */
+#analogy .thumbnail-item { width: 120px; }
 #numbers { overflow-x: auto; }
 #numbers th, #numbers td {
     white-space: nowrap; word-break: keep-all; overflow-wrap: normal; font-size: 13px;

@@ -3,91 +3,54 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import PIL.Image
 import torch
 
-from riemannian_diffusion.app.kept import KeptKeyframes
+from riemannian_diffusion.adaptation import Adaptation
+from riemannian_diffusion.adaptation import adapt as fit
+from riemannian_diffusion.adaptation.keyframes import EMBEDDING_STEPS, LORA_STEPS
+from riemannian_diffusion.app.inputs import ANALOGY
+from riemannian_diffusion.app.kept import KeptWork
 from riemannian_diffusion.app.models import Models, native_size
-from riemannian_diffusion.events import Event
-from riemannian_diffusion.geodesics import Geodesic
+from riemannian_diffusion.app.morphs import Energies, Morph
+from riemannian_diffusion.events import Event, Listener
+from riemannian_diffusion.geodesics import RTOL
 from riemannian_diffusion.pipelines import Keyframes
 from riemannian_diffusion.pipelines.curves import check_metric
-from riemannian_diffusion.pipelines.progress import TITLES
+from riemannian_diffusion.pipelines.progress import TITLES, SolveProgress
 from riemannian_diffusion.pipelines.quality import verdict
 from riemannian_diffusion.pipelines.starts import as_starts
+from riemannian_diffusion.score import Conditions
 from riemannian_diffusion.score.schedulers import is_flow
 
 Report = Callable[[str, int, int | None], None]
 
 
-class Iteration(NamedTuple):
-    """The state of a solve after an iteration."""
-
-    num_evals: int
-    energy: float
-
-
 @dataclass(frozen=True)
-class Morph:
-    """One finished morph.
+class Inverted:
+    """Images in the space of a path.
 
     Attributes:
-        name: Name of the metric.
-        frames: PIL images.
-        geodesics: One per gap between images; None for a curve that is no geodesic.
-        solves: Iterations of the solve of each gap; empty for a curve.
-        errors: Reconstruction error of each image.
-        seconds: Time that the path, its sampling and its decoding took, without inversion.
-        warnings: Sentences about images that the model does not know or the morph does not show.
-        verdict: How good the morph is, in one sentence.
+        keys: The keyframes.
+        third: An image that is to change as they do, or None.
+        theirs: The conditions of this image, or None.
     """
 
-    name: str
-    frames: list[PIL.Image.Image]
-    geodesics: list[Geodesic | None]
-    solves: list[list[Iteration]]
-    errors: list[float]
-    seconds: float
-    warnings: list[str]
-    verdict: str
+    keys: Keyframes
+    third: PIL.Image.Image | None = None
+    theirs: Conditions | None = None
 
 
 class Cancelled(Exception):
     """A request was stopped."""
-
-
-class Energies:
-    """Records the energies of a solve from its events."""
-
-    def __init__(self):
-        self._done = 0
-        self._spent: dict[int, int] = {}  # number of the gap -> evaluations for it
-        self._found: dict[int, dict[int, float]] = {}  # gap -> evaluations -> energy
-
-    def __call__(self, event: Event) -> None:
-        """Record an event. One that comes again, as before every network call, changes nothing."""
-        if event.stage != "solve" or event.energy is None:
-            return
-        self._spent[event.gap] = self._spent.get(event.gap, 0) + event.done - self._done
-        self._done = event.done
-        if event.iteration:
-            iterations = self._found.setdefault(event.gap, {})
-            iterations[self._spent[event.gap]] = event.energy
-
-    @property
-    def solves(self) -> list[list[Iteration]]:
-        """The iterations of each gap, in order."""
-        return [
-            [Iteration(*one) for one in iterations.items()]
-            for _, iterations in sorted(self._found.items())
-        ]
 
 
 class Request:
@@ -140,42 +103,111 @@ class Request:
         as_starts(starts, space)
 
     def invert(
-        self, images: Sequence[PIL.Image.Image], *, seed: int, space: str = "noise", **options
-    ) -> Keyframes:
+        self,
+        images: Sequence[PIL.Image.Image],
+        third: PIL.Image.Image | None = None,
+        *,
+        seed: int,
+        space: str = "noise",
+        prompt: str | list[str] = "",
+        negative_prompt: str = "",
+        adapt: str | None = None,
+        **options,
+    ) -> Inverted:
         """Bring images into the space of a path, when it is this request's turn.
 
         If this visitor's images were inverted before with the same options, they are not again.
 
         Args:
             images: Images of one size.
+            third: An image that is to change as they do, or None.
             seed: Seed of all random numbers.
             space: See the stage `invert`.
+            prompt: One prompt, or one for each image, that of the third image last.
+            negative_prompt: See the stage `condition`.
+            adapt: What is fitted to the images first, "embeddings", "lora" or "both"; or None.
             **options: Other options of the stage `invert`.
 
         Raises:
             Cancelled: If `stop` was called.
-            ValueError: If the stage `invert` refuses an argument.
+            ValueError: If a stage refuses an argument.
         """
-        used = seed if space == "clean" else None
-        name = hashlib.sha256(repr((self._model, space, used, sorted(options.items()))).encode())
-        for image in images:
-            name.update(repr((image.mode, image.size)).encode() + image.tobytes())
-        kept, found = self._studio.kept, name.hexdigest()
+        num, shown = len(images), [*images] if third is None else [*images, third]
+        if isinstance(prompt, list) and third is not None and len(prompt) != len(shown):
+            raise ValueError(
+                f"`prompt` must be one line, or one for each of {len(shown)} images, but got "
+                f"{len(prompt)}: the last is that of “{ANALOGY}”."
+            )
+        kept = self._studio.kept
         with self._pipe() as pipe:
-            keys = kept.find(self._visitor, found)
+            fitted = None if adapt is None else self._fitted(pipe, shown, prompt, adapt, seed)
+            conditions = pipe.condition(prompt, negative_prompt, adaptation=fitted)
+            theirs = None
+            if third is not None:
+                theirs = conditions.at_knots([num])
+                conditions = conditions.at_knots(range(num))
+                prompt = prompt[:num] if isinstance(prompt, list) else prompt
+            used = seed if space == "clean" else None
+            settings = (space, prompt, negative_prompt, used, sorted(options.items()))
+            fit = None if adapt is None else (adapt, seed)
+            name = self._name(images, settings, fit)
+            keys = kept.find(self._visitor, name, Keyframes)
             self.reused = keys is not None
             if keys is not None:
-                return pipe.connect(keys)
-            generator = torch.Generator().manual_seed(seed)
-            options |= {"space": space, "generator": generator, "on_event": self._listen}
-            keys = pipe.invert(images, **options)
-            kept.keep(self._visitor, found, keys)
-            return keys
+                keys = pipe.connect(keys)
+            else:
+                options |= {"space": space, "generator": _seeded(seed), "on_event": self._listen}
+                keys = pipe.invert(images, conditions=conditions, **options)
+                kept.keep(self._visitor, name, keys)
+        if theirs is not None:  # keyframes that were kept have their own copy of the LoRAs
+            theirs = replace(theirs, loras=keys.levels.conditions.loras)
+        return Inverted(keys, third, theirs)
 
-    def morph(
+    def _fitted(
         self,
-        keys: Keyframes,
-        metric: str,
+        pipe: Any,
+        images: Sequence[PIL.Image.Image],
+        prompt: str | list[str],
+        what: str,
+        seed: int,
+    ) -> Adaptation:
+        """What is fitted to the images, or was before."""
+        kept, name = self._studio.kept, self._name(images, (what, seed, prompt))
+        found = kept.find(self._visitor, name, Adaptation)
+        if found is None:
+            steps = {
+                "embeddings": EMBEDDING_STEPS if what != "lora" else 0,
+                "loras": LORA_STEPS if what != "embeddings" else 0,
+            }
+
+            def follow(part: str, image: int, step: int, loss: float) -> None:
+                if self._stop.is_set():
+                    raise Cancelled
+                done, total = image * steps[part] + step + 1, len(images) * steps[part]
+                self._report(f"Fitting {part}", done, total)
+
+            pipe.set_progress_bar_config(disable=True)
+            found = fit(
+                *(pipe, images, prompt),
+                embedding_steps=steps["embeddings"],
+                lora_steps=steps["loras"],
+                seed=seed,
+                callback=follow,
+            )
+            kept.keep(self._visitor, name, found)
+        return found
+
+    def _name(self, images: Sequence[PIL.Image.Image], *settings: Any) -> str:
+        """A name for work that depends on the model, on images and on settings."""
+        name = hashlib.sha256(repr((self._model, settings)).encode())
+        for image in images:
+            name.update(repr((image.mode, image.size)).encode() + image.tobytes())
+        return name.hexdigest()
+
+    def morphs(
+        self,
+        inverted: Inverted,
+        metrics: Sequence[str],
         *,
         seed: int,
         attention_interpolation: float = 0.0,
@@ -183,12 +215,14 @@ class Request:
         share: float = 0.0,
         paste: bool = False,
         **options,
-    ) -> Morph:
-        """Find the path between keyframes, sample and decode it, when it is this request's turn.
+    ) -> Iterator[Morph]:
+        """Yield the morphs by several metrics, whose paths are sampled in one batch.
+
+        Every stage waits for this request's turn.
 
         Args:
-            keys: The keyframes.
-            metric: Name of the metric.
+            inverted: What `invert` returned.
+            metrics: Names of the metrics.
             seed: Seed of all random numbers.
             attention_interpolation: See the stage `sample`.
             retime: The distance of the stage `retime`, or None.
@@ -200,29 +234,69 @@ class Request:
             Cancelled: If `stop` was called.
             ValueError: If a stage refuses an argument.
         """
-        energies = Energies()
+        solved, paths = [], []
+        for metric in metrics:
+            with self._pipe() as pipe:
+                energies, start = Energies(), time.perf_counter()
+                listen = self._told_of_solve(
+                    metric, energies, inverted.keys.num_gaps, options["max_evals"]
+                )
+                path = pipe.solve(
+                    inverted.keys, metric, generator=_seeded(seed), on_event=listen, **options
+                )
+                solved.append((energies, time.perf_counter() - start))
+                paths.append(path)
+        with self._pipe() as pipe:
+            start, listen = time.perf_counter(), self._told(" and ".join(metrics))
+            paths = pipe.sample(
+                paths, attention_interpolation=attention_interpolation, on_event=listen
+            )
+            sampling = (time.perf_counter() - start) / len(paths)
+        for metric, path, (energies, solving) in zip(metrics, paths, solved, strict=True):
+            with self._pipe() as pipe:
+                start, listen, solves = time.perf_counter(), self._told(metric), energies.solves
+                if retime is not None:
+                    path = pipe.retime(path, retime, on_event=listen)
+                if share:
+                    path = pipe.extend(path, share, on_event=listen)
+                if inverted.third is not None:
+                    other = Energies()
+                    path = pipe.transport(
+                        *(path, inverted.third),
+                        conditions=inverted.theirs,
+                        max_evals=options["max_evals"],
+                        on_event=self._told_of_solve(metric, other, 1, options["max_evals"]),
+                    )
+                    solves = solves + other.solves
+                found = pipe.render(path, paste_endpoints=paste, on_event=listen)
+                seconds = solving + sampling + time.perf_counter() - start
+            errors, is_analogy = found.reconstruction_error, inverted.third is not None
+            if is_analogy:  # its path runs from the second image by the first to the third
+                errors = [errors[1], errors[0], errors[2]]
+            yield Morph(
+                *(metric, found.frames, found.geodesics, solves, errors, seconds),
+                *(found.warnings, verdict(found), is_analogy),
+            )
+
+    def _told(self, prefix: str) -> Listener:
+        """A listener that reports events after a prefix."""
+        return lambda event: self._listen(event, f"{prefix}: ")
+
+    def _told_of_solve(
+        self, prefix: str, energies: Energies, num_gaps: int, max_evals: int
+    ) -> Listener:
+        """A listener that records energies, and reports how many evaluations are expected."""
+        progress = SolveProgress(RTOL, num_gaps * max_evals, num_gaps)
 
         def listen(event: Event) -> None:
-            self._listen(event, f"{metric}: ")
             energies(event)
+            progress(event)
+            if event.stage == "solve" and event.total is None:
+                total = event.done + math.ceil(progress.evals_left())
+                event = replace(event, total=max(1, total))
+            self._listen(event, f"{prefix}: ")
 
-        generator = torch.Generator().manual_seed(seed)
-        with self._pipe() as pipe:
-            start = time.perf_counter()
-            path = pipe.solve(keys, metric, generator=generator, on_event=listen, **options)
-            path = pipe.sample(
-                path, attention_interpolation=attention_interpolation, on_event=listen
-            )
-            if retime is not None:
-                path = pipe.retime(path, retime, on_event=listen)
-            if share:
-                path = pipe.extend(path, share, on_event=listen)
-            found = pipe.render(path, paste_endpoints=paste, on_event=listen)
-            seconds = time.perf_counter() - start
-        return Morph(
-            *(metric, found.frames, found.geodesics, energies.solves),
-            *(found.reconstruction_error, seconds, found.warnings, verdict(found)),
-        )
+        return listen
 
     def _listen(self, event: Event, prefix: str = "") -> None:
         """Report how far a stage is, and end it after `stop`."""
@@ -232,6 +306,10 @@ class Request:
             energy = "" if event.energy is None else f", energy {event.energy:.4g}"
             phase = f"{prefix}{TITLES[event.stage]}{energy}"
             self._report(phase, event.done, event.total)
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 class Studio:
@@ -245,8 +323,8 @@ class Studio:
         turn: Held while a model works: products with Jacobians switch flags of the network.
     """
 
-    def __init__(self, models: Models, kept: KeptKeyframes | None = None):
-        self.models, self.kept = models, KeptKeyframes() if kept is None else kept
+    def __init__(self, models: Models, kept: KeptWork | None = None):
+        self.models, self.kept = models, KeptWork() if kept is None else kept
         self.turn = threading.Lock()
         self._requests: dict[str | None, Request] = {}
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from riemannian_diffusion.app.labels import with_labels
-from riemannian_diffusion.app.studio import Morph
+from riemannian_diffusion.app.morphs import Morph
 from riemannian_diffusion.geodesics import Geodesic
 from riemannian_diffusion.pipelines.quality import psnr
 
@@ -72,15 +72,14 @@ def table(morphs: Sequence[Morph]) -> str:
     columns[0] += ["images return with", "seconds"]
     for morph in morphs:
         returned = ", ".join(f"{psnr(error):.1f}" for error in morph.errors) + " dB"
-        for i, found in enumerate(morph.geodesics):
-            name = f"{morph.name}, gap {i + 1}" if len(morph.geodesics) > 1 else morph.name
+        for title, found in zip(morph.titles, morph.geodesics, strict=True):
             solved = ["–"] * 5
             if found is not None:
                 on_data = {True: "yes", False: "no", None: "–"}[found.on_data]
                 has_bound = math.isfinite(found.lower_bound)
                 bound = f"{found.lower_bound:.4g}" if has_bound else "–"
                 solved = [f"{found.energy:.4g}", bound, on_data, str(found.num_evals), found.status]
-            columns.append([name, *solved, returned, f"{morph.seconds:.1f}"])
+            columns.append([title, *solved, returned, f"{morph.seconds:.1f}"])
     rows = list(zip(*columns, strict=True))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])

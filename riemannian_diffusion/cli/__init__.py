@@ -7,7 +7,12 @@ import sys
 
 from riemannian_diffusion.cli.app import run_app
 from riemannian_diffusion.cli.flags import with_flags
-from riemannian_diffusion.cli.interrupts import LINE, leaving_at_once, no_interrupt_lost
+from riemannian_diffusion.cli.interrupts import (
+    LINE,
+    finish_quietly,
+    leaving_at_once,
+    no_interrupt_lost,
+)
 from riemannian_diffusion.cli.parser import parse
 
 __all__ = ["main"]
@@ -21,10 +26,12 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         Exit status: 0 on success, 1 if morphs of `batch` failed, 2 after bad input, 130 after an
-        interrupt. The last two print one line that says what happened.
+        interrupt, 141 if nobody reads the output any more. After bad input or an interrupt, one
+        line says what happened.
     """
     args = parse(argv)
     spin_briefly()
+    finish_quietly()
     with leaving_at_once():  # after parsing: --help must not wait for NumPy
         from riemannian_diffusion.cli import commands
         from riemannian_diffusion.cli.batch import run_batch
@@ -39,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with no_interrupt_lost():
             return run[args.command](args) or 0
+    except BrokenPipeError:  # the reader of the output has ended, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # lest the last flush fails as well
+        return 141
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise  # PyTorch also reports its own defects as a RuntimeError

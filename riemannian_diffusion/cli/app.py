@@ -18,6 +18,7 @@ def run_app(args: argparse.Namespace) -> None:
     auth = read_auth(args.auth, os.environ.get(AUTH))
     given = [None if model == SHIPPED else model for model in args.model or [SHIPPED]]
     check_models(args, given)
+    print("preparing the page ...", flush=True)  # before imports, which take seconds
     try:
         from riemannian_diffusion.app import Models, Offer, serve
     except ModuleNotFoundError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import tempfile
 import time
 import warnings
@@ -169,6 +170,9 @@ def _after_interrupt(args: argparse.Namespace) -> str:
 
 def run_models(args: argparse.Namespace) -> None:
     """List every pipeline class of the installed diffusers: works, or refused for a reason."""
+    print(
+        "riemannian-diffusion: looking through diffusers ...", file=sys.stderr
+    )  # before imports, which take seconds
     from riemannian_diffusion.pipelines.known import installed_classes, support
 
     for name in installed_classes():

@@ -35,7 +35,7 @@ ADVICE = {  # what the library advises -> what the command line advises
     "give `class_labels` to `condition`, and what that returns to `invert`": (
         "use it in Python, for the command line takes no classes"
     ),
-    "resize or crop them first": "crop and scale them with --size, as in --size 768x512",
+    "resize or crop them first": "crop and scale them with --size WIDTHxHEIGHT",
     "`guidance_scale` and `true_cfg_scale` are ignored: leave them at 1": (
         "--guidance is ignored: leave it at 1"
     ),

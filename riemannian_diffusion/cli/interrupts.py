@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -54,3 +55,16 @@ def no_interrupt_lost() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+
+
+def finish_quietly() -> None:
+    """Let the process ignore interrupts when Python ends: the work is done then.
+
+    Python gives up its own handler at its end, so that an interrupt would kill the process.
+    """
+    atexit.unregister(_ignore)
+    atexit.register(_ignore)
+
+
+def _ignore() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import huggingface_hub
 import torch
 import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny
@@ -41,6 +42,7 @@ def load_model(args: argparse.Namespace, device: str, dtype: str) -> Any:
     for library in (diffusers, transformers):  # stderr is for errors and the morph's own bars
         library.utils.logging.set_verbosity(logging.CRITICAL)  # their errors are raised here again
         library.utils.logging.disable_progress_bar()
+    huggingface_hub.logging.set_verbosity(logging.CRITICAL)
     model = Path(demo.model_path()) if args.model is None else args.model
     is_file = Path(model).is_file()
     if is_file and args.variant is not None:
@@ -52,7 +54,7 @@ def load_model(args: argparse.Namespace, device: str, dtype: str) -> Any:
     except Exception as error:  # a broken config fails in as many ways as there are libraries
         raise OSError(f"--model {model} cannot be loaded: {error}") from error
     check_model_options(args, kind, device)
-    options: dict[str, Any] = {"torch_dtype": getattr(torch, dtype)}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if args.variant is not None:
         options["variant"] = args.variant
     if args.no_safety_checker:
@@ -78,6 +80,9 @@ def load_model(args: argparse.Namespace, device: str, dtype: str) -> Any:
         pipe.vae.enable_slicing()
     if args.vae_tiling:
         pipe.vae.enable_tiling()
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)  # every evaluation with a gradient would do so and undo it
     _place(pipe, device, args.offload)
     return pipe
 

@@ -17,7 +17,7 @@ from riemannian_diffusion.cli.inputs import Inputs
 from riemannian_diffusion.cli.models import ip_adapter_images
 from riemannian_diffusion.cli.work import Work, solve_options
 from riemannian_diffusion.events import Listener
-from riemannian_diffusion.geodesics import RTOL
+from riemannian_diffusion.geodesics import NUM_QUADRATURE, RTOL
 from riemannian_diffusion.pipelines import GeodesicInterpolationOutput, MorphPath
 from riemannian_diffusion.pipelines.curves import METRICS, check_metric
 from riemannian_diffusion.pipelines.progress import USUAL_EVALS, Estimate
@@ -27,8 +27,6 @@ from riemannian_diffusion.score import Conditions
 from riemannian_diffusion.score.schedulers import is_flow
 
 T = TypeVar("T")
-
-NUM_QUADRATURE = 3  # points of a solve for each frame
 
 
 def morph(
@@ -186,6 +184,7 @@ def estimate_of(args: argparse.Namespace, inputs: Inputs) -> Estimate | None:
         points=min(len(inputs.images), args.max_batch_size),
         max_evals=args.max_evals * num_gaps,
         num_gaps=num_gaps,
+        rtol=RTOL if args.rtol is None else args.rtol,
     )
 
 

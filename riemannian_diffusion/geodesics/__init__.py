@@ -6,11 +6,12 @@ from types import ModuleType
 
 from riemannian_diffusion.geodesics.outcome import Geodesic
 from riemannian_diffusion.geodesics.problem import Problem, Start
-from riemannian_diffusion.geodesics.runs import RTOL, Iterate
+from riemannian_diffusion.geodesics.progress import NUM_QUADRATURE, RTOL, Iterate
 from riemannian_diffusion.geodesics.solvers import Adam, Iteration, PathLBFGS, Solver
 from riemannian_diffusion.geodesics.solving import geodesic, geodesics, solving
 
 __all__ = [
+    "NUM_QUADRATURE",
     "RTOL",
     "Adam",
     "Geodesic",

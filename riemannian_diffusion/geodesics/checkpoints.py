@@ -15,7 +15,7 @@ from riemannian_diffusion.files import write_atomically
 from riemannian_diffusion.geodesics.outcome import Geodesic
 
 _TENSOR, _GEODESIC = "tensor", "geodesic"  # JSON keys that mark tensors and geodesics
-_FORMAT = "2"  # changes with the state of the solver
+_FORMAT = "3"  # changes with the state of the solver
 
 
 def save(path: Path, problem: Mapping[str, Any], state: Any) -> None:

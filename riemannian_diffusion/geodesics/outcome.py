@@ -39,17 +39,18 @@ class Geodesic:
     Attributes:
         path: Points at equal distances along the path, `(K, *shape)`. The first and the last point
             are the given points bit for bit. For metrics that read a score, distances are flat
-            lengths along a smooth curve through the nodes; for others, lengths in the metric along
-            straight lines between the nodes (see `Metric.flat_pace`).
-        energy: Energy of the straight lines between the nodes. An optimised energy can miss high
-            energies between its points. This energy is evaluated on more and more sub-chords, until
-            it changes by at most 5 %.
+            lengths along the smooth curve through the nodes; for others, lengths in the metric (see
+            `Metric.flat_pace`).
+        energy: Energy of the smooth curve through the nodes (see `smooth`). An optimised energy can
+            miss high energies between its points. This energy is evaluated on more and more chords,
+            until it changes by at most 5 %.
         lower_bound: A lower bound of the energy of all paths between these points. If it is
             unknown, 0, or minus infinity if energies may be negative.
         num_evals: Number of evaluations of energy and gradient, over all starts and metrics.
         status: "converged", "max_evals", "nonfinite" or "rounding"; `message` says what to do.
         iterates: Number of evaluations and optimised energy, at the start and after every
-            iteration. They belong to the last metric that was solved, and to the best start.
+            iteration. They belong to the last metric that was solved, and to the best start. The
+            energies of coarse curves are somewhat too low.
         curve: The path with more points, `(N, *shape)`; None takes `path`.
         arc: Length up to each point of the curve, `(N,)`, float64 on the CPU; None takes the flat
             length.

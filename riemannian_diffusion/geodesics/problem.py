@@ -33,6 +33,8 @@ class Problem:
         starts: Paths of at least 2 points, `(K, *shape)`. Their end points are replaced by `x0` and
             `x1`. The solution is the geodesic of least energy among those from all starts.
         pair: Index of this pair of points, for scores that differ between pairs.
+        guessed: For each start, whether it is only a guess, such as a straight line. The solve may
+            then begin on coarse curves through it. Empty if no start is a guess.
 
     Raises:
         ValueError: If points or starts are not finite or differ in shape, or there is no start.
@@ -42,6 +44,7 @@ class Problem:
     x1: Tensor
     starts: Sequence[Tensor]
     pair: int = 0
+    guessed: Sequence[bool] = ()
 
     def __post_init__(self):
         check_ends(self.x0, self.x1)
@@ -98,7 +101,8 @@ class Problem:
         wide = torch.float64 if torch.float64 in (x0.dtype, x1.dtype) else torch.float32
         with torch.inference_mode(False):
             x0, x1 = (x.detach().to(wide, copy=True) for x in (x0, x1))
-            return cls(x0, x1, [_start(one, x0, x1, num_points) for one in listed(init)], pair)
+            starts = [_start(one, x0, x1, num_points) for one in listed(init)]
+        return cls(x0, x1, starts, pair, [not isinstance(one, Tensor) for one in listed(init)])
 
 
 def listed(init: Start | Sequence[Start]) -> list[Start]:

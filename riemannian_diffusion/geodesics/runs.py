@@ -4,136 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.arguments import check_kind, check_not_negative, check_whole
+from riemannian_diffusion.geodesics.coarse import (
+    numbers_of_points,
+    with_points,
+)
 from riemannian_diffusion.geodesics.outcome import SETTLED, Geodesic
 from riemannian_diffusion.geodesics.problem import Problem
-from riemannian_diffusion.geodesics.solvers import PathLBFGS, Solver
-from riemannian_diffusion.metrics import Departure, Metric, PathEnergy
-from riemannian_diffusion.paths import points_at, refine, segment_lengths, smooth
+from riemannian_diffusion.geodesics.progress import Iterate, Options, Question, Standing
+from riemannian_diffusion.metrics import Departure, Metric, PathEnergy, PullbackMetric
+from riemannian_diffusion.paths import points_at, segment_lengths, smooth
 
 _FAILED = ("nonfinite", "rounding")
 _LEAST_RESOLUTION = 2.0  # smallest length of chords, in rounding errors of the embedding
-RTOL = 1e-4  # default relative tolerance
-_PATIENCE = 3  # number of iterations in a row that must be close to the minimum
+_PATIENCE = 3  # iterations in a row close to the minimum; one less after each coarse curve
+_LOOSER = 3.0  # factor of the tolerance where one iteration is enough
+_LEAST_BUDGET = 40  # smallest number of evaluations with which a solve begins on coarse curves
+_MOST_COARSE = 40  # largest number of evaluations for each coarse curve
+_LARGEST_JUMP = 0.1  # relative change of the energy from a coarse curve to the next curve
 _LEAST_TO_REFINE = 20.0  # smallest resolution at which a finer sampling shows more than rounding
-_FINEST = 8  # largest number of finer sub-chords for each sub-chord that was optimised
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of a solve.
-
-    Attributes:
-        num_quadrature: Number of sub-chords of each segment, at least 1.
-        solver: The solver.
-        rtol: Largest share of the energy by which a converged path may lie above the minimum, as
-            the solver estimates it.
-        max_evals: Largest number of evaluations of energy and gradient for each problem.
-
-    Raises:
-        ValueError: If an option is out of range.
-    """
-
-    num_quadrature: int = 3
-    solver: Solver = field(default_factory=PathLBFGS)
-    rtol: float = RTOL
-    max_evals: int = 200
-
-    def __post_init__(self):
-        check_whole(1, num_quadrature=self.num_quadrature, max_evals=self.max_evals)
-        check_not_negative(rtol=self.rtol)
-        check_kind(Solver, solver=self.solver)
-
-
-@dataclass(frozen=True, eq=False)
-class Iterate:
-    """The state of a solve after an evaluation, or at the end of an iteration.
-
-    Attributes:
-        path: The path that was evaluated or that ends the iteration, `(K, *shape)`.
-        energy: Optimised energy of this path.
-        num_evals: Number of evaluations of energy and gradient for this pair so far.
-        pair: Index of the problem among those that are solved side by side.
-        iteration: Whether this state ends an iteration.
-
-    Examples:
-        >>> import torch
-        >>> from riemannian_diffusion import GaussianMixtureScore
-        >>> from riemannian_diffusion import TangentNormalMetric
-        >>> from riemannian_diffusion import geodesic
-        >>> angles = torch.arange(64) * 2 * torch.pi / 64
-        >>> circle = torch.stack([angles.cos(), angles.sin()], 1)
-        >>> score = GaussianMixtureScore(circle, 0.2)
-        >>> metric = TangentNormalMetric(score)
-        >>> seen = []  # the callback receives iterates
-        >>> _ = geodesic(metric, circle[0], circle[9], callback=seen.append)
-        >>> seen[0].energy >= seen[-1].energy
-        True
-    """
-
-    path: Tensor
-    energy: float
-    num_evals: int
-    pair: int = 0
-    iteration: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class Question:
-    """A request for the energy of a path under one of the metrics.
-
-    Attributes:
-        stage: Index of the metric.
-        path: The path, `(K, *shape)`.
-        differentiate: Whether the gradient is needed, too.
-        departures: Whether to return how far the path departs from the data, too.
-    """
-
-    stage: int
-    path: Tensor
-    differentiate: bool
-    departures: bool = False
-
-
-@dataclass
-class Standing:
-    """The progress of the solve of one problem, from which it can be resumed.
-
-    Attributes:
-        start: Index of the start.
-        spent: Number of evaluations from earlier starts.
-        found: The geodesics from earlier starts.
-        stage: Index of the metric.
-        used: Number of evaluations from this start under earlier metrics.
-        status: Status with which the previous metric ended.
-        path: The path from which the solve under this metric started.
-        evals: Number of evaluations under this metric.
-        best_path: The path of least energy under this metric.
-        best_energy: Energy of `best_path`.
-        close: Number of the latest iterations in a row that were close to the minimum.
-        iterates: Number of evaluations and energy at the end of each iteration.
-        solver: The state of the solver after the last iteration; None before the first.
-    """
-
-    start: int
-    spent: int
-    found: list[Geodesic]
-    stage: int
-    used: int
-    status: str
-    path: Tensor
-    evals: int
-    best_path: Tensor
-    best_energy: float
-    close: int
-    iterates: list[tuple[int, float]]
-    solver: dict[str, Any] | None
+_FINEST = 12  # largest number of finer chords for each chord that was optimised
 
 
 class Run:
@@ -199,6 +94,11 @@ class Run:
             "status": "converged",
             "path": path,
             "evals": 0,
+            "numbers": [],
+            "limit": 0,
+            "before": 0,
+            "chords": self.options.num_quadrature,
+            "coarse_energy": None,
             "best_path": path,
             "best_energy": math.inf,
             "close": 0,
@@ -243,26 +143,72 @@ class Run:
         return replace(min(now.found, key=_rank), num_evals=now.spent)
 
     def _descend(self) -> Generator[Question | Iterate, PathEnergy, None]:
-        """Minimise the energy under one metric."""
+        """Minimise the energy under one metric, on coarse curves first."""
         now, options = self.now, self.options
-        if now.solver is None:
-            now.evals, now.close, now.iterates = 0, 0, []
-            now.best_path, now.best_energy = now.path, math.inf
-            self._keep()
         for_start = (options.max_evals - now.spent) // (len(self.problem.starts) - now.start)
         budget = (for_start - now.used) // (len(self.metrics) - now.stage)
-        now.status = yield from self._iterate(budget)
-        now.path, now.used, now.stage = now.best_path, now.used + now.evals, now.stage + 1
-        now.solver = None
+        if not now.numbers:
+            now.evals, now.before, now.coarse_energy = 0, 0, None
+            now.chords = options.num_quadrature
+            now.iterates, now.numbers = [], [len(now.path)]
+            if budget >= _LEAST_BUDGET and self._may_begin_coarse():
+                now.numbers = numbers_of_points(now.path)
+            self._begin(self._curve(now.path, now.numbers[0]), budget)
+        while now.numbers:
+            now.status = yield from self._iterate()
+            final = len(now.numbers) == 1 and now.status != "lost"
+            if final or now.status in _FAILED:
+                now.numbers = []
+            elif now.status != "lost" and now.solver is not None:
+                now.numbers = now.numbers[1:]
+                now.coarse_energy, now.before = now.best_energy, now.before + 1
+                path = self._curve(now.best_path, now.numbers[0])
+                state = options.solver.prolong(now.solver, path[1:-1].flatten(1))
+                self._begin(path, budget, state)
+            else:
+                now.numbers, now.coarse_energy, now.before = now.numbers[-1:], None, 0
+                now.chords = options.num_quadrature + 1  # a hard problem
+                self._begin(now.path, budget)
+        if math.isfinite(now.best_energy):
+            now.path = self._curve(now.best_path, len(now.path))
+        now.used, now.stage = now.used + now.evals, now.stage + 1
 
-    def _iterate(self, budget: int) -> Generator[Question | Iterate, PathEnergy, str]:
-        """Iterate until the solver or the budget ends; returns the status."""
-        now, solver, rtol = self.now, self.options.solver, self.options.rtol
+    def _may_begin_coarse(self) -> bool:
+        """Whether a solve from this start may begin on coarse curves.
+
+        On a coarse curve, energies of several chords a segment are nearly right. Others can be far
+        too low.
+        """
+        guessed = self.now.stage == 0 and any(self.problem.guessed[self.now.start :][:1])
+        chords = isinstance(self.metrics[0], PullbackMetric) and self.options.num_quadrature > 1
+        return self.options.solver.coarse_first and guessed and chords
+
+    def _begin(self, path: Tensor, budget: int, solver: dict[str, Any] | None = None) -> None:
+        """Begin on another curve, `(n, *shape)`, with the state from which the solver goes on."""
+        now = self.now
+        now.best_path, now.best_energy, now.solver = path, math.inf, solver
+        now.close, now.limit = 0, budget
+        if len(now.numbers) > 1:
+            now.limit = min(budget // 2, now.evals + _MOST_COARSE)
+        self._keep()
+
+    def _iterate(self) -> Generator[Question | Iterate, PathEnergy, str]:
+        """Iterate on one curve until the solver or the budget ends.
+
+        Returns:
+            The status, or "lost" if the coarse curve before this one had too little energy, or led
+            away from the data.
+        """
+        now, solver = self.now, self.options.solver
+        patience, rtol = max(1, _PATIENCE - now.before), self.options.rtol
+        if now.before >= _PATIENCE - 1:
+            rtol *= _LOOSER
         if len(now.path) == 2:
             return "converged"
-        flat = float(0.5 * (len(now.path) - 1) * (now.path[1:] - now.path[:-1]).square().sum())
+        whole, final = now.best_path, len(now.numbers) == 1
+        flat = float(0.5 * (len(whole) - 1) * (whole[1:] - whole[:-1]).square().sum())
         given = [] if now.solver is None else [now.solver]
-        steps = solver.iterate(now.path[1:-1].flatten(1), flat, budget, *given)
+        steps = solver.iterate(whole[1:-1].flatten(1), flat, now.limit, *given)
         answer: tuple[float, Tensor] | None = None
         excess: float | None = None
         while True:
@@ -271,85 +217,104 @@ class Run:
             except StopIteration:
                 return "max_evals" if excess is None else "converged"
             if isinstance(step, Tensor):
-                if now.evals >= budget:
+                if now.evals >= now.limit:
                     return "max_evals"
-                energy, gradient, resolution = yield from self._evaluate(step)
+                first = math.isinf(now.best_energy)
+                checked = first and final and now.coarse_energy is not None
+                found = yield from self._evaluate(step, checked)
+                energy, gradient = float(found[0].segments.sum()), found[1]
                 if not (math.isfinite(energy) and gradient.isfinite().all()):
-                    return "nonfinite"
-                if now.evals == 1 and resolution < _LEAST_RESOLUTION:
+                    return "lost" if checked else "nonfinite"
+                chords = (len(whole) - 1) / (len(now.path) - 1)  # over those of the path itself
+                if first and not now.before and found[0].resolution * chords < _LEAST_RESOLUTION:
                     return "rounding"
+                if checked and self._is_lost(found[0], energy):
+                    return "lost"
                 if energy < now.best_energy:
                     now.best_energy, now.best_path = energy, self._whole(step.detach())
                 answer = energy, gradient
                 continue
             answer, energy, excess = None, step.energy, step.excess
-            now.iterates = [*now.iterates, (self._num_evals(), energy)]
             near = excess is not None and excess <= rtol * abs(energy)
             now.close = now.close + 1 if near else 0
             above_bound = energy - self._lower_bound()
             at_bound = excess is not None and 0 <= above_bound <= rtol * abs(energy)
-            ended = now.close >= _PATIENCE or at_bound
+            ended = now.close >= patience or at_bound
+            now.iterates = [*now.iterates, (self._num_evals(), energy)]
             if step.state is not None:
                 now.solver = step.state
                 if not ended:
                     self._keep()
-            yield Iterate(self._whole(step.points), energy, self._num_evals(), self.index)
+            yield self._seen(step.points, energy, iteration=True)
             if ended:
                 return "converged"
 
     def _evaluate(
-        self, points: Tensor
-    ) -> Generator[Question | Iterate, PathEnergy, tuple[float, Tensor, float]]:
-        """Energy, gradient `(K - 2, d)` and resolution of the points between the ends."""
+        self, points: Tensor, departures: bool
+    ) -> Generator[Question | Iterate, PathEnergy, tuple[PathEnergy, Tensor]]:
+        """The energy of the points between the ends, and its gradient `(n - 2, d)` in them."""
         self.now.evals += 1
         points = points.detach().requires_grad_()
         with torch.enable_grad():
-            fine = refine(self._whole(points), self.options.num_quadrature)
-        answer = yield Question(self.now.stage, fine.detach(), differentiate=True)
+            fine = smooth(self._whole(points), self.now.chords)
+        answer = yield Question(self.now.stage, fine.detach(), True, departures)
         gradient = torch.autograd.grad(fine, points, answer.gradient)[0]
-        energy = float(answer.segments.sum())
-        path = self._whole(points.detach())
-        yield Iterate(path, energy, self._num_evals(), self.index, iteration=False)
-        return energy, gradient, answer.resolution
+        yield self._seen(points.detach(), float(answer.segments.sum()), iteration=False)
+        return answer, gradient
+
+    def _seen(self, points: Tensor, energy: float, iteration: bool) -> Iterate:
+        path = self._curve(self._whole(points), len(self.now.path))
+        return Iterate(path, energy, self._num_evals(), self.index, iteration)
+
+    def _curve(self, curve: Tensor, num: int) -> Tensor:
+        """A curve by `num` points, with its ends bit for bit."""
+        if len(curve) == num:
+            return curve
+        return self._whole(with_points(curve, num)[1:-1])
+
+    def _is_lost(self, answer: PathEnergy, energy: float) -> bool:
+        """Whether the coarse curve had too little energy, or its refinement leaves the data."""
+        coarse, departure = self.now.coarse_energy, answer.departure
+        assert coarse is not None
+        off_data = departure is not None and not departure.on_data
+        return off_data or energy > coarse + _LARGEST_JUMP * abs(coarse)
 
     def _measure(self) -> Generator[Question | Iterate, PathEnergy, Geodesic]:
         """The geodesic along the path that was found, by its energy on a finer sampling."""
         self._keep()
         now = self.now
         now.stage, metric = len(self.metrics) - 1, self.metrics[-1]
-        before, factor = now.best_energy, self.options.num_quadrature
+        before, factor = now.best_energy, now.chords
         while True:
             factor *= 2
-            fine, status = refine(now.path, factor), now.status
+            fine, status = smooth(now.path, factor), now.status
             answer = yield Question(now.stage, fine, differentiate=False, departures=True)
             energy = float(answer.segments.cpu().double().sum())
             change = (energy - before) / abs(energy) if energy else 0.0
             if (
                 not math.isfinite(energy)
                 or abs(change) <= SETTLED
-                or factor >= _FINEST * self.options.num_quadrature
+                or factor >= _FINEST * now.chords
                 or answer.resolution < _LEAST_TO_REFINE
             ):
                 break
             before = energy
         if not math.isfinite(energy):  # perhaps only on the finer sampling
             status = "nonfinite"
+        lengths = segment_lengths(fine)
         if math.isfinite(energy) and not metric.flat_pace:
-            curve, lengths = fine, metric.lengths_from(fine, answer.segments)
-        else:
-            curve = smooth(now.path, factor)
-            lengths = segment_lengths(curve)
+            lengths = metric.lengths_from(fine, answer.segments)
         lengths = lengths.cpu().double()
         arc = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         even = torch.linspace(0, 1, len(now.path), dtype=torch.float64)
         return Geodesic(
-            path=points_at(curve, arc, even),
+            path=points_at(fine, arc, even),
             energy=energy,
             lower_bound=self._lower_bound(),
             num_evals=now.used,
             status=status,
             iterates=tuple(now.iterates),
-            curve=curve,
+            curve=fine,
             arc=arc,
             nodes=now.path,
             on_data=None if answer.departure is None else answer.departure.on_data,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_finite, check_whole
+from riemannian_diffusion.geodesics.coarse import prolonged
 from riemannian_diffusion.paths import solve_second_difference
 
 T = TypeVar("T")
@@ -54,6 +55,9 @@ class Solver(ABC):
         True
     """
 
+    # Whether a solve begins on coarse curves, as `prolong` allows.
+    coarse_first = False
+
     @abstractmethod
     def iterate(
         self, points: Tensor, flat_energy: float, max_evals: int, state: State | None = None
@@ -72,6 +76,17 @@ class Solver(ABC):
                 at `points`.
         """
 
+    def prolong(self, state: State, points: Tensor) -> State:
+        """The state with which the solver goes on, on a curve with more points.
+
+        It is called if `coarse_first` is True.
+
+        Args:
+            state: The state of the last iteration on the coarse curve.
+            points: The points between the ends of the curve with more points, `(K - 2, d)`.
+        """
+        raise NotImplementedError
+
 
 class PathLBFGS(Solver):
     """Limited-memory BFGS with a preconditioner for paths.
@@ -85,6 +100,11 @@ class PathLBFGS(Solver):
     Args:
         history_size: Number of stored pairs of a step and a change of the gradient, at least 1.
         precondition: Whether to use the preconditioner; False gives plain L-BFGS.
+        coarse_first: Whether to begin on smooth curves through a few points. A coarse curve takes
+            fewer points of the network for each evaluation, and its steps and changes of the
+            gradient serve the finer curve, too. If a coarse curve leaves the data or does not
+            converge soon, the solve begins again at its start, with one more chord for each
+            segment.
 
     Examples:
         >>> import torch
@@ -100,9 +120,12 @@ class PathLBFGS(Solver):
         'converged'
     """
 
-    def __init__(self, history_size: int = 10, precondition: bool = True):
+    def __init__(
+        self, history_size: int = 10, precondition: bool = True, coarse_first: bool = True
+    ):
         check_whole(1, history_size=history_size)
         self.history_size, self.precondition = history_size, precondition
+        self.coarse_first = coarse_first
 
     def iterate(self, points, flat_energy, max_evals, state=None):
         """Iterate as in `Solver.iterate`."""
@@ -115,9 +138,12 @@ class PathLBFGS(Solver):
         else:
             points, energy, gradient = state["points"], state["energy"], state["gradient"]
             scale = state["scale"]
+            if energy is None:  # the state comes from a coarse curve
+                energy, gradient = yield points
             pairs = [(moved, change, rho) for moved, change, rho in state["pairs"]]
 
-        initial, report = partial(self._initial_inverse, scale), state is None
+        initial = partial(self._initial_inverse, scale)
+        report = state is None or state["energy"] is None  # others were reported before
         while True:
             direction = -self._apply_inverse(pairs, initial, gradient)
             slope = _inner(direction, gradient)
@@ -152,6 +178,19 @@ class PathLBFGS(Solver):
             curvature = _inner(moved, change)
             if curvature > 0:
                 pairs = [*pairs, (moved, change, 1 / curvature)][-self.history_size :]
+
+    def prolong(self, state, points):
+        """The state on a curve with more points; see `Solver.prolong`."""
+        num = len(points) + 2
+        ratio = (len(state["points"]) + 1) / (num - 1)  # a gradient is shared by more points
+        pairs = []
+        for moved, change, _ in state["pairs"]:
+            moved, change = prolonged(moved, num), ratio * prolonged(change, num)
+            curvature = _inner(moved, change)
+            if curvature > 0:
+                pairs.append((moved, change, 1 / curvature))
+        unknown = {"energy": None, "gradient": None}
+        return {"points": points, **unknown, "scale": state["scale"], "pairs": pairs}
 
     def _initial_inverse(self, scale: float, gradient: Tensor) -> Tensor:
         """The initial inverse Hessian times a gradient `(K - 2, d)`."""

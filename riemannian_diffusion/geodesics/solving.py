@@ -13,7 +13,8 @@ from riemannian_diffusion.arguments import check_callable, check_points
 from riemannian_diffusion.geodesics import checkpoints
 from riemannian_diffusion.geodesics.outcome import Geodesic
 from riemannian_diffusion.geodesics.problem import Problem, Start, check_ends, listed
-from riemannian_diffusion.geodesics.runs import RTOL, Iterate, Options, Run
+from riemannian_diffusion.geodesics.progress import NUM_QUADRATURE, RTOL, Iterate, Options
+from riemannian_diffusion.geodesics.runs import Run
 from riemannian_diffusion.geodesics.solvers import PathLBFGS, Solver
 from riemannian_diffusion.metrics import Metric, PathEnergy
 from riemannian_diffusion.score.model import plain_attributes
@@ -26,7 +27,7 @@ def solving(
     metric: Metric | Sequence[Metric],
     problems: Sequence[Problem],
     *,
-    num_quadrature: int = 3,
+    num_quadrature: int = NUM_QUADRATURE,
     solver: Solver | None = None,
     rtol: float = RTOL,
     max_evals: int = 200,
@@ -123,7 +124,7 @@ def geodesic(
     x1: Tensor,
     *,
     num_points: int = 17,
-    num_quadrature: int = 3,
+    num_quadrature: int = NUM_QUADRATURE,
     init: Start | Sequence[Start] = None,
     solver: Solver | None = None,
     rtol: float = RTOL,
@@ -133,10 +134,12 @@ def geodesic(
 ) -> Geodesic:
     """Find a path of least energy between two points.
 
-    The unknowns are the points between the ends. The optimised energy sums over `num_quadrature`
-    sub-chords of every straight segment. Without sub-chords, a solver can lower the energy by
-    steps that leap over regions of high energy. The solve is local: it finds the minimum near its
-    start. It is deterministic.
+    The path is a smooth curve through its nodes (see `smooth`), and the unknowns are the nodes
+    between the ends. The optimised energy sums over `num_quadrature` chords of every segment of the
+    curve. With one chord for each segment, a solver can lower the energy by steps that leap over
+    regions of high energy. From a straight line or another guess, the solve of a `PullbackMetric`
+    begins on coarse curves through few nodes, which cost few evaluations of the network. The solve
+    is local: it finds the minimum near its start. It is deterministic.
 
     Args:
         metric: A metric, or several metrics, coarse to fine. Each is solved from the path of the
@@ -145,7 +148,8 @@ def geodesic(
             float32.
         x1: Last point, `shape`.
         num_points: Number of points of the path, at least 2.
-        num_quadrature: Number of sub-chords per segment, at least 1.
+        num_quadrature: Number of chords per segment, at least 1; one more after a coarse curve that
+            was given up.
         init: The first path: "lerp", "slerp", a path `(num_points, *shape)`, a function
             `(x0, x1, num_points) -> path`, or a list of these. None takes "lerp". With a list, each
             start has an equal share of the remaining evaluations, and the geodesic with the least
@@ -154,13 +158,16 @@ def geodesic(
         rtol: Relative tolerance. The solver estimates how far the energy lies above the minimum of
             its valley. The solve has converged when this excess is at most this share of the energy
             in three iterations in a row, or when the energy exceeds its lower bound by at most this
-            share. The estimate is half of `g^T H g`, where H is the solver's inverse Hessian and g
-            the gradient. The default brought the energy within 0.5 % of the minimum, and the points
-            within 1 % of the length of the geodesic, on all manifolds of the benchmarks. On the
-            shipped model, valleys are flatter, and both ended farther from the minimum (see
-            `benchmarks/claims.py`). A smaller tolerance costs more evaluations.
-        max_evals: Largest number of evaluations of energy and gradient, over all starts and
-            metrics.
+            share. After a coarse curve, two iterations are enough, and after two coarse curves one
+            iteration at three times this share. The estimate is half of `g^T H g`, where H is the
+            solver's inverse Hessian and g the gradient. The default brought the energy within 0.5 %
+            of the minimum, and the points within 1 % of the length of the geodesic, on all
+            manifolds of the benchmarks. On the shipped model, valleys are flatter, and the points
+            ended farther from the minimum (see `benchmarks/claims.py`). A smaller tolerance costs
+            more evaluations.
+        max_evals: Largest number of evaluations of energy and gradient, over all starts, metrics
+            and coarse curves. With fewer than 40 evaluations for a start, or with one chord per
+            segment, there are no coarse curves.
         callback: A function that is called with an `Iterate` after every iteration.
         checkpoint: A file, usually `.safetensors`, to which the state is written after every
             iteration. If the file exists, the solve resumes from it, and its path is bit-identical
@@ -199,7 +206,7 @@ def geodesics(
     x1: Tensor,
     *,
     num_points: int | Sequence[int] = 17,
-    num_quadrature: int = 3,
+    num_quadrature: int = NUM_QUADRATURE,
     init: Start | Sequence[Start] = None,
     solver: Solver | None = None,
     rtol: float = RTOL,

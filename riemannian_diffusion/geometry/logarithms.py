@@ -9,7 +9,7 @@ from riemannian_diffusion.arguments import check_kind, check_points
 from riemannian_diffusion.geodesics import Solver, Start, geodesics
 from riemannian_diffusion.geometry.tangents import own
 from riemannian_diffusion.metrics import Metric
-from riemannian_diffusion.paths import refine
+from riemannian_diffusion.paths import smooth
 from riemannian_diffusion.score.where import Where
 
 
@@ -119,9 +119,10 @@ def logarithms(
 
 def _first_momentum(metric: Metric, pair: int, path: Tensor, num_quadrature: int) -> Tensor:
     """Momentum at the start of a path: minus the derivative of its energy in the first point."""
-    start = path[0].clone().requires_grad_()
-    u = torch.linspace(0, 1 / (len(path) - 1), num_quadrature + 1, dtype=torch.float64)
+    start, num = path[0].clone().requires_grad_(), len(path) - 1
+    reach = 1 if num_quadrature == 1 else min(2, num)  # the segments that the first point bends
+    u = torch.linspace(0, reach / num, reach * num_quadrature + 1, dtype=torch.float64)
     with torch.enable_grad():
-        first = refine(torch.stack([start, path[1]]), num_quadrature)
-        energy = metric.energy(first, Where(u, pair)).sum() * (len(path) - 1)
+        first = smooth(torch.cat([start[None], path[1:4]]), num_quadrature)[: len(u)]
+        energy = metric.energy(first, Where(u, pair)).sum() * num / reach
     return -torch.autograd.grad(energy, start)[0]

@@ -53,7 +53,7 @@ def frechet_mean(
             which lies off the data if the points spread over much of a curved manifold. In that
             case, give one of the points.
         num_points: Number of points of each geodesic.
-        num_quadrature: Number of sub-chords per step of each geodesic, as in `geodesic`.
+        num_quadrature: Number of chords per step of each geodesic, as in `geodesic`.
         rtol: The descent ends when a step is shorter than this share of the mean distance.
         max_steps: Largest number of steps.
         max_evals: Largest number of evaluations of each geodesic.

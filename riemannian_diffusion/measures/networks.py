@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import pickle
 import sys
 import warnings
@@ -157,15 +158,22 @@ def _passed_in(network: nn.Module) -> str:
 
 
 def _load(build: Callable[[], nn.Module], name: str, url: str) -> nn.Module:
+    """Load a network. In place of the lines of a download, one line says what is downloaded."""
+    folder, file = Path(torch.hub.get_dir()) / "checkpoints", url.rpartition("/")[2]
+    if not (folder / file).exists():
+        print(f"riemannian-diffusion: downloading {file} for {name} ...", file=sys.stderr)
+    silence = io.StringIO()
     try:
-        # downloads print messages to the standard output, which is for results only
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(silence),
+            contextlib.redirect_stderr(silence),
+        ):
             warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
             return build()
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(
-            f"{name} needs the file {url.rpartition('/')[2]}, which could not be loaded "
-            f"({reason}): download {url} into {folder}, or pass a network of your own."
+            f"{name} needs the file {file}, which could not be loaded ({reason}): download {url} "
+            f"into {folder}, or pass a network of your own."
         ) from error

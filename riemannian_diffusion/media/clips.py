@@ -176,10 +176,10 @@ def _picture(frame, shape: float):
     if shape > 0 and shape != 1:  # the shorter side of a pixel is stretched
         width, height = image.width * max(1, shape), image.height * max(1, 1 / shape)
         image = image.resize((round(width), round(height)), Image.Resampling.LANCZOS)
-    for side in frame.side_data:
-        if side.type.name == "DISPLAYMATRIX":
-            image = _displayed(image, np.frombuffer(bytes(side), np.int32).reshape(3, 3))
-    return image
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    return _displayed(image, np.frombuffer(bytes(matrix), np.int32).reshape(3, 3))
 
 
 def _displayed(image, matrix: np.ndarray):

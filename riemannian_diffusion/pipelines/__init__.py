@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from riemannian_diffusion.lazy import lazy_names
+from riemannian_diffusion.runtime import quiet_imports
 
 if TYPE_CHECKING:
     from riemannian_diffusion.pipelines.families.aura_flow import (
@@ -74,6 +75,7 @@ else:
             "families.unconditional": ("GeodesicInterpolationUnconditionalPipeline",),
             "families.z_image": ("GeodesicInterpolationZImagePipeline",),
         },
+        importing=quiet_imports,
     )
 
 __all__ = [

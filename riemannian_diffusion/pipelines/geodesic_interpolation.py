@@ -25,6 +25,7 @@ from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
 from riemannian_diffusion.pipelines.finished import carrying
 from riemannian_diffusion.pipelines.folders import check_complete, check_folder, read_index
 from riemannian_diffusion.pipelines.further_stages import FurtherStages
+from riemannian_diffusion.pipelines.hub import reaching_hub, with_dtype
 from riemannian_diffusion.pipelines.inputs import Image, for_each, split_morphs, to_keyframes
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, check_num_frames
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
@@ -47,7 +48,8 @@ class GeodesicInterpolationMixin(FurtherStages):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """Load a model as diffusers does, but from safetensors alone.
 
-        `use_safetensors=None` would also take pickles, which can run code.
+        `use_safetensors=None` would also take pickles, which can run code. `dtype` and its older
+        name `torch_dtype` are the same, whichever the installed diffusers takes.
 
         Raises:
             OSError: If a part of a folder is missing, such as weights as safetensors.
@@ -59,9 +61,10 @@ class GeodesicInterpolationMixin(FurtherStages):
             index, variant = read_index(folder), kwargs.get("variant")
             needed = {*cls._get_signature_keys(cls)[0]} - {*cls._optional_components}  # type: ignore[attr-defined]
             check_folder(folder, index, variant=variant, given=kwargs, needed=needed)
-        pipe = super().from_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
-            pretrained_model_name_or_path, **kwargs
-        )
+        with reaching_hub(pretrained_model_name_or_path):
+            pipe = super().from_pretrained(  # type: ignore[misc]  # that of the diffusers pipeline
+                pretrained_model_name_or_path, **with_dtype(kwargs)
+            )
         if checked and kwargs.get("device_map") is None:
             options = {
                 one: kwargs[one] for one in ("variant", "low_cpu_mem_usage") if one in kwargs
@@ -86,7 +89,7 @@ class GeodesicInterpolationMixin(FurtherStages):
             if name not in [kind.__name__ for kind in cls.__mro__]:
                 raise ValueError(f"{file} needs a {name}, but was given to {cls.__name__}.")
             try:
-                pipe = super().from_single_file(str(file), **options | kwargs)  # type: ignore[misc]
+                pipe = super().from_single_file(str(file), **options | with_dtype(kwargs))  # type: ignore[misc]
             except NotImplementedError as error:  # PyTorch cannot move weights without data
                 raise OSError(
                     f"{file} lacks weights of its network or autoencoder: download it again."
@@ -175,8 +178,9 @@ class GeodesicInterpolationMixin(FurtherStages):
                 model's kind.
             Exception: Any error that ends the work, also one that a callback raises or a
                 `KeyboardInterrupt`, has what was finished as attributes: `keys`, the keyframes, and
-                `path`, the path; lists of them for several morphs, with None for paths that were
-                not found. Paths that were sampled have their latents. Go on with the stages.
+                `path`, the path; lists of them for several morphs, with None for those that were
+                not finished. Morphs of one size are inverted in one batch and end together. Paths
+                that were sampled have their latents. Go on with the stages.
         """
         # 1. Check everything before the work begins; one morph is a batch of one
         check_parts(self)
@@ -209,25 +213,23 @@ class GeodesicInterpolationMixin(FurtherStages):
             carrying("keys", lambda: made(keys), "Give it to `pipe.solve`."),
             carrying("path", lambda: made(paths), "Give it to `pipe.sample` and `pipe.render`."),
         ):
-            for images, texts, negative, mine, source in zip(
-                *(morphs, prompts, negatives, given, generators), strict=True
-            ):
-                keys += [
-                    self.invert(
-                        images,
-                        "" if mine is not None and not any(texts) else texts,
-                        negative,
-                        space=space,
-                        strength=strength,
-                        num_inference_steps=num_inference_steps,
-                        guidance_scale=guidance_scale,
-                        fixed_point_iterations=fixed_point_iterations,
-                        conditions=mine,
-                        max_batch_size=max_batch_size,
-                        generator=source,
-                        on_event=on_event,
-                    )
-                ]
+            drafts = [
+                self._draft(
+                    images,
+                    "" if mine is not None and not any(texts) else texts,
+                    *(negative, mine, source),
+                    space=space,
+                    strength=strength,
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance_scale,
+                    fixed_point_iterations=fixed_point_iterations,
+                    max_batch_size=max_batch_size,
+                )
+                for images, texts, negative, mine, source in zip(
+                    *(morphs, prompts, negatives, given, generators), strict=True
+                )
+            ]
+            keys += self._run(self._inverting(drafts, generators), on_event)
 
             # 3. Find the paths of all morphs side by side
             paths += self.solve(

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 
 from riemannian_diffusion import pipelines
 from riemannian_diffusion.pipelines.folders import check_index, read_index
+from riemannian_diffusion.pipelines.hub import reaching_hub
 from riemannian_diffusion.pipelines.known import support
 from riemannian_diffusion.pipelines.single_file import pipeline_of_file
 
@@ -51,7 +52,7 @@ class AutoGeodesicInterpolationPipeline:
         Args:
             pretrained_model_link_or_path: A .safetensors file in the original layout.
             **kwargs: As in diffusers: `config`, a folder with the diffusers version of a model of
-                the same family, which also gives what the file lacks; `torch_dtype`; components.
+                the same family, which also gives what the file lacks; `dtype`; components.
 
         Raises:
             ValueError: If no pipeline fits, or the file lacks parts that nothing else gives.
@@ -84,9 +85,11 @@ class AutoGeodesicInterpolationPipeline:
         path = Path(model)
         if path.is_file():
             raise ValueError(f"{model} is a file: load it with `from_single_file`.")
-        config: Any = (
-            read_index(path) if path.is_dir() else DiffusionPipeline.load_config(model, **kwargs)
-        )
+        if path.is_dir():
+            config: Any = read_index(path)
+        else:
+            with reaching_hub(model):
+                config = DiffusionPipeline.load_config(model, **kwargs)
         name = config.get("_class_name")
         if isinstance(name, (list, tuple)) and name:  # [file, class]: its code is not run
             name = name[-1]

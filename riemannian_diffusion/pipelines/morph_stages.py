@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind
 from riemannian_diffusion.events import Event, Listener, run
-from riemannian_diffusion.geodesics import RTOL, Solver
+from riemannian_diffusion.geodesics import NUM_QUADRATURE, RTOL, Solver
 from riemannian_diffusion.paths import adain as matched
 from riemannian_diffusion.paths import points_at
 from riemannian_diffusion.pipelines.callbacks import OnStep, Step, following
 from riemannian_diffusion.pipelines.checks import (
     check_generator,
-    check_inversion,
     check_sampling,
     check_solve,
 )
@@ -33,128 +30,18 @@ from riemannian_diffusion.pipelines.curves import (
     check_metric,
 )
 from riemannian_diffusion.pipelines.inputs import Image, for_each, to_keyframes
-from riemannian_diffusion.pipelines.knowledge import SHIPPED, is_shipped, size_problem
-from riemannian_diffusion.pipelines.model import to_unit
+from riemannian_diffusion.pipelines.inversion import InvertStage
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, learning_together
-from riemannian_diffusion.pipelines.preflight import check_model
-from riemannian_diffusion.pipelines.quality import ImageWarning, autoencoder_warning
-from riemannian_diffusion.pipelines.running import RunningModel
 from riemannian_diffusion.pipelines.stages import (
-    inverting,
     sampling,
     solving_morphs,
     to_path_space,
 )
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
-from riemannian_diffusion.pipelines.texts import warn_of_negative
-from riemannian_diffusion.score import Conditions
 
 
-class MorphStages(RunningModel):
+class MorphStages(InvertStage):
     """The stages of a morph, each a method that works on its own."""
-
-    @torch.no_grad()
-    def invert(
-        self,
-        image: Sequence[Image] | Tensor,
-        prompt: str | Sequence[str] = "",
-        negative_prompt: str = "",
-        *,
-        space: str = "noise",
-        strength: float = 0.6,
-        num_inference_steps: int = 50,
-        spacing: str | None = None,
-        guidance_scale: float = 1.0,
-        true_cfg_scale: float = 1.0,
-        guidance_damping: float = 0.0,
-        conditions: Conditions | None = None,
-        fixed_point_iterations: int | None = None,
-        frame_numbers: Sequence[int] | None = None,
-        max_batch_size: int | None = 8,
-        generator: torch.Generator | None = None,
-        on_event: Listener | None = None,
-    ) -> Keyframes:
-        """Bring images into the space of a path.
-
-        Args:
-            image: Two or more keyframes of one size: PIL images, arrays `(H, W, 3)` (uint8, or
-                floats in [0, 1]), or tensors `(3, H, W)` in [0, 1]; 1 in place of 3 for a model of
-                grey images.
-            prompt: One prompt, or one for each keyframe.
-            negative_prompt: Used by guidance, and by `score_mode="difference"` of `solve`.
-            space: "noise": the images are inverted by DDIM and the path runs among noisy latents
-                (arXiv 2510.05509). "clean": the path runs between the clean latents, read under one
-                shared noise (arXiv 2505.11128); its ends are exact and nothing is inverted.
-            strength: Noise level of the path, as a share of the steps, in (0, 1].
-            num_inference_steps: Steps of the scheduler's whole schedule.
-            spacing: "noise": inversion and sampling visit half as many levels, evenly spaced in the
-                cube root of the noise (`Schedule.even_in_noise`), with about the same error.
-                "scheduler": they visit the scheduler's own steps, as flows do by default.
-            guidance_scale: Classifier-free guidance above 1, in every stage alike; or the input of
-                networks that take guidance as one.
-            true_cfg_scale: Classifier-free guidance above 1, also for networks that take
-                `guidance_scale` as an input.
-            guidance_damping: Damps the part of guidance that is normal to the data manifold, in
-                [0, 1]. Above 0 it is the `damping` of `ManifoldGuidedScore`, and the network is
-                evaluated 3 times for each point instead of 2.
-            conditions: What `condition` returned, in place of the prompts.
-            fixed_point_iterations: See `riemannian_diffusion.invert`.
-            frame_numbers: The number of each keyframe's frame, rising from 0.
-            max_batch_size: Largest batch given to the network, and to the autoencoder as in
-                `decode`; None for no limit. If memory runs out in any stage, the batch is halved,
-                and the stages after it keep to the smaller size.
-            generator: Source of the shared noise of `space="clean"`.
-            on_event: Receives events; None shows progress bars.
-
-        Returns:
-            The keyframes, which `solve` takes, and which can be saved.
-
-        Raises:
-            ValueError: If an argument is out of range, the images' sizes differ or do not fit the
-                model, or the scheduler has no levels of the model's kind.
-
-        Warns:
-            ImageWarning: If the autoencoder loses more than a tenth of an image's variance, or the
-                images' sides are more than twice or less than half the model's own.
-            TextWarning: If `prompt` is truncated, or `negative_prompt` has no effect.
-
-        Examples:
-            >>> from PIL import Image
-            >>> from riemannian_diffusion import demo
-            >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
-            >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
-            >>> images = [Image.open(path) for path in demo.endpoint_paths()]
-            >>> keys = pipe.invert(images, num_inference_steps=5)
-            >>> tuple(keys.points.shape)
-            (2, 4, 16, 16)
-        """
-        check_inversion(
-            *(space, strength, num_inference_steps, spacing, fixed_point_iterations),
-            *(max_batch_size, generator),
-        )
-        check_model(self)
-        warn_of_negative(self, negative_prompt, guidance_scale, true_cfg_scale)
-        pixels = to_keyframes(image, self._image_channels, self._size_factor)
-        conditions = self._conditions_for(len(pixels), prompt, negative_prompt, conditions)
-        size = (pixels.shape[2], pixels.shape[3])
-        schedule = self._read_schedule(num_inference_steps, strength, size)
-        schedule = self._spaced(schedule, spacing)
-        levels = self._levels(
-            conditions,
-            schedule,
-            guidance_scale=guidance_scale,
-            true_cfg_scale=true_cfg_scale,
-            guidance_damping=guidance_damping,
-            max_batch_size=max_batch_size,
-        )
-        pixels = pixels.to(self.device_of_work)
-        draft = Keyframes(
-            *(pixels, pixels[:0], pixels[:0], space, levels, None, fixed_point_iterations),
-            model=self._digest(),
-        )
-        if frame_numbers is not None:
-            draft = draft.placed(list(frame_numbers))
-        return self._run(self._inverting(draft, generator), on_event)
 
     @overload
     def solve(self, keys: Keyframes, *args: Any, **options: Any) -> MorphPath: ...
@@ -171,7 +58,7 @@ class MorphStages(RunningModel):
         solver: Solver | None = None,
         max_evals: int = 200,
         rtol: float = RTOL,
-        num_quadrature: int = 3,
+        num_quadrature: int = NUM_QUADRATURE,
         score_mode: str | None = None,
         checkpoint: str | os.PathLike | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -179,9 +66,10 @@ class MorphStages(RunningModel):
     ) -> MorphPath | list[MorphPath]:
         """Find the path between keyframes.
 
-        Within a gap, frames are evenly spaced in the space of the path. Each gap has as many frames
-        as it is given, whatever its length, so the speed jumps at a keyframe where the lengths per
-        frame differ. `path.speeds` are the speeds of the gaps.
+        Within a gap, frames are evenly spaced: in clean space along the path, and in noise space
+        along samples of a few of its points (`pace_by_samples`). A curve that is no geodesic keeps
+        its own pace. Each gap has as many frames as it is given, so the speed jumps at a keyframe
+        where the lengths per frame differ. `path.speeds` are the speeds of the gaps.
 
         Args:
             keys: Keyframes, or a list of them, which is solved side by side.
@@ -343,28 +231,6 @@ class MorphStages(RunningModel):
         return found[0] if isinstance(path, MorphPath) else found
 
     # Parts of the stages
-
-    def _inverting(
-        self, draft: Keyframes, generator: torch.Generator | None
-    ) -> Generator[Event, Any, Keyframes]:
-        """Events of encoding and inversion; returns the keyframes with latents and points."""
-        levels, pixels = draft.levels, draft.pixels
-        batches = levels.max_batch_size, levels.learned
-        clean = yield from self._encoding(pixels, *batches)
-        decoded = to_unit(run(self._decoding(clean, *batches)))
-        error = (decoded - pixels).square().flatten(1).mean(1)
-        known = SHIPPED if is_shipped(self) else None
-        size = (pixels.shape[3], pixels.shape[2])
-        lost = autoencoder_warning(error, pixels, known=known), size_problem(self, size)
-        for text in filter(None, lost):
-            warnings.warn(text, ImageWarning, stacklevel=2)
-        points, noise = clean, draft.noise
-        if draft.space == "clean":
-            if noise is None:
-                noise = randn_tensor(clean.shape[1:], generator, clean.device, clean.dtype)
-        else:
-            points = yield from inverting(levels, clean, draft.where, draft.fixed_point_iterations)
-        return replace(draft, clean=clean, points=points, noise=noise, autoencoder_error=error)
 
     def _sampling(
         self, paths: Sequence[MorphPath], on_step: OnStep

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from riemannian_diffusion.score.weights import check_uncached
+from riemannian_diffusion.score.weights import Layers
 
 DISTILLED = ("turbo", "lightning", "lcm", "hyper-sd", "schnell", "sprint", "distill", "dmd", "pcm")
 """Parts of the names of models that were distilled to a few steps."""
@@ -65,7 +65,7 @@ def check_model(pipe: Any) -> None:
         DistilledModelWarning: If the model's name or config says that it was distilled.
     """
     check_parts(pipe)
-    check_uncached(pipe.network)
+    Layers(pipe.network).check()
     _check_network(pipe)
     _check_autoencoder(pipe)
     _warn_of_distillation(pipe)

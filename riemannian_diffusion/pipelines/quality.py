@@ -54,7 +54,8 @@ def verdict(output: GeodesicInterpolationOutput) -> str:
     It is "poor" if a keyframe returns with a PSNR below 20 dB, a path leaves the data, or a solve
     met values that are not finite; "good" if every keyframe returns with 30 dB or more and every
     solve converged; and otherwise "fair". A curve without a solve, such as slerp, is "poor" or "not
-    judged", because nothing is known of its path.
+    judged", because nothing is known of its path. If an image does not return, the path is not said
+    to stay on the data: it stays near what the model made of the image.
 
     Args:
         output: What `render` returns for one morph, with pixels.
@@ -72,7 +73,10 @@ def verdict(output: GeodesicInterpolationOutput) -> str:
     else:
         word = "fair"
     if len(decibels) > 2:
-        shown = f"{worst:.1f} dB at worst (image {decibels.index(worst) + 1})"
+        order = [1, 2, *range(3, 1 + len(decibels))]
+        if output.path.transported is not None:  # its path runs from the second image to the first
+            order[:2] = [2, 1]
+        shown = f"{worst:.1f} dB at worst (image {order[decibels.index(worst)]})"
     else:
         shown = f"{_and([f'{value:.1f}' for value in decibels])} dB"
     parts = [f"the images return with a PSNR of {shown}"]
@@ -80,8 +84,10 @@ def verdict(output: GeodesicInterpolationOutput) -> str:
     if bounds:
         at_most = "" if len(bounds) == 1 else "at most "
         parts.append(f"the energy is {at_most}{max(bounds):.3g} times its lower bound")
-    if any(one.on_data is not None for one in found):
-        parts.append("the path leaves the data" if leaves else "the path stays on the data")
+    if leaves:
+        parts.append("the path leaves the data")
+    elif worst >= FAIR and any(one.on_data is not None for one in found):
+        parts.append("the path stays on the data")
     return f"{word}: {'; '.join(parts)}"
 
 

@@ -16,6 +16,7 @@ from riemannian_diffusion.batches import BatchSize, Learned
 from riemannian_diffusion.ddim import invert_steps, sample_steps
 from riemannian_diffusion.events import Event, run
 from riemannian_diffusion.geodesics import Geodesic, Iterate, Problem, Start, solving
+from riemannian_diffusion.geometry import pace_by_samples
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import points_at
@@ -34,6 +35,10 @@ from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath
 from riemannian_diffusion.pipelines.starts import OneStart, RoadmapStart, roadmap_path
 from riemannian_diffusion.score import Conditions, ScoreModel, SharedNoiseScore, Where
 
+_TOL = 1e-3  # largest residual of an inversion's step, see `riemannian_diffusion.invert`
+_GUIDED_TOL = 1e-5  # the same with guidance, along which residuals grow more than a hundredfold
+_MOST_PACED = 17  # largest number of points of a gap that are sampled to pace it
+
 
 def inverting(
     levels: Levels, clean: Tensor, where: Where, fixed_point_iterations: int | None
@@ -46,6 +51,7 @@ def inverting(
         schedule.timesteps,
         final_abar=schedule.final_abar,
         fixed_point_iterations=fixed_point_iterations,
+        tol=_GUIDED_TOL if levels.guides else _TOL,
         where=where,
     )
     points, total = clean, len(schedule.levels)
@@ -123,8 +129,24 @@ def solving_morphs(
                     _metrics_of(factory, [*members.values()]), problems, checkpoint=file, **options
                 )
                 geodesics = yield from _solve_events(iterates, [*members], num_evals)
-                found |= zip(members, geodesics, strict=True)
+                found |= zip(members, geodesics, strict=True)  # kept if pacing fails
+                found |= zip(members, _paced([*members.values()], geodesics), strict=True)
     return [path for path in map(path_from, firsts) if path is not None]
+
+
+def _paced(gaps: Sequence[Gap], found: Sequence[Geodesic]) -> list[Geodesic]:
+    """The geodesics of gaps at the pace of their samples; in clean space, at their own."""
+    first = gaps[0]
+    if first.keys.space == "clean":
+        return list(found)
+    schedule = first.levels.schedule
+    return pace_by_samples(
+        _joined(gaps),
+        found,
+        schedule.timesteps,
+        num_points=[min(_MOST_PACED, 2 * gap.num_frames - 1) for gap in gaps],
+        final_abar=schedule.final_abar,
+    )
 
 
 def _metrics_of(factory: MetricFactory, gaps: Sequence[Gap]) -> Sequence[Metric]:
@@ -164,10 +186,10 @@ def _solve_events(
 def _batch_of(gap: Gap) -> tuple:
     """A key that is equal for gaps that can be solved in one batch."""
     shape = tuple(gap.ends[0].shape)
-    return shape, gap.timestep, gap.mode, gap.keys.space, *_model_of(gap.levels)
+    return shape, gap.timestep, gap.mode, gap.keys.space, *model_of(gap.levels)
 
 
-def _model_of(levels: Levels) -> tuple:
+def model_of(levels: Levels) -> tuple:
     """A key that is equal for levels whose conditions can be joined."""
     conditions = levels.conditions
     return (
@@ -177,11 +199,20 @@ def _model_of(levels: Levels) -> tuple:
     )
 
 
+def joined_levels(several: Sequence[tuple[Levels, Where]]) -> tuple[Levels, Where]:
+    """The levels under the conditions of all, and the places of all points in these conditions."""
+    kinds = list(dict.fromkeys(levels.conditions for levels, _ in several))
+    first = several[0][0]
+    if len(kinds) > 1:
+        first = replace(first, conditions=Conditions.join([(kind, 1) for kind in kinds]))
+    places = [Where(where.u, kinds.index(levels.conditions)) for levels, where in several]
+    return first, Where.cat(places)
+
+
 def _joint_score(gaps: Sequence[Gap]) -> ScoreModel:
     """The score of the gaps' level; each gap's conditions and noise are those of its number."""
     first = gaps[0]
-    joined = Conditions.join([(gap.levels.conditions, 1) for gap in gaps])
-    score = replace(first.levels, conditions=joined)(first.timestep, mode=first.mode)
+    score = _joined(gaps)(first.timestep, mode=first.mode)
     if first.keys.noise is None:
         return score
     noise = first.keys.noise
@@ -189,6 +220,12 @@ def _joint_score(gaps: Sequence[Gap]) -> ScoreModel:
         noises = [gap.keys.noise for gap in gaps if gap.keys.noise is not None]
         noise = torch.stack(noises)[:, None]  # (B, 1, C, h, w)
     return SharedNoiseScore(score, noise)
+
+
+def _joined(gaps: Sequence[Gap]) -> Levels:
+    """The levels of the gaps' model; each gap's conditions are those of its number."""
+    joined = Conditions.join([(gap.levels.conditions, 1) for gap in gaps])
+    return replace(gaps[0].levels, conditions=joined)
 
 
 def _start_of(gap: Gap, start: OneStart, images_to_points) -> Start:
@@ -293,7 +330,7 @@ def _sampled_with(path: MorphPath) -> tuple:
     alone = id(path) if path.attention_interpolation else None  # needs a whole path at a time
     return (
         *(alone, tuple(path.points.shape[1:]), levels.conditions.num_knots),
-        *(levels.schedule.levels, levels.schedule.final_abar, *_model_of(levels)),
+        *(levels.schedule.levels, levels.schedule.final_abar, *model_of(levels)),
     )
 
 
@@ -305,12 +342,8 @@ def _sampling_together(
     Returns:
         Clean latents `(F, C, h, w)`, and whether sampling came to its end.
     """
-    path, kinds = paths[0], list(dict.fromkeys(path.keys.levels.conditions for path in paths))
-    levels = path.keys.levels
-    if len(kinds) > 1:
-        levels = replace(levels, conditions=Conditions.join([(kind, 1) for kind in kinds]))
-    number = [kinds.index(one.keys.levels.conditions) for one in paths]
-    where = Where.cat([Where(one.where.u, i) for one, i in zip(paths, number, strict=True)])
+    path = paths[0]
+    levels, where = joined_levels([(one.keys.levels, one.where) for one in paths])
     points = torch.cat([one.points for one in paths])
     schedule = levels.schedule
     timesteps, total = schedule.timesteps, len(schedule.levels)

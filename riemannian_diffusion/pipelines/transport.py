@@ -11,7 +11,7 @@ from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind
 from riemannian_diffusion.events import Event, Listener
-from riemannian_diffusion.geodesics import RTOL
+from riemannian_diffusion.geodesics import NUM_QUADRATURE, RTOL
 from riemannian_diffusion.pipelines.callbacks import Step
 from riemannian_diffusion.pipelines.checks import check_callback, check_solve
 from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
@@ -38,7 +38,7 @@ class TransportStage(MorphStages):
         metric: str | MetricFactory | None = None,
         max_evals: int = 200,
         rtol: float = RTOL,
-        num_quadrature: int = 3,
+        num_quadrature: int = NUM_QUADRATURE,
         callback_on_step_end: Step | None = None,
         on_event: Listener | None = None,
     ) -> MorphPath:
@@ -137,7 +137,7 @@ class TransportStage(MorphStages):
         check_metric(metric, keys.space, keys.levels.schedule.is_flow)
         check_solve(None, options["max_evals"], options["rtol"], options["num_quadrature"], None)
         draft = replace(keys, pixels=pixels, levels=replace(keys.levels, conditions=theirs))
-        third = self._run(self._inverting(draft, None), on_event)
+        (third,) = self._run(self._inverting([draft], [None]), on_event)
         first = keys.levels.conditions.at_knots([0])
         both = chained([(keys, 0), (third, 0)], Conditions.through([(first, 1), (theirs, 1)]))
         return self.solve(both, metric, num_frames=len(path), on_event=on_event, **options)

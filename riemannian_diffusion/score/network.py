@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.autograd.forward_ad as fwAD
@@ -17,15 +17,7 @@ from riemannian_diffusion.events import network_called
 from riemannian_diffusion.score.attention import ReadableVectors, forward_mode_attention
 from riemannian_diffusion.score.conditions import Conditions, Named, values_at
 from riemannian_diffusion.score.model import ScoreModel, outside_inference, pulled, pushed
-from riemannian_diffusion.score.weights import (
-    check_uncached,
-    check_weights,
-    kept_weights,
-    modules_of,
-    moves_weights,
-    parameters_of,
-    value_of,
-)
+from riemannian_diffusion.score.weights import Layers
 from riemannian_diffusion.score.where import Where
 
 MODES = ("conditional", "guided", "difference")
@@ -96,8 +88,7 @@ class NetworkScore(ScoreModel):
         max_batch_size: int | BatchSize | None = None,
     ):
         check_finite(guidance_scale=guidance_scale)
-        check_weights(network)
-        check_uncached(network)
+        Layers(network).check()
         if mode not in MODES:
             raise ValueError(f"`mode` must be one of {MODES}, but got {mode!r}.")
         if mode != "conditional" and conditions.negative is None:
@@ -124,16 +115,18 @@ class NetworkScore(ScoreModel):
 
     def __call__(self, x: Tensor, where: Where | None = None) -> Tensor:
         """The score at each point, `(K, *shape) -> (K, *shape)`."""
+        layers = Layers(self.network)
         if _is_transformed(x):
-            with _uncheckpointed(self.network):
-                return self._in_batches(lambda chunk: self._at(where, chunk)(x[chunk]), x, where)
+            with layers.uncheckpointed():
+                return self._in_batches(
+                    lambda chunk: self._at(layers, where, chunk)(x[chunk]), x, where
+                )
         differentiated = torch.is_grad_enabled() and x.requires_grad
-        checkpointing = differentiated and _is_checkpointing(self.network)
 
         def call(chunk: slice) -> Tensor:
-            function, points = self._at(where, chunk), x[chunk]
-            if checkpointing or (differentiated and len(points) < len(x)):
-                return _Recomputed.apply(points, function, self.network)
+            function, points = self._at(layers, where, chunk), x[chunk]
+            if differentiated and (layers.checkpointing or len(points) < len(x)):
+                return _Recomputed.apply(points, function, layers)
             return function(points)
 
         return self._in_batches(call, x, where)
@@ -143,32 +136,33 @@ class NetworkScore(ScoreModel):
 
         Memory is linear in the number of tokens.
         """
-        push = _pushed_by_dual_numbers if moves_weights(self.network) else pushed
+        layers = Layers(self.network)
+        push = _pushed_by_dual_numbers if layers.moves_weights else pushed
 
         def call(chunk: slice) -> Tensor:
-            return push(self._at(where, chunk), x[chunk], v[chunk])
+            return push(self._at(layers, where, chunk), x[chunk], v[chunk])
 
-        plain = _uncheckpointed(self.network)  # so that a reverse pass can follow
-        with frozen(self.network), plain, _uncompiled(), forward_mode_attention(self.network):
+        plain = layers.uncheckpointed()  # so that a reverse pass can follow
+        with layers.frozen(), plain, _uncompiled(), forward_mode_attention(self.network):
             return self._in_batches(call, x, where)
 
     def vjp(self, x: Tensor, w: Tensor, where: Where | None = None) -> Tensor:
         """The product `J(x)^T w` in reverse mode."""
-        inside = any(map(_is_transformed, (x, w)))
-        checkpointing = _is_checkpointing(self.network) and not inside
-        pull = _pulled_by_autograd if checkpointing or moves_weights(self.network) else pulled
+        layers, inside = Layers(self.network), any(map(_is_transformed, (x, w)))
+        by_autograd = layers.moves_weights or (layers.checkpointing and not inside)
+        pull = _pulled_by_autograd if by_autograd else pulled
 
         def call(chunk: slice) -> Tensor:
-            return pull(self._at(where, chunk), x[chunk], w[chunk])
+            return pull(self._at(layers, where, chunk), x[chunk], w[chunk])
 
-        plain = _uncheckpointed(self.network) if inside else nullcontext()
-        with frozen(self.network), plain, _uncompiled(), ReadableVectors():
+        plain = layers.uncheckpointed() if inside else nullcontext()
+        with layers.frozen(), plain, _uncompiled(), ReadableVectors():
             return self._in_batches(call, x, where)
 
     @property
     def rounding(self) -> float:
         """Relative rounding error in the network's dtype."""
-        return torch.finfo(dtype_of(self.network)).eps
+        return torch.finfo(Layers(self.network).dtype).eps
 
     def points_at_once(self, x: Tensor) -> int:
         """The smaller of the number of points and `max_batch_size`."""
@@ -186,32 +180,32 @@ class NetworkScore(ScoreModel):
             raise ValueError(
                 f"`where` must have a place for each of {len(x)} points, but has {len(where)}."
             )
-        return torch.cat(list(self.batch_size.run(len(x), call)) or [torch.zeros_like(x)])
+        pieces = list(self.batch_size.run(len(x), call)) or [torch.zeros_like(x)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def _at(self, where: Where | None, chunk: slice) -> Callable[[Tensor], Tensor]:
+    def _at(self, layers: Layers, where: Where | None, chunk: slice) -> Callable[[Tensor], Tensor]:
         """The score as a function of the points of a chunk."""
         places = None if where is None else where[chunk]
-        return lambda points: self._score(points, places)
+        return lambda points: self._score(layers, points, places)
 
-    def _score(self, x: Tensor, where: Where | None) -> Tensor:
+    def _score(self, layers: Layers, x: Tensor, where: Where | None) -> Tensor:
         noise_from = NOISE_FROM[self.level.prediction_type]
 
         def noise(output: Tensor) -> Tensor:
             return noise_from(output, x, self.alpha, self.sigma)
 
-        freeze = frozen(self.network) if torch.is_grad_enabled() else nullcontext()
-        with freeze, kept_weights(self.network):
-            positive = self._output(x, where, self.conditions.positive)
+        dtype, freeze = layers.dtype, layers.frozen() if torch.is_grad_enabled() else nullcontext()
+        with freeze, layers.kept():
+            positive = self._output(x, where, self.conditions.positive, dtype)
             if self.mode == "conditional":
                 return -noise(positive) / self.sigma
-            negative = self._output(x, where, self.conditions.negative or {})
+            negative = self._output(x, where, self.conditions.negative or {}, dtype)
         if self.mode == "difference":
             return (noise(negative) - noise(positive)) / self.sigma
         guide = getattr(self.predict, "guide", linear_guidance)
         return -noise(guide(positive, negative, self.guidance_scale)) / self.sigma
 
-    def _output(self, x: Tensor, where: Where | None, named: Named) -> Tensor:
-        dtype = dtype_of(self.network)
+    def _output(self, x: Tensor, where: Where | None, named: Named, dtype: torch.dtype) -> Tensor:
         conditions = {}
         for name, value in values_at(named, where, len(x)).items():
             value = value.to(x.device)
@@ -244,9 +238,9 @@ class _Recomputed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, points: Tensor, function: Callable[[Tensor], Tensor], network: nn.Module):
+    def forward(ctx, points: Tensor, function: Callable[[Tensor], Tensor], layers: Layers):
         ctx.save_for_backward(points)
-        ctx.function, ctx.network, ctx.kind = function, network, points.device.type
+        ctx.function, ctx.layers, ctx.kind = function, layers, points.device.type
         ctx.cast = torch.is_autocast_enabled(ctx.kind), torch.get_autocast_dtype(ctx.kind)
         return function(points)
 
@@ -255,7 +249,7 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx, cotangent: Tensor):
         (points,), (enabled, dtype) = ctx.saved_tensors, ctx.cast
         points = points.detach().requires_grad_()
-        with frozen(ctx.network), torch.enable_grad():
+        with ctx.layers.frozen(), torch.enable_grad():
             with torch.autocast(ctx.kind, dtype, enabled):
                 value = ctx.function(points)
             return torch.autograd.grad(value, points, cotangent)[0], None, None
@@ -282,53 +276,11 @@ def _pulled_by_autograd(function: Callable[[Tensor], Tensor], x: Tensor, w: Tens
         return torch.autograd.grad(function(points), points, outside_inference(w))[0]
 
 
-def _is_checkpointing(network: nn.Module) -> bool:
-    return any(value_of(module, "gradient_checkpointing") for module in modules_of(network))
-
-
 def _is_transformed(x: Tensor) -> bool:
     """Whether a tensor belongs to a transform of torch.func around this call."""
     return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
-@contextmanager
-def _uncheckpointed(network: nn.Module) -> Iterator[None]:
-    """Run a network without its gradient checkpointing, which torch.func does not support."""
-    changed: list[Any] = [m for m in modules_of(network) if value_of(m, "gradient_checkpointing")]
-    try:
-        for module in changed:
-            module.gradient_checkpointing = False
-        yield
-    finally:
-        for module in changed:
-            module.gradient_checkpointing = True
-
-
 def _uncompiled() -> AbstractContextManager:
     """Run compiled functions uncompiled, because the transforms of torch.func reject them."""
     return torch.compiler.set_stance("force_eager")
-
-
-def dtype_of(network: nn.Module) -> torch.dtype:
-    """The dtype in which a network computes; its parameters may be stored in a narrower dtype."""
-    plain = not (getattr(network, "_keep_in_fp32_modules", True) or moves_weights(network))
-    dtype = None if plain else getattr(network, "dtype", None)  # plain ones of diffusers are slow
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    return next((p.dtype for p in parameters_of(network) if p.is_floating_point()), torch.float32)
-
-
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Let no parameter require a gradient inside the context; restore the flags on exit.
-
-    Enter it before the transforms of torch.func, because no flag can be changed inside them.
-    """
-    changed = [p for p in parameters_of(network) if p.requires_grad]
-    try:
-        for parameter in changed:
-            parameter.requires_grad = False
-        yield
-    finally:
-        for parameter in changed:
-            parameter.requires_grad = True

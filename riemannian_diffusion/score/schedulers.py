@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from bisect import bisect_left
+from functools import cache
 from typing import Any
 
 from riemannian_diffusion.arguments import check_finite
@@ -68,10 +69,15 @@ _REASONS = {name: reason for reason, names in _REFUSED.items() for name in names
 
 def option(scheduler: Any, name: str) -> Any:
     """The value of an argument of a scheduler's class; None if its class has no such argument."""
-    inits = (vars(kind).get("__init__", lambda: None) for kind in type(scheduler).__mro__)
-    if any(name in inspect.signature(init).parameters for init in inits):
-        return getattr(scheduler.config, name, None)
-    return None
+    known = name in _arguments_of(type(scheduler))  # type: ignore[arg-type]  # it is hashable
+    return getattr(scheduler.config, name, None) if known else None
+
+
+@cache
+def _arguments_of(kind: type) -> frozenset[str]:
+    """The names of the arguments of a class and of the classes that it inherits from."""
+    inits = (vars(one).get("__init__", lambda: None) for one in kind.__mro__)
+    return frozenset(name for init in inits for name in inspect.signature(init).parameters)
 
 
 def is_flow(scheduler: Any) -> bool:

@@ -59,8 +59,10 @@ class Where:
         """The places of some of the points."""
         if isinstance(index, Tensor):
             index = index.cpu()
-        pair = self.pair[index]
-        return Where(self.u[index], pair)
+        some = object.__new__(Where)  # a part of valid places is valid
+        object.__setattr__(some, "u", self.u[index].reshape(-1))
+        object.__setattr__(some, "pair", self.pair[index].reshape(-1))
+        return some
 
     def repeat_interleave(self, num: int) -> Where:
         """A copy in which each place is repeated `num` times."""

@@ -23,7 +23,6 @@ from riemannian_diffusion.paths import points_at, segment_lengths, smooth
 _FAILED = ("nonfinite", "rounding")
 _LEAST_RESOLUTION = 2.0  # smallest length of chords, in rounding errors of the embedding
 _PATIENCE = 3  # iterations in a row close to the minimum; one less after each coarse curve
-_LOOSER = 3.0  # factor of the tolerance where one iteration is enough
 _LEAST_BUDGET = 40  # smallest number of evaluations with which a solve begins on coarse curves
 _MOST_COARSE = 40  # largest number of evaluations for each coarse curve
 _LARGEST_JUMP = 0.1  # relative change of the energy from a coarse curve to the next curve
@@ -201,8 +200,6 @@ class Run:
         """
         now, solver = self.now, self.options.solver
         patience, rtol = max(1, _PATIENCE - now.before), self.options.rtol
-        if now.before >= _PATIENCE - 1:
-            rtol *= _LOOSER
         if len(now.path) == 2:
             return "converged"
         whole, final = now.best_path, len(now.numbers) == 1

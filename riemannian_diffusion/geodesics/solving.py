@@ -158,13 +158,12 @@ def geodesic(
         rtol: Relative tolerance. The solver estimates how far the energy lies above the minimum of
             its valley. The solve has converged when this excess is at most this share of the energy
             in three iterations in a row, or when the energy exceeds its lower bound by at most this
-            share. After a coarse curve, two iterations are enough, and after two coarse curves one
-            iteration at three times this share. The estimate is half of `g^T H g`, where H is the
-            solver's inverse Hessian and g the gradient. The default brought the energy within 0.5 %
-            of the minimum, and the points within 1 % of the length of the geodesic, on all
-            manifolds of the benchmarks. On the shipped model, valleys are flatter, and the points
-            ended farther from the minimum (see `benchmarks/claims.py`). A smaller tolerance costs
-            more evaluations.
+            share. After a coarse curve, two iterations are enough, and after two coarse curves one.
+            The estimate is half of `g^T H g`, where H is the solver's inverse Hessian and g the
+            gradient. The default brought the energy within 0.5 % of the minimum, and the points
+            within 1 % of the length of the geodesic, on all manifolds of the benchmarks. On the
+            shipped model, valleys are flatter, and the points ended farther from the minimum (see
+            `benchmarks/claims.py`). A smaller tolerance costs more evaluations.
         max_evals: Largest number of evaluations of energy and gradient, over all starts, metrics
             and coarse curves. With fewer than 40 evaluations for a start, or with one chord per
             segment, there are no coarse curves.

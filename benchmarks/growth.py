@@ -6,7 +6,7 @@ The score is the exact one of a circle (400 points in R^8), and all options are 
 number depends on chance or on the machine's speed. There are two kinds of rows:
 
     points      evaluations of energy and gradient until the solve converges, with and without the
-                preconditioner; without it, a solve ends after --max-evals
+                preconditioner and coarse curves; without them, a solve ends after --max-evals
     pairs       fewest and most evaluations of the pairs in one call of `geodesics`; the ends of
                 each pair are at another angle
 
@@ -73,7 +73,7 @@ def of_points(nums: list[int], max_evals: int) -> Iterator[dict]:
         plain = geodesic(
             *(metric, problem.x0, problem.x1),
             num_points=num,
-            solver=PathLBFGS(precondition=False),
+            solver=PathLBFGS(precondition=False, coarse_first=False),
             max_evals=max_evals,
         )
         yield {

@@ -13,7 +13,7 @@ path. There is one row per problem and rate, with these columns:
                   checked every 10 evaluations, and the time of checking is not counted
     L-BFGS        evaluations and seconds of path-preconditioned L-BFGS until it is below that
                   energy, with 3 sub-chords per segment
-    plain L-BFGS  evaluations and seconds of L-BFGS without the preconditioner
+    plain L-BFGS  evaluations and seconds of L-BFGS without the preconditioner and coarse curves
     ratios        cost of the recipe over the cost of path-preconditioned L-BFGS: evaluations and
                   time of the recipe until it is within 1 %, and its total time, because the recipe
                   has no stopping criterion
@@ -133,7 +133,7 @@ def compare(
                 looks(
                     metric,
                     ends,
-                    PathLBFGS(precondition=precondition),
+                    PathLBFGS(precondition=precondition, coarse_first=precondition),
                     finer=metric,
                     goal=goal,
                     max_evals=MAX_EVALS,

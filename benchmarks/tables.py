@@ -836,7 +836,7 @@ TABLES: dict[str, Table | GpuReport] = {
         ("points",),
         _values(
             *("evaluations=evals", "status", "length, share of the true one=length:.4f"),
-            *("evaluations without preconditioner=plain evals", "its status=plain status"),
+            *("evaluations without both=plain evals", "its status=plain status"),
             *("MiB:.2f", "KiB per point=KiB each:.1f"),
         ),
         list(_lines("points", (9, 17, 65, 129, 257, 513), file="growth")),

@@ -402,7 +402,10 @@ def test_a_compiled_network_is_compiled_once_and_gives_the_same():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler of C++")
 def test_a_network_that_is_compiled_to_machine_code_gives_the_same():
-    """With one prompt for each end of the path, in one batch and in chunks."""
+    """With one prompt for each end of the path, in one batch and in chunks.
+
+    Compiled code adds in another order, and energies are differences of nearly equal embeddings.
+    """
     torch._dynamo.reset()
     prompt = {"encoder_hidden_states": embeddings(2)}
     eager = unet_score(**prompt)
@@ -414,15 +417,15 @@ def test_a_network_that_is_compiled_to_machine_code_gives_the_same():
             TangentNormalMetric(score).energies([path], differentiate=True)[0]
             for score in (eager, compiled)
         )
-        assert_close(found.segments, expected.segments, rtol=1e-9, atol=1e-9)
-        assert_close(found.gradient, expected.gradient, rtol=1e-8, atol=1e-8)
+        assert_close(found.segments, expected.segments, rtol=1e-7, atol=1e-7)
+        assert_close(found.gradient, expected.gradient, rtol=1e-6, atol=1e-6)
     options = {"num_points": 4, "max_evals": 4}
     expected, found = (
         geodesic(TangentNormalMetric(score), path[0], path[-1], **options)
         for score in (eager, compiled)
     )
     assert found.num_evals == expected.num_evals
-    assert_close(found.path, expected.path, rtol=1e-7, atol=1e-7)
+    assert_close(found.path, expected.path, rtol=1e-6, atol=1e-6)
 
 
 # ------------------------------------------------------------------------- energies of one's own

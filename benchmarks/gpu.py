@@ -194,9 +194,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     argv = sys.argv[1:] if argv is None else list(argv)
     if "--rehearse" in argv:
         folder = Path(tempfile.gettempdir()) / "gpu_rehearsal"
-        folder.mkdir(exist_ok=True)
         parser.set_defaults(device="cpu", results=folder)
     args = parser.parse_args(argv)
+    args.results.mkdir(parents=True, exist_ok=True)
     kind = REHEARSAL if args.rehearse else args.device.partition(":")[0]
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception ends the step
     try:

@@ -335,7 +335,7 @@ def test_a_second_run_goes_on_and_prints_all_tables(tmp_path, steps, monkeypatch
     def run(end):
         both = steps("first", "part.rename(out)"), steps("second", end)
         monkeypatch.setattr(gpu, "STEPS", both)
-        rows = gpu.main(["--device", "cpu", "--results", str(tmp_path)])
+        rows = gpu.main(["--device", "cpu", "--results", str(tmp_path / "new" / "folder")])
         return [row["status"] for row in rows], capsys.readouterr().out
 
     statuses, printed = run("raise SystemExit(3)")

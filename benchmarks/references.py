@@ -3,9 +3,9 @@
     python benchmarks/references.py [--families sd xl sd3 flux pixels shipped] [--record]
 
 The references were recorded on 2026-11-28, when solves began on coarse curves and frames in noise
-space were paced by samples. `--record` writes new ones. Frames are stored with 16 bits, so a difference below 1e-5 is rounding. Solves end after 8
-evaluations: a longer one can amplify rounding errors, so that the same code ends on another path
-with another number of threads.
+space were paced by samples. `--record` writes new ones. Frames are stored with 16 bits, so a
+difference below 1e-5 is rounding. Solves end after 8 evaluations: a longer one can amplify rounding
+errors, so that the same code ends on another path with another number of threads.
 """
 
 from __future__ import annotations

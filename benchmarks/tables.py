@@ -1035,6 +1035,15 @@ TABLES: dict[str, Table | GpuReport] = {
             )
         ),
     ),
+    "main job, settings": Table(
+        ("setting",),
+        _values(
+            *("inversion:.0f", "gradient", "forward:.0f", "sampling:.0f", "total:.0f"),
+            *("slerp:.0f", "evaluations=evals", "energy:.3%", "frames:.4f"),
+            *("largest step=step:.3f", "of slerp=slerp step:.3f"),
+        ),
+        list(_lines("setting", ("clean", "guidance 3"), file="main_job_settings", pair="shipped")),
+    ),
     "contact sheets": Table(
         ("largest step",),
         [

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 
     solves = {
         "path L-BFGS": solve(PathLBFGS()),
-        "plain L-BFGS": solve(PathLBFGS(precondition=False)),
+        "plain L-BFGS": solve(PathLBFGS(precondition=False, coarse_first=False)),
         "Adam, rate 1e-2": solve(Adam(1e-2, 1e-3)),
     }
     paths = {"straight line": lerp(x0, x1, 17), "geodesic": solves["path L-BFGS"][-1].path}

@@ -109,7 +109,7 @@ def likely_by_force(case: Case) -> Found:
 
 
 def jacobian_by_recipe(case: Case) -> Found:
-    """The method of arXiv 2510.05509: 500 steps of Adam from slerp, without sub-chords."""
+    """The method of arXiv 2510.05509: 500 steps of Adam from slerp, one chord a segment."""
     found = solved(ScoreJacobianMetric, **RECIPE)(case)
     return replace(found, status="own rule" if found.status == "max_evals" else found.status)
 

@@ -78,7 +78,7 @@ class Recipe:
         unknown: What the sources that could be read leave open, and what this script chose.
         solver: The optimiser.
         max_evals: Number of its steps.
-        num_quadrature: Number of sub-chords of each segment in the energy.
+        num_quadrature: Number of chords of each segment in the energy.
     """
 
     source: str

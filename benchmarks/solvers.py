@@ -4,7 +4,7 @@
         [--demo-points 9] [--demo-steps 50]
 
 The recipe is Adam with 500 evaluations of the energy. The energy uses a forward-mode product at the
-midpoint of each segment and no sub-chords. The rate falls from its first value to a tenth, by a
+midpoint of each segment and one chord. The rate falls from its first value to a tenth, by a
 cosine. The recipe runs at its published rate, 1e-3, and at 1e-2, on 17 points from the straight
 path. There is one row per problem and rate, with these columns:
 
@@ -12,7 +12,7 @@ path. There is one row per problem and rate, with these columns:
     recipe        evaluations and seconds of the recipe until it is within 1 % of that energy; it is
                   checked every 10 evaluations, and the time of checking is not counted
     L-BFGS        evaluations and seconds of path-preconditioned L-BFGS until it is below that
-                  energy, with 3 sub-chords per segment
+                  energy, with 2 chords per segment
     plain L-BFGS  evaluations and seconds of L-BFGS without the preconditioner and coarse curves
     ratios        cost of the recipe over the cost of path-preconditioned L-BFGS: evaluations and
                   time of the recipe until it is within 1 %, and its total time, because the recipe

@@ -402,7 +402,7 @@ def test_a_compiled_network_is_compiled_once_and_gives_the_same():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler of C++")
 def test_a_network_that_is_compiled_to_machine_code_gives_the_same():
-    """With one prompt for each end of the path, in one batch and in chunks.
+    """The path has a prompt at each end, and is one batch or several chunks.
 
     Compiled code adds in another order, and energies are differences of nearly equal embeddings.
     """

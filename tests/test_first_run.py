@@ -187,7 +187,7 @@ def test_the_end_of_a_measured_solve_is_foreseen():
 
 
 def test_gaps_that_have_ended_take_no_time():
-    """Of two gaps, one converges after 20 evaluations, and one after 60."""
+    """One of two gaps converges after 20 evaluations, the other after 60."""
     seconds, now, done = 2.0, 0.0, 0
     estimate = Estimate(
         {"solve": 60}, points=1, max_evals=400, num_gaps=2, rtol=1e-4, clock=lambda: now

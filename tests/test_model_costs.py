@@ -167,7 +167,7 @@ def test_the_memory_of_a_gpu_is_limited_for_a_while(monkeypatch, name, number):
 
 @pytest.mark.parametrize("name", ["small_sd15", "small_sdxl"])
 def test_parts_of_a_model_are_on_its_device_but_for_the_scheduler(name):
-    """With the device "meta" in place of a GPU: schedulers compute with NumPy."""
+    """The device "meta" stands in for a GPU; schedulers compute with NumPy."""
     pipe = full_size.random_pipeline(name, torch.float16, "meta")
     modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     assert len(modules) >= 3

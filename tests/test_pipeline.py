@@ -82,7 +82,7 @@ def test_batch_equals_single_morphs(tiny_pipe, keyframes):
 
 @pytest.mark.parametrize("space", ["noise", "clean"])
 def test_morphs_are_inverted_in_one_batch_as_if_alone(tiny_pipe, keyframes, space):
-    """Of two sizes, with prompts for each keyframe or for all, in two batches."""
+    """Morphs of two sizes are two batches; prompts belong to a keyframe or to all."""
     a, b, c = keyframes
     narrow = [image[..., :8] for image in (c, a)]
     morphs, texts = [[a, b], [b, c], narrow], [["x", "y"], ["y", "z"], "x"]

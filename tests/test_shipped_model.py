@@ -98,7 +98,7 @@ def test_evaluations_to_reach_what_adam_reaches_in_500(shipped_pipe, ends):
 
 
 def test_guided_images_come_back(shipped_pipe):
-    """With guidance, small residuals of the inversion grow a hundredfold on the way back."""
+    """Small residuals of a guided inversion grow a hundredfold on the way back."""
     images = [Image.open(path) for path in demo.endpoint_paths()]
     captions = ["a red torus", "a yellow torus"]
     keys = shipped_pipe.invert(images, captions, guidance_scale=3.0)

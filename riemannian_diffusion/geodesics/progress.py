@@ -114,7 +114,7 @@ class Standing:
         best_path: The curve of least energy under this metric, by its points.
         best_energy: Energy of `best_path`.
         close: Number of the latest iterations in a row that were close to the minimum.
-        iterates: Number of evaluations and energy at the end of each iteration on this curve.
+        iterates: Number of evaluations and energy at the end of each iteration under this metric.
         solver: The state from which the solver goes on; None starts it at `best_path`.
     """
 

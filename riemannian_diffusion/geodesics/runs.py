@@ -166,7 +166,7 @@ class Run:
                 self._begin(path, budget, state)
             else:
                 now.numbers, now.coarse_energy, now.before = now.numbers[-1:], None, 0
-                now.chords = options.num_quadrature + 1  # a hard problem
+                now.chords = options.num_quadrature + 1  # it is a hard problem
                 self._begin(now.path, budget)
         if math.isfinite(now.best_energy):
             now.path = self._curve(now.best_path, len(now.path))

@@ -4,6 +4,7 @@
         [--starts 0 110 230] [--kinds 0 1 2] [--methods slerp roadmap ...] [--beyond 30]
         [--basis "both starts"] [--sheet FILE]
     python benchmarks/rotated_mnist.py --data MNIST_ROOT --digits unseen [--num 50] [--jobs 2]
+        [--work FOLDER]
 
 The data are digits at 720 angles each, which are closed curves in 1,024 dimensions: ten digits, the
 first of each kind, or digits from index 9,000 on, which no model has seen. The score is exact or
@@ -29,6 +30,8 @@ by that number of degrees. The columns are:
               clean space; if it is below 1, the rotation is not the shortest path of the model
     missed    number of paths with frames that are not finite
 
+`--work` keeps finished paths. A run that was stopped goes on with the same command and commit.
+
 In noise space the ends are inverted to 0.6 of 50 steps and the path is sampled back. In clean space
 the path is the frames, and its metric uses shared noise at timestep 100.
 """
@@ -36,6 +39,7 @@ the path is the frames, and its metric uses shared noise at timestep 100.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import multiprocessing
 import warnings
@@ -61,11 +65,14 @@ from riemannian_diffusion import (
     TangentNormalMetric,
 )
 from riemannian_diffusion.evaluation import frechet_distance, largest_step, psnr, ssim
+from riemannian_diffusion.files import write_atomically
 
 ASSETS = Path(__file__).parent / "assets"
 MODELS = {"first": ASSETS / "rotated_mnist", "unseen": ASSETS / "digits"}
 Task = tuple[int, Tensor]  # of `Solver`
 NUM_FRAMES = 25
+# Options that determine the paths of a task.
+DETERMINING = ("digits", "score", "model", "methods", "beyond", "basis", "max_samples", "seed")
 POINTS_PER_EVALUATION = 3 * (NUM_FRAMES - 1) + 1
 METRIC_TIMESTEP = 100  # in clean space; its noise is a third of the data's range
 # Timesteps 470, 530 and 590 have noise 3, 4 and 6 for every pixel. Samples of a learned model
@@ -190,6 +197,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument(
         "--shown", type=int, default=1, help="number of digits in the picture (default: 1)"
     )
+    parser.add_argument("--work", type=Path, help="folder that keeps finished paths")
     parser.add_argument("--jobs", type=int, default=1, help="number of processes (default: 1)")
     return frame.run(measure, parser, argv)
 
@@ -225,6 +233,24 @@ class Solver:
         Args:
             task: Degrees of a rotation, and its frames `(25, 1, 32, 32)` in [-1, 1].
         """
+        if self.args.work is None:
+            return self._solve(task)
+        file = self.args.work / f"{self._fingerprint(task)}.pt"
+        if file.exists():
+            known = torch.load(file, weights_only=True)
+            return {key: Found(*values) for key, values in known.items()}
+        found = self._solve(task)
+        plain = {key: (one.frames, one.evals, one.energy) for key, one in found.items()}
+        write_atomically(file, lambda path: torch.save(plain, path))
+        return found
+
+    def _fingerprint(self, task: Task) -> str:
+        """A name for what determines the result of a task."""
+        options = [str(getattr(self.args, name)) for name in DETERMINING]
+        text = f"{frame.commit(Path(__file__).parent)} {options} {task[0]}"
+        return hashlib.sha256(text.encode() + task[1].numpy().tobytes()).hexdigest()
+
+    def _solve(self, task: Task) -> dict[tuple[str, int], Found]:
         degrees, truth = task
         ends, found, paths = truth[[0, -1]], {}, {}
         energy = self._energy(truth)
@@ -309,6 +335,8 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     warnings.filterwarnings("ignore", message="FID of")
     args.score = args.score or ("exact" if args.digits == "first" else "learned")
     args.model = args.model or MODELS[args.digits]
+    if args.work is not None:
+        args.work.mkdir(parents=True, exist_ok=True)
     curves, features = orbits(images_of(args)), train_classifier(args.data, args.seed)
     cases = [(i, start) for i in range(len(curves)) for start in args.starts]
     tasks = [

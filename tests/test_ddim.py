@@ -13,6 +13,7 @@ from uses import MEANS, NAN_, levels
 from riemannian_diffusion import (
     DiffusionScore,
     GaussianMixtureScore,
+    ScoreModel,
     ddim_step,
     invert,
     invert_steps,
@@ -247,7 +248,69 @@ def test_infinite_noise_is_not_hidden():
             return super().__call__(x, where) * NAN_
 
     x = randn(2, 3)
-    assert invert(lambda t: Broken(x, 0.5), x, [1, 2]).isnan().all()
+    with pytest.warns(UserWarning, match="2 of 2 points were not inverted.*non-finite"):
+        assert invert(lambda t: Broken(x, 0.5), x, [1, 2]).isnan().all()
+
+
+class Guided(ScoreModel):
+    """Plain classifier-free guidance of exact scores."""
+
+    def __init__(self, means, kept, weight, alpha, sigma, std):
+        self.alpha, self.sigma, self.weight = alpha, sigma, weight
+        self.some, self.all = (
+            GaussianMixtureScore(one, sigma, std=std, alpha=alpha) for one in (means[:kept], means)
+        )
+
+    def __call__(self, x, where=None):
+        without = self.all(x)
+        return without + self.weight * (self.some(x) - without)
+
+
+def silent_and_poor(levels, x, timesteps):
+    """Whether a poor round trip has no warning, and whether it is poor."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        noise = invert(levels, x, timesteps)
+    poor = bool((errors_of(levels, x, noise, timesteps) > 0.05).any())
+    return poor and not caught, poor
+
+
+@pytest.mark.parametrize("flow", [False, True])
+@pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.parametrize("weight", [1.0, 7.5])
+def test_errors_are_relative_to_the_points(weight, num_steps, flow):
+    """On coarse schedules, the noise at the cleanest level is larger than the data."""
+    timesteps = [i / num_steps for i in range(1, num_steps + 1)]
+    found = []
+    for seed in range(8):
+        for scale, dim in ((0.5, 2), (0.3, 64)):
+            means = scale * randn(10, dim, seed=seed)
+
+            def level(t, means=means, scale=scale):
+                tau = 0.9 * t
+                alpha = 1 - tau if flow else math.sqrt(1 - tau**2)
+                return Guided(means, 5, weight, alpha, tau, 0.3 * scale)
+
+            x = means[:3] + 0.3 * scale * randn(3, dim, seed=seed + 100)
+            found.append(silent_and_poor(level, x, timesteps))
+    silent, poor = map(sum, zip(*found, strict=True))
+    assert silent == 0 < poor
+
+
+def test_small_residuals_that_grow_are_not_hidden():
+    """On the way back along a guided score, a residual below the tolerance can grow."""
+    found = []
+    for seed in range(20):
+        means = randn(8, 2, seed=seed)
+
+        def level(timestep, means=means):
+            abar = float(SCHEDULER.alphas_cumprod[timestep])
+            return Guided(means, 4, 7.5, abar**0.5, (1 - abar) ** 0.5, 0.5)
+
+        x = means[:3] + 0.5 * randn(3, 2, seed=seed + 100)
+        found.append(silent_and_poor(level, x, range(12, 601, 12)))
+    silent, poor = map(sum, zip(*found, strict=True))
+    assert silent == 0 < poor
 
 
 # ------------------------------------------------------------------------------------- closed form

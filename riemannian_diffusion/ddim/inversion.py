@@ -70,8 +70,8 @@ def invert(
             approximate inversion, which evaluates `eps` at the start of its step.
         tol: Where `fixed_point_iterations` is None: the residual at which the iteration of a step
             ends, non-negative. The residual is the distance by which sampling misses the point
-            where the step started, in units of the clean data, relative to the norm of the clean
-            point.
+            where the step started, in units of the clean data. It is relative to the norm of the
+            clean point, or to that of the noise at the cleanest timestep if that is larger.
         where: The places of the points on their paths, for scores that change along the path.
 
     Returns:
@@ -82,7 +82,7 @@ def invert(
 
     Warns:
         UserWarning: If points were sampled back and missed their clean points by more than 5% of
-            their norm.
+            their norm, or are not finite.
 
     Examples:
         >>> import torch
@@ -98,12 +98,18 @@ def invert(
     """
     steps = _inversion(model, x, timesteps, final_abar, fixed_point_iterations, tol, where)
     points, errors = deque(steps, maxlen=1).pop()
-    failed = int((errors > FAILED).sum())
+    failed, lost = int((errors > FAILED).sum()), int(errors.isnan().sum())
     if failed:
         warnings.warn(
             f"{failed} of {len(x)} points were not inverted well: sampled back, they miss their "
-            f"clean points by up to {float(errors.max()):.0%} of their norm; use more timesteps or "
-            "a lower noise level.",
+            f"clean points by up to {float(errors.nan_to_num(0.0).max()):.0%} of their norm; use "
+            "more timesteps or a lower noise level.",
+            stacklevel=2,
+        )
+    if lost:
+        warnings.warn(
+            f"{lost} of {len(x)} points were not inverted: the model returned non-finite values. "
+            "Check the inputs, or run the network in a wider dtype.",
             stacklevel=2,
         )
     return points
@@ -150,7 +156,8 @@ def _inversion(
     """Yield the points and their errors `(K,)` after each step of `invert`.
 
     The error of a point is the largest residual of its steps. After the last step, it is the
-    round-trip error of the points that were sampled back, relative to their norm.
+    round-trip error of the points that were sampled back, relative to their norm. It is NaN if the
+    point or its sample is not finite.
     """
     check_points(x=clean)
     check_not_negative(tol=tol)
@@ -160,8 +167,9 @@ def _inversion(
     explicit = fixed_point_iterations == 0
     num = MAX_ITERATIONS if fixed_point_iterations is None else fixed_point_iterations
     x, current, norms = clean, factors_of("final_abar", final_abar), None
+    sizes = _norms(clean)
     errors = clean.new_zeros(len(clean))
-    doubtful = errors > 0
+    doubtful, growth, expected = errors > 0, torch.ones_like(errors), torch.zeros_like(errors)
     noises: list[tuple[float, Tensor]] = []  # sigma / alpha and eps of the last two levels
     visited: dict[float, ScoreModel] = {}
     pending = sorted_timesteps(timesteps)
@@ -170,24 +178,30 @@ def _inversion(
         target = level.alpha, level.sigma
         ratio = level.sigma / level.alpha
         if norms is None:  # where data are 0, noise gives the scale
-            norms = _norms(clean).clamp_min(ratio * clean[0].numel() ** 0.5)
+            norms = sizes.clamp_min(ratio * clean[0].numel() ** 0.5)
+            sizes = torch.where(sizes > 0, sizes, norms)
         guess = x
         if noises and not explicit:
             guess = step(x, _extrapolated(noises, ratio), current, target)
         found = _solve(_ImplicitStep(level, x, current, where, norms), guess, num, tol)
         if not explicit:
-            errors = errors.maximum(found.residual)
-            doubtful = doubtful | (found.residual > DOUBT)
+            residual, at_first = (
+                one * norms / sizes for one in (found.residual, found.first_residual)
+            )
+            errors = errors.maximum(residual)
+            # steps of sampling at cleaner levels lengthen the residual
+            expected, growth = expected.hypot(growth * residual), growth * found.growth
+            doubtful = doubtful | (residual > DOUBT) | (expected > FAILED)
             if len(noises) == 2:
-                doubtful = doubtful | (found.first_residual > DOUBT_AT_FIRST)
+                doubtful = doubtful | (at_first > DOUBT_AT_FIRST)
         x, current = found.points, target
         noises = [*noises[-1:], (ratio, found.noise)]
         if len(visited) == len(pending) and doubtful.any():
             which = doubtful.nonzero()[:, 0]
             here = None if where is None else where[which]
-            better, error = _better(visited, clean[which], x[which], norms[which], final_abar, here)
+            better, error = _better(visited, clean[which], x[which], sizes[which], final_abar, here)
             x, errors = x.index_copy(0, which, better), errors.index_copy(0, which, error)
-        yield x, errors
+        yield x, torch.where(x.flatten(1).isfinite().all(1), errors, torch.nan)
 
 
 def _extrapolated(noises: list[tuple[float, Tensor]], ratio: float) -> Tensor:
@@ -233,12 +247,24 @@ class _ImplicitStep:
 
 @dataclass(frozen=True, eq=False)
 class _Solution:
-    """Points `(K, *shape)` where a step of inversion ends, their noise, and residuals `(K,)`."""
+    """The solution of a step of inversion.
+
+    Attributes:
+        points: Points where the step ends, `(K, *shape)`.
+        noise: Their noise, `(K, *shape)`.
+        first_residual: The residuals of the first guess, `(K,)`.
+        residual: The residuals of the points, `(K,)`. If one more step was taken after the last
+            evaluation, they are estimates.
+        growth: An estimate of the factor by which the step of sampling lengthens distances, at
+            least 1, `(K,)`. It is that between two points that were evaluated, or 1 if only one
+            was.
+    """
 
     points: Tensor
     noise: Tensor
     first_residual: Tensor
     residual: Tensor
+    growth: Tensor
 
 
 def _solve(equation: _ImplicitStep, guess: Tensor, iterations: int, tol: float) -> _Solution:
@@ -248,6 +274,7 @@ def _solve(equation: _ImplicitStep, guess: Tensor, iterations: int, tol: float) 
     points, history = guess, list[tuple[Tensor, Tensor]]()
     noise, change, residual = equation(points, which)
     best, least, first = [points, noise, change], residual, residual
+    growth, rate = torch.ones_like(first), torch.zeros_like(first)
     for _ in range(iterations):
         going = (least[which] > tol) & residual.isfinite()
         if not going.any():
@@ -256,6 +283,10 @@ def _solve(equation: _ImplicitStep, guess: Tensor, iterations: int, tol: float) 
         history = [*history[-MEMORY:], (points[going], change[going])]
         points = _mixed(history)
         noise, change, residual = equation(points, which)
+        moved, turned = (new - old for new, old in zip((points, change), history[-1], strict=True))
+        size = _norms(moved).clamp_min(torch.finfo(moved.dtype).tiny)
+        for factors, one in ((growth, turned), (rate, turned + moved)):
+            factors[which] = factors[which].fmax(_norms(one) / size)
         better = residual < least[which]
         chosen = which[better]
         least = least.index_copy(0, chosen, residual[better])
@@ -264,8 +295,10 @@ def _solve(equation: _ImplicitStep, guess: Tensor, iterations: int, tol: float) 
     points, noise, change = best
     # One more step costs nothing, but it helps only where the equation contracts.
     contracts = (least <= torch.clamp(first / 2, min=tol)) | ~first.isfinite()
-    contracts = (contracts | (iterations == 0)).view(-1, *[1] * (points.ndim - 1))
-    return _Solution(torch.where(contracts, points + change, points), noise, first, least)
+    contracts = contracts | (iterations == 0)
+    least = torch.where(contracts & (rate > 0), least * rate, least)
+    wide = contracts.view(-1, *[1] * (points.ndim - 1))
+    return _Solution(torch.where(wide, points + change, points), noise, first, least, growth)
 
 
 def _mixed(history: list[tuple[Tensor, Tensor]]) -> Tensor:

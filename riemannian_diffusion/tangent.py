@@ -93,7 +93,7 @@ def tangent_spectrum(
         where: The places of the points on their paths, for scores that change along the path.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or the score's derivative is not finite.
     """
     check_kind(ScoreModel, score=score)
     size = _size_of(x)
@@ -105,12 +105,12 @@ def tangent_spectrum(
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     check_kind(torch.Generator, generator=generator)
-    num = min(size, rank + NUM_SPARE)
+    num, before = min(size, rank + NUM_SPARE), None
     drawn = torch.randn(len(x), num, size, generator=generator, device=generator.device)
-    tangents, before = _orthonormal(drawn.to(x)), None
+    tangents = torch.linalg.qr(drawn.to(x).mT).Q.mT
     places = None if where is None else where.repeat_interleave(num)
     for _ in range(max_iterations):
-        pushed = _orthonormal(_each(score.jvp, score.sigma, x, tangents, places))
+        pushed = torch.linalg.qr(_each(score.jvp, score.sigma, x, tangents, places).mT).Q.mT
         pulled = _each(score.vjp, score.sigma, x, pushed, places)  # (K, num, d): rows of Q^T J_D
         left, values, right = torch.linalg.svd(pulled, full_matrices=False)
         values = values[:, :rank]
@@ -174,15 +174,15 @@ def intrinsic_dimension(
         score: The score.
         x: Points `(K, *shape)`.
         method: "spectrum", "scores", "flipd" or "loss".
-        max_dim: Largest dimension that "spectrum" looks for; None takes d.
+        max_dim: Largest dimension for "spectrum"; None takes d. Larger ones give it, with gap 0.
         num_samples: Number of noises or probes at each point. "scores" takes at least d + 1; None
             takes 4 d, or 64 if that is more. "flipd" and "loss" take at least 2; None takes 8.
         generator: Source of tangents or noises; None takes a generator seeded with 0.
         where: See `tangent_spectrum`.
 
     Raises:
-        ValueError: If an argument is out of range, or "flipd" or "loss" is given a score that adds
-            noise to its points.
+        ValueError: If an argument is out of range, the score is not finite, or it adds noise to its
+            points and the method is "flipd" or "loss".
 
     Examples:
         >>> import torch
@@ -226,17 +226,20 @@ def intrinsic_dimension(
         if rank == most or float(values[:, -1].max()) < 0.1:
             break
         rank = min(most, 2 * rank + 1)
-    return _at_widest_gap(values, complete=num == size)
+    return _at_widest_gap(values, complete=num == size, most=rank == most)
 
 
-def _at_widest_gap(values: Tensor, *, complete: bool) -> Dimension:
+def _at_widest_gap(values: Tensor, *, complete: bool, most: bool = False) -> Dimension:
     """The number of singular values `(K, N)` above the widest gap.
 
-    The values fall, and lie around 1 and 0. A gap above the first value gives 0. If the values are
-    complete, a gap below the last one gives N.
+    The values fall from about 1 to 0. A gap above the first value gives 0, and one below the last
+    gives N if the values are `complete`. If N - 1 is the `most`, unseen wider gaps give it.
     """
     ends = [values.new_ones(len(values), 1), values, values.new_zeros(len(values), complete)]
-    gap, index = torch.cat(ends, 1).clamp(max=1).diff(dim=1).neg().max(1)
+    gaps = torch.cat(ends, 1).clamp(max=1).diff(dim=1).neg()
+    gap, index = gaps.max(1)
+    seen = values[:, -1] <= gap if most and not complete else gap >= 0
+    gap, index = gap.where(seen, gaps[:, -1]), index.where(seen, values.shape[1] - 1)
     return Dimension(index, gap, index.to(values), torch.full_like(gap, math.nan))
 
 
@@ -248,6 +251,7 @@ def _dimension_from_scores(
         noise = torch.randn(num, *point.shape, generator=generator, device=generator.device).to(x)
         places = None if where is None else where[[i] * num]
         scores = score(point + score.sigma * noise, places).flatten(1)
+        _check_finite(scores)
         # the mean score is long, but tangential, where the data have a density in all of space
         found.append(torch.linalg.svdvals(score.sigma * (scores - scores.mean(0))) / num**0.5)
     normal = _at_widest_gap(torch.stack(found), complete=True)
@@ -265,20 +269,24 @@ def _dimension_from_probes(
 ) -> Dimension:
     points = x.flatten(1)
     noise = torch.randn(len(x), num, points.shape[1], generator=generator, device=generator.device)
-    noise = noise.to(x)
+    noise, places = noise.to(x), None if where is None else where.repeat_interleave(num)
     if method == "flipd":
         signs = noise.sign()
         off = (score.sigma * score(x, where)).flatten(1).square().sum(1)  # |r|^2 / sigma^2
-        places = None if where is None else where.repeat_interleave(num)
         probes = (signs * _each(score.jvp, score.sigma, x, signs, places)).sum(2) + off[:, None]
     else:
         noisy = (points[:, None] + score.sigma * noise).view(-1, *x.shape[1:])
-        places = None if where is None else where.repeat_interleave(num)
         clean = score.denoise(noisy, places).view_as(noise)
         probes = ((clean - points[:, None]) / score.sigma).square().sum(2)
+    _check_finite(probes)
     estimate, std_error = probes.mean(1), probes.std(1) / num**0.5
     dimension = estimate.round().clamp(0, points.shape[1]).long()
     return Dimension(dimension, torch.full_like(estimate, math.nan), estimate, std_error)
+
+
+def _check_finite(values: Tensor) -> None:
+    if not values.isfinite().all():
+        raise ValueError("`score` or its derivative is not finite near `x`: use a wider dtype.")
 
 
 @torch.no_grad()
@@ -367,12 +375,8 @@ def _each(
 ) -> Tensor:
     """Products of `J_D` or its transpose with T tangents at every point, `(K, T, d)`."""
     out = product(x.repeat_interleave(v.shape[1], 0), v.reshape(-1, *x.shape[1:]), places)
+    _check_finite(out)
     return v + sigma**2 * out.view(v.shape)
-
-
-def _orthonormal(vectors: Tensor) -> Tensor:
-    """An orthonormal basis of the span of the rows, `(K, T, d)`."""
-    return torch.linalg.qr(vectors.mT).Q.mT
 
 
 def _check_tangents(score: ScoreModel, x: Tensor, **tangents: Tensor) -> None:

@@ -281,6 +281,15 @@ def test_interval_of_a_mean_moves_with_its_values():
     assert ev.mean_interval(3 * values + 1) == pytest.approx((3 * low + 1, 3 * high + 1))
     assert ev.mean_interval(-values) == pytest.approx((-high, -low))
     assert ev.mean_interval(torch.full((4,), 0.5)) == (0.5, 0.5)
+    assert ev.mean_interval(torch.full((7,), 0.1, dtype=torch.float64)) == (0.1, 0.1)
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e14, 1e30])
+def test_interval_of_a_mean_has_the_scale_of_its_values(scale):
+    values = torch.tensor([1.0, 2, 4, 9])
+    expected = [scale * end for end in ev.mean_interval(values)]
+    assert ev.mean_interval(scale * values) == pytest.approx(expected, rel=1e-5)
+    assert ev.mean_interval(values.half()) == pytest.approx(ev.mean_interval(values))
 
 
 def test_intervals_shrink_with_items_and_widen_with_confidence():
@@ -784,6 +793,12 @@ BAD = [
     ),
     (lambda: ev.mean_interval(randn(2)), "`values` must have at least 3 entries, but got 2"),
     (lambda: ev.mean_interval(randn(3), confidence=0), r"`confidence` must be in \(0, 1\)"),
+    (lambda: ev.mean_interval(randn(3, 4)), r"`values` must be \(n,\), but got \(3, 4\)"),
+    (lambda: ev.mean_interval(randn(3) * math.nan), r"`values` must be .* finite"),
+    (
+        lambda: ev.jackknife_interval(lambda kept: math.nan, 5),
+        "`statistic` must be a finite number",
+    ),
     (lambda: ev.jackknife_interval(torch.sum, 4), "`num_sequences` must be at least 5, but got 4"),
     (lambda: ev.jackknife_interval(torch.sum, 5, num_pairs=1), "`num_pairs` must be at least 2"),
     (lambda: ev.jackknife_interval(torch.sum, 5, confidence=1), r"must be in \(0, 1\), but got 1"),

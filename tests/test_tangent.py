@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from uses import MEANS, MODEL
 
 from riemannian_diffusion import (
+    DenoiserScore,
     DiffusionScore,
     GaussianMixtureScore,
     ScoreModel,
@@ -231,9 +232,19 @@ def test_probes_are_read_under_the_prompt_of_their_point(method):
 
 def test_a_dimension_larger_than_asked_for_shows_no_gap():
     score, x = sphere(10)
-    assert (intrinsic_dimension(score, x, max_dim=4).gap < 0.05).all()
+    few = intrinsic_dimension(score, x, max_dim=4)
+    assert (few.gap < 0.05).all()
+    assert few.dimension.tolist() == few.estimate.tolist() == [4] * 3  # at least 4, and not 0
     found = intrinsic_dimension(score, x, max_dim=10)
     assert found.dimension.tolist() == [10] * 3 and (found.gap > 0.85).all()
+
+
+@pytest.mark.parametrize("method", ["spectrum", "scores", "flipd", "loss"])
+def test_a_score_that_is_not_finite_has_no_dimension(method):
+    score = DenoiserScore(lambda x: x / (x[:, :1] < 0).to(x), 0.1)
+    assert intrinsic_dimension(score, -torch.ones(1, 3), method=method).dimension.tolist() == [3]
+    with pytest.raises(ValueError, match="`score` or its derivative is not finite"):
+        intrinsic_dimension(score, torch.ones(1, 3), method=method)
 
 
 def test_every_point_is_read_under_its_own_prompt():

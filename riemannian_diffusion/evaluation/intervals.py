@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.arguments import check_finite, check_kind, check_points
 from riemannian_diffusion.measures.frames import import_extra
 
 MIN_VALUES = 3  # least number for the interval of a mean
@@ -46,7 +47,8 @@ def mean_interval(values: Tensor, *, confidence: float = 0.95) -> tuple[float, f
 
     Raises:
         ImportError: If scipy is missing.
-        ValueError: If there are too few values, or `confidence` is out of range.
+        ValueError: If there are too few values, they are not finite, or `confidence` is out of
+            range.
 
     Examples:
         >>> import torch
@@ -55,15 +57,19 @@ def mean_interval(values: Tensor, *, confidence: float = 0.95) -> tuple[float, f
         >>> low < 4.5 < high
         True
     """
-    num = len(values)
+    check_kind(Tensor, values=values)
+    num, values = len(values), values.detach().cpu().double()
+    check_points(values=values)
+    if values.ndim != 1:
+        raise ValueError(f"`values` must be (n,), but got {tuple(values.shape)}.")
     if num < MIN_VALUES:
         raise ValueError(f"`values` must have at least {MIN_VALUES} entries, but got {num}.")
     quantile = _student_quantile(num, confidence) / math.sqrt(num)
+    if bool((values == values[0]).all()):
+        return float(values[0]), float(values[0])
     mean, deviation = float(values.mean()), float(values.std())
-    if deviation == 0:
-        return mean, mean
-    centred = values - values.mean()
-    skewness = float(centred.pow(3).mean() / centred.square().mean().pow(1.5))
+    units = (values - mean) / deviation  # of any scale
+    skewness = float(units.pow(3).mean() / units.square().mean().pow(1.5))
     # The interval inverts w + a w^2 + a^2 w^3 / 3 + skewness / (6 n), a = skewness / 3, where w is
     # the studentised mean over sqrt(n); the transformed w has no skewness to first order.
     low, high = (
@@ -104,7 +110,7 @@ def jackknife_interval(
 
     Args:
         statistic: A function that maps indices of sequences, `(m,)`, without repetitions, to a
-            number.
+            finite number.
         num_sequences: Number of sequences, at least `MIN_SEQUENCES`.
         num_pairs: Largest number of pairs of sequences, at least 2. If there are more pairs, random
             pairs are chosen.
@@ -116,7 +122,7 @@ def jackknife_interval(
 
     Raises:
         ImportError: If scipy is missing.
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or `statistic` returns no finite number.
 
     Examples:
         >>> import torch
@@ -140,9 +146,14 @@ def jackknife_interval(
     def without(left_out: Tensor) -> float:
         kept = torch.ones(n, dtype=torch.bool)
         kept[left_out] = False
-        return float(statistic(kept.nonzero().flatten()))
+        return finite(kept.nonzero().flatten())
 
-    value = float(statistic(torch.arange(n)))
+    def finite(kept: Tensor) -> float:
+        found = float(statistic(kept))
+        check_finite(statistic=found)
+        return found
+
+    value = finite(torch.arange(n))
     ones = torch.tensor([without(i) for i in torch.arange(n)], dtype=torch.float64)
     twos = torch.tensor([without(pair) for pair in pairs], dtype=torch.float64)
     jackknife = float(ones.var(correction=0)) * (n - 1)

@@ -67,12 +67,13 @@ class Roadmap:
         Raises:
             ValueError: If the path of the roadmap does not join `x0` and `x1`.
         """
-        if not (torch.equal(self.path[0], x0) and torch.equal(self.path[-1], x1)):
+        path = self.path.to(x0)  # a geodesic may run in a wider dtype
+        if not (torch.equal(path[0], x0) and torch.equal(path[-1], x1)):
             raise ValueError(
                 "This roadmap leads between other points than `x0` and `x1`: call `roadmap` for "
                 "them."
             )
-        return resample(self.path, num_points)
+        return resample(path, num_points)
 
 
 @torch.no_grad()
@@ -193,7 +194,7 @@ def _draw(draws: Sequence[Draw], centres: Tensor) -> Tensor:
 def _link(graph: Graph, points: Tensor, num_neighbors: int, power: float) -> None:
     """Add the points that are not in the graph yet."""
     first = len(graph)
-    flat = points.flatten(1)
+    flat = _flat(points)
     distances = torch.cdist(flat[first:], flat, compute_mode="donot_use_mm_for_euclid_dist")
     distances[:, first:].fill_diagonal_(math.inf)
     lengths, nearest = distances.topk(min(num_neighbors, len(points) - 1), largest=False)
@@ -201,6 +202,11 @@ def _link(graph: Graph, points: Tensor, num_neighbors: int, power: float) -> Non
     for i, (row, others) in enumerate(zip(lengths.tolist(), nearest.tolist(), strict=True), first):
         for length, j in zip(row, others, strict=True):
             graph[i][j] = graph[j][i] = length**power
+
+
+def _flat(points: Tensor) -> Tensor:
+    """Points `(N, d)`, at least in float32, because half precision has no distances."""
+    return points.flatten(1).to(torch.promote_types(points.dtype, torch.float32))
 
 
 def _stretches(
@@ -220,7 +226,7 @@ def _usual_stretch(metric, points: Tensor, hops, generator) -> float:
     Their distance matters: the scatter of samples around the manifold makes up most of a very short
     hop. The average length of the hops is weighted by length.
     """
-    flat = points.flatten(1)
+    flat = _flat(points)
     lengths = torch.stack([(flat[i] - flat[j]).norm() for i, j in hops])
     size = lengths.square().sum() / lengths.sum()
     some = torch.randint(2, len(points), (NUM_USUAL,), generator=generator).unique()

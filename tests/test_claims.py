@@ -8,6 +8,7 @@ from problems import circle, held_out_problems, uneven_circle
 
 from riemannian_diffusion import (
     EuclideanMetric,
+    Geodesic,
     ScoreJacobianMetric,
     SteinScoreMetric,
     TangentNormalMetric,
@@ -73,6 +74,22 @@ def test_every_metric_that_reads_a_score_tells_data_from_gaps(metric):
 def test_correct_paths_raise_no_alarm(sigma):
     for problem in (circle(32, shift=1.0, num=1600), uneven_circle(8, num=1600)):
         assert along(problem, sigma).solve().on_data
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-8, 1e-6, 1e-5, 1e-3])
+def test_rounding_errors_between_equal_points_raise_no_alarm(apart):
+    case = along(circle(32, shift=1.0, num=1600), 0.1)
+    x0 = case.x0.float()
+    x1 = x0 + apart * (case.x1.float() - x0)
+    for metric in (TangentNormalMetric(case.score), SteinScoreMetric(case.score)):
+        found = geodesic(metric, x0, x1, max_evals=40)
+        assert found.on_data
+        assert apart or found.energy_change == 0
+
+
+def test_an_energy_that_falls_with_its_sampling_is_called_too_high():
+    found = Geodesic(torch.zeros(2, 1), 1.0, energy_change=-0.3)
+    assert "The energy is too high: it still changed by 30%" in found.message
 
 
 def test_energies_are_settled_or_called_too_low():

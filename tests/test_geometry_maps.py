@@ -1,6 +1,7 @@
 """Exponential and logarithm maps, transport and means, compared with exact solutions."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -435,3 +436,23 @@ USES = [
 def test_uses_that_are_refused(use, message):
     with pytest.raises(ValueError, match=message):
         use()
+
+
+def test_maps_along_geodesics_that_leap_or_have_not_converged_give_a_warning():
+    angles = torch.arange(256, dtype=torch.float64) * 2 * torch.pi / 256
+    one = torch.stack([angles.cos(), angles.sin()], 1)
+    two = torch.cat([one, one + torch.tensor([4.0, 0.0])])
+    metric = TangentNormalMetric(GaussianMixtureScore(two, 0.1))
+    with pytest.warns(UserWarning, match="logarithm_map: 1 of 1 .* leaves the data") as caught:
+        logarithm_map(metric, two[0], two[384])
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="frechet_mean: .* leaves the data"):
+        frechet_mean(metric, two[[0, 384]])
+    with pytest.warns(UserWarning, match="logarithm_map: 1 of 1 .* `max_evals`"):
+        logarithm_map(metric, two[0], two[60], max_evals=3)
+    with pytest.warns(UserWarning, match="frechet_mean: 2 of 2 .* `max_evals`"):
+        frechet_mean(metric, two[[0, 30]], max_evals=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frechet_mean(metric, two[[0, 30]])
+        logarithm_map(metric, two[0], two[30])

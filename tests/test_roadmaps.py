@@ -239,3 +239,20 @@ USES = [
 def test_uses_that_are_refused(use, message):
     with pytest.raises(ValueError, match=message):
         use()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_points_in_half_precision(dtype):
+    angles = torch.arange(64, dtype=torch.float64) * 2 * torch.pi / 64
+    circle = torch.stack([angles.cos(), angles.sin()], 1).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(x):
+        return circle[torch.randint(64, (len(x),), generator=generator)]
+
+    metric = TangentNormalMetric(GaussianMixtureScore(circle.float(), 0.2))
+    x0, x1 = circle[0], circle[24]
+    found = roadmap([draw], x0, x1, max_samples=192, generator=torch.Generator().manual_seed(1))
+    assert found.longest_hop < 0.5 and found(x0, x1, 5).dtype == dtype
+    path = geodesic(metric, x0, x1, init=found).path
+    assert float((path.norm(dim=1) - 1).abs().max()) < 0.1

@@ -29,7 +29,7 @@ OFF_DATA = (
     "from them. Its middle shows what the model does not know. Start from another path, such as a "
     "roadmap, or solve at a higher noise level."
 )
-UNSETTLED = "The energy is too low: it still changed by {:.0%} when its sampling was last doubled."
+UNSETTLED = "The energy is too {}: it still changed by {:.0%} when its sampling was last doubled."
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +58,8 @@ class Geodesic:
             takes `path`.
         on_data: Whether the path stays on the data (see `Departure.on_data`); None if the metric
             reads no score.
-        energy_change: Relative change of the energy when its sampling was last doubled. If it is
-            larger than 5 %, the energy is only a lower estimate.
+        energy_change: Relative change of the energy when its sampling was last doubled. Above 5 %,
+            the energy is only a lower estimate, and below -5 % an upper one.
 
     Raises:
         ValueError: If `path` has fewer than 2 points, `status` is unknown, or the shapes of
@@ -128,7 +128,8 @@ class Geodesic:
         """What the result means, and what to do if it is not good."""
         sentences = [MESSAGES[self.status]]
         if abs(self.energy_change) > SETTLED:
-            sentences.append(UNSETTLED.format(abs(self.energy_change)))
+            wrong = "low" if self.energy_change > 0 else "high", abs(self.energy_change)
+            sentences.append(UNSETTLED.format(*wrong))
         if self.on_data is False:
             sentences.append(OFF_DATA)
         return " ".join(sentences)

@@ -296,6 +296,8 @@ class Run:
             ):
                 break
             before = energy
+        if not (fine[1:] - fine[:-1]).any():  # only rounding errors give the energy of one point
+            change = 0.0
         if not math.isfinite(energy):  # perhaps only on the finer sampling
             status = "nonfinite"
         lengths = segment_lengths(fine)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind, check_points
-from riemannian_diffusion.geodesics import Solver, Start, geodesics
+from riemannian_diffusion.geodesics import Geodesic, Solver, Start, geodesics
 from riemannian_diffusion.geometry.tangents import own
 from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import smooth
@@ -51,6 +54,9 @@ def logarithm_map(
     Raises:
         ValueError: As in `geodesic`, or if no geodesic was found.
 
+    Warns:
+        UserWarning: If the geodesic has not converged, or leaves the data.
+
     Examples:
         >>> import torch
         >>> from riemannian_diffusion import GaussianMixtureScore
@@ -69,7 +75,19 @@ def logarithm_map(
     check_points(x=x, y=y)
     x, y = own(x, y)
     options = (num_points, num_quadrature, init, solver, rtol, max_evals)
-    return logarithms(metric, x[None], y[None], *options)[0][0]
+    velocities, _, found = logarithms(metric, x[None], y[None], *options)
+    caution = caution_of(found)
+    if caution is not None:
+        warnings.warn(f"logarithm_map: {caution}", stacklevel=4)  # past two decorators
+    return velocities[0]
+
+
+def caution_of(found: Sequence[Geodesic]) -> str | None:
+    """What is wrong with geodesics that have not converged or leave the data, else None."""
+    wrong = [one for one in found if one.status == "max_evals" or one.on_data is False]
+    if not wrong:
+        return None
+    return f"{len(wrong)} of {len(found)} geodesics may be wrong. {wrong[0].message}"
 
 
 def logarithms(
@@ -82,10 +100,10 @@ def logarithms(
     solver: Solver | None,
     rtol: float,
     max_evals: int,
-) -> tuple[Tensor, Tensor]:
-    """Velocities `(P, *shape)` at `x` of geodesics from `x` to `y`, and the paths.
+) -> tuple[Tensor, Tensor, list[Geodesic]]:
+    """Velocities `(P, *shape)` at `x` of geodesics from `x` to `y`, their nodes, and the geodesics.
 
-    The points `x` and `y` are `(P, *shape)`, and the paths are `(P, K, *shape)`.
+    The points `x` and `y` are `(P, *shape)`, and the nodes are `(P, K, *shape)`.
     """
     metric = metric.differentiable()
     found = geodesics(
@@ -114,7 +132,7 @@ def logarithms(
         velocities[rows] = metric.sharp(
             paths[rows, 0], torch.stack(momenta), where, guess=guess, rtol=0.1 * rtol**0.5
         )
-    return velocities, paths
+    return velocities, paths, found
 
 
 def _first_momentum(metric: Metric, pair: int, path: Tensor, num_quadrature: int) -> Tensor:

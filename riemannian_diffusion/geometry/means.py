@@ -15,7 +15,7 @@ from riemannian_diffusion.arguments import (
     check_whole,
 )
 from riemannian_diffusion.geodesics import Start
-from riemannian_diffusion.geometry.logarithms import logarithms
+from riemannian_diffusion.geometry.logarithms import caution_of, logarithms
 from riemannian_diffusion.geometry.tangents import own, paced_norm
 from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import length, smooth
@@ -62,7 +62,8 @@ def frechet_mean(
         The mean, `shape`.
 
     Warns:
-        UserWarning: If the mean has not converged after `max_steps` steps.
+        UserWarning: If the mean has not converged after `max_steps` steps, or the geodesics to it
+            have not converged or leave the data.
 
     Raises:
         ValueError: If `points`, `weights` or `init` are not valid, or no geodesic was found.
@@ -113,7 +114,7 @@ def frechet_mean(
     left = torch.linspace(1, 0, num_points).to(points).view(-1, *[1] * (points.ndim - 1))
     for _ in range(max_steps):
         options = (num_points, num_quadrature, start, None, 0.1 * rtol**2, max_evals)
-        velocities, paths = logarithms(metric, mean.expand_as(points), points, *options)
+        velocities, paths, found = logarithms(metric, mean.expand_as(points), points, *options)
         squares = metric.inner(mean.repeat(len(points), *[1] * mean.ndim), velocities, velocities)
         if metric.flat_pace:
             for i, path in enumerate(paths):
@@ -126,6 +127,9 @@ def frechet_mean(
             factor, step = factor / 2, step / 2
         size = float(paced_norm(metric, base, step))
         if size <= rtol * float((weights.flatten() * reach).sum()):
+            caution = caution_of(found)
+            if caution is not None:
+                warnings.warn(f"frechet_mean: {caution}", stacklevel=4)  # past two decorators
             return base + step
         start = paths + left * (
             base + step - mean

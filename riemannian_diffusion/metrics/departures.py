@@ -13,6 +13,7 @@ from riemannian_diffusion.score.where import Where
 _LARGEST_EXCESS = 1.0  # of the residual over that at the ends, in standard deviations of the noise
 _LARGEST_SHARE = 0.1  # the same, as a share of the residual at the ends
 _LARGEST_STRETCH = 3.5
+_ROUNDING = 16.0  # rounding error of a denoised point, relative to its dtype's
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +29,8 @@ class Departure:
     Attributes:
         residuals: Norm of the residual `x - D(x)` at each point in standard deviations of the
             noise, `(K,)`.
-        stretches: For each segment, the distance between the denoised points divided by the
-            distance between the points, `(K - 1,)`.
+        stretches: For each segment, the distance between the denoised points, less their rounding
+            error, divided by the distance between the points, `(K - 1,)`.
     """
 
     residuals: Tensor
@@ -47,7 +48,9 @@ class Departure:
         denoised = (path[:, None] - residual).flatten(2)
         moved = (denoised[1:] - denoised[:-1]).norm(dim=2).mean(1)
         steps = (path[1:] - path[:-1]).flatten(1).norm(dim=1)
-        stretches = torch.where(steps > 0, moved / steps.clamp(min=1e-30), 1.0)
+        # between nearly equal points, rounding errors of the values would look like leaps
+        moved = moved - _ROUNDING * torch.finfo(path.dtype).eps * path[1:].flatten(1).norm(dim=1)
+        stretches = torch.where(steps > 0, moved.clamp(min=0) / steps.clamp(min=1e-30), 1.0)
         return cls(residual.flatten(2).norm(dim=2).mean(1) / sigma, stretches)
 
     @property

@@ -13,7 +13,7 @@ from typing import Any
 from riemannian_diffusion.arguments import check_whole
 from riemannian_diffusion.cli.inputs import check_ranges, frames_of_gaps
 from riemannian_diffusion.cli.options.batch import OF_ONE_MORPH
-from riemannian_diffusion.pairs.claims import Process
+from riemannian_diffusion.pairs.claims import Process, names_in
 from riemannian_diffusion.pairs.folder import PairFolder
 from riemannian_diffusion.pairs.manifest import Pair, read_pairs
 from riemannian_diffusion.pairs.running import Work, in_order, run_pairs
@@ -48,10 +48,10 @@ def run_batch(args: argparse.Namespace) -> int:
         raise ValueError(f"--output must name a folder, but {args.output} is a file.")
     if not args.output.parent.is_dir():
         raise ValueError(f"the folder {args.output.parent} of --output does not exist.")
-    pairs = read_pairs(args.pairs, num_frames=args.frames, seed=args.seed)[: args.limit]
-    methods = list(dict.fromkeys(args.metric or ["tangent_normal"]))
     is_first = os.environ.get("RANK", "0") == "0"
     tell = partial(print, flush=True) if is_first else _silent
+    pairs = read_pairs(args.pairs, num_frames=args.frames, seed=args.seed, tell=tell)[: args.limit]
+    methods = list(dict.fromkeys(args.metric or ["tangent_normal"]))
     tell(f"{len(pairs)} pairs by {', '.join(methods)}: preparing ...")
 
     # 2. Prepare the folder
@@ -152,11 +152,19 @@ def evaluate_method(
 
     directory = folder.path / method
     output = folder.path / f"evaluation_{method}_{protocol}.json"
-    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    names = sorted(name for name in names_in(directory) if not name.startswith("."))
     claim = process.take(f"evaluate:{method}:{protocol}")
     if claim is None or not names:
         return
-    if not output.exists() or sorted(json.loads(output.read_text())["sequences"]) != names:
+    if _measured_in(output) != names:
         command = ["evaluate", str(directory), "--protocol", protocol, "-o", str(output)]
         run_evaluate(parse([*command, "--device", device, "--force"]))
     process.finish(claim)
+
+
+def _measured_in(report: Path) -> list[str] | None:
+    """The names of the sequences in a report of `evaluate`; None if there is no whole report."""
+    try:
+        return sorted(json.loads(report.read_bytes())["sequences"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

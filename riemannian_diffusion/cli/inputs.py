@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from riemannian_diffusion.arguments import check_not_negative
+from riemannian_diffusion.arguments import check_finite, check_not_negative
 from riemannian_diffusion.media import (
     CLIP_SUFFIXES,
     images_in,
@@ -54,6 +54,7 @@ def check_ranges(args: argparse.Namespace) -> None:
     check_solve(None, args.max_evals, 0.0 if args.rtol is None else args.rtol, 1, None)
     check_sampling(args.adain, args.attention_interpolation, args.space, None)
     check_not_negative(share=args.extrapolate)
+    check_finite(guidance_scale=args.guidance, guidance_damping=args.guidance_damping)
 
 
 class Reader:

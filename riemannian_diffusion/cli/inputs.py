@@ -18,6 +18,7 @@ from riemannian_diffusion.media import (
     open_image,
     read_clip,
 )
+from riemannian_diffusion.pairs.manifest import MOST_FRAMES
 from riemannian_diffusion.pipelines.checks import check_inversion, check_sampling, check_solve
 
 
@@ -196,7 +197,7 @@ def frames_of_gaps(frames: int | list[int], num_gaps: int) -> list[int]:
     """The number of frames of each gap, from one number or one for each.
 
     Raises:
-        ValueError: If one is below 2, or there is not one for each gap.
+        ValueError: If one is below 2, there is not one for each gap, or there are too many frames.
     """
     found = frames if isinstance(frames, list) else [frames] * num_gaps
     if len(found) != num_gaps:
@@ -206,6 +207,11 @@ def frames_of_gaps(frames: int | list[int], num_gaps: int) -> list[int]:
         )
     if min(found) < 2:
         raise ValueError(f"--frames must be at least 2, but got {min(found)}.")
+    if sum(found) > MOST_FRAMES:
+        raise ValueError(
+            f"the morph would have {sum(found)} frames, more than {MOST_FRAMES}: ask for fewer with "
+            "--frames, or with smaller frame numbers behind images."
+        )
     return found
 
 

@@ -18,6 +18,7 @@ from riemannian_diffusion.media.images import is_image, named
 COLUMNS = ("name", "image_0", "image_1", "prompt_0", "prompt_1", "frames", "seed")
 MOST_PROBLEMS = 10  # of a manifest that are listed
 LONGEST_NAME = 200  # bytes; file systems take 255, and temporary names are longer
+MOST_FRAMES = 100_000  # of a morph; more would not fit in memory
 LONGEST_NUMBER = 20  # digits of the largest seed
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # of Windows
 
@@ -271,7 +272,7 @@ def _pair_of(
     if problem := _bad_name(name):
         problems.append(problem)
     numbers = {"frames": num_frames, "seed": seed}
-    for key, low, high in (("frames", 2, 10**6), ("seed", 0, 2**64 - 1)):
+    for key, low, high in (("frames", 2, MOST_FRAMES), ("seed", 0, 2**64 - 1)):
         value = row.get(key, numbers[key])
         text = value.strip() if isinstance(value, str) else ""
         if text.isdecimal() and len(text) <= LONGEST_NUMBER:

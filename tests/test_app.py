@@ -498,6 +498,12 @@ def test_command_serves_only_this_machine(tiny_pipe, tmp_path, monkeypatch):
     assert launched["share"] is False
 
 
+@pytest.mark.parametrize("given", [("--allow-host", "http://x.org/"), ("--port", "99999")])
+def test_bad_addresses_are_refused_before_the_work(given, capsys):
+    assert main(["app", *given]) == 2
+    assert f"error: {given[0]} must be" in capsys.readouterr().err
+
+
 def test_a_port_in_use_is_reported(tiny_pipe):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -256,6 +256,17 @@ def test_settings_hold_options_of_every_kind():
     assert found["--vae"] == f"{Path.cwd()}/b.safetensors" and found["--init"] == ["slerp"]
 
 
+def test_missing_weights_end_the_run_before_the_work(run, out, monkeypatch):
+    """They are no failure of one pair after the other."""
+
+    def fail(*_, **__):
+        raise OSError("no weights")
+
+    monkeypatch.setattr("riemannian_diffusion.pipelines.retiming.lpips_distance", fail)
+    status, _, error = run("--retime", "lpips")
+    assert status == 2 and "no weights" in error and not (out / "failed").exists()
+
+
 def test_size_crops_and_scales(run, out):
     assert run("--limit", "1", "--size", "32")[0] == run("--limit", "1", "--size", "32")[0] == 0
     with PIL.Image.open(out / "slerp" / "animation-a" / "00.png") as frame:

@@ -23,6 +23,7 @@ LABELS = {
 }
 ADVICE = {  # what the library advises -> what the page advises
     "resize or crop them first": "change Width and Height",
+    ", or pass a network of your own": "",
     "adapt is for": "“Fit the model to the images first” is for",
     "with `safety_checker=None`": "without one, by whoever runs this page",
 }

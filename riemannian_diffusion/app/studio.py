@@ -27,6 +27,7 @@ from riemannian_diffusion.pipelines import Keyframes
 from riemannian_diffusion.pipelines.curves import check_metric
 from riemannian_diffusion.pipelines.progress import TITLES, SolveProgress
 from riemannian_diffusion.pipelines.quality import verdict
+from riemannian_diffusion.pipelines.retiming import find_distance
 from riemannian_diffusion.pipelines.starts import as_starts
 from riemannian_diffusion.score import Conditions
 from riemannian_diffusion.score.schedulers import is_flow
@@ -234,7 +235,10 @@ class Request:
             Cancelled: If `stop` was called.
             ValueError: If a stage refuses an argument.
         """
-        solved, paths = [], []
+        solved, paths, distance = [], [], None
+        if retime is not None:
+            with self._pipe() as pipe:  # before the work, as its weights may be missing
+                distance = find_distance(retime, pipe.device_of_work)
         for metric in metrics:
             with self._pipe() as pipe:
                 energies, start = Energies(), time.perf_counter()
@@ -255,8 +259,8 @@ class Request:
         for metric, path, (energies, solving) in zip(metrics, paths, solved, strict=True):
             with self._pipe() as pipe:
                 start, listen, solves = time.perf_counter(), self._told(metric), energies.solves
-                if retime is not None:
-                    path = pipe.retime(path, retime, on_event=listen)
+                if distance is not None:
+                    path = pipe.retime(path, distance, on_event=listen)
                 if share:
                     path = pipe.extend(path, share, on_event=listen)
                 if inverted.third is not None:

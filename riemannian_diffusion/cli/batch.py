@@ -12,6 +12,7 @@ from typing import Any
 
 from riemannian_diffusion.arguments import check_whole
 from riemannian_diffusion.cli.inputs import check_ranges, frames_of_gaps
+from riemannian_diffusion.cli.notes import Notes
 from riemannian_diffusion.cli.options.batch import OF_ONE_MORPH
 from riemannian_diffusion.pairs.claims import Process, names_in
 from riemannian_diffusion.pairs.folder import PairFolder
@@ -71,7 +72,8 @@ def run_batch(args: argparse.Namespace) -> int:
             from riemannian_diffusion.cli.batch_work import MorphWork
 
             tell(f"loading {args.model or 'the shipped model'} ...")
-            return MorphWork(args, methods, device, dtype)
+            with Notes(silent=not is_first):  # other libraries' warnings are for developers
+                return MorphWork(args, methods, device, dtype)
 
         try:
             run_pairs(in_order(pairs, rank, num_processes), folder, load, tell=tell)

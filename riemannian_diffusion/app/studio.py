@@ -219,7 +219,8 @@ class Request:
     ) -> Iterator[Morph]:
         """Yield the morphs by several metrics, whose paths are sampled in one batch.
 
-        Every stage waits for this request's turn.
+        Every stage waits for this request's turn. If a metric cannot be solved for, the morphs by
+        those before it are yielded before its error is raised.
 
         Args:
             inverted: What `invert` returned.
@@ -235,7 +236,7 @@ class Request:
             Cancelled: If `stop` was called.
             ValueError: If a stage refuses an argument.
         """
-        solved, paths, distance = [], [], None
+        solved, paths, distance, problem = [], [], None, None
         if retime is not None:
             with self._pipe() as pipe:  # before the work, as its weights may be missing
                 distance = find_distance(retime, pipe.device_of_work)
@@ -245,9 +246,15 @@ class Request:
                 listen = self._told_of_solve(
                     metric, energies, inverted.keys.num_gaps, options["max_evals"]
                 )
-                path = pipe.solve(
-                    inverted.keys, metric, generator=_seeded(seed), on_event=listen, **options
-                )
+                try:
+                    path = pipe.solve(
+                        inverted.keys, metric, generator=_seeded(seed), on_event=listen, **options
+                    )
+                except Exception as error:
+                    if isinstance(error, Cancelled) or not paths:
+                        raise
+                    problem, metrics = error, metrics[: len(paths)]  # show what is solved first
+                    break
                 solved.append((energies, time.perf_counter() - start))
                 paths.append(path)
         with self._pipe() as pipe:
@@ -281,6 +288,8 @@ class Request:
                 *(metric, found.frames, found.geodesics, solves, errors, seconds),
                 *(found.warnings, verdict(found), is_analogy),
             )
+        if problem is not None:
+            raise problem
 
     def _told(self, prefix: str) -> Listener:
         """A listener that reports events after a prefix."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import os
 import random
@@ -254,6 +255,22 @@ def test_settings_hold_options_of_every_kind():
     found = batch.settings_of(args, "float32")
     assert found["--size"] == [512, 256] and found["--lora"] == [f"{Path.cwd()}/a.safetensors:0.5"]
     assert found["--vae"] == f"{Path.cwd()}/b.safetensors" and found["--init"] == ["slerp"]
+
+
+def test_names_that_the_terminal_cannot_show_do_no_harm(run, pairs, out, monkeypatch):
+    """As where the output of Windows goes to a file, or in an old locale."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    rows = [GOOD | {"name": "\u65e5"}]
+    assert run("--metric", "lerp", source=write(pairs / "list.csv", rows))[0] == 0
+    sys.stdout.flush()
+    assert b"\\u65e5" in written.getvalue()
+    assert "\u65e5,lerp" in (out / "summary.csv").read_text(encoding="utf-8")
+
+
+def test_a_protocol_of_another_size_is_refused_before_the_work(run):
+    status, printed, error = run("--frames", "17", "--evaluate", "diffmorpher17")
+    assert status == 2 and "needs 512 x 512" in error and "loading" not in printed
 
 
 def test_missing_weights_end_the_run_before_the_work(run, out, monkeypatch):

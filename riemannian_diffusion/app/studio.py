@@ -236,7 +236,9 @@ class Request:
             Cancelled: If `stop` was called.
             ValueError: If a stage refuses an argument.
         """
-        solved, paths, distance, problem = [], [], None, None
+        solved: list[tuple[Energies, float]] = []
+        paths: list[Any] = []
+        distance = problem = None
         if retime is not None:
             with self._pipe() as pipe:  # before the work, as its weights may be missing
                 distance = find_distance(retime, pipe.device_of_work)

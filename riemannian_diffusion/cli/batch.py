@@ -14,6 +14,7 @@ from riemannian_diffusion.arguments import check_whole
 from riemannian_diffusion.cli.inputs import check_ranges, frames_of_gaps
 from riemannian_diffusion.cli.notes import Notes
 from riemannian_diffusion.cli.options.batch import OF_ONE_MORPH
+from riemannian_diffusion.media import shown_size
 from riemannian_diffusion.pairs.claims import Process, names_in
 from riemannian_diffusion.pairs.folder import PairFolder
 from riemannian_diffusion.pairs.manifest import Pair, read_pairs
@@ -60,7 +61,7 @@ def run_batch(args: argparse.Namespace) -> int:
     dtype = args.dtype or default_dtype(device)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end in order, as after Ctrl-C
     if args.evaluate is not None:
-        check_protocol(args.evaluate, pairs)
+        check_protocol(args.evaluate, pairs, args.size)
     with Process(args.output) as process:
         folder = PairFolder(args.output, methods, process)
         folder.begin(settings_of(args, dtype), pairs)
@@ -132,8 +133,13 @@ def settings_of(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
     )
 
 
-def check_protocol(name: str, pairs: list[Pair]) -> None:
-    """Refuse pairs with another number of frames than a protocol needs.
+def check_protocol(name: str, pairs: list[Pair], size: tuple[int, int] | None) -> None:
+    """Refuse pairs with another number or size of frames than a protocol needs.
+
+    Args:
+        name: The name of the protocol.
+        pairs: The pairs.
+        size: Width and height of all frames; None stands for those of each pair's first image.
 
     Raises:
         ValueError: Naming the first such pair.
@@ -142,7 +148,11 @@ def check_protocol(name: str, pairs: list[Pair]) -> None:
 
     protocol = PROTOCOLS[name]
     for pair in pairs:
-        protocol.check(pair.name, pair.num_frames, protocol.resolution or (1, 1))
+        try:
+            width, height = size or shown_size(pair.images[0])
+        except (OSError, ValueError):  # the pair will fail, and its record will say why
+            continue
+        protocol.check(pair.name, pair.num_frames, (height, width))
 
 
 def evaluate_method(

@@ -266,8 +266,8 @@ def _pair_of(
         images.append(root / row[name])
         if not os.path.isfile(images[-1]):  # False as well where the name is too long for a file
             is_there = os.path.exists(images[-1])
-            problem = "is no file" if is_there else "does not exist"
-            problems.append(f"has {name} {row[name]!r}, but {images[-1]} {problem}")
+            why = "is no file" if is_there else "does not exist"
+            problems.append(f"has {name} {row[name]!r}, but {images[-1]} {why}")
     name = row.get("name") or f"row{number:05d}"
     if problem := _bad_name(name):
         problems.append(problem)

@@ -26,6 +26,7 @@ pytest.importorskip("matplotlib")
 
 from riemannian_diffusion.app import serve  # noqa: E402
 from riemannian_diffusion.app.inputs import (  # noqa: E402
+    Settings,
     check_numbers,
     check_size,
     check_upload,
@@ -34,6 +35,7 @@ from riemannian_diffusion.app.inputs import (  # noqa: E402
     parse_prompts,
 )
 from riemannian_diffusion.app.kept import KeptWork  # noqa: E402
+from riemannian_diffusion.app.labels import with_labels  # noqa: E402
 from riemannian_diffusion.app.models import Models, Offer  # noqa: E402
 from riemannian_diffusion.app.morphs import Energies  # noqa: E402
 from riemannian_diffusion.app.outputs import (  # noqa: E402
@@ -174,6 +176,62 @@ def test_metrics_are_compared_on_one_inversion(tiny_pipe, pictures):
         "lerp and slerp: Sampling",  # in one batch
     ]
     assert sum(phase == "Inverting" and done == 0 for phase, done, _ in reports) >= 1
+
+
+def test_a_metric_that_fails_loses_no_other(tiny_pipe, pictures, monkeypatch):
+    """The morph by the metric before it is shown, then the error."""
+    solve = type(tiny_pipe).solve
+
+    def fails(pipe, keys, metric, **options):
+        if metric == "slerp":
+            raise MemoryError("too large")
+        return solve(pipe, keys, metric, **options)
+
+    monkeypatch.setattr(type(tiny_pipe), "solve", fails)
+    with studio_of(tiny_pipe).request("me", quiet) as asked:
+        keys = asked.invert(pictures, seed=0, **INVERSION)
+        found = asked.morphs(keys, ["lerp", "slerp"], seed=0, **SOLVE)
+        assert next(found).name == "lerp"
+        with pytest.raises(MemoryError, match="too large"):
+            next(found)
+        with pytest.raises(MemoryError, match="too large"):
+            next(asked.morphs(keys, ["slerp", "lerp"], seed=0, **SOLVE))
+
+
+ASKED = Settings(
+    *("shipped", [("a.png", None)] * 2, "", "slerp", "none", 3, "", 12, 0.6, 0, 0, "", 1, 0, 4, 1),
+    *([], "no", "noise", 0, "no", 0, None, False, False, 0),
+)
+
+
+@pytest.mark.parametrize(
+    ("label", "changed"),
+    [
+        ("Frames must be a whole number, but got 2.5", {"num_frames": 2.5}),
+        ("Seed must be a whole number, but got 0.5", {"seed": 0.5}),
+        ("Steps must be a whole number", {"steps": 1.5}),
+        ("Evaluations at most must be a whole number", {"max_evals": 1.5}),
+        ("Frames/s must be from 0.01 to 1000, but got 0", {"fps": 0}),
+        ("Seed must be from 0", {"seed": -1}),
+        ("Steps must be a finite number, but got None", {"steps": None}),
+    ],
+)
+def test_settings_are_checked_before_the_work(label, changed):
+    ASKED.check()
+    with pytest.raises(ValueError, match=label):
+        replace(ASKED, **changed).check()
+
+
+def test_messages_name_the_labels_of_the_page(tiny_pipe, pictures):
+    """And no argument that the page lacks."""
+    with studio_of(tiny_pipe).request("me", quiet) as asked:
+        keys = asked.invert(pictures, seed=0, space="clean", **INVERSION)
+        with pytest.raises(ValueError, match="adain") as error:
+            next(asked.morphs(keys, ["lerp"], seed=0, attention_interpolation=0.5, **SOLVE))
+        assert with_labels(str(error.value)).startswith("“Attention interpolation” is an option of")
+        with pytest.raises(ValueError, match="Prompts, ") as error:
+            asked.invert(pictures[:2], seed=0, prompt=["a", "b", "c"], **INVERSION)
+        assert "one line for all images, or one line for each" in with_labels(str(error.value))
 
 
 def test_repeated_energies_count_once():
@@ -496,6 +554,12 @@ def test_command_serves_only_this_machine(tiny_pipe, tmp_path, monkeypatch):
     assert not guard.kwargs["folder"].exists()
     assert launched["server_name"] == "127.0.0.1" and launched["server_port"] == port
     assert launched["share"] is False
+
+
+@pytest.mark.parametrize("given", [("--allow-host", "http://x.org/"), ("--port", "99999")])
+def test_bad_addresses_are_refused_before_the_work(given, capsys):
+    assert main(["app", *given]) == 2
+    assert f"error: {given[0]} must be" in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_reported(tiny_pipe):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import os
 import random
@@ -183,7 +184,8 @@ def test_a_lost_device_ends_the_run_and_is_no_failure_of_pairs(run, out, monkeyp
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--steps", "5"], "was begun with --steps 4, but now it is 5"),
+        (["--steps", "5"], "was begun with --steps 4, not with --steps 5"),
+        (["--adain"], "was begun with no --adain, not with --adain:"),
         (["--seed", "1"], "was made with seed 0, but now it is 1"),
         (["--frames", "4"], "was made with frames 3, but now it is 4"),
     ],
@@ -192,6 +194,44 @@ def test_other_settings_are_refused(run, more, message):
     assert run("--limit", "1")[0] == 0
     status, _, error = run(*more)
     assert status == 2 and message in error
+
+
+def test_settings_with_which_nothing_was_made_are_replaced(run, out, monkeypatch):
+    """A wrong first command does not spoil the folder, unless another process may be at work."""
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            batch_work, "load_model", lambda *_: (_ for _ in ()).throw(OSError("no model"))
+        )
+        assert run("--limit", "1", "--steps", "7")[0] == 2
+    (out / "settings.json").write_text("{")
+    process = out / ".processes" / "elsewhere-1-1-1"  # on another machine, and touched just now
+    process.mkdir(parents=True)
+    status, _, error = run("--limit", "1")
+    assert status == 2 and f"{out / 'settings.json'} is damaged: delete it" in error
+    process.rmdir()
+    assert run("--limit", "1")[0] == run("--limit", "1")[0] == 0
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}"])
+def test_a_damaged_morph_is_named(run, out, text):
+    assert run("--limit", "1")[0] == 0
+    morph = out / "slerp" / "animation-a"
+    (morph / "pair.json").unlink()
+    if text is not None:
+        (morph / "pair.json").write_text(text)
+    status, _, error = run("--limit", "1")
+    assert status == 2 and re.search(f"{morph}.*: delete (it|{morph}) and run this again", error)
+    shutil.rmtree(morph)
+    assert run("--limit", "1")[0] == 0 and (morph / "pair.json").exists()
+
+
+def test_a_manifest_may_be_named_by_another_path(run, pairs, monkeypatch):
+    """Absolute and relative paths, of the manifest and in it, name the same images."""
+    rows = [GOOD | {name: str(pairs / GOOD[name]) for name in ("image_0",)}]
+    manifest = write(pairs / "list.csv", rows)
+    assert run(source=manifest)[0] == 0
+    monkeypatch.chdir(pairs)
+    assert run(source=Path("list.csv"))[0] == 0
 
 
 def test_options_on_which_no_frame_depends_may_change(run):
@@ -206,6 +246,50 @@ def test_settings_are_all_options_but_known_ones():
     left_out = {f"--{name.replace('_', '-')}" for name in batch.NOT_OF_FRAMES}
     assert names - left_out == set(batch.settings_of(args, "float32"))
     assert "--seed" in left_out and "--strength" not in left_out
+
+
+def test_settings_hold_options_of_every_kind():
+    """A size, a path with a weight, a path, a list and a number: as JSON gives them back."""
+    given = ["--size", "512x256", "--lora", "a.safetensors:0.5", "--vae", "b.safetensors"]
+    args = parse(["batch", "pairs", "-o", "out", *given, "--init", "slerp", "--strength", "0.5"])
+    found = batch.settings_of(args, "float32")
+    assert found["--size"] == [512, 256] and found["--lora"] == [f"{Path.cwd()}/a.safetensors:0.5"]
+    assert found["--vae"] == f"{Path.cwd()}/b.safetensors" and found["--init"] == ["slerp"]
+
+
+def test_names_that_the_terminal_cannot_show_do_no_harm(run, pairs, out, monkeypatch):
+    """As where the output of Windows goes to a file, or in an old locale."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    rows = [GOOD | {"name": "\u65e5"}]
+    assert run("--metric", "lerp", source=write(pairs / "list.csv", rows))[0] == 0
+    sys.stdout.flush()
+    assert b"\\u65e5" in written.getvalue()
+    assert "\u65e5,lerp" in (out / "summary.csv").read_text(encoding="utf-8")
+
+
+def test_a_protocol_of_another_size_is_refused_before_the_work(run):
+    status, printed, error = run("--frames", "17", "--evaluate", "diffmorpher17")
+    assert status == 2 and "needs 512 x 512" in error and "loading" not in printed
+
+
+def test_missing_weights_end_the_run_before_the_work(run, out, monkeypatch):
+    """They are no failure of one pair after the other."""
+
+    def fail(*_, **__):
+        raise OSError("no weights")
+
+    monkeypatch.setattr("riemannian_diffusion.pipelines.retiming.lpips_distance", fail)
+    status, _, error = run("--retime", "lpips")
+    assert status == 2 and "no weights" in error and not (out / "failed").exists()
+
+
+def test_size_crops_and_scales(run, out):
+    assert run("--limit", "1", "--size", "32")[0] == run("--limit", "1", "--size", "32")[0] == 0
+    with PIL.Image.open(out / "slerp" / "animation-a" / "00.png") as frame:
+        assert frame.size == (32, 32)
+    status, _, error = run("--limit", "1", "--size", "32x64")
+    assert status == 2 and "was begun with --size 32x32, not with --size 32x64" in error
 
 
 # ------------------------------------------------------------------------------ manifests
@@ -269,11 +353,28 @@ def test_bad_rows_are_named_before_the_work(run, pairs, suffix):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image_0,image_1,promt_0\n", "the unknown columns 'promt_0': the columns are name, image"),
-        ("image_0\n", "not the columns 'image_1'"),
-        ("image_0,image_1,image_1\n", "twice the columns 'image_1'"),
+        ("image_0,image_1,promt_0\n", "has unknown column 'promt_0': the columns are name, image"),
+        ("image_0\n", "lacks column 'image_1'"),
+        ("image_0,image_1,image_1\n", "repeats column 'image_1'"),
         ("image_0,image_1\na,b,c\n", r"row 1 \(line 2\) has more cells than the header"),
         ("image_0,image_1\n", "has no rows"),
+        ("\n", "must begin with a line of the columns' names, such as image_0,image_1"),
+        ("cat_0.png,cat_1.png\n", "must begin with a line of the columns' names"),
+        ("name;image_0;image_1\n", "has semicolons between its cells: use commas"),
+        ("name\timage_0\timage_1\n", "has tabs between its cells: use commas"),
+        ('image_0,image_1,prompt_0\na,b,"a cat\nc,d,e\n', "from line 2 on: .* Put quotes around"),
+        ('image_0,image_1,prompt_0\na,b,"a "big" cat"\n', "from line 2 on: .* inside it twice"),
+        (f"image_0,image_1\na,{'b' * 200_000}\n", "from line 2 on"),
+        (f"image_0,image_1\ncat_0.png,{'b' * 300}\n", "has image_1 'b+', but .* does not exist"),
+        ("image_0,image_1\ncat_0.png,animation\n", "animation is no file"),
+        (f"image_0,image_1,seed\ncat_0.png,cat_1.png,{'9' * 5000}\n", "has seed '99+.*99', which"),
+        ('{"image_0": "cat_0.png", "image_0": "b"}\n', "'image_0' is given twice"),
+        (
+            '{"image_0": "cat_0.png", "prompt_0": "\\ud800"}\n',
+            r"has prompt_0 '\\ud800', which is no",
+        ),
+        ("[" * 100_000, "row 1 .* cannot be read"),
+        ('[\n{"image_0": "a"}]', r"row 1 .* not JSON.*\(write one object on each line\)"),
         ('{"image_0": "a", "picture": 1}\n', r"has unknown columns 'picture' \(known: name,"),
         ('{"image_0": 3}\n[1]\n{', "which is no text; row 2 .* is no object .*; row 3 .* not JSON"),
         ('{"image_0": "cat_0.png", "image_1": "cat_1.png", "frames": true}', "has frames True"),
@@ -286,6 +387,54 @@ def test_bad_manifests(run, pairs, text, message):
     assert status == 2 and re.search(message, error), error
 
 
+@pytest.mark.parametrize(
+    ("text", "prompts"),
+    [
+        ("\ufeffimage_0,image_1,prompt_0\r\n\r\ncat_0.png,cat_1.png,a cat\r\n,,\r\n", "a cat"),
+        ('image_0, image_1, prompt_0,\ncat_0.png, cat_1.png, "a, b",\n', "a, b"),
+        ('{"image_0":"cat_0.png","image_1":"cat_1.png","prompt_0":"a\u2028b"}\r\n', "a\u2028b"),
+    ],
+)
+def test_manifests_as_programs_write_them(pairs, text, prompts):
+    path = pairs / ("list.jsonl" if text[0] == "{" else "list.csv")
+    path.write_bytes(text.encode())
+    (pair,) = read_pairs(path, num_frames=3, seed=0)
+    assert (pair.name, pair.prompts[0]) == ("row00001", prompts)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("Cat", "cat", "cat, which some file systems take for Cat of row 1"),
+        ("\u00e9", "e\u0301", "which some file systems take for"),
+        ("a", "b.", "'b.', which cannot be a folder's"),
+        ("a", "Nul", "'Nul', which cannot be a folder's"),
+    ],
+)
+def test_names_differ_on_every_file_system(pairs, first, second, message):
+    path = write(pairs / "list.csv", [GOOD | {"name": name} for name in (first, second)])
+    with pytest.raises(ValueError, match=message):
+        read_pairs(path, num_frames=3, seed=0)
+
+
+def test_a_folder_of_any_images(pairs):
+    """Every format is taken, hidden files are not, and what makes no pair is told."""
+    image = PIL.Image.new("RGB", (4, 4))
+    (pairs / ".cache").mkdir()
+    (pairs / "x_0.png").mkdir()
+    for name in ("a_0.bmp", "a_1.tif", ".cache/b_0.png", "._cat_0.png", "c_2.png"):
+        image.save(pairs / name)
+    told: list[str] = []
+    found = read_pairs(pairs, num_frames=3, seed=0, tell=told.append)
+    assert [pair.name for pair in found] == ["a", "animation-a", "cat", "dog_1"]
+    (sentence,) = told
+    assert sentence.endswith("as their names do not end in _0 or _1: c_2.png, readme.png.")
+    for end in (0, 1):
+        image.save(pairs / f"CAT_{end}.png")
+    with pytest.raises(ValueError, match="some file systems take for CAT of .*: rename its images"):
+        read_pairs(pairs, num_frames=3, seed=0)
+
+
 def test_many_bad_rows_are_counted(pairs):
     path = write(pairs / "list.csv", [{"image_0": "a", "image_1": "b", "seed": "x"}] * 20)
     with pytest.raises(ValueError, match=r"row 4 .* and 50 more problems"):
@@ -296,7 +445,7 @@ def test_many_bad_rows_are_counted(pairs):
     ("case", "message"),
     [
         ("lone", r"pair cat has only .*cat_0.png"),
-        ("empty", r"has no images: name them <name>_0.png"),
+        ("empty", r"has no pairs of images: name them <name>_0.png"),
         ("double", r"are both image 0 of the pair cat"),
         ("missing", r"does not exist: give a folder, a CSV or a JSONL file"),
         ("text", r"must be a folder, or end in .csv or .jsonl"),

@@ -135,6 +135,21 @@ def test_size_crops_and_scales(run, inputs, tmp_path):
     assert run("morph.png", "--metric", "slerp", "--size", "16") == 0
 
 
+def test_what_a_late_stage_needs_is_checked_before_the_work(run, tmp_path, capsys, monkeypatch):
+    """Weights of --retime that are missing, and an image of --analogy of another size."""
+
+    def fail(*_, **__):
+        raise OSError("no file, or pass a network of your own.")
+
+    monkeypatch.setattr("riemannian_diffusion.pipelines.retiming.lpips_distance", fail)
+    assert run("a.gif", "--retime", "lpips") == 2
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
+    assert run("a.gif", "--analogy", str(tmp_path / "small.png")) == 2
+    printed, errors = capsys.readouterr()
+    assert "error: no file.\n" in errors and "small.png has 8 x 8 pixels, but the first" in errors
+    assert "inverting" not in printed
+
+
 BAD = [
     (["-o", "x.bmp"], "--output must end in .gif, .mp4, .png or nothing"),
     (["-o", "no/such/x.gif"], "the folder no/such of --output does not exist"),
@@ -150,7 +165,11 @@ BAD = [
     (["ok.png", "ok.png", "--max-evals", "0", "-o", "x.gif"], "--max-evals must be a whole"),
     (["ok.png", "ok.png", "--guidance", "nan", "-o", "x.gif"], "--guidance must be a finite"),
     (["ok.png", "ok.png", "--frames", "1", "-o", "x.gif"], "--frames must be at least 2, but got"),
-    (["ok.png", "ok.png", "--frames", "3", "4", "-o", "x.gif"], "one for each of 1 gaps"),
+    (["ok.png", "ok.png", "--frames", "3", "4", "-o", "x.gif"], "next, which makes 1, but got 2"),
+    (["ok.png", "ok.png", "--frames", "200000", "-o", "x.gif"], "200000 frames, more than 100000"),
+    (["ok.png@0", "ok.png@200000", "-o", "x.gif"], "200001 frames, more than 100000"),
+    (["ok.png", "ok.png", "--clip-frames", "0", "3", "-o", "x.gif"], "no video is given"),
+    (["--variant", "fp16", "-o", "x.gif"], "shipped model has no variants"),
     (
         ["ok.png", "ok.png", "--init", "split", "--space", "clean", "-o", "x.gif"],
         "--init 'split' needs --space 'noise', but got 'clean'",

@@ -51,6 +51,8 @@ def test_the_example_runs(name):
     test = doctest.DocTestParser().get_doctest(text, {}, name, name, 0)
     found = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test)
     assert test.examples and not found.failed
+    runs = [one for one in test.examples if not one.options.get(doctest.SKIP)]
+    assert runs or ".families." in name, "no line of the example runs"  # families need downloads
 
 
 @pytest.mark.parametrize("name", sorted(ELSEWHERE))

@@ -51,8 +51,15 @@ def fit_embeddings(
         ValueError: If shapes disagree, an argument is out of range, or the loss is not finite.
 
     Examples:
-        >>> from riemannian_diffusion import fit_embeddings
-        >>> fitted = fit_embeddings(unet, scheduler, latents, embeddings)  # doctest: +SKIP
+        >>> import torch
+        >>> from riemannian_diffusion import demo, fit_embeddings
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+        >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+        >>> latents = torch.zeros(2, 4, 16, 16)  # of two images
+        >>> start = torch.zeros(1, 7, pipe.unet.config.cross_attention_dim)
+        >>> fitted = fit_embeddings(pipe.unet, pipe.scheduler, latents, start, num_steps=1)
+        >>> fitted.shape == (2, 7, start.shape[2])
+        True
     """
     embeddings = _per_image(embeddings, latents)
     seed, found = _seed(generator), []
@@ -103,8 +110,15 @@ def fit_lora(
         ValueError: As in `fit_embeddings`, or if the network already has adapters.
 
     Examples:
-        >>> from riemannian_diffusion import fit_lora
-        >>> loras = fit_lora(unet, scheduler, latents, embeddings)  # doctest: +SKIP
+        >>> import torch
+        >>> from riemannian_diffusion import demo, fit_lora
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+        >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+        >>> latents = torch.zeros(2, 4, 16, 16)  # of two images
+        >>> start = torch.zeros(1, 7, pipe.unet.config.cross_attention_dim)
+        >>> loras = fit_lora(pipe.unet, pipe.scheduler, latents, start, num_steps=1)
+        >>> len(loras)
+        2
     """
     try:
         import peft

@@ -34,9 +34,15 @@ class Adaptation:
         ValueError: If both are None, or their numbers of keyframes differ.
 
     Examples:
-        >>> from riemannian_diffusion import adapt
-        >>> adaptation = adapt(pipe, images, ['a ring', 'a ring'])  # doctest: +SKIP
-        >>> conditions = pipe.condition(adaptation=adaptation)  # doctest: +SKIP
+        >>> from PIL import Image
+        >>> from riemannian_diffusion import adapt, demo
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+        >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+        >>> images = [Image.open(path) for path in demo.endpoint_paths()]
+        >>> adaptation = adapt(pipe, images, "a torus", embedding_steps=1, lora_steps=0)
+        >>> conditions = pipe.condition(adaptation=adaptation)
+        >>> len(adaptation.embeddings)  # one for each image
+        2
     """
 
     embeddings: Tensor | None = None
@@ -124,9 +130,15 @@ def adapt(
         ValueError: If an argument is out of range, or the numbers of images and prompts disagree.
 
     Examples:
-        >>> from riemannian_diffusion import adapt
-        >>> adaptation = adapt(pipe, images, ['a ring', 'a ring'])  # doctest: +SKIP
-        >>> conditions = pipe.condition(adaptation=adaptation)  # doctest: +SKIP
+        >>> from PIL import Image
+        >>> from riemannian_diffusion import adapt, demo
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+        >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+        >>> images = [Image.open(path) for path in demo.endpoint_paths()]
+        >>> adaptation = adapt(pipe, images, "a torus", embedding_steps=1, lora_steps=0)
+        >>> conditions = pipe.condition(adaptation=adaptation)
+        >>> len(adaptation.embeddings)  # one for each image
+        2
     """
     from diffusers import StableDiffusionPipeline  # not at the top, because it takes seconds
 

@@ -29,8 +29,15 @@ class LoraMix(nn.Module):
         ValueError: If there is no LoRA, or the network lacks a module of a LoRA.
 
     Examples:
-        >>> from riemannian_diffusion import LoraMix
-        >>> mix = LoraMix(unet, loras)  # doctest: +SKIP
+        >>> import torch
+        >>> from riemannian_diffusion import LoraMix, demo, fit_lora
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+        >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+        >>> latents = torch.zeros(2, 4, 16, 16)  # of two images
+        >>> start = torch.zeros(1, 7, pipe.unet.config.cross_attention_dim)
+        >>> loras = fit_lora(pipe.unet, pipe.scheduler, latents, start, num_steps=1)
+        >>> LoraMix(pipe.unet, loras).num_loras
+        2
     """
 
     def __init__(self, unet: nn.Module, loras: Sequence[Mapping[str, Tensor]]):
@@ -163,9 +170,15 @@ def interpolated_attention(
             inside the context has another length than `weights`.
 
     Examples:
-        >>> from riemannian_diffusion import interpolated_attention
-        >>> with interpolated_attention(unet, weights):  # doctest: +SKIP
-        ...     sample(levels, path, timesteps)
+        >>> import torch
+        >>> from riemannian_diffusion import demo, interpolated_attention
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+        >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+        >>> path = torch.zeros(5, 4, 16, 16)
+        >>> text = torch.zeros(5, 7, pipe.unet.config.cross_attention_dim)
+        >>> with torch.no_grad(), interpolated_attention(pipe.unet, torch.linspace(0, 1, 5)):
+        ...     pipe.unet(path, 500, encoder_hidden_states=text).sample.shape
+        torch.Size([5, 4, 16, 16])
     """
     found = [
         module

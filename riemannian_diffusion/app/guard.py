@@ -50,7 +50,7 @@ class Limits:
     json_bytes: int = MEGABYTE
     folder_bytes: int = 2000 * MEGABYTE
     folder_files: int = 5000
-    address_uploads: int = 200
+    address_uploads: int = 1000
     address_bytes: int = 500 * MEGABYTE
     seconds: int = 3600
 

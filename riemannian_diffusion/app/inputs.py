@@ -109,6 +109,12 @@ class Settings:
             **{"Go on beyond the last image": self.extrapolate, "Seed": self.seed},
         }
         check_numbers(**labels)
+        whole = {"Frames": self.num_frames, "Steps": self.steps, "Seed": self.seed}
+        for name, value in (whole | {"Evaluations at most": self.max_evals}).items():
+            if value != int(value):
+                raise ValueError(f"{name} must be a whole number, but got {value:g}.")
+        if not 0.01 <= self.fps <= 1000:
+            raise ValueError(f"Frames/s must be from 0.01 to 1000, but got {self.fps:g}.")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"Seed must be from 0 to 2^63 - 1, but got {self.seed:g}.")
         if len(self.images or []) > MOST_IMAGES:

@@ -23,6 +23,13 @@ LABELS = {
 }
 ADVICE = {  # what the library advises -> what the page advises
     "resize or crop them first": "change Width and Height",
+    ", or pass a network of your own": "",
+    "`adain` and `attention_interpolation` are options of sampling": (
+        "`attention_interpolation` is an option of sampling"
+    ),
+    "Prompts, embeddings and adaptations must be one for all keyframes or one for each": (
+        "“Prompts” must be one line for all images, or one line for each"
+    ),
     "adapt is for": "“Fit the model to the images first” is for",
     "with `safety_checker=None`": "without one, by whoever runs this page",
 }

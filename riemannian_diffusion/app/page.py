@@ -260,6 +260,6 @@ def _as_messages() -> Iterator[None]:
     """Shows errors of the input on the page; torch's own are printed as well."""
     try:
         yield
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        text = as_text(with_labels(str(error)))  # it quotes the input
+    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        text = as_text(with_labels(str(error) or "out of memory"))  # it quotes the input
         raise gr.Error(text, print_exception=isinstance(error, RuntimeError)) from error

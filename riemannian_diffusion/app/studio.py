@@ -27,6 +27,7 @@ from riemannian_diffusion.pipelines import Keyframes
 from riemannian_diffusion.pipelines.curves import check_metric
 from riemannian_diffusion.pipelines.progress import TITLES, SolveProgress
 from riemannian_diffusion.pipelines.quality import verdict
+from riemannian_diffusion.pipelines.retiming import find_distance
 from riemannian_diffusion.pipelines.starts import as_starts
 from riemannian_diffusion.score import Conditions
 from riemannian_diffusion.score.schedulers import is_flow
@@ -218,7 +219,8 @@ class Request:
     ) -> Iterator[Morph]:
         """Yield the morphs by several metrics, whose paths are sampled in one batch.
 
-        Every stage waits for this request's turn.
+        Every stage waits for this request's turn. If a metric cannot be solved for, the morphs by
+        those before it are yielded before its error is raised.
 
         Args:
             inverted: What `invert` returned.
@@ -234,16 +236,27 @@ class Request:
             Cancelled: If `stop` was called.
             ValueError: If a stage refuses an argument.
         """
-        solved, paths = [], []
+        solved: list[tuple[Energies, float]] = []
+        paths: list[Any] = []
+        distance = problem = None
+        if retime is not None:
+            with self._pipe() as pipe:  # before the work, as its weights may be missing
+                distance = find_distance(retime, pipe.device_of_work)
         for metric in metrics:
             with self._pipe() as pipe:
                 energies, start = Energies(), time.perf_counter()
                 listen = self._told_of_solve(
                     metric, energies, inverted.keys.num_gaps, options["max_evals"]
                 )
-                path = pipe.solve(
-                    inverted.keys, metric, generator=_seeded(seed), on_event=listen, **options
-                )
+                try:
+                    path = pipe.solve(
+                        inverted.keys, metric, generator=_seeded(seed), on_event=listen, **options
+                    )
+                except Exception as error:
+                    if isinstance(error, Cancelled) or not paths:
+                        raise
+                    problem, metrics = error, metrics[: len(paths)]  # show what is solved first
+                    break
                 solved.append((energies, time.perf_counter() - start))
                 paths.append(path)
         with self._pipe() as pipe:
@@ -255,8 +268,8 @@ class Request:
         for metric, path, (energies, solving) in zip(metrics, paths, solved, strict=True):
             with self._pipe() as pipe:
                 start, listen, solves = time.perf_counter(), self._told(metric), energies.solves
-                if retime is not None:
-                    path = pipe.retime(path, retime, on_event=listen)
+                if distance is not None:
+                    path = pipe.retime(path, distance, on_event=listen)
                 if share:
                     path = pipe.extend(path, share, on_event=listen)
                 if inverted.third is not None:
@@ -277,6 +290,8 @@ class Request:
                 *(metric, found.frames, found.geodesics, solves, errors, seconds),
                 *(found.warnings, verdict(found), is_analogy),
             )
+        if problem is not None:
+            raise problem
 
     def _told(self, prefix: str) -> Listener:
         """A listener that reports events after a prefix."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -29,6 +30,9 @@ def main(argv: list[str] | None = None) -> int:
         interrupt, 141 if nobody reads the output any more. After bad input or an interrupt, one
         line says what happened.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names may hold what the stream cannot
+            stream.reconfigure(errors="backslashreplace")
     args = parse(argv)
     spin_briefly()
     finish_quietly()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+from riemannian_diffusion.cli.notes import Notes
 from riemannian_diffusion.cli.options.app import AUTH
 from riemannian_diffusion.runtime import default_dtype, first_device
 
@@ -18,6 +20,14 @@ def run_app(args: argparse.Namespace) -> None:
     auth = read_auth(args.auth, os.environ.get(AUTH))
     given = [None if model == SHIPPED else model for model in args.model or [SHIPPED]]
     check_models(args, given)
+    for name in args.allow_host:
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(
+                "--allow-host must be a name without protocol, port and path, such as "
+                f"morphs.example.org, but got {name!r}."
+            )
+    if not 0 <= args.port < 2**16:
+        raise ValueError(f"--port must be from 0 to 65535, but got {args.port}.")
     print("preparing the page ...", flush=True)  # before imports, which take seconds
     try:
         from riemannian_diffusion.app import Models, Offer, serve
@@ -35,7 +45,8 @@ def run_app(args: argparse.Namespace) -> None:
 
         def load() -> Any:
             print(f"loading {'the shipped model' if model is None else model} ...", flush=True)
-            return load_model(one, device, dtype)
+            with Notes():  # other libraries' warnings are for developers
+                return load_model(one, device, dtype)
 
         return Offer(name, load, size_of(model, args.variant))
 

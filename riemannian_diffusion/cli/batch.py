@@ -12,8 +12,10 @@ from typing import Any
 
 from riemannian_diffusion.arguments import check_whole
 from riemannian_diffusion.cli.inputs import check_ranges, frames_of_gaps
+from riemannian_diffusion.cli.notes import Notes
 from riemannian_diffusion.cli.options.batch import OF_ONE_MORPH
-from riemannian_diffusion.pairs.claims import Process
+from riemannian_diffusion.media import shown_size
+from riemannian_diffusion.pairs.claims import Process, names_in
 from riemannian_diffusion.pairs.folder import PairFolder
 from riemannian_diffusion.pairs.manifest import Pair, read_pairs
 from riemannian_diffusion.pairs.running import Work, in_order, run_pairs
@@ -48,10 +50,10 @@ def run_batch(args: argparse.Namespace) -> int:
         raise ValueError(f"--output must name a folder, but {args.output} is a file.")
     if not args.output.parent.is_dir():
         raise ValueError(f"the folder {args.output.parent} of --output does not exist.")
-    pairs = read_pairs(args.pairs, num_frames=args.frames, seed=args.seed)[: args.limit]
-    methods = list(dict.fromkeys(args.metric or ["tangent_normal"]))
     is_first = os.environ.get("RANK", "0") == "0"
     tell = partial(print, flush=True) if is_first else _silent
+    pairs = read_pairs(args.pairs, num_frames=args.frames, seed=args.seed, tell=tell)[: args.limit]
+    methods = list(dict.fromkeys(args.metric or ["tangent_normal"]))
     tell(f"{len(pairs)} pairs by {', '.join(methods)}: preparing ...")
 
     # 2. Prepare the folder
@@ -59,7 +61,7 @@ def run_batch(args: argparse.Namespace) -> int:
     dtype = args.dtype or default_dtype(device)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end in order, as after Ctrl-C
     if args.evaluate is not None:
-        check_protocol(args.evaluate, pairs)
+        check_protocol(args.evaluate, pairs, args.size)
     with Process(args.output) as process:
         folder = PairFolder(args.output, methods, process)
         folder.begin(settings_of(args, dtype), pairs)
@@ -71,7 +73,8 @@ def run_batch(args: argparse.Namespace) -> int:
             from riemannian_diffusion.cli.batch_work import MorphWork
 
             tell(f"loading {args.model or 'the shipped model'} ...")
-            return MorphWork(args, methods, device, dtype)
+            with Notes(silent=not is_first):  # other libraries' warnings are for developers
+                return MorphWork(args, methods, device, dtype)
 
         try:
             run_pairs(in_order(pairs, rank, num_processes), folder, load, tell=tell)
@@ -130,8 +133,13 @@ def settings_of(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
     )
 
 
-def check_protocol(name: str, pairs: list[Pair]) -> None:
-    """Refuse pairs with another number of frames than a protocol needs.
+def check_protocol(name: str, pairs: list[Pair], size: tuple[int, int] | None) -> None:
+    """Refuse pairs with another number or size of frames than a protocol needs.
+
+    Args:
+        name: The name of the protocol.
+        pairs: The pairs.
+        size: Width and height of all frames; None stands for those of each pair's first image.
 
     Raises:
         ValueError: Naming the first such pair.
@@ -140,7 +148,11 @@ def check_protocol(name: str, pairs: list[Pair]) -> None:
 
     protocol = PROTOCOLS[name]
     for pair in pairs:
-        protocol.check(pair.name, pair.num_frames, protocol.resolution or (1, 1))
+        try:
+            width, height = size or shown_size(pair.images[0])
+        except (OSError, ValueError):  # the pair will fail, and its record will say why
+            continue
+        protocol.check(pair.name, pair.num_frames, (height, width))
 
 
 def evaluate_method(
@@ -152,11 +164,19 @@ def evaluate_method(
 
     directory = folder.path / method
     output = folder.path / f"evaluation_{method}_{protocol}.json"
-    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    names = sorted(name for name in names_in(directory) if not name.startswith("."))
     claim = process.take(f"evaluate:{method}:{protocol}")
     if claim is None or not names:
         return
-    if not output.exists() or sorted(json.loads(output.read_text())["sequences"]) != names:
+    if _measured_in(output) != names:
         command = ["evaluate", str(directory), "--protocol", protocol, "-o", str(output)]
         run_evaluate(parse([*command, "--device", device, "--force"]))
     process.finish(claim)
+
+
+def _measured_in(report: Path) -> list[str] | None:
+    """The names of the sequences in a report of `evaluate`; None if there is no whole report."""
+    try:
+        return sorted(json.loads(report.read_bytes())["sequences"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

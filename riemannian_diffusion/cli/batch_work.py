@@ -14,7 +14,7 @@ from riemannian_diffusion.cli.commands import describe_geodesic
 from riemannian_diffusion.cli.flags import with_flags
 from riemannian_diffusion.cli.inputs import Inputs, Reader
 from riemannian_diffusion.cli.models import load_model
-from riemannian_diffusion.cli.morph import conditions_of, inverted, shown, solved
+from riemannian_diffusion.cli.morph import conditions_of, distance_of, inverted, shown, solved
 from riemannian_diffusion.cli.notes import Notes
 from riemannian_diffusion.cli.work import Work
 from riemannian_diffusion.pairs.folder import Made
@@ -69,6 +69,7 @@ class MorphWork:
         for method in methods:
             check_metric(method, args.space, is_flow(self.pipe.scheduler))
         as_starts(args.init, args.space)
+        self._distance = distance_of(args, self.pipe)
         self._passes = Passes(self.pipe.network)
         names = ("riemannian-diffusion", "torch", "diffusers", "transformers")
         self._about = {"device": device, "dtype": dtype, "versions": installed_versions(names)}
@@ -96,7 +97,7 @@ class MorphWork:
         args = argparse.Namespace(**vars(prepared.args) | {"metric": method})
         with Notes(silent=True) as notes:
             path = solved(args, prepared.inputs, prepared.keys, self.pipe, None)
-            output = shown(args, None, None, path, self.pipe, nothing_kept())
+            output = shown(args, None, None, path, self.pipe, nothing_kept(), self._distance)
             for text in output.warnings:
                 notes.tell(text)
         found = output.geodesics[0]

@@ -26,6 +26,7 @@ RENAMED = {  # arguments of the library whose flags have other names
 ADVICE = {  # what the library advises -> what the command line advises
     "call `pipe.vae.disable_tiling()`": "leave out --vae-tiling",
     "`safety_checker=None`": "--no-safety-checker",
+    ", or pass a network of your own": "",
     "resize `image`": "choose another --size",
     "`image` must have the keyframes' size": "--analogy must have the size of the images",
     "`checkpoint` ": "--keep: ",

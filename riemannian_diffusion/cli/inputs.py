@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from riemannian_diffusion.arguments import check_not_negative
+from riemannian_diffusion.arguments import check_finite, check_not_negative
 from riemannian_diffusion.media import (
     CLIP_SUFFIXES,
     images_in,
@@ -18,6 +18,7 @@ from riemannian_diffusion.media import (
     open_image,
     read_clip,
 )
+from riemannian_diffusion.pairs.manifest import MOST_FRAMES
 from riemannian_diffusion.pipelines.checks import check_inversion, check_sampling, check_solve
 
 
@@ -54,6 +55,7 @@ def check_ranges(args: argparse.Namespace) -> None:
     check_solve(None, args.max_evals, 0.0 if args.rtol is None else args.rtol, 1, None)
     check_sampling(args.adain, args.attention_interpolation, args.space, None)
     check_not_negative(share=args.extrapolate)
+    check_finite(guidance_scale=args.guidance, guidance_damping=args.guidance_damping)
 
 
 class Reader:
@@ -95,6 +97,12 @@ def read_inputs(args: argparse.Namespace, tell: Callable[[str], None]) -> Inputs
         raise ValueError("--analogy and --extrapolate exclude each other: give one of them.")
     if third is not None and len(images) != 2:
         raise ValueError(f"--analogy needs two images, but got {len(images)}.")
+    if third is not None and third.size != images[0].size:
+        own, theirs = ("{} x {}".format(*image.size) for image in (third, images[0]))
+        raise ValueError(
+            f"--analogy {args.analogy} has {own} pixels, but the first image has {theirs}: crop "
+            "and scale them with --size WIDTHxHEIGHT."
+        )
     num_prompts, num_shown = len(args.prompt or [""]), len(images) + (third is not None)
     if num_prompts not in (1, num_shown):
         raise ValueError(
@@ -123,7 +131,7 @@ def _keyframes(
     if clips and len(paths) > 1:
         raise ValueError(f"{clips[0]} is a video: give it alone, or give images of its frames.")
     if has_frames:
-        clip = reader.clip(paths[0], args.clip_frames, args.size)
+        clip = reader.clip(paths[0], tuple(args.clip_frames or (0, -1)), args.size)
         first, last = clip.places
         if not first < last:
             raise ValueError(
@@ -133,6 +141,8 @@ def _keyframes(
         frames = last - first + 1 if args.frames is None else args.frames
         names = [f"{paths[0]}#{place}" for place in clip.places]
         return clip.frames, names, frames, args.fps or clip.fps
+    if args.clip_frames is not None:
+        raise ValueError("--clip-frames chooses frames of a video, but no video is given.")
     if is_folder:
         folder, paths = paths[0], reader.folder(paths[0])
         if not paths:
@@ -195,16 +205,21 @@ def frames_of_gaps(frames: int | list[int], num_gaps: int) -> list[int]:
     """The number of frames of each gap, from one number or one for each.
 
     Raises:
-        ValueError: If one is below 2, or there is not one for each gap.
+        ValueError: If one is below 2, there is not one for each gap, or there are too many frames.
     """
     found = frames if isinstance(frames, list) else [frames] * num_gaps
     if len(found) != num_gaps:
         raise ValueError(
-            f"--frames must be one number, or one for each of {num_gaps} gaps between images, but "
-            f"got {len(found)}."
+            "--frames must be one number, or one from each image to the next, which makes "
+            f"{num_gaps}, but got {len(found)}."
         )
     if min(found) < 2:
         raise ValueError(f"--frames must be at least 2, but got {min(found)}.")
+    if sum(found) > MOST_FRAMES:
+        raise ValueError(
+            f"the morph would have {sum(found)} frames, more than {MOST_FRAMES}: ask for fewer "
+            "with --frames, or with smaller frame numbers behind images."
+        )
     return found
 
 

@@ -44,6 +44,8 @@ def load_model(args: argparse.Namespace, device: str, dtype: str) -> Any:
         library.utils.logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity(logging.CRITICAL)
     model = Path(demo.model_path()) if args.model is None else args.model
+    if args.model is None and args.variant is not None:
+        raise ValueError("--variant is for a --model, and the shipped model has no variants.")
     is_file = Path(model).is_file()
     if is_file and args.variant is not None:
         raise ValueError("--variant chooses among files of a folder, but --model is one file.")

@@ -18,9 +18,11 @@ from riemannian_diffusion.cli.models import ip_adapter_images
 from riemannian_diffusion.cli.work import Work, solve_options
 from riemannian_diffusion.events import Listener
 from riemannian_diffusion.geodesics import NUM_QUADRATURE, RTOL
+from riemannian_diffusion.measures import Distance
 from riemannian_diffusion.pipelines import GeodesicInterpolationOutput, MorphPath
 from riemannian_diffusion.pipelines.curves import METRICS, check_metric
 from riemannian_diffusion.pipelines.progress import USUAL_EVALS, Estimate
+from riemannian_diffusion.pipelines.retiming import find_distance
 from riemannian_diffusion.pipelines.starts import as_starts
 from riemannian_diffusion.pipelines.texts import warn_of_negative
 from riemannian_diffusion.score import Conditions
@@ -55,6 +57,7 @@ def morph(
     check_metric(args.metric, args.space, is_flow(pipe.scheduler))
     as_starts(inputs.starts, args.space)
     metric, third = args.metric, inputs.third
+    distance = distance_of(args, pipe)
 
     # 1. Find what was kept
     options = solve_options(args, inputs, pipe.device_of_work)
@@ -97,7 +100,7 @@ def morph(
         if path is None:
             path = solved(args, inputs, keys, pipe, checkpoint, on_event)
             work.keep(path)
-        return write(shown(args, third, theirs, path, pipe, work, on_event))
+        return write(shown(args, third, theirs, path, pipe, work, distance, on_event))
     except (Exception, KeyboardInterrupt) as error:
         if hasattr(error, "bridge"):  # an error of `transport` carries it
             work.keep(error.bridge, "bridge")
@@ -194,6 +197,11 @@ def kept_folder(output: Path) -> Path:
     return next(folder for folder in map(output.with_name, names) if not folder.exists())
 
 
+def distance_of(args: argparse.Namespace, pipe: Any) -> Distance | None:
+    """The distance of `--retime`, loaded before the work because its weights may be missing."""
+    return None if args.retime is None else find_distance(args.retime, pipe.device_of_work)
+
+
 def shown(
     args: argparse.Namespace,
     third: Any,
@@ -201,6 +209,7 @@ def shown(
     path: MorphPath,
     pipe: Any,
     work: Work,
+    distance: Distance | None,
     on_event: Listener | None = None,
 ) -> GeodesicInterpolationOutput:
     """Sample a path, change it as asked, and decode it."""
@@ -212,8 +221,8 @@ def shown(
             on_event=on_event,
         )
         work.keep(path)
-    if args.retime is not None:
-        path = pipe.retime(path, args.retime, max_batch_size=args.max_batch_size, on_event=on_event)
+    if distance is not None:
+        path = pipe.retime(path, distance, max_batch_size=args.max_batch_size, on_event=on_event)
     if args.extrapolate:
         path = pipe.extend(path, args.extrapolate, on_event=on_event)
     if third is not None:

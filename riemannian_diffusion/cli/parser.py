@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     whole = _Parser(
         prog="riemannian-diffusion",
-        description="Images in, a morph out, and its measures; or a page that does so.",
+        description="Morph images along geodesics of a diffusion model, and measure the frames.",
     )
     whole.add_argument(
         "--version",

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from riemannian_diffusion.cli.inputs import Inputs
 from riemannian_diffusion.files import write_atomically
+from riemannian_diffusion.pairs.folder import typed
 from riemannian_diffusion.pipelines import Keyframes, MorphPath
 
 T = TypeVar("T")
@@ -157,7 +158,7 @@ class Work:
             if before.get(flag) != value:
                 if flag == "images":
                     return "holds work with other images", {}
-                old, new = _given(flag, before.get(flag)), _given(flag, value)
+                old, new = typed(flag, before.get(flag)), typed(flag, value)
                 return f"holds work with {old}, not with {new}", {}
         return None, solves
 
@@ -206,7 +207,7 @@ def absolute(value: Any) -> Any:
     """Paths in a value of the command line, as text and independent of the current folder."""
     if isinstance(value, list):
         return [absolute(one) for one in value]
-    if isinstance(value, tuple):  # a path and a weight
+    if isinstance(value, tuple) and isinstance(value[0], str):  # a path and a weight, and no size
         return f"{Path(value[0]).resolve()}:{value[1]:g}"
     return str(value.resolve()) if isinstance(value, Path) else value
 
@@ -214,15 +215,3 @@ def absolute(value: Any) -> Any:
 def plain(value: Any) -> Any:
     """A value as JSON gives it back."""
     return json.loads(json.dumps(value))
-
-
-def _given(flag: str, value: Any) -> str:
-    """A flag as the user would type it."""
-    if value is None:
-        return f"no {flag}"
-    values = value if isinstance(value, list) else [value]
-    if flag == "--size":
-        return f"--size {values[0]}x{values[-1]}"
-    return " ".join(
-        f"{flag} {one!r}" if isinstance(one, str) else f"{flag} {one}" for one in values
-    )

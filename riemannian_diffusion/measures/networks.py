@@ -39,9 +39,14 @@ class LPIPSDistance:
         min_side: Smallest allowed height and width of an image.
 
     Examples:
+        >>> import torch
         >>> from riemannian_diffusion.evaluation import lpips_distance
-        >>> distance = lpips_distance('alex')  # doctest: +SKIP
-        >>> distance(x, y)  # (N,), for images (N, 3, H, W) in [0, 1]  # doctest: +SKIP
+        >>> class Squares(torch.nn.Module):  # in place of 'alex', whose weights are downloaded
+        ...     def forward(self, x, y):
+        ...         return (x - y).square().mean((1, 2, 3))
+        >>> distance = lpips_distance(Squares())
+        >>> distance(torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8))
+        tensor([4., 4.])
     """
 
     name: str
@@ -69,9 +74,14 @@ class ImageFeatures:
         network: Network that takes uint8 images.
 
     Examples:
+        >>> import torch
         >>> from riemannian_diffusion.evaluation import inception_features
-        >>> features = inception_features()  # doctest: +SKIP
-        >>> features(x)  # (N, 2048)  # doctest: +SKIP
+        >>> class Means(torch.nn.Module):  # in place of Inception-v3, whose weights are downloaded
+        ...     def forward(self, x):
+        ...         return x.float().mean((2, 3))
+        >>> features = inception_features(Means())
+        >>> features(torch.ones(2, 3, 8, 8))[0]
+        tensor([255., 255., 255.])
     """
 
     name: str
@@ -98,9 +108,14 @@ def lpips_distance(network: str | nn.Module = "alex", *, device: str = "cpu") ->
         ValueError: If the name of the network is unknown.
 
     Examples:
+        >>> import torch
         >>> from riemannian_diffusion.evaluation import lpips_distance
-        >>> distance = lpips_distance('alex')  # doctest: +SKIP
-        >>> distance(x, y)  # (N,), for images (N, 3, H, W) in [0, 1]  # doctest: +SKIP
+        >>> class Squares(torch.nn.Module):  # in place of 'alex', whose weights are downloaded
+        ...     def forward(self, x, y):
+        ...         return (x - y).square().mean((1, 2, 3))
+        >>> distance = lpips_distance(Squares())
+        >>> distance(torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8))
+        tensor([4., 4.])
     """
     if isinstance(network, nn.Module):
         return LPIPSDistance(_passed_in(network), network)
@@ -133,9 +148,14 @@ def inception_features(network: nn.Module | None = None, *, device: str = "cpu")
         OSError: If the weights cannot be loaded or downloaded; the message names their file.
 
     Examples:
+        >>> import torch
         >>> from riemannian_diffusion.evaluation import inception_features
-        >>> features = inception_features()  # doctest: +SKIP
-        >>> features(x)  # (N, 2048)  # doctest: +SKIP
+        >>> class Means(torch.nn.Module):  # in place of Inception-v3, whose weights are downloaded
+        ...     def forward(self, x):
+        ...         return x.float().mean((2, 3))
+        >>> features = inception_features(Means())
+        >>> features(torch.ones(2, 3, 8, 8))[0]
+        tensor([255., 255., 255.])
     """
     if network is not None:
         return ImageFeatures(_passed_in(network), network)

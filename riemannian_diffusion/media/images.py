@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,10 +85,13 @@ def left_out(folder: Path) -> str | None:
     rest = [path for path in sorted_by_name(folder) if path not in taken]
     if not rest:
         return None
-    names = ", ".join(path.name for path in rest[:8])
-    more = f" and {len(rest) - 8} more" if len(rest) > 8 else ""
-    advice = _heif_advice(*rest)
-    return f"not taken from the folder {folder}, as no images: {names}{more}{advice}."
+    return f"not taken from the folder {folder}, as no images: {named(rest)}{_heif_advice(*rest)}."
+
+
+def named(paths: Sequence[Path]) -> str:
+    """The names of files, of which the first eight are listed."""
+    names = ", ".join(path.name for path in paths[:8])
+    return f"{names} and {len(paths) - 8} more" if len(paths) > 8 else names
 
 
 def _heif_advice(*paths: Path) -> str:

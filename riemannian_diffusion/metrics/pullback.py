@@ -202,6 +202,7 @@ class PullbackMetric(Metric):
         if overridden and not found:
             found = own(type(self).energy)
         answers = []
+        rounding = self.rounding
         for i, (path, row) in enumerate(zip(batch.paths, rows, strict=True)):
             embedded, whole = table[row].flatten(1), None
             squares = (embedded[1:] - embedded[:-1]).square().sum(1)
@@ -212,7 +213,7 @@ class PullbackMetric(Metric):
                 if overridden:
                     whole[1:-1] += found[i][2][1:-1]
             segments = found[i][0] if overridden else 0.5 * len(squares) * squares
-            resolution = size / self.rounding if self.rounding and size else torch.inf
+            resolution = size / rounding if rounding and size else torch.inf
             departure = None
             if departures:
                 departure = self._departure(path, batch.places[i], table[row])

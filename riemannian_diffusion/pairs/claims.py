@@ -111,7 +111,7 @@ class Process:
     def write_text(self, path: Path, text: str) -> None:
         """Write a file of the shared folder, whole or not at all."""
         part = self.scratch / "text"
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         part.replace(path)
 
     def finish(self, claim: Claim) -> None:
@@ -126,6 +126,11 @@ class Process:
             newest = Claim(name, max(self._generations(name), default=-1))
             if is_done(name) and self._is_free(newest):
                 self.finish(newest)
+
+    def is_alone(self) -> bool:
+        """Whether no other process that may be alive has begun here."""
+        self.sweep()
+        return set(names_in(self._processes)) <= {self.id}
 
     def sweep(self) -> None:
         """Delete what dead processes have left."""

@@ -20,7 +20,7 @@ from typing import Any
 from riemannian_diffusion.pairs.claims import Process, names_in
 from riemannian_diffusion.pairs.manifest import Pair
 
-FAILED = "failed"
+FAILED, SETTINGS = "failed", "settings.json"
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class PairFolder:
     def begin(self, settings: Mapping[str, Any], pairs: Iterable[Pair]) -> None:
         """Record the settings, or refuse to continue with other settings or other pairs.
 
+        Settings with which nothing has been made are replaced, for example those of a command with
+        a wrong name of a model.
+
         Args:
             settings: What all frames depend on, by flag, as values for JSON.
             pairs: The pairs.
@@ -60,16 +63,16 @@ class PairFolder:
         Raises:
             ValueError: Naming the difference.
         """
-        record = self.path / "settings.json"
-        if not record.exists():
+        record = self.path / SETTINGS
+        if self._is_unused() or not record.exists():
             self.process.write_text(record, _as_json(settings))
-        before = json.loads(record.read_text())
+        before = _read(record) or settings
         for flag in sorted({*before, *settings}):
             old, new = before.get(flag), settings.get(flag)
             if old != new:
                 raise ValueError(
-                    f"{self.path} was begun with {flag} {_typed(old)}, but now it is "
-                    f"{_typed(new)}: choose another folder, or give the earlier setting."
+                    f"{self.path} was begun with {typed(flag, old)}, not with {typed(flag, new)}: "
+                    "choose another folder, or give the earlier setting."
                 )
         for pair in pairs:
             for method in self.methods:
@@ -77,8 +80,8 @@ class PairFolder:
 
     def _check(self, pair: Pair, method: str) -> None:
         """Refuse a morph that was made from other images, prompts, frames or another seed."""
-        report = _read(self._morph(pair, method) / "pair.json")
-        if report is None:
+        report = self.report(pair, method)
+        if report is None or "error" in report:
             return
         for column, new in pair.described().items():
             old = report["pair"].get(column)
@@ -131,9 +134,18 @@ class PairFolder:
         self.process.write_text(record, _as_json(report))
 
     def report(self, pair: Pair, method: str) -> dict[str, Any] | None:
-        """The report of a morph or of its failure; None if there is none yet."""
-        made = _read(self._morph(pair, method) / "pair.json")
-        return _read(self._failure(pair, method)) if made is None else made
+        """The report of a morph or of its failure; None if there is none yet.
+
+        Raises:
+            ValueError: If it is damaged or missing.
+        """
+        morph = self._morph(pair, method)
+        if not morph.exists():
+            return _read(self._failure(pair, method))
+        report = _read(morph / "pair.json", damaged=morph)
+        if report is None or "pair" not in report:
+            raise ValueError(f"{morph} is no whole morph: delete it and run this again.")
+        return report
 
     def ended(self) -> tuple[set[str], set[str]]:
         """The names of pairs whose morphs have all been made or failed, and those with a failure.
@@ -147,6 +159,11 @@ class PairFolder:
             failed |= bad
         return set.intersection(*ended), failed
 
+    def _is_unused(self) -> bool:
+        """Whether nothing has been made here, and no other process works here."""
+        seen = {name for name in names_in(self.path) if not name.startswith(".")}
+        return seen <= {SETTINGS} and self.process.is_alone()
+
     def _morph(self, pair: Pair, method: str) -> Path:
         return self.path / method / pair.name
 
@@ -158,13 +175,33 @@ def _as_json(report: Mapping[str, Any]) -> str:
     return json.dumps(report, indent=2) + "\n"
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _read(file: Path, *, damaged: Path | None = None) -> dict[str, Any] | None:
+    """An object in a JSON file; None if there is no such file.
+
+    Args:
+        file: The file.
+        damaged: What to delete if it is damaged; None stands for the file itself.
+    """
     try:
-        return json.loads(file.read_text())
+        found = json.loads(file.read_bytes())
     except FileNotFoundError:
         return None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is damaged: delete {damaged or 'it'} and run this again.")
+    return found
 
 
-def _typed(value: Any) -> str:
-    """A setting as a sentence shows it."""
-    return "not given" if value is None else json.dumps(value)
+def typed(flag: str, value: Any) -> str:
+    """A setting as the user would type it."""
+    if value is None or value is False or value == []:
+        return f"no {flag}"
+    if value is True:
+        return flag
+    values = value if isinstance(value, list) else [value]
+    if flag == "--size":
+        return f"--size {values[0]}x{values[-1]}"
+    return " ".join(
+        f"{flag} {one!r}" if isinstance(one, str) else f"{flag} {one}" for one in values
+    )

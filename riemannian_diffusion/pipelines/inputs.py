@@ -153,7 +153,8 @@ def to_pixels(image: Image, index: int, num_channels: int = 3) -> Tensor:
         image = image[0] if image.ndim == 4 and len(image) == 1 else image
     else:
         raise ValueError(
-            f"{name} must be a PIL image, an array or a tensor, but got {type(image).__name__}."
+            f"{name} must be a PIL image, an array or a tensor, but got {type(image).__name__}: "
+            "open files with `diffusers.utils.load_image`."
         )
     if image.ndim != 3 or image.shape[0] not in counts:
         raise ValueError(

@@ -19,19 +19,19 @@ def add_app(commands: Any) -> None:
         "app",
         help="morph images in the browser",
         description="Serve a page that morphs images, to this machine alone unless --host says "
-        "otherwise. Give --model more than once to let visitors choose (shipped is the shipped "
-        "model): one at a time is in memory, and visitors can load no others. What they upload and "
-        "make is deleted after an hour and at the end.",
+        "otherwise. Give --model more than once to let visitors choose among models (shipped "
+        "is the shipped model). One model at a time is in memory. Visitors can load no others. "
+        "Uploads and results are deleted after an hour, and when the page ends.",
     )
     add = command.add_argument
     add_model(add, action="append")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    add("--port", type=int, default=7860, help="(default: 7860)")
+    add("--port", type=int, default=7860, help="port to listen on (default: 7860)")
     add(
         "--auth",
         metavar="USER:PASSWORD",
-        help="ask visitors for this name and password; better set the environment variable "
-        f"{AUTH}, which other users of this machine cannot read",
+        help="ask visitors for this name and password. Other users of this machine can read them: "
+        f"the environment variable {AUTH} is safer",
     )
     add(
         "--allow-host",

@@ -41,11 +41,16 @@ def add_batch(commands: Any, morph: argparse.ArgumentParser) -> None:
         "--metric",
         action="append",
         choices=METRIC_NAMES,
-        help="given more than once, each pair is inverted once and morphed by each of them "
-        "(default: tangent_normal)",
+        help="metric, or a curve from slerp on; may be given more than once: each pair is inverted "
+        "once for all of them (default: tangent_normal)",
     )
-    add("--frames", type=int, default=17, help="of pairs that do not say it (default: 17)")
-    add("--limit", type=int, metavar="NUMBER", help="take only the first pairs")
+    add(
+        "--frames",
+        type=int,
+        default=17,
+        help="number of frames of pairs that name none (default: 17)",
+    )
+    add("--limit", type=int, metavar="NUMBER", help="morph the first pairs alone, so many")
     add("--retry-failed", action="store_true", help="try the failed pairs again")
     add("--evaluate", choices=PROTOCOL_NAMES, help="measure the frames of each method at the end")
     for action in morph._actions:  # as `parents` does, which takes all of them

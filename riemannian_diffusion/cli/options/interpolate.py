@@ -30,9 +30,8 @@ def add_interpolate(commands: Any) -> argparse.ArgumentParser:
         help="morph images into each other",
         description="Morph two or more images into each other along a geodesic of a diffusion "
         "model. Without images, it takes the two that ship with the package. A folder stands for "
-        "the images in it, by name. Of a video, two frames are taken, and the morph fills the time "
-        "between them. A number behind an image, as in cat.png@0 dog.png@24, says which frame of "
-        "the morph shows it.",
+        "the images in it, by name. Given a video, it morphs between two of its frames. A number "
+        "behind an image, as in cat.png@0 dog.png@24, says which frame of the morph shows it.",
     )
     add = command.add_argument
     add(
@@ -50,13 +49,28 @@ def add_interpolate(commands: Any) -> argparse.ArgumentParser:
         type=Path,
         action="append",
         metavar="IMAGE",
-        help="an image for --ip-adapter, which conditions the whole morph on it; more of them are "
-        "read together",
+        help="an image for --ip-adapter, on which the whole morph is conditioned; may be given "
+        "more than once",
     )
-    add("--prompt", action="append", help="what the images show: once, or once per image")
-    add("--negative-prompt", default="", help="what they do not show, for --guidance above 1")
-    add("--metric", choices=METRIC_NAMES, default="tangent_normal")
-    add("--space", choices=("noise", "clean"), default="noise", help="where the path runs")
+    add(
+        "--prompt",
+        action="append",
+        help="a text that describes the images; give it once, or once for each image",
+    )
+    add("--negative-prompt", default="", help="a text of what to avoid; needs --guidance above 1")
+    add(
+        "--metric",
+        choices=METRIC_NAMES,
+        default="tangent_normal",
+        help="metric of the geodesic; or, from slerp on, a curve that needs no solve (default: "
+        "tangent_normal)",
+    )
+    add(
+        "--space",
+        choices=("noise", "clean"),
+        default="noise",
+        help="space of the path: inverted noise, or clean latents (default: noise)",
+    )
     add(
         "--init",
         action="append",
@@ -72,41 +86,66 @@ def add_interpolate(commands: Any) -> argparse.ArgumentParser:
         type=frames,
         metavar="NUMBER [NUMBER ...]",
         help="number of frames from each image to the next, both included; or one number for each "
-        "gap between images, as in --frames 25 37 (default: 17, for a video as many as it has)",
+        "gap between images, as in --frames 25 37 (default: 17; for a video, as many as it has)",
     )
     add(
         "--clip-frames",
         type=int,
         nargs=2,
-        default=(0, -1),
         metavar=("FIRST", "LAST"),
         help="which frames of a video to morph between, negative ones counted from its end "
         "(default: the first and the last)",
     )
-    add("--steps", type=int, default=50, help="DDIM steps of the whole schedule (default: 50)")
+    add(
+        "--steps",
+        type=int,
+        default=50,
+        help="DDIM steps of the whole schedule, of which --strength takes a share (default: 50)",
+    )
     add(
         "--spacing",
         choices=("noise", "scheduler"),
-        help="visit half as many noise levels, evenly spaced in the cube root of the noise, or all "
-        "steps of the scheduler (default: noise, for flows scheduler)",
+        help="noise: half as many noise levels, evenly spaced in the cube root of the noise. "
+        "scheduler: all levels of the scheduler (default: noise; for flows, scheduler)",
     )
-    add("--strength", type=float, default=0.6, help="noise level, in (0, 1] (default: 0.6)")
-    add("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")
+    add(
+        "--strength",
+        type=float,
+        default=0.6,
+        help="noise level of the path, as a share of the schedule in (0, 1] (default: 0.6)",
+    )
+    add(
+        "--guidance",
+        type=float,
+        default=1.0,
+        help="scale of guidance; 1 is no guidance (default: 1)",
+    )
     add(
         "--guidance-damping",
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="damp guidance across the data manifold, 1: wholly (default: 0, plain guidance)",
+        help="remove this share, in [0, 1], of the guidance that is normal to the data manifold "
+        "(default: 0)",
     )
-    add("--max-evals", type=int, default=200, help="evaluations per gap at most (default: 200)")
+    add(
+        "--max-evals",
+        type=int,
+        default=200,
+        help="largest number of evaluations from each image to the next (default: 200)",
+    )
     add(
         "--rtol",
         type=float,
         help="stop a solve when its energy is expected to fall by less than this share (default: "
         "1e-4)",
     )
-    add("--max-batch-size", type=int, default=8, help="less needs less memory (default: 8)")
+    add(
+        "--max-batch-size",
+        type=int,
+        default=8,
+        help="largest batch of the network; a smaller one needs less memory (default: 8)",
+    )
     add("--size", type=size, help="crop and scale the images to this size first: 512 or 768x512")
     add(
         "--background",
@@ -118,45 +157,55 @@ def add_interpolate(commands: Any) -> argparse.ArgumentParser:
     add(
         "--retime",
         choices=("lpips", "rmse"),
-        help="space frames evenly in what is seen to change, at the cost of sampling them again",
+        help="move frames until neighbours differ equally by this distance; it samples them again",
     )
     add(
         "--extrapolate",
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="go on beyond the last image by this share of the last gap (default: 0)",
+        help="go on beyond the last image, by this share of the way from the image before it "
+        "(default: 0)",
     )
     add(
         "--analogy",
         type=Path,
         metavar="IMAGE",
-        help="given two images, show this one instead, changed as the first changes to the second",
+        help="given two images, show this third image, changed as the first changes to the second",
     )
     add(
         "--adapt",
         choices=("embeddings", "lora", "both"),
         help="fit prompt embeddings, LoRAs (extra `adapt`) or both to the images first",
     )
-    add("--adapt-cache", type=Path, metavar="DIR", help="keep what was fitted here, and find it")
+    add(
+        "--adapt-cache",
+        type=Path,
+        metavar="DIR",
+        help="folder that keeps what --adapt fits, for later commands",
+    )
     add(
         "--adain",
         action="store_true",
-        help="give noisy frames means and spreads between those of the images",
+        help="move mean and spread of each noisy frame to values between those of the images",
     )
     add(
         "--attention-interpolation",
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="of the sampling steps, in which self-attention is interpolated between the images "
-        "(default: 0)",
+        help="share of the sampling steps in which self-attention is interpolated between the "
+        "images (default: 0)",
     )
-    add("--paste-endpoints", action="store_true", help="put the images in as first and last frames")
+    add(
+        "--paste-endpoints",
+        action="store_true",
+        help="show the images themselves in place of their reconstructions",
+    )
     add(
         "--fps",
         type=float,
-        help="frames per second of .gif and .mp4 (default: 12, of a video its own)",
+        help="frames per second of .gif and .mp4 (default: 12; for a video, its own)",
     )
     add(
         "--scale",
@@ -166,12 +215,13 @@ def add_interpolate(commands: Any) -> argparse.ArgumentParser:
         help="write every pixel as a square of this many pixels along each side, so that frames of "
         "a small model can be seen; it adds no detail (default: 1)",
     )
-    add("--ping-pong", action="store_true", help="go back again at the end, so that it can repeat")
+    add("--ping-pong", action="store_true", help="play back to the first frame at the end")
     add(
         "--seed",
         type=seed,
         default=0,
-        help="of what is random in --space clean, --init roadmap and --metric density (default: 0)",
+        help="seed of the random numbers of --space clean, --init roadmap, --metric density and "
+        "--adapt (default: 0)",
     )
     add(
         "--keep",

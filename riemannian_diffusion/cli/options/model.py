@@ -30,7 +30,7 @@ def add_model(add: Callable[..., Any], **options: Any) -> None:
         "gives its configs and what the file lacks (not needed for whole files of Stable Diffusion "
         "1 to 3.5)",
     )
-    add("--variant", help="of the weights of --model, for example fp16")
+    add("--variant", help="variant of the weights of --model, for example fp16")
     add(
         "--vae",
         type=Path,
@@ -69,9 +69,9 @@ def add_model(add: Callable[..., Any], **options: Any) -> None:
         action="store_true",
         help="do not load the model's safety checker, which blanks frames",
     )
-    add("--device", help="cuda, mps or cpu (default: the first there is)")
+    add("--device", help="cuda, mps or cpu (default: the first of them that this machine has)")
     add(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
-        help="of the networks (default: float16 on cuda, float32 elsewhere)",
+        help="number type of the networks (default: float16 on cuda, float32 elsewhere)",
     )

@@ -28,7 +28,7 @@ ADVICE = {  # what the library advises -> what the page advises
         "`attention_interpolation` is an option of sampling"
     ),
     "Prompts, embeddings and adaptations must be one for all keyframes or one for each": (
-        "“Prompts” must be one line for all images, or one line for each"
+        "“Prompts” must be one line for all images, or one for each"
     ),
     "adapt is for": "“Fit the model to the images first” is for",
     "with `safety_checker=None`": "without one, by whoever runs this page",

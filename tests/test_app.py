@@ -231,7 +231,7 @@ def test_messages_name_the_labels_of_the_page(tiny_pipe, pictures):
         assert with_labels(str(error.value)).startswith("“Attention interpolation” is an option of")
         with pytest.raises(ValueError, match="Prompts, ") as error:
             asked.invert(pictures[:2], seed=0, prompt=["a", "b", "c"], **INVERSION)
-        assert "one line for all images, or one line for each" in with_labels(str(error.value))
+        assert "one line for all images, or one for each" in with_labels(str(error.value))
 
 
 def test_repeated_energies_count_once():

@@ -258,7 +258,7 @@ def test_settings_hold_options_of_every_kind():
 
 
 def test_names_that_the_terminal_cannot_show_do_no_harm(run, pairs, out, monkeypatch):
-    """As where the output of Windows goes to a file, or in an old locale."""
+    """Some terminals do not take every character, such as those of Windows or of an old locale."""
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
     rows = [GOOD | {"name": "\u65e5"}]

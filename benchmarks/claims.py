@@ -1,6 +1,7 @@
 """Whether what a geodesic says of itself is true: convergence, pace, length, data and energy.
 
-    python benchmarks/claims.py [--study convergence pace departures energies] [--shipped]
+    python benchmarks/claims.py [--study convergence pace departures energies starts images]
+        [--shipped]
 
 All metrics are the tangent-normal metric, and all solves have their default options and 25 points.
 There is one row per case. The columns of each study are:
@@ -16,6 +17,12 @@ There is one row per case. The columns of each study are:
     departures   "leap": whether every path must leave the data; "on data": what the result says.
     energies     "stated": stated energy over that on 64 chords for each segment; "optimised":
                  the same for the energy that the solver lowered.
+    starts       "default", "slerp": length of the path from the default start and from slerp, over
+                 that of the geodesic; none if the start is refused.
+    images       "known": whether the images are of the kind that the shipped model was trained on.
+                 "warned": whether the morph warns that the model does not know them. "error": the
+                 largest mean squared error with which an image returns, values in [0, 1]. The
+                 morphs are slerp between two frames, because the warning needs no solve.
 
 The curves that are set aside for testing are among the cases of the pace. The limits of
 `Departure.on_data` were chosen on the manifolds and leaps here with seeds below 100. The leaps with
@@ -26,19 +33,24 @@ from __future__ import annotations
 
 import argparse
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import demo_model
 import frame
+import numpy as np
 import torch
+from PIL import Image
 from problems import (
     SIGMA,
     HypersphereScore,
     Problem,
     benchmark_problems,
     circle,
+    figure_eight,
     held_out_problems,
     uneven_circle,
 )
@@ -55,10 +67,16 @@ from riemannian_diffusion import (
     resample,
     smooth,
 )
-from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline, ImageWarning
 
 NUM_POINTS = 25
-STUDIES = ("convergence", "pace", "departures", "energies")
+STUDIES = ("convergence", "pace", "departures", "energies", "starts", "images")
+PHOTOGRAPHS = (  # files of scikit-image: photographs, drawings, text and textures
+    *("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "camera.png", "coins.png"),
+    *("hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "retina.jpg", "moon.png"),
+    *("cell.png", "page.png", "text.png", "brick.png", "gravel.png", "grass.png", "horse.png"),
+)
+NUM_KNOWN = 10  # pairs of images of the kind that the shipped model knows
 
 
 class CirclesScore(ScoreModel):
@@ -320,6 +338,66 @@ def energies(case: Case) -> dict:
     }
 
 
+def start_cases() -> Iterator[Problem]:
+    """Closed curves around, beside and through the origin."""
+    for shift in (0.0, 0.5, 1.0, 3.0):
+        yield replace(circle(5, shift=shift), name=f"circle, centre {shift:g} from the origin")
+    for shift in (0.5, 0.9):
+        problem = circle(5, start=math.pi - 1.1, shift=shift)
+        yield replace(problem, name=f"the near side of the circle with centre {shift:g}")
+    for half in (0.1, 0.2):
+        problem = figure_eight(around=0.0, half=half)
+        yield replace(problem, name=f"figure eight, opposite ends {2 * half:g} apart")
+    problem = figure_eight(around=0.1, half=0.2)
+    yield replace(problem, name="figure eight, nearly opposite ends")
+
+
+def starting(problem: Problem) -> dict:
+    """The row of a curve in the study of starts."""
+    lengths: dict[str, float | None] = {}
+    for name, start in (("default", None), ("slerp", "slerp")):
+        try:
+            found = Case(name, problem.score, problem.x0, problem.x1, start).solve()
+            lengths[name] = found.length / problem.length
+        except ValueError:  # slerp between opposite ends
+            lengths[name] = None
+    return lengths
+
+
+def image_cases() -> Iterator[tuple[str, bool, Tensor]]:
+    """Names, whether the shipped model knows such images, and pairs of images in [0, 1]."""
+    import skimage.data
+
+    folder = Path(skimage.data.__file__).parent
+    scenes = demo_model.held_out(2 * NUM_KNOWN, 29)
+    for i in range(NUM_KNOWN):
+        yield f"scenes {i}", True, scenes[[i, i + NUM_KNOWN]]
+    photographs = [_small(Image.open(folder / name)) for name in PHOTOGRAPHS]
+    half = len(photographs) // 2
+    for i in range(half):
+        name = f"{PHOTOGRAPHS[i]}, {PHOTOGRAPHS[i + half]}"
+        yield name, False, torch.stack([photographs[i], photographs[i + half]])
+    generator = torch.Generator().manual_seed(0)
+    yield "noise", False, torch.rand(2, *scenes.shape[1:], generator=generator)
+    for i in range(2):
+        yield f"scene and {PHOTOGRAPHS[i]}", False, torch.stack([scenes[i], photographs[i]])
+
+
+def _small(image: Image.Image) -> Tensor:
+    """The middle square of an image as the shipped model takes it, `(3, 64, 64)` in [0, 1]."""
+    image = image.convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side)).resize((64, 64), Image.LANCZOS)
+    return torch.from_numpy(np.array(image)).movedim(2, 0) / 255
+
+
+def known(pipe: GeodesicInterpolationPipeline, images: Tensor) -> dict:
+    """The row of two images in the study of images."""
+    found = pipe(images, metric="slerp", num_frames=2)
+    return {"warned": bool(found.warnings), "error": max(found.reconstruction_error)}
+
+
 def main(argv: list[str] | None = None) -> list[dict]:
     """Run the studies; return the rows."""
     parser = frame.parser(__doc__, cpu_only=True)
@@ -352,6 +430,15 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     if "energies" in args.study:
         for case in energy_cases():
             yield row("energies", case.name, energies(case))
+    if "starts" in args.study:
+        for problem in start_cases():
+            yield row("starts", problem.name, starting(problem))
+    if "images" in args.study:
+        pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImageWarning)  # they are in the rows
+            for name, is_known, images in image_cases():
+                yield row("images", name, {"known": is_known} | known(pipe, images))
     for study, some in rows.items():
         yield from summary(study, some)
 
@@ -382,6 +469,18 @@ def summary(study: str, rows: list[dict]) -> Iterator[dict]:
             some = [row for row in rows if row["leap"] == leap]
             wrong = sum(row["on data"] is leap for row in some)
             case = "missed leaps" if leap else "false alarms"
+            yield {"study": study, "case": case, "cases": len(some), "wrong": wrong}
+    elif study == "starts":
+        for name in ("default", "slerp"):
+            found = [row[name] for row in rows if row[name] is not None]
+            wrong = sum(abs(value - 1) > 0.03 for value in found)
+            case = {"study": study, "case": f"all, {name}", "cases": len(rows)}
+            yield case | {"refused": len(rows) - len(found), "wrong": wrong}
+    elif study == "images":
+        for is_known in (True, False):
+            some = [row for row in rows if row["known"] is is_known]
+            wrong = sum(row["warned"] is is_known for row in some)
+            case = "known images" if is_known else "unknown images"
             yield {"study": study, "case": case, "cases": len(some), "wrong": wrong}
     else:
         worst = {key: min(row[key] for row in rows) for key in ("stated", "optimised")}

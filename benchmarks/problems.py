@@ -178,13 +178,19 @@ def _off_circle(p: Tensor) -> Tensor:
 
 
 def circle(
-    n: int, *, angle: float = 2.2, num: int = 400, shift: float = 0.0, seed: int | None = None
+    n: int,
+    *,
+    start: float = 0.3,
+    angle: float = 2.2,
+    num: int = 400,
+    shift: float = 0.0,
+    seed: int | None = None,
 ) -> Problem:
     """The unit circle in R^n. Here and below, a seed replaces the lattice by random samples."""
     return _problem(
         f"circle in R^{n}",
         _circle(_around(num) if seed is None else 2 * math.pi * _uniform(seed)),
-        lambda u: _circle(0.3 + angle * u),
+        lambda u: _circle(start + angle * u),
         n,
         angle,
         _off_circle,
@@ -448,6 +454,19 @@ def _curve(
 
 def _columns(*columns: Tensor) -> Tensor:
     return torch.stack(columns, 1)
+
+
+def figure_eight(*, around: float, half: float) -> Problem:
+    """The curve `(sin t, sin t cos t)`, which crosses itself at the origin, at `t = 0` and at pi.
+
+    The geodesic has a share `2 half` of the length, with its middle at `t = around`.
+    """
+
+    def at(u: Tensor) -> Tensor:
+        t = 2 * math.pi * (u - 0.5) + around
+        return _columns(t.sin(), t.sin() * t.cos())
+
+    return _curve("figure eight", at, span=(0.5 - half, 0.5 + half), seed=None)
 
 
 def limacon(seed: int | None = None) -> Problem:

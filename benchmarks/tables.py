@@ -409,6 +409,19 @@ TABLES: dict[str, Table | GpuReport] = {
         ),
         list(_lines("case", ENERGIES, study="energies", **CLAIMS)),
     ),
+    "claims, starts": Table(
+        ("start",),
+        _values("cases", "refused", "wrong valley=wrong"),
+        [
+            Line((label,), CLAIMS | {"study": "starts", "case": f"all, {case}"})
+            for label, case in {"the default": "default", "slerp": "slerp"}.items()
+        ],
+    ),
+    "claims, images": Table(
+        ("what",),
+        _values("cases", "wrong"),
+        list(_lines("case", ("known images", "unknown images"), study="images", **CLAIMS)),
+    ),
     "intervals": Table(
         ("measure", "population", "n"),
         [

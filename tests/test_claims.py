@@ -139,3 +139,8 @@ def test_means_and_transport_keep_lengths_between_scattered_data(seed):
     for made in (metric, SteinScoreMetric(problem.score)):
         moved = parallel_transport(made, path, tangent(0.0))
         assert float((moved[-1] - tangent(1.0)).norm()) <= 0.01
+
+
+@pytest.mark.parametrize("problem", claims.start_cases(), ids=lambda problem: problem.name)
+def test_the_default_start_does_not_depend_on_the_origin(problem):
+    assert claims.starting(problem)["default"] == pytest.approx(1, abs=0.03)

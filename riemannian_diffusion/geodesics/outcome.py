@@ -19,8 +19,8 @@ MESSAGES = {
     "max_evals": "The energy was still falling when `max_evals` was reached: raise it.",
     "nonfinite": "The model returned a non-finite value; the path is the best finite one before "
     "that. Check the inputs, or run the network in a wider dtype.",
-    "rounding": "Neighbouring points differ by less than the network's dtype resolves; the path is "
-    "that of the start. Run the network in a wider dtype, or give the path fewer points.",
+    "rounding": "Neighbouring points differ by less than the dtype of the points or of the network "
+    "resolves; the path is that of the start. Use a wider dtype, or give the path fewer points.",
 }
 
 

@@ -118,12 +118,13 @@ def logarithms(
         max_evals=max_evals,
     )
     for pair, one in enumerate(found):
-        first, last, where = one.path[0], one.path[-1], Where([0.0, 1.0], pair)
-        same = one.status == "rounding" and not metric.distinguishes(first, last, where)
-        if one.status in ("nonfinite", "rounding") and not same:
+        straight = one.status == "rounding" and metric.is_straight(
+            *(one.path[0], one.path[-1], Where([0.0, 1.0], pair))
+        )
+        if one.status in ("nonfinite", "rounding") and not straight:
             raise ValueError(f"No geodesic was found: {one.message}")
     paths = torch.stack([one.nodes for one in found])
-    velocities = paths[:, -1] - paths[:, 0]  # kept if a network cannot tell the ends apart
+    velocities = paths[:, -1] - paths[:, 0]  # kept where rounding errors hide the path
     rows = [i for i, one in enumerate(found) if one.status != "rounding"]
     if rows:
         momenta = [_first_momentum(metric, i, paths[i], num_quadrature) for i in rows]

@@ -23,10 +23,12 @@ from riemannian_diffusion.metrics.energies import (
     served,
     within_memory,
 )
+from riemannian_diffusion.metrics.rounding import at_rounding, point_resolution
 from riemannian_diffusion.score.model import Composite, accepts_places, outside_inference
 from riemannian_diffusion.score.where import Where
 
 MAX_CORRECTIONS = 50  # largest number in one step of the exponential map
+MOST_BENT = 0.05  # largest relative change of the momentum along a step that counts as straight
 
 M = TypeVar("M", bound="Metric")
 # For each pair of ends, entries of the end points `(2, *shape)` and their embedding.
@@ -222,7 +224,9 @@ class Metric(Composite, ABC):
                     gradient[1:-1] += found[i][2][1:-1]
             segments = found[i][0] if overridden else weights[row] * table[row]
             departure = self._departure(path, batch.places[i]) if departures else None
-            answers.append(PathEnergy(segments, gradient, departure=departure))
+            squares = table[row].clamp(min=0)
+            resolution = point_resolution(path, gradient, batch.places[i], squares, self.norm)
+            answers.append(PathEnergy(segments, gradient, resolution, departure))
         return answers
 
     def _departure(
@@ -330,9 +334,10 @@ class Metric(Composite, ABC):
         """The metric, or a copy of it, whose energy has the full gradient in the points."""
         return self
 
-    def distinguishes(self, x0: Tensor, x1: Tensor, where: Where | None = None) -> bool:
-        """Whether two points, `shape` each, differ by more than a network's rounding error."""
-        return True
+    def is_straight(self, x0: Tensor, x1: Tensor, where: Where | None = None) -> bool:
+        """Whether the momentum of the straight step between two points hardly changes on it."""
+        first, last = self.flat(torch.stack([x0, x1]), torch.stack([x1 - x0] * 2), where)
+        return float((last - first).norm()) <= MOST_BENT * float(first.norm())
 
     # --------------------------------------------------------------------- steps of a geodesic
 
@@ -388,11 +393,6 @@ class Metric(Composite, ABC):
 def kind(metric: Metric) -> str:
     """The name of a metric's class."""
     return type(metric).__name__
-
-
-def at_rounding(size: float, before: float, scale: float) -> bool:
-    """Whether a correction is small and no longer falls, because the dtype is too coarse."""
-    return 0.9 * before <= size <= 1e-3 * scale
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

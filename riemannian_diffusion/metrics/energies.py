@@ -28,8 +28,9 @@ class PathEnergy:
         segments: The energy of each segment, `(K - 1,)`. The energy of the path is their sum.
         gradient: The gradient of the energy of the path in its points, `(K, *shape)`, 0 at the two
             ends, which are fixed. None if it was not requested.
-        resolution: Root mean square chord of the embedding divided by the rounding error of its
-            values; infinite without a network or without an embedding.
+        resolution: Root mean square length of the segments divided by that of rounding errors of
+            the points, of their embedding and of a network, whichever are largest. Infinite if no
+            rounding error matters.
         departure: How far the path departs from the data; None if it was not requested, or the
             metric reads no score.
     """

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from riemannian_diffusion.arguments import check_kind, check_not_negative
-from riemannian_diffusion.metrics.base import Ends, Metric, dot
+from riemannian_diffusion.metrics.base import MOST_BENT, Ends, Metric, dot
 from riemannian_diffusion.metrics.departures import Departure, on_data_tangents
 from riemannian_diffusion.metrics.energies import PathBatch, PathEnergy, own_energies, same_places
+from riemannian_diffusion.metrics.rounding import point_resolution
 from riemannian_diffusion.score.model import ScoreModel
 from riemannian_diffusion.score.where import Where
 
@@ -96,6 +97,12 @@ class LikelyMetric(Metric):
         """Minus infinity: how likely the most likely point is, is unknown."""
         return x0.new_full((), -torch.inf)
 
+    def is_straight(self, x0: Tensor, x1: Tensor, where: Where | None = None) -> bool:
+        """Whether the score hardly turns a straight step between two points."""
+        ends = torch.stack([x0, x1])
+        turns = self.lam * self._scores(ends, self._places(ends, where)).mean(1)
+        return float(turns.norm()) <= MOST_BENT * float((x1 - x0).norm())
+
     def step(self, *args: Any) -> None:
         """Refuse a step of the exponential map.
 
@@ -118,7 +125,8 @@ class LikelyMetric(Metric):
         known = scores.split([len(path) for path in batch.paths])
         found = own_energies(type(self).energy, self, batch, known, differentiate)
         answers = []
-        for path, values, (segments, _, by_path) in zip(batch.paths, known, found, strict=True):
+        parts = zip(batch.paths, batch.places, known, found, strict=True)
+        for path, where, values, (segments, _, by_path) in parts:
             departure, gradient = None, None
             if departures:
                 sigma = self.score.sigma
@@ -126,7 +134,9 @@ class LikelyMetric(Metric):
             if differentiate:
                 gradient = by_path
                 gradient[[0, -1]] = 0  # the ends are fixed
-            answers.append(PathEnergy(segments, gradient, departure=departure))
+            step = path[1:] - path[:-1]
+            resolution = point_resolution(path, gradient, where, dot(step, step), self.norm)
+            answers.append(PathEnergy(segments, gradient, resolution, departure))
         return answers
 
     def _serving(self, path: Tensor, places: Where, values: Tensor) -> dict[str, Callable]:

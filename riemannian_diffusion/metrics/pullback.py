@@ -10,7 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.metrics.base import MAX_CORRECTIONS, Ends, Metric, at_rounding, dot
+from riemannian_diffusion.metrics.base import MAX_CORRECTIONS, Ends, Metric, dot
 from riemannian_diffusion.metrics.energies import (
     PathBatch,
     PathEnergy,
@@ -18,6 +18,12 @@ from riemannian_diffusion.metrics.energies import (
     own_energies,
     pull_back,
     same_places,
+)
+from riemannian_diffusion.metrics.rounding import (
+    at_rounding,
+    point_resolution,
+    ratio,
+    rounding_errors,
 )
 from riemannian_diffusion.score.model import outside_inference, pushed
 from riemannian_diffusion.score.where import Where
@@ -103,10 +109,11 @@ class PullbackMetric(Metric):
         """The momenta `J_phi^T J_phi v` of tangents, `(K, *shape) -> (K, *shape)`."""
         return self.embed_vjp(x, self.embed_jvp(x, v, where), where)
 
-    def distinguishes(self, x0: Tensor, x1: Tensor, where: Where | None = None) -> bool:
-        """Whether the embeddings of two points differ by more than a network's rounding error."""
+    def is_straight(self, x0: Tensor, x1: Tensor, where: Where | None = None) -> bool:
+        """Whether a network cannot tell two points apart, or their geodesic is a straight step."""
         first, second = self.embed(torch.stack([x0, x1]), where).flatten(1)
-        return float((second - first).norm()) > 4 * self.rounding * float(first.norm())
+        same = float((second - first).norm()) <= 4 * self.rounding * float(first.norm())
+        return same or super().is_straight(x0, x1, where)
 
     def step(
         self, x: Tensor, velocity: Tensor, momentum: Tensor, h: float, rtol: float
@@ -206,19 +213,27 @@ class PullbackMetric(Metric):
         for i, (path, row) in enumerate(zip(batch.paths, rows, strict=True)):
             embedded, whole = table[row].flatten(1), None
             squares = (embedded[1:] - embedded[:-1]).square().sum(1)
-            size = float((squares.mean() / embedded.square().sum(1).mean().clamp(min=1e-30)).sqrt())
             if differentiate:
                 whole = torch.zeros_like(path)
                 whole[1:-1] = gradient[starts[i] : starts[i] + numbers[i]]
                 if overridden:
                     whole[1:-1] += found[i][2][1:-1]
             segments = found[i][0] if overridden else 0.5 * len(squares) * squares
-            resolution = size / rounding if rounding and size else torch.inf
+            resolution = min(
+                point_resolution(path, whole, batch.places[i], squares, self._chord_norm),
+                ratio(squares, rounding_errors(embedded).square().sum()[None]),
+                ratio(squares, embedded.square().sum(1) * rounding**2),
+            )
             departure = None
             if departures:
                 departure = self._departure(path, batch.places[i], table[row])
             answers.append(PathEnergy(segments, whole, resolution, departure))
         return answers
+
+    def _chord_norm(self, x: Tensor, v: Tensor, where: Where) -> Tensor:
+        """The lengths of the chords of the embedding from `x` to `x + v`, `(K,)`."""
+        here, there = self.embed(torch.cat([x, x + v]), Where.cat([where] * 2)).chunk(2)
+        return (there - here).flatten(1).norm(dim=1)
 
     @torch.no_grad()
     def _embedded_ends(self, batch: PathBatch, ends: Ends) -> Tensor:

@@ -3,8 +3,9 @@
     python benchmarks/claims.py [--study convergence pace departures energies starts images]
         [--shipped]
 
-All metrics are the tangent-normal metric, and all solves have their default options and 25 points.
-There is one row per case. The columns of each study are:
+The metric is the tangent-normal metric, and in some cases of the first study the score Jacobian.
+All solves have their default options and 25 points. There is one row per case. The columns of each
+study are:
 
     convergence  "excess": how far the energy lies above the minimum of the valley, as a share; the
                  minimum is that of a solve that goes on from the result for 300 evaluations.
@@ -34,9 +35,10 @@ from __future__ import annotations
 import argparse
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import demo_model
@@ -59,6 +61,8 @@ from torch import Tensor
 from riemannian_diffusion import (
     GaussianMixtureScore,
     Geodesic,
+    Metric,
+    ScoreJacobianMetric,
     ScoreModel,
     TangentNormalMetric,
     demo,
@@ -125,6 +129,7 @@ class Case:
         x1: Last point.
         start: The start of a solve, as `init` of `geodesic`.
         leap: Whether every path between the points must leave the data.
+        metric: The kind of metric.
     """
 
     name: str
@@ -133,11 +138,12 @@ class Case:
     x1: Tensor
     start: Tensor | str | None = None
     leap: bool = False
+    metric: Callable[[ScoreModel], Metric] = TangentNormalMetric
 
     def solve(self, **options) -> Geodesic:
         """The geodesic with default options, or with those that are given."""
         options = {"num_points": NUM_POINTS, "init": self.start} | options
-        return geodesic(TangentNormalMetric(self.score), self.x0, self.x1, **options)
+        return geodesic(self.metric(self.score), self.x0, self.x1, **options)
 
 
 def along(problem: Problem, sigma: float = SIGMA) -> Case:
@@ -182,6 +188,14 @@ def convergence_cases() -> Iterator[Case]:
     for seed in range(3):
         problem = circle(5, seed=seed)
         yield Case(f"{problem.name}, random {seed}", problem.score, problem.x0, problem.x1)
+
+
+def score_jacobian_cases() -> Iterator[Case]:
+    """The cases with the default start, with the score Jacobian."""
+    for case in convergence_cases():
+        if case.start is None:
+            name = f"score Jacobian, {case.name}"
+            yield replace(case, name=name, metric=ScoreJacobianMetric)
 
 
 def convergence(case: Case) -> dict:
@@ -417,7 +431,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
         return rows[study][-1]
 
     if "convergence" in args.study:
-        for case in convergence_cases():
+        for case in chain(convergence_cases(), score_jacobian_cases()):
             yield row("convergence", case.name, convergence(case))
         for pair in range(3) if args.shipped else ():
             yield row("convergence", f"shipped model, pair {pair}", shipped_convergence(pair))
@@ -446,8 +460,11 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
 def summary(study: str, rows: list[dict]) -> Iterator[dict]:
     """What the worst rows of a study are."""
     if study == "convergence":
-        for shipped, case in ((False, "worst on the data"), (True, "worst, shipped model")):
-            some = [row for row in rows if row["case"].startswith("shipped model") == shipped]
+        kinds = {"score Jacobian": "worst, score Jacobian", "shipped model": "worst, shipped model"}
+        for kind, case in {"": "worst on the data", **kinds}.items():
+            some = [row for row in rows if row["case"].startswith(kind)]
+            if not kind:
+                some = [row for row in rows if not row["case"].startswith(tuple(kinds))]
             some = [row for row in some if row["status"] == "converged" and row["on data"]]
             if some:
                 worst = {key: max(row[key] for row in some) for key in ("excess", "error")}

@@ -107,7 +107,9 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     truths = {num: evaluate(exact, slerp(*ends, num)) for num in args.points}
     goals = {}
     if not args.no_solve:
-        goals = {num: true_energy(exact, geodesic(exact, *ends, num_points=num)) for num in args.points}
+        goals = {
+            num: true_energy(exact, geodesic(exact, *ends, num_points=num)) for num in args.points
+        }
     for name in dtypes:
         dtype = torch.float32 if name == "tf32" else getattr(torch, name)
         metric, _ = metric_in(dtype)

@@ -160,9 +160,10 @@ def geodesic(
             in three iterations in a row, or when the energy exceeds its lower bound by at most this
             share. After a coarse curve, two iterations are enough, and after two coarse curves one.
             The estimate is half of `g^T H g`, where H is the solver's inverse Hessian and g the
-            gradient. The default brought the energy within 0.5 % of the minimum, and the points
-            within 1 % of the length of the geodesic, on all manifolds of the benchmarks. On the
-            shipped model, valleys are flatter, and the points ended farther from the minimum (see
+            gradient. With the tangent-normal metric, the default brought the energy within 0.5 % of
+            the minimum, and the points within 1 % of the length of the geodesic, on all manifolds
+            of the benchmarks. Where valleys are flatter, as with the score Jacobian and on the
+            shipped model, the estimate is too low and the path ended farther from the minimum (see
             `benchmarks/claims.py`). A smaller tolerance costs more evaluations.
         max_evals: Largest number of evaluations of energy and gradient, over all starts, metrics
             and coarse curves. With fewer than 40 evaluations for a start, or with one chord per

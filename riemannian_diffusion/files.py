@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,25 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def as_json(report: Any) -> str:
+    """A report as the text of a JSON file; numbers that are not finite become null.
+
+    Examples:
+        >>> from riemannian_diffusion.files import as_json
+        >>> as_json([1.5, float("nan")]).split()
+        ['[', '1.5,', 'null', ']']
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(one) for name, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(report), indent=2, allow_nan=False) + "\n"
 
 
 def save(

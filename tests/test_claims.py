@@ -1,5 +1,7 @@
 """What a geodesic says of itself, compared with what is true."""
 
+import json
+
 import claims
 import pytest
 import torch
@@ -8,7 +10,9 @@ from problems import circle, held_out_problems, uneven_circle
 
 from riemannian_diffusion import (
     EuclideanMetric,
+    GaussianMixtureScore,
     Geodesic,
+    LikelyMetric,
     ScoreJacobianMetric,
     SteinScoreMetric,
     TangentNormalMetric,
@@ -17,6 +21,8 @@ from riemannian_diffusion import (
     lerp,
     parallel_transport,
 )
+from riemannian_diffusion.cli.commands import describe_geodesic
+from riemannian_diffusion.files import as_json
 
 
 @pytest.mark.parametrize(
@@ -85,6 +91,23 @@ def test_rounding_errors_between_equal_points_raise_no_alarm(apart):
         found = geodesic(metric, x0, x1, max_evals=40)
         assert found.on_data
         assert apart or found.energy_change == 0
+
+
+class Broken(GaussianMixtureScore):
+    """A score that is NaN beyond a line."""
+
+    def __call__(self, x, where=None):
+        return super().__call__(x) + torch.where(x[:, :1] > 0.5, torch.nan, 0.0)
+
+
+@pytest.mark.parametrize("metric", [TangentNormalMetric, SteinScoreMetric, LikelyMetric])
+def test_a_score_that_is_not_finite_says_nothing_about_the_data(metric):
+    means = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+    found = geodesic(metric(Broken(means, 0.3)), means[0], torch.tensor([1.0, 0.0]), max_evals=5)
+    assert found.status == "nonfinite" and found.on_data is None
+    assert "data" not in found.message and "Check the inputs" in found.message
+    report = json.loads(as_json(describe_geodesic(found)), parse_constant=pytest.fail)
+    assert report["finer_energy"] is report["length"] is report["on_data"] is None
 
 
 def test_an_energy_that_falls_with_its_sampling_is_called_too_high():

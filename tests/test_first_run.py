@@ -230,6 +230,11 @@ def test_the_verdict_names_reconstruction_energy_and_data():
     assert poor.startswith("poor: ") and "data" not in poor  # the image is not on it
     assert verdict(outcome([1e-4] * 2, on_data=False)).endswith("the path leaves the data")
     assert verdict(outcome([1e-4] * 2, on_data=False)).startswith("poor: ")
+    assert "data" not in verdict(outcome([1e-4] * 2, on_data=None))
+    for errors in ([float("nan"), 1e-4], [1e-4, float("nan")]):
+        assert verdict(outcome(errors)).startswith("poor: ")
+    lost = verdict(outcome([1e-4] * 2, energy=float("nan"), status="nonfinite", on_data=None))
+    assert lost == "poor: the images return with a PSNR of 40.0 and 40.0 dB"
     path = SimpleNamespace(transported=None)
     curve = {"reconstruction_error": [1e-4, 1e-3, 1e-4], "geodesics": [None, None]}
     assert verdict(SimpleNamespace(**curve, path=path)) == (

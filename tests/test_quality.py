@@ -49,6 +49,7 @@ def test_a_tenth_of_the_variance_is_too_much():
     limits = torch.tensor([images[0].var(correction=0) / 10, 0.001])
     assert too_much_lost(0.99 * limits, images) == []
     assert too_much_lost(1.01 * limits, images) == [1, 2]
+    assert too_much_lost(torch.nan * limits, images) == [1, 2]
 
 
 def test_sentences():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 import tempfile
 import time
@@ -17,7 +15,7 @@ from riemannian_diffusion.cli.inputs import Inputs, check_ranges, read_inputs
 from riemannian_diffusion.cli.interrupts import leaving_at_once
 from riemannian_diffusion.cli.notes import Notes
 from riemannian_diffusion.cli.progress import Progress
-from riemannian_diffusion.files import write_atomically
+from riemannian_diffusion.files import as_json, write_atomically
 from riemannian_diffusion.media import write_frames
 from riemannian_diffusion.pipelines.knowledge import SHIPPED, native_size, size_problem
 from riemannian_diffusion.runtime import (
@@ -81,7 +79,7 @@ def run_interpolate(args: argparse.Namespace) -> None:
                 "device": str(device),
                 "dtype": dtype,
             }
-            text = json.dumps(report, indent=2) + "\n"
+            text = as_json(report)
             write_atomically(report_path, lambda path: path.write_text(text))
             return report
 
@@ -215,7 +213,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
             "device": str(device),
             "versions": installed_versions(names),
         }
-        text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+        text = as_json(report)
         write_atomically(args.output, lambda path: path.write_text(text))
     print(result.table())
 
@@ -246,7 +244,7 @@ def describe_geodesic(found) -> dict:
     return {
         "energy": found.iterates[-1][1] if found.iterates else found.energy,
         "finer_energy": found.energy,
-        "lower_bound": found.lower_bound if math.isfinite(found.lower_bound) else None,
+        "lower_bound": found.lower_bound,
         "length": found.length,
         "energy_change": found.energy_change,
         "on_data": found.on_data,

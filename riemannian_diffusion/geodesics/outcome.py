@@ -57,7 +57,7 @@ class Geodesic:
         nodes: The points that the solver found, `(K, *shape)`, which are not evenly spaced; None
             takes `path`.
         on_data: Whether the path stays on the data (see `Departure.on_data`); None if the metric
-            reads no score.
+            reads no score, or the score is not finite.
         energy_change: Relative change of the energy when its sampling was last doubled. Above 5 %,
             the energy is only a lower estimate, and below -5 % an upper one.
 

@@ -54,12 +54,14 @@ class Departure:
         return cls(residual.flatten(2).norm(dim=2).mean(1) / sigma, stretches)
 
     @property
-    def on_data(self) -> bool:
-        """Whether the path stays on the data.
+    def on_data(self) -> bool | None:
+        """Whether the path stays on the data; None if the score is not finite at all its points.
 
         The residual may exceed the larger one at the ends by one standard deviation and a tenth of
         that residual. The stretch may be up to 3.5. The benchmark of departures chose these limits.
         """
+        if not (self.residuals.isfinite().all() and self.stretches.isfinite().all()):
+            return None
         at_ends = float(self.residuals[[0, -1]].max())
         excess = float(self.residuals.max()) - at_ends
         small = excess <= _LARGEST_EXCESS + _LARGEST_SHARE * at_ends

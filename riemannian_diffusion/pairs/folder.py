@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from riemannian_diffusion.files import as_json
 from riemannian_diffusion.pairs.claims import Process, names_in
 from riemannian_diffusion.pairs.manifest import Pair
 
@@ -65,7 +66,7 @@ class PairFolder:
         """
         record = self.path / SETTINGS
         if self._is_unused() or not record.exists():
-            self.process.write_text(record, _as_json(settings))
+            self.process.write_text(record, as_json(settings))
         before = _read(record) or settings
         for flag in sorted({*before, *settings}):
             old, new = before.get(flag), settings.get(flag)
@@ -116,7 +117,7 @@ class PairFolder:
         for i, image in enumerate(made.inputs):
             image.save(part / "inputs" / f"{i}.png")
         report = {"pair": pair.described(), "method": method, **made.report}
-        (part / "pair.json").write_text(_as_json(report))
+        (part / "pair.json").write_text(as_json(report))
         folder = self._morph(pair, method)
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -131,7 +132,7 @@ class PairFolder:
         report = {"pair": pair.described(), "method": method, "error": error, "traceback": trace}
         record = self._failure(pair, method)
         record.parent.mkdir(parents=True, exist_ok=True)
-        self.process.write_text(record, _as_json(report))
+        self.process.write_text(record, as_json(report))
 
     def report(self, pair: Pair, method: str) -> dict[str, Any] | None:
         """The report of a morph or of its failure; None if there is none yet.
@@ -169,10 +170,6 @@ class PairFolder:
 
     def _failure(self, pair: Pair, method: str) -> Path:
         return self.path / FAILED / method / f"{pair.name}.json"
-
-
-def _as_json(report: Mapping[str, Any]) -> str:
-    return json.dumps(report, indent=2) + "\n"
 
 
 def _read(file: Path, *, damaged: Path | None = None) -> dict[str, Any] | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from riemannian_diffusion.files import as_json
 from riemannian_diffusion.pairs.folder import PairFolder
 from riemannian_diffusion.pairs.manifest import Pair
 
@@ -37,12 +37,14 @@ def _measured(report: dict[str, Any]) -> dict[str, Any]:
     if "error" in report:
         return dict.fromkeys(COLUMNS[2:]) | {"status": "failed", "error": report["error"]}
     found = report["geodesic"] or {"status": "curve", "lower_bound": None, "on_data": None}
-    bound = found["lower_bound"]
+    # numbers that are not finite are null in reports
+    bound, energy = found["lower_bound"], found.get("finer_energy")
+    errors = report["reconstruction_error"]
     values = (
         found["status"],
-        found["finer_energy"] / bound if bound else None,
+        energy / bound if bound and energy is not None else None,
         found["on_data"],
-        max(report["reconstruction_error"]),
+        None if None in errors else max(errors),
         report["seconds"],
         report["seconds_of_inversion"],
     )
@@ -79,7 +81,7 @@ def write_summary(pairs: Sequence[Pair], folder: PairFolder) -> tuple[str, int]:
     table.writeheader()
     table.writerows(rows)
     folder.process.write_text(folder.path / "summary.csv", written.getvalue())
-    text = json.dumps({"methods": means, "morphs": rows}, indent=1) + "\n"
+    text = as_json({"methods": means, "morphs": rows})
     folder.process.write_text(folder.path / "summary.json", text)
 
     parts = [as_table([{name: row[name] for name in COLUMNS} for row in rows[:MOST_ROWS]])]

@@ -39,32 +39,32 @@ def too_much_lost(errors: Tensor, images: Tensor) -> list[int]:
         that within a channel, at least 0.01.
     """
     variance = images.flatten(2).var(2, correction=0).mean(1).clamp_min(LEAST_VARIANCE)
-    lost = errors.to(images) / variance > TOO_MUCH
+    lost = ~(errors.to(images) / variance <= TOO_MUCH)  # NaN counts as lost
     return [int(i) + 1 for i in lost.nonzero()[:, 0]]
 
 
 def psnr(error: float) -> float:
-    """Peak signal-to-noise ratio in dB of a mean squared error of images in [0, 1]."""
-    return -10 * math.log10(error) if error > 0 else math.inf
+    """Peak signal-to-noise ratio in dB of a mean squared error of images in [0, 1], or NaN."""
+    return math.inf if error == 0 else -10 * math.log10(error)
 
 
 def verdict(output: GeodesicInterpolationOutput) -> str:
     """How good a morph is, in one sentence.
 
-    It is "poor" if a keyframe returns with a PSNR below 20 dB, a path leaves the data, or a solve
-    met values that are not finite; "good" if every keyframe returns with 30 dB or more and every
-    solve converged; and otherwise "fair". A curve without a solve, such as slerp, is "poor" or "not
-    judged", because nothing is known of its path. If an image does not return, the path is not said
-    to stay on the data: it stays near what the model made of the image.
+    It is "poor" if a keyframe returns with a PSNR below 20 dB, a path leaves the data, or an image
+    or a solve met values that are not finite; "good" if every keyframe returns with 30 dB or more
+    and every solve converged; and otherwise "fair". A curve without a solve, such as slerp, is
+    "poor" or "not judged", because nothing is known of its path. If an image does not return, the
+    path is not said to stay on the data: it stays near what the model made of the image.
 
     Args:
         output: What `render` returns for one morph, with pixels.
     """
     decibels = [psnr(error) for error in output.reconstruction_error]
     found = [one for one in output.geodesics if one is not None]
-    worst = min(decibels)
+    worst = min(decibels, key=lambda value: -math.inf if math.isnan(value) else value)
     leaves = any(one.on_data is False for one in found)
-    if worst < FAIR or leaves or any(one.status == "nonfinite" for one in found):
+    if not worst >= FAIR or leaves or any(one.status == "nonfinite" for one in found):
         word = "poor"
     elif not found:
         word = "not judged"
@@ -81,12 +81,13 @@ def verdict(output: GeodesicInterpolationOutput) -> str:
         shown = f"{_and([f'{value:.1f}' for value in decibels])} dB"
     parts = [f"the images return with a PSNR of {shown}"]
     bounds = [one.energy / one.lower_bound for one in found if one.lower_bound > 0]
+    bounds = [bound for bound in bounds if math.isfinite(bound)]
     if bounds:
         at_most = "" if len(bounds) == 1 else "at most "
         parts.append(f"the energy is {at_most}{max(bounds):.3g} times its lower bound")
     if leaves:
         parts.append("the path leaves the data")
-    elif worst >= FAIR and any(one.on_data is not None for one in found):
+    elif worst >= FAIR and found and all(one.on_data for one in found):
         parts.append("the path stays on the data")
     return f"{word}: {'; '.join(parts)}"
 

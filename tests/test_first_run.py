@@ -25,6 +25,7 @@ import riemannian_diffusion
 from riemannian_diffusion import demo
 from riemannian_diffusion.cli import main
 from riemannian_diffusion.cli.flags import flags, with_flags
+from riemannian_diffusion.cli.interrupts import STOPPING
 from riemannian_diffusion.cli.progress import rounded
 from riemannian_diffusion.events import Event
 from riemannian_diffusion.geodesics import Geodesic
@@ -339,11 +340,59 @@ def test_an_interrupt_at_any_moment_is_one_line(tmp_path):
         _, error = process.communicate()
         if process.returncode != 0:  # it had ended
             assert process.returncode == 130, error
-            (line,) = error.splitlines()
-            assert line.startswith("riemannian-diffusion: interrupted")
+            assert error.splitlines()[-1].startswith("riemannian-diffusion: interrupted")
+            assert error.removeprefix(f"{STOPPING}\n").count("\n") == 1
         assert not [one for one in tmp_path.rglob(".*")]
         with PIL.Image.open(tmp_path / "m.gif") as gif:
             assert gif.n_frames == 5
+
+
+# an operation that blocks Python's handler, as a long one of PyTorch does
+BLOCKED = """
+import hashlib, sys
+from riemannian_diffusion.cli import interrupts
+from riemannian_diffusion.files import unfinished, write_atomically
+from pathlib import Path
+
+def write(path):
+    path.write_text("half")
+    print("writing", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", int(sys.argv[1]))
+
+with interrupts.Interrupts():
+    try:
+        write_atomically(Path(sys.argv[2]), write)
+    except KeyboardInterrupt:
+        raise SystemExit(7)
+"""
+
+
+def blocked(tmp_path, rounds):
+    """A process that writes a file and is then blocked, once it is."""
+    words = [sys.executable, "-c", BLOCKED, str(rounds), str(tmp_path / "file")]
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert process.stdout.readline() == "writing\n"
+    time.sleep(0.2)  # until the operation has begun
+    return process
+
+
+def test_an_interrupt_in_a_long_operation_is_answered_at_once(tmp_path):
+    process = blocked(tmp_path, 3_000_000)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == f"{STOPPING}\n"
+    assert process.wait() == 7 and not process.stderr.read()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_second_interrupt_ends_the_process_and_leaves_nothing_half_written(tmp_path):
+    process = blocked(tmp_path, 300_000_000)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == f"{STOPPING}\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "riemannian-diffusion: interrupted\n"
+    assert process.wait(30) == 130 and not [*tmp_path.iterdir()]
 
 
 def test_commands_say_something_before_slow_imports(monkeypatch, capsys):

@@ -37,6 +37,7 @@ from riemannian_diffusion.app.results import KeptResult, Results, make_results
 from riemannian_diffusion.app.studio import Cancelled, Request, Studio
 from riemannian_diffusion.app.words import in_words, table
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.unused import unused_by_curves
 
 LOOK_FOR_OLD = 300  # seconds between two searches for old files
 MOST_WAITING = 200  # visitors in the queue
@@ -190,6 +191,11 @@ def _morphs(
     images = fit_images(paths, size, lambda text: gr.Warning(as_text(text)))
     third = images.pop() if settings.analogy else None
     asked.check(settings.metrics, settings.space, settings.starts)
+    unused = unused_by_curves(
+        settings.metrics, init=settings.starts, max_evals=int(settings.max_evals)
+    )
+    if unused is not None:
+        gr.Warning(as_text(with_labels(unused)))
     seed = int(settings.seed)
     inverted = asked.invert(images, third, seed=seed, **settings.inversion())
     morphs: list[Morph] = []

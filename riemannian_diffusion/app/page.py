@@ -35,6 +35,7 @@ from riemannian_diffusion.app.outputs import (
 )
 from riemannian_diffusion.app.results import KeptResult, Results, make_results
 from riemannian_diffusion.app.studio import Cancelled, Request, Studio
+from riemannian_diffusion.app.values import Page
 from riemannian_diffusion.app.words import in_words, table
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
 from riemannian_diffusion.pipelines.unused import unused_by_curves
@@ -68,7 +69,7 @@ def build(models: Models | GeodesicInterpolationMixin, limits: Limits | None = N
     studio = Studio(models, KeptWork(seconds=limits.seconds))
     with (
         tempfile.TemporaryDirectory() as folder,  # gradio copies the examples
-        gr.Blocks(
+        Page(
             title="Geodesic morphs",
             analytics_enabled=False,
             delete_cache=(LOOK_FOR_OLD, limits.seconds),

@@ -1,4 +1,7 @@
-"""Files that are written atomically, and tensors with settings in safetensors files."""
+"""Files that are written atomically, and tensors with settings in safetensors files.
+
+Importing this module does not import PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +24,35 @@ FORMAT = "riemannian_diffusion"
 
 T = TypeVar("T")
 
+_unfinished: set[Path] = set()
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Name a temporary file or folder, and delete it at the end if it is still there.
+
+    `delete_unfinished` deletes it before the process is ended at once.
+    """
+    _unfinished.add(path)
+    try:
+        yield path
+    finally:
+        _delete(path)
+        _unfinished.discard(path)
+
+
+def delete_unfinished() -> None:
+    """Delete all temporary files and folders that are being written."""
+    for path in [*_unfinished]:
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write` with a temporary path beside `path`, then move the file to `path`.
@@ -30,12 +64,9 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         raise IsADirectoryError(f"{path} is a folder: give the name of a file.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first.")
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
+    with unfinished(path.with_name(f".{os.getpid()}-{path.name}")) as temporary:
         write(temporary)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def as_json(report: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import socket
 import tempfile
 import threading
@@ -20,7 +21,7 @@ import pytest
 import torch
 from models import FAST, make, to_pil
 
-pytest.importorskip("gradio")
+gr = pytest.importorskip("gradio")
 pytest.importorskip("matplotlib")
 
 import httpx  # noqa: E402
@@ -37,7 +38,7 @@ from pages import (  # noqa: E402
 
 from riemannian_diffusion import demo  # noqa: E402
 from riemannian_diffusion.adaptation import adapt  # noqa: E402
-from riemannian_diffusion.app import Limits, Models, Offer  # noqa: E402
+from riemannian_diffusion.app import Limits, Models, Offer, build  # noqa: E402
 
 LONG = 900  # number of steps that takes much longer than any of these tests
 
@@ -195,9 +196,10 @@ def test_bad_input_gives_a_message_and_the_page_still_works(served, paths, tmp_p
             "“Prompts” must be one line, or one for each of 3 images, but got 2",
         ),
         (arguments(paths, steps=1), "leaves no step"),
-        (arguments(paths, model="/etc"), "not in the list of choices"),
-        (arguments(paths, num_frames=10**9), ""),
-        (arguments(paths, max_evals=-5), ""),
+        (arguments(paths, model="/etc"), "Model must be one of"),
+        (arguments(paths, num_frames=10**9), "Frames must be from 2 to 65, but got 1000000000"),
+        (arguments(paths, max_evals=-5), "Evaluations at most must be from 1 to 1000, but got -5"),
+        (arguments(paths, adapt="evil"), "Fit the model to the images first must be one of no"),
     ]
     for given, message in cases:
         with pytest.raises(AppError) as error:
@@ -205,6 +207,48 @@ def test_bad_input_gives_a_message_and_the_page_still_works(served, paths, tmp_p
         assert message in str(error.value)
     good = client.predict(api_name="/morph", **arguments(paths, metric="slerp"))
     assert len(frames_in(good)) == 7
+
+
+WRONG = [None, [], ["x"], "", "evil", -1, 10**400, float("nan"), True, {"a": 1}, "9" * 5000]
+
+
+def test_a_value_of_the_wrong_kind_is_refused_in_words(tiny_pipe):
+    """Whatever gradio's components would do with it; nothing else is raised."""
+    page = build(tiny_pipe)
+    (morph,) = (one for one in page.fns.values() if one.api_name == "morph")
+    good = [block.value for block in morph.inputs]
+    page.validate_inputs(morph, good)
+    refused = 0
+    for i, block in enumerate(morph.inputs):
+        for value in WRONG:
+            try:
+                page.validate_inputs(morph, [*good[:i], value, *good[i + 1 :]])
+            except gr.Error as error:
+                assert error.message.startswith(f"{block.label} must be ")
+                assert len(error.message) < 300 and not error.print_exception
+                refused += 1
+            else:
+                taken = json.dumps(value)
+                assert taken in TAKEN[type(block).__name__], (block.label, taken)
+    assert refused > 150
+
+
+TAKEN = {  # values of `WRONG` that a kind of input takes
+    "Textbox": {"null", '""', '"evil"', json.dumps("9" * 5000)},
+    "Checkbox": {"true"},
+    "CheckboxGroup": {"null", "[]", '""'},
+    "Gallery": {"null", "[]"},
+    "Number": {"-1"},  # a width, which the model's own size limits
+    "Slider": set(),
+    "Dropdown": set(),
+    "Radio": set(),
+}
+
+
+def test_a_missing_negative_prompt_is_an_empty_one(served, paths):
+    client = client_of(served)
+    given = arguments(paths, metric="slerp", negative=None, at_frames="")
+    assert files_of(client.predict(api_name="/morph", **given))
 
 
 def test_visitors_choose_among_models(paths):

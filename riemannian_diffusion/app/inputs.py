@@ -138,7 +138,7 @@ class Settings:
         """Options of `Request.invert`."""
         return {
             "prompt": parse_prompts(self.prompts),
-            "negative_prompt": self.negative,
+            "negative_prompt": self.negative or "",
             "adapt": None if self.adapt == NO else self.adapt,
             "space": self.space,
             "strength": self.strength,
@@ -183,7 +183,10 @@ def frames_of_gaps(text: str, num_images: int) -> list[int]:
     words = (text or "").replace(",", " ").split()
     if not words:
         return []
-    numbers = [int(word) if word.isascii() and word.isdecimal() else -1 for word in words]
+    numbers = [
+        int(word) if word.isascii() and word.isdecimal() and len(word) < 10 else -1
+        for word in words
+    ]
     rises = all(a < b for a, b in zip(numbers, numbers[1:], strict=False))
     if numbers[0] != 0 or not rises or numbers[-1] >= MOST_FRAMES:
         raise ValueError(

@@ -35,8 +35,10 @@ from riemannian_diffusion.app.outputs import (
 )
 from riemannian_diffusion.app.results import KeptResult, Results, make_results
 from riemannian_diffusion.app.studio import Cancelled, Request, Studio
+from riemannian_diffusion.app.values import Page
 from riemannian_diffusion.app.words import in_words, table
 from riemannian_diffusion.pipelines.geodesic_interpolation import GeodesicInterpolationMixin
+from riemannian_diffusion.pipelines.unused import unused_by_curves
 
 LOOK_FOR_OLD = 300  # seconds between two searches for old files
 MOST_WAITING = 200  # visitors in the queue
@@ -67,7 +69,7 @@ def build(models: Models | GeodesicInterpolationMixin, limits: Limits | None = N
     studio = Studio(models, KeptWork(seconds=limits.seconds))
     with (
         tempfile.TemporaryDirectory() as folder,  # gradio copies the examples
-        gr.Blocks(
+        Page(
             title="Geodesic morphs",
             analytics_enabled=False,
             delete_cache=(LOOK_FOR_OLD, limits.seconds),
@@ -190,6 +192,11 @@ def _morphs(
     images = fit_images(paths, size, lambda text: gr.Warning(as_text(text)))
     third = images.pop() if settings.analogy else None
     asked.check(settings.metrics, settings.space, settings.starts)
+    unused = unused_by_curves(
+        settings.metrics, init=settings.starts, max_evals=int(settings.max_evals)
+    )
+    if unused is not None:
+        gr.Warning(as_text(with_labels(unused)))
     seed = int(settings.seed)
     inverted = asked.invert(images, third, seed=seed, **settings.inversion())
     morphs: list[Morph] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,8 @@ from riemannian_diffusion.events import Event, Listener
 from riemannian_diffusion.geodesics import RTOL
 from riemannian_diffusion.pipelines import Keyframes
 from riemannian_diffusion.pipelines.curves import check_metric
-from riemannian_diffusion.pipelines.progress import TITLES, SolveProgress
+from riemannian_diffusion.pipelines.expected import progress_of_solve
+from riemannian_diffusion.pipelines.progress import TITLES
 from riemannian_diffusion.pipelines.quality import verdict
 from riemannian_diffusion.pipelines.retiming import find_distance
 from riemannian_diffusion.pipelines.starts import as_starts
@@ -245,9 +245,9 @@ class Request:
         for metric in metrics:
             with self._pipe() as pipe:
                 energies, start = Energies(), time.perf_counter()
-                listen = self._told_of_solve(
-                    metric, energies, inverted.keys.num_gaps, options["max_evals"]
-                )
+                given, num_gaps = options["num_frames"], inverted.keys.num_gaps
+                num_frames = given if isinstance(given, list) else [given] * num_gaps
+                listen = self._told_of_solve(metric, energies, num_frames, options)
                 try:
                     path = pipe.solve(
                         inverted.keys, metric, generator=_seeded(seed), on_event=listen, **options
@@ -278,7 +278,7 @@ class Request:
                         *(path, inverted.third),
                         conditions=inverted.theirs,
                         max_evals=options["max_evals"],
-                        on_event=self._told_of_solve(metric, other, 1, options["max_evals"]),
+                        on_event=self._told_of_solve(metric, other, [len(path.times)], options),
                     )
                     solves = solves + other.solves
                 found = pipe.render(path, paste_endpoints=paste, on_event=listen)
@@ -298,18 +298,19 @@ class Request:
         return lambda event: self._listen(event, f"{prefix}: ")
 
     def _told_of_solve(
-        self, prefix: str, energies: Energies, num_gaps: int, max_evals: int
+        self, metric: str, energies: Energies, num_frames: list[int], options: dict[str, Any]
     ) -> Listener:
         """A listener that records energies, and reports how many evaluations are expected."""
-        progress = SolveProgress(RTOL, num_gaps * max_evals, num_gaps)
+        progress = progress_of_solve(
+            metric, num_frames, options.get("init"), RTOL, options["max_evals"]
+        )
 
         def listen(event: Event) -> None:
             energies(event)
-            progress(event)
-            if event.stage == "solve" and event.total is None:
-                total = event.done + math.ceil(progress.evals_left())
-                event = replace(event, total=max(1, total))
-            self._listen(event, f"{prefix}: ")
+            if progress is not None and event.stage == "solve" and event.total is None:
+                progress(event)
+                event = replace(event, total=progress.total())
+            self._listen(event, f"{metric}: ")
 
         return listen
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import sys
+from collections.abc import Callable
 
 from riemannian_diffusion.cli.app import run_app
 from riemannian_diffusion.cli.flags import with_flags
-from riemannian_diffusion.cli.interrupts import (
-    LINE,
-    finish_quietly,
-    leaving_at_once,
-    no_interrupt_lost,
-)
+from riemannian_diffusion.cli.interrupts import Interrupts, finish_quietly, leaving_at_once
 from riemannian_diffusion.cli.parser import parse
 
 __all__ = ["main"]
@@ -47,9 +44,19 @@ def main(argv: list[str] | None = None) -> int:
         "app": run_app,
         "models": commands.run_models,
     }
+    is_page = args.command == "app"  # it is never ended at once, because it deletes uploads
+    with Interrupts(end_at_second=not is_page) as interrupts:
+        try:
+            return _status(run[args.command], args)
+        except KeyboardInterrupt as error:
+            interrupts.tell(error)
+            return 130
+
+
+def _status(run: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
+    """Run one command; return its exit status, and say in one line why it failed."""
     try:
-        with no_interrupt_lost():
-            return run[args.command](args) or 0
+        return run(args) or 0
     except BrokenPipeError:  # the reader of the output has ended, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # lest the last flush fails as well
         return 141
@@ -62,9 +69,6 @@ def main(argv: list[str] | None = None) -> int:
         line = with_flags(" ".join(text.split())) or "out of memory"
         print(f"riemannian-diffusion: error: {line}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as error:
-        print(". ".join([LINE, *map(str, error.args)]), file=sys.stderr)
-        return 130
 
 
 def spin_briefly() -> None:

@@ -14,6 +14,7 @@ from riemannian_diffusion.arguments import check_whole
 from riemannian_diffusion.cli.inputs import check_ranges, frames_of_gaps
 from riemannian_diffusion.cli.notes import Notes
 from riemannian_diffusion.cli.options.batch import OF_ONE_MORPH
+from riemannian_diffusion.cli.unused import unused_options
 from riemannian_diffusion.media import shown_size
 from riemannian_diffusion.pairs.claims import Process, names_in
 from riemannian_diffusion.pairs.folder import PairFolder
@@ -54,6 +55,9 @@ def run_batch(args: argparse.Namespace) -> int:
     tell = partial(print, flush=True) if is_first else _silent
     pairs = read_pairs(args.pairs, num_frames=args.frames, seed=args.seed, tell=tell)[: args.limit]
     methods = list(dict.fromkeys(args.metric or ["tangent_normal"]))
+    notes = Notes(silent=not is_first)
+    for text in unused_options(args, methods):
+        notes.tell(text)
     tell(f"{len(pairs)} pairs by {', '.join(methods)}: preparing ...")
 
     # 2. Prepare the folder

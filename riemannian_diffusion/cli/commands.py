@@ -15,6 +15,7 @@ from riemannian_diffusion.cli.inputs import Inputs, check_ranges, read_inputs
 from riemannian_diffusion.cli.interrupts import leaving_at_once
 from riemannian_diffusion.cli.notes import Notes
 from riemannian_diffusion.cli.progress import Progress
+from riemannian_diffusion.cli.unused import unused_options
 from riemannian_diffusion.files import as_json, write_atomically
 from riemannian_diffusion.media import write_frames
 from riemannian_diffusion.pipelines.knowledge import SHIPPED, native_size, size_problem
@@ -48,6 +49,8 @@ def run_interpolate(args: argparse.Namespace) -> None:
 
     check_ranges(args)
     notes = Notes()
+    for text in unused_options(args, [args.metric]):
+        notes.tell(text)
     inputs = read_inputs(args, notes.tell)
     with Progress() as progress, notes:
         progress.begin(f"loading {_model(args)}")  # before imports, which take seconds

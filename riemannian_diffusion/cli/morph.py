@@ -17,11 +17,12 @@ from riemannian_diffusion.cli.inputs import Inputs
 from riemannian_diffusion.cli.models import ip_adapter_images
 from riemannian_diffusion.cli.work import Work, solve_options
 from riemannian_diffusion.events import Listener
-from riemannian_diffusion.geodesics import NUM_QUADRATURE, RTOL
+from riemannian_diffusion.geodesics import RTOL
 from riemannian_diffusion.measures import Distance
 from riemannian_diffusion.pipelines import GeodesicInterpolationOutput, MorphPath
-from riemannian_diffusion.pipelines.curves import METRICS, check_metric
-from riemannian_diffusion.pipelines.progress import USUAL_EVALS, Estimate
+from riemannian_diffusion.pipelines.curves import check_metric
+from riemannian_diffusion.pipelines.expected import progress_of_solve
+from riemannian_diffusion.pipelines.progress import Estimate
 from riemannian_diffusion.pipelines.retiming import find_distance
 from riemannian_diffusion.pipelines.starts import as_starts
 from riemannian_diffusion.pipelines.texts import warn_of_negative
@@ -172,22 +173,22 @@ def estimate_of(args: argparse.Namespace, inputs: Inputs) -> Estimate | None:
     """
     if args.analogy is not None or args.retime is not None or args.extrapolate or args.adapt:
         return None
-    num_gaps, num_frames = len(inputs.num_frames), sum(inputs.num_frames) - len(inputs.num_frames)
+    num_frames = sum(inputs.num_frames) - len(inputs.num_frames)
     num_steps = max(1, round(args.steps * args.strength))
-    evals = min(args.max_evals, USUAL_EVALS) if args.metric in METRICS else 0
     in_noise = args.space == "noise"
     passes = {
         "invert": in_noise * num_steps * len(inputs.images),
-        "solve": 2 * evals * (NUM_QUADRATURE * num_frames + num_gaps),
+        "solve": 0,
         "sample": in_noise * num_steps * (num_frames + 1),
         "decode": num_frames + 1,
     }
+    rtol = RTOL if args.rtol is None else args.rtol
     return Estimate(
         passes,
         points=min(len(inputs.images), args.max_batch_size),
-        max_evals=args.max_evals * num_gaps,
-        num_gaps=num_gaps,
-        rtol=RTOL if args.rtol is None else args.rtol,
+        solve=progress_of_solve(
+            args.metric, inputs.num_frames, inputs.starts, rtol, args.max_evals
+        ),
     )
 
 

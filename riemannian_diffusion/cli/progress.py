@@ -80,7 +80,7 @@ class Progress:
 
     def _left(self, before: str) -> str:
         left = None if self.estimate is None else self.estimate.seconds_left()
-        return "" if left is None else f"{before}about {rounded(left)} left"
+        return "" if left is None else f"{before}{between(*left)} left"
 
     def _tell(self, text: str) -> None:
         """Show a text on the terminal, or write a line to the output."""
@@ -96,6 +96,12 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def between(least: float, most: float) -> str:
+    """A range of seconds as no more than is known of it: `about 40 s`, `5 s to 2 min`."""
+    first, last = rounded(least), rounded(most)
+    return f"about {last}" if first == last else f"{first} to {last}"
 
 
 def rounded(seconds: float) -> str:

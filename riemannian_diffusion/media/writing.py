@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from riemannian_diffusion.files import write_atomically
+from riemannian_diffusion.files import unfinished, write_atomically
 from riemannian_diffusion.media.images import sorted_by_name
 from riemannian_diffusion.media.numbers import Tell, warn
 
@@ -82,8 +82,7 @@ def _rescued(frames: list, output: Path) -> Path | None:
 
 
 def _write_directory(frames: list, output: Path) -> None:
-    temporary = output.with_name(f".{os.getpid()}-{output.name}")
-    try:
+    with unfinished(output.with_name(f".{os.getpid()}-{output.name}")) as temporary:
         shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process of this number
         temporary.mkdir()
         for i, frame in enumerate(frames):
@@ -98,8 +97,6 @@ def _write_directory(frames: list, output: Path) -> None:
                     path.unlink()
         else:
             temporary.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_gif(frames: list, output: Path, fps: float, tell: Tell) -> None:

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from riemannian_diffusion.files import unfinished
+
 BEAT = 15.0  # seconds between touches
 PATIENCE = 180.0  # seconds without a touch after which a process on another machine counts as dead
 UNKNOWN = "unknown"  # a machine that does not show its processes
@@ -70,10 +72,12 @@ class Process:
         self._seen: dict[Path, tuple[int, float]] = {}  # last touch of a file, when it was seen
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._touch, daemon=True)
+        self._unfinished = unfinished(self.scratch)
 
     def __enter__(self) -> Process:
         """Begin to live, and delete what dead processes have left."""
         _made(self.scratch)
+        self._unfinished.__enter__()
         self._thread.start()
         self.sweep()
         return self
@@ -83,7 +87,7 @@ class Process:
         self._stop.set()
         self._thread.join()
         self.sweep()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        self._unfinished.__exit__(None, None, None)
         for folder in (self._processes, self._claims):
             with contextlib.suppress(OSError):  # other processes are there
                 folder.rmdir()

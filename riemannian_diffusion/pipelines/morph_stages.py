@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from riemannian_diffusion.pipelines.stages import (
     to_path_space,
 )
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
+from riemannian_diffusion.pipelines.unused import UnusedWarning, unused_by_curves
 
 
 class MorphStages(InvertStage):
@@ -109,6 +111,9 @@ class MorphStages(InvertStage):
                 path of each morph, or None. Morphs that are solved in one batch end together; use
                 `checkpoint` to resume a solve that has not ended.
 
+        Warns:
+            UnusedWarning: If an option of the solve is given, but `metric` is a curve.
+
         Examples:
             >>> from PIL import Image
             >>> from riemannian_diffusion import demo
@@ -132,6 +137,16 @@ class MorphStages(InvertStage):
             check_generator(source)
         for one in several:
             check_metric(metric, one.space, one.levels.schedule.is_flow, score_mode)
+        unused = unused_by_curves(
+            [metric],
+            init=init,
+            solver=solver,
+            max_evals=max_evals,
+            rtol=rtol,
+            num_quadrature=num_quadrature,
+        )
+        if unused is not None:
+            warnings.warn(unused, UnusedWarning, stacklevel=2)
         starts = [as_starts(init, one.space) for one in several]
         if any(
             len(other) != len(starts[0]) or one.space != several[0].space

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from riemannian_diffusion.events import Event
 
-USUAL_EVALS = 30  # evaluations of a gap until a solve usually converges
+# Fewest and most evaluations of a solve on one curve, measured between scenes by the shipped model
+COARSE_EVALS = (10, 40)  # a solve leaves a coarse curve after 40 evaluations
+FINAL_EVALS = (2, 35)  # on the last curve, after coarse curves
+ONLY_EVALS = (10, 120)  # without coarse curves
+DOUBT = 3.0  # largest factor between the predicted and the true number of evaluations left
 AT_END = 3  # iterations in a row that are close to the minimum when a solve converges
 FIRST_EVALS, FIRST_FALL = 2, 0.3  # when the first iteration ends, and its fall of the energy
 LEAST_FALL = 1e-12  # smallest relative fall of the energy that is told from none
@@ -57,15 +61,13 @@ class ProgressBars:
 class Estimate:
     """Predicts the time left of a job of several stages from the time that its passes took so far.
 
-    A solve ends when it converges, which `Convergence` predicts from the fall of its energies.
+    Nobody knows when a solve will converge, so the prediction is a range.
 
     Args:
-        passes: The expected passes of each stage, in order. A pass is one point given to the
-            network; an evaluation with its gradient counts as two.
+        passes: The expected passes of each stage, in order, without those of the solve. A pass is
+            one point given to the network; an evaluation with its gradient counts as two.
         points: The points that the network is given at a time in "invert", the first stage.
-        max_evals: Most evaluations of the solve, over all gaps.
-        num_gaps: The number of gaps.
-        rtol: The relative tolerance of the solve.
+        solve: The progress of the solve; None if there is nothing to solve.
         clock: Returns the time in seconds.
     """
 
@@ -74,14 +76,11 @@ class Estimate:
         passes: Mapping[str, float],
         *,
         points: int,
-        max_evals: int,
-        num_gaps: int,
-        rtol: float,
+        solve: SolveProgress | None,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._passes, self._points, self._clock = dict(passes), points, clock
-        self._solve = SolveProgress(rtol, max_evals, num_gaps)
-        self._expected_at_first = num_gaps * min(USUAL_EVALS, max(1, max_evals // num_gaps))
+        self._solve = solve
         self._began: dict[str, float] = {}
         self._first_calls: dict[str, int] = {}
         self._latest: Event | None = None
@@ -97,53 +96,62 @@ class Estimate:
                 self._finished[1] += self._made(self._latest, True)
             self._began.setdefault(event.stage, self._clock())
             self._first_calls.setdefault(event.stage, event.calls)
-        self._solve(event)
+        if self._solve is not None:
+            self._solve(event)
         self._latest = event
 
-    def seconds_left(self) -> float | None:
-        """The time left; None before the first passes have ended."""
+    def seconds_left(self) -> tuple[float, float] | None:
+        """The shortest and longest time left; None before the first passes have ended."""
         now = self._latest
         if now is None:
             return None
         spent = self._clock() - self._began[now.stage]
-        share = self._share(now)
         seconds, passes = self._finished[0] + spent, self._finished[1] + self._made(now, False)
         if passes <= 0:
             return None
         pace = seconds / passes
+        names = list(self._passes)
+        later = names[names.index(now.stage) + 1 :]
+        rest = pace * sum(self._passes[name] for name in later)
+        solve = (0.0, 0.0) if self._solve is None else self._solve.passes_left()
+        if now.stage == "solve":
+            own = spent / self._made(now, False) if now.done >= 2 else pace
+            return rest + own * solve[0], rest + own * solve[1]
+        share = self._share(now)
         ours = self._passes[now.stage] * (1 - share) * pace
         if now.stage != "invert" and now.done >= 2:  # the first steps of inversion are the slowest
             ours = spent * (1 - share) / share
-        names = list(self._passes)
-        later = names[names.index(now.stage) + 1 :]
-        return ours + pace * sum(self._passes[name] for name in later)
+        least, most = solve if "solve" in later else (0.0, 0.0)
+        return rest + ours + pace * least, rest + ours + pace * most
 
     def _share(self, event: Event) -> float:
         """The share of its stage that has been done."""
-        if event.total is not None:
-            return min(1.0, event.done / max(1, event.total))
-        return event.done / max(1.0, event.done + self._solve.evals_left())
+        return min(1.0, event.done / max(1, event.total or 1))
 
     def _made(self, event: Event, has_ended: bool) -> float:
         """The passes of a stage so far."""
         if event.stage == "invert":  # its cleanest levels take several passes for each step
             return self._points * (event.calls - self._first_calls["invert"])
         if event.stage == "solve":
-            return self._passes["solve"] * event.done / self._expected_at_first
+            return 0.0 if self._solve is None else self._solve.passes
         return self._passes[event.stage] * (1.0 if has_ended else self._share(event))
 
 
 class SolveProgress:
-    """Predicts how many evaluations a solve of several gaps side by side still takes.
+    """Predicts how much of a solve of several gaps side by side is left.
 
     Args:
+        curves: For each gap, the numbers of points of the curves on which it is solved, coarse to
+            fine (see `progress_of_solve`).
+        num_quadrature: The number of chords of each segment.
         rtol: The relative tolerance of the solve.
-        max_evals: Most evaluations, over all gaps.
-        num_gaps: The number of gaps.
+        max_evals: Most evaluations of each gap.
     """
 
-    def __init__(self, rtol: float, max_evals: int, num_gaps: int):
-        self._gaps = [Convergence(rtol, max(1, max_evals // num_gaps)) for _ in range(num_gaps)]
+    def __init__(
+        self, curves: Sequence[Sequence[int]], num_quadrature: int, rtol: float, max_evals: int
+    ):
+        self._gaps = [GapProgress(one, num_quadrature, rtol, max_evals) for one in curves]
         self._done = 0
 
     def __call__(self, event: Event) -> None:
@@ -152,14 +160,92 @@ class SolveProgress:
             self._gaps[event.gap].add(event, event.done - self._done)
             self._done = event.done
 
-    def evals_left(self) -> float:
-        """The number of evaluations left, over all gaps."""
+    @property
+    def passes(self) -> float:
+        """The passes made so far; an evaluation of a point with its gradient is two."""
+        return sum(gap.passes for gap in self._gaps)
+
+    def passes_left(self) -> tuple[float, float]:
+        """The fewest and the most passes left, over all gaps."""
         most = max(gap.num_evals for gap in self._gaps)
-        return sum(gap.evals_left() for gap in self._gaps if not gap.ended_before(most))
+        each = [gap.passes_left() for gap in self._gaps if not gap.ended_before(most)]
+        return sum(least for least, _ in each), sum(most for _, most in each)
+
+    def total(self) -> int:
+        """The evaluations at whose end the solve is expected, if all took as long as those so far.
+
+        It is between the fewest and the most, both in the geometric mean.
+        """
+        left = math.prod(self.passes_left()) ** 0.5
+        return max(1, self._done + math.ceil(left * self._done / max(1.0, self.passes)))
+
+
+class GapProgress:
+    """Predicts how much of the solve of one gap is left.
+
+    Args:
+        curves: The numbers of points of the curves, coarse to fine.
+        num_quadrature: The number of chords of each segment.
+        rtol: The relative tolerance of the solve.
+        max_evals: Most evaluations.
+
+    Attributes:
+        num_evals: The number of evaluations so far.
+        passes: The passes so far.
+    """
+
+    def __init__(self, curves: Sequence[int], num_quadrature: int, rtol: float, max_evals: int):
+        self._curves, self._rtol, self._max_evals = list(curves), rtol, max_evals
+        self._chords, self._is_refined = num_quadrature, False
+        self.num_evals, self.passes = 0, 0.0
+        self._energy, self._now = math.inf, Convergence(rtol)
+
+    def add(self, event: Event, num_evals: int) -> None:
+        """Record an event of the gap, and the evaluations since the last one."""
+        if event.iteration and event.energy is not None:
+            if event.energy > self._energy and len(self._curves) > 1:  # a finer curve begins
+                self._curves, self._is_refined = self._curves[1:], True
+                self._now = Convergence(self._rtol)
+            self._energy = event.energy
+        self.num_evals += num_evals
+        self.passes += num_evals * self._passes_on(self._curves[0])
+        self._now.add(event, num_evals)
+
+    def ended_before(self, num_evals: int) -> bool:
+        """Whether this gap has ended, when another one has made so many evaluations."""
+        return num_evals > self.num_evals + 12  # a line search makes no more
+
+    def passes_left(self) -> tuple[float, float]:
+        """The fewest and the most passes left."""
+        least, most = self._evals_left()
+        found, budget = [0.0, 0.0], float(self._max_evals - self.num_evals)
+        for i, num in enumerate(self._curves):
+            if i > 0:
+                least, most = FINAL_EVALS if num == self._curves[-1] else COARSE_EVALS
+            found[0] += min(least, budget) * self._passes_on(num)
+            found[1] += min(most, budget) * self._passes_on(num)
+            budget = max(0, budget - least)
+        return found[0], found[1]
+
+    def _evals_left(self) -> tuple[float, float]:
+        """The fewest and the most evaluations left on the present curve."""
+        done, predicted = self._now.num_evals, self._now.evals_left()
+        usual = COARSE_EVALS
+        if len(self._curves) == 1:
+            usual = FINAL_EVALS if self._is_refined else ONLY_EVALS
+        least, most = max(0.0, usual[0] - done), float(usual[1] - done)
+        if predicted is not None:
+            least = max(least, predicted / DOUBT)
+            most = min(most if most > 0 else math.inf, DOUBT * predicted + AT_END)
+        return least, max(least, most)
+
+    def _passes_on(self, num: int) -> float:
+        """The passes of one evaluation on a curve with a number of points; its ends are known."""
+        return 2.0 * (self._chords * (num - 1) - 1)
 
 
 class Convergence:
-    """Predicts how many evaluations the solve of one gap still takes.
+    """Predicts how many evaluations a solve on one curve still takes.
 
     A solve converges when an iteration is expected to lower the energy by at most `rtol`. The
     relative falls of the energy shrink from about 0.3 to their present size. They are extrapolated
@@ -169,45 +255,40 @@ class Convergence:
 
     Args:
         rtol: The relative tolerance of the solve.
-        max_evals: Most evaluations.
 
     Attributes:
         num_evals: The number of evaluations so far.
     """
 
-    def __init__(self, rtol: float, max_evals: int):
-        self._goal, self._max_evals = math.log(max(rtol, LEAST_FALL)), max_evals
+    def __init__(self, rtol: float):
+        self._goal = math.log(max(rtol, LEAST_FALL))
         self.num_evals = 0
         self._energy = math.inf
         self._falls: list[tuple[int, float]] = []  # evaluations, logarithm of the relative fall
 
     def add(self, event: Event, num_evals: int) -> None:
-        """Record an event of the gap, and the evaluations since the last one."""
+        """Record an event, and the evaluations since the last one."""
         self.num_evals += num_evals
         if not event.iteration or event.energy is None:
             return
         if math.isfinite(self._energy) and event.energy:
             fall = (self._energy - event.energy) / abs(event.energy)
-            if fall > 0:  # the energy rises where a finer curve begins
+            if fall > 0:
                 self._falls.append((self.num_evals, math.log(max(fall, LEAST_FALL))))
         self._energy = event.energy
 
-    def ended_before(self, num_evals: int) -> bool:
-        """Whether this gap has ended, when another one has made so many evaluations."""
-        return num_evals > self.num_evals + 12  # a line search makes no more
-
-    def evals_left(self) -> float:
-        """The number of evaluations left."""
-        done, most = self.num_evals, self._max_evals - self.num_evals
+    def evals_left(self) -> float | None:
+        """The number of evaluations left; None if nothing is known yet."""
+        done = self.num_evals
         if done <= FIRST_EVALS or not self._falls:
-            return min(USUAL_EVALS, most)
+            return None
         recent = [one for one in self._falls if 4 * one[0] >= 3 * done] or self._falls[-1:]
         place, level = (fmean(values) for values in zip(*recent, strict=True))
         shrunk = math.log(FIRST_FALL) - level
         if shrunk <= 0 or place <= FIRST_EVALS:
-            return min(USUAL_EVALS, most)
+            return None
         missing = max(0.0, level - self._goal) / shrunk  # relative to the way up to this place
         in_line = missing * (place - FIRST_EVALS)
         slowing = place * math.expm1(min(missing * math.log(place / FIRST_EVALS), MOST_SLOWING))
         left = math.sqrt(in_line * slowing) - (done - place)
-        return min(max(0.0, left) + AT_END, most)
+        return max(0.0, left)

@@ -4,36 +4,43 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import pkgutil
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-PACKAGES = ("", ".pipelines", ".evaluation", ".demo", ".plotting")
+ROOT = import_module("riemannian_diffusion")
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(ROOT.__path__, "riemannian_diffusion.")
+    if not module.name.endswith("__main__")
+]
 # Names whose examples are in the guide or a notebook, which other tests run, or whose objects the
 # pipelines make.
 ELSEWHERE = {
     *("tangent_basis", "tangent_spectrum", "split_tangent", "normal_curvature"),
     *("second_fundamental_form", "read_schedule"),
 }
-MADE = {"Levels", "Schedule"}
+MADE = {"Levels", "Schedule", "Departure", "PathEnergy", "Problem", "solving"}
+SERVED = {"Limits", "Models", "Offer", "build", "serve", "main"}  # the page and the command
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def public() -> dict[str, object]:
     """The public classes and functions, each once, by the name of its module and its own."""
     found = {}
-    for package in PACKAGES:
-        module = import_module(f"riemannian_diffusion{package}")
-        for name in getattr(module, "__all__", vars(module)):
+    for module in map(import_module, [ROOT.__name__, *MODULES]):
+        names = getattr(module, "__all__", ())
+        for name in vars(module) if module.__name__.endswith(".plotting") else names:
             value = getattr(module, name)
             value = getattr(value, name, value) if inspect.ismodule(value) else value
             here = str(getattr(value, "__module__", "")).startswith("riemannian_diffusion")
             if (
                 here
                 and not name.startswith("_")
-                and name not in ELSEWHERE | MADE
-                and (inspect.isclass(value) or callable(value))
+                and name not in ELSEWHERE | MADE | SERVED
+                and (inspect.isclass(value) or inspect.isroutine(value))
             ):
                 found[f"{value.__module__}.{name}"] = value
     return found

@@ -168,6 +168,22 @@ def denoising_losses(
 
     Raises:
         ValueError: If the scheduler's `prediction_type` is unknown.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import demo
+        >>> from riemannian_diffusion.adaptation import denoising_losses
+        >>> from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
+        >>> pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
+        >>> latents, noise = torch.zeros(1, 4, 16, 16), torch.randn(2, 4, 16, 16)
+        >>> prompt = torch.zeros(1, 7, pipe.unet.config.cross_attention_dim)
+        >>> timesteps = torch.tensor([100, 500])
+        >>> with torch.no_grad():
+        ...     losses = denoising_losses(
+        ...         pipe.unet, pipe.scheduler, latents, prompt, timesteps, noise
+        ...     )
+        >>> losses.shape
+        torch.Size([2])
     """
     abar = scheduler.alphas_cumprod.to(noise)[timesteps].view(-1, 1, 1, 1)
     alpha, sigma = abar.sqrt(), (1 - abar).sqrt()

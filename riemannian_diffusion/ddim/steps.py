@@ -185,6 +185,14 @@ def level_of(model: Levels, timestep: float) -> ScoreModel:
 
     Raises:
         ValueError: If `model` is no function, or does not return a score model.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import GaussianMixtureScore
+        >>> from riemannian_diffusion.ddim import level_of
+        >>> model = lambda timestep: GaussianMixtureScore(torch.zeros(1, 2), timestep / 1000)
+        >>> level_of(model, 200).sigma
+        0.2
     """
     check_callable(model=model)
     level = model(timestep)
@@ -218,6 +226,11 @@ def sorted_timesteps(timesteps: Iterable[float]) -> list[float]:
 
     Raises:
         ValueError: If there are none, or they are not finite or not different.
+
+    Examples:
+        >>> from riemannian_diffusion.ddim import sorted_timesteps
+        >>> sorted_timesteps([600, 1, 300])
+        [1, 300, 600]
     """
     if not isinstance(timesteps, Iterable):
         raise ValueError(f"`timesteps` must be one or more different levels, but got {timesteps}.")

@@ -31,6 +31,13 @@ class Clip:
         frames: The frames, PIL images in RGB, upright and with square pixels.
         fps: Frames per second, the mean where the rate changes.
         places: Number of each frame in the order in which they are shown, from 0.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from riemannian_diffusion.media import Clip
+        >>> clip = Clip([Image.new('RGB', (8, 8))] * 24, fps=12, places=[*range(24)])
+        >>> len(clip.frames) / clip.fps  # seconds
+        2.0
     """
 
     frames: list[Any]
@@ -39,7 +46,15 @@ class Clip:
 
 
 def is_clip(path: Path) -> bool:
-    """Whether a file is a video by its name, or an image file with several frames."""
+    """Whether a file is a video by its name, or an image file with several frames.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from riemannian_diffusion import demo
+        >>> from riemannian_diffusion.media import is_clip
+        >>> is_clip(Path('morph.mp4')), is_clip(Path(demo.endpoint_paths()[0]))
+        (True, False)
+    """
     if not is_image(path) or not path.is_file():
         return path.suffix.lower() in CLIP_SUFFIXES
     with opened(path) as image:
@@ -68,6 +83,18 @@ def read_clip(
     Raises:
         OSError: If the file is missing, damaged or no video.
         ValueError: If the video has no frame with one of the numbers.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from riemannian_diffusion.media import read_clip, write_frames
+        >>> frames = [Image.new('RGB', (8, 8), colour) for colour in ('red', 'green', 'blue')]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_frames(frames, Path(folder) / 'morph.gif', 10)
+        ...     clip = read_clip(Path(folder) / 'morph.gif', [0, -1])
+        >>> clip.places, clip.fps
+        ([0, 2], 10.0)
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")

@@ -47,7 +47,18 @@ def is_image(path: Path) -> bool:
 
 
 def sorted_by_name(folder: Path) -> list[Path]:
-    """Files and folders of a folder by name, without hidden ones; `2` comes before `10`."""
+    """Files and folders of a folder by name, without hidden ones; `2` comes before `10`.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from riemannian_diffusion.media import sorted_by_name
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ('frame10.png', 'frame2.png', '.hidden'):
+        ...         (Path(folder) / name).touch()
+        ...     [path.name for path in sorted_by_name(Path(folder))]
+        ['frame2.png', 'frame10.png']
+    """
     visible = [
         path
         for path in folder.iterdir()
@@ -66,6 +77,14 @@ def images_in(folder: Path) -> tuple[Path, ...]:
 
     Raises:
         ValueError: If two of them have one name and differ in the suffix alone.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from riemannian_diffusion import demo
+        >>> from riemannian_diffusion.media import images_in
+        >>> folder = Path(demo.endpoint_paths()[0]).parent
+        >>> [path.name for path in images_in(folder)]
+        ['endpoint_0.png', 'endpoint_1.png']
     """
     found = tuple(p for p in sorted_by_name(folder) if is_image(p) and p.is_file())
     stems: dict[str, Path] = {}
@@ -80,7 +99,17 @@ def images_in(folder: Path) -> tuple[Path, ...]:
 
 
 def left_out(folder: Path) -> str | None:
-    """A sentence about what a folder holds beside the files of `images_in`, or None."""
+    """A sentence about what a folder holds beside the files of `images_in`, or None.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from riemannian_diffusion.media import left_out
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / 'notes.txt').write_text('these are no images')
+        ...     left_out(Path(folder))
+        'not taken from the folder ..., as no images: notes.txt.'
+    """
     taken = {*images_in(folder)}
     rest = [path for path in sorted_by_name(folder) if path not in taken]
     if not rest:
@@ -163,6 +192,13 @@ def shown_size(path: Path) -> tuple[int, int]:
     Raises:
         OSError: If the file cannot be read as an image.
         ValueError: If it has several frames.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from riemannian_diffusion import demo
+        >>> from riemannian_diffusion.media import shown_size
+        >>> shown_size(Path(demo.endpoint_paths()[0]))
+        (64, 64)
     """
     with opened(path) as image:
         size, num = image.size, num_frames(image)
@@ -203,6 +239,13 @@ def converted(
     Raises:
         OSError: If the file is cut short.
         ValueError: If the numbers fit no known range.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from riemannian_diffusion.media import converted
+        >>> clear = Image.new('RGBA', (8, 8), (255, 0, 0, 0))
+        >>> converted(clear, 'RGB', background='blue').getpixel((0, 0))
+        (0, 0, 255)
     """
     from PIL import Image
 

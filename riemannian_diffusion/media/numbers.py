@@ -50,6 +50,11 @@ def white_of(
 
     Raises:
         ValueError: If the numbers fit none of these.
+
+    Examples:
+        >>> from riemannian_diffusion.media import white_of
+        >>> white_of(0, 200, num_bits=8), white_of(0.0, 0.9, num_bits=None)
+        (255.0, 1.0)
     """
     slack = 1 + TOLERANCE
     if stated is not None and high <= stated * slack:

@@ -36,6 +36,11 @@ class Level(NamedTuple):
         sigma: Standard deviation of the noise.
         prediction_type: What the network predicts: "epsilon", "v_prediction", "sample" or
             "flow_prediction", the velocity `eps - x_0` of a rectified flow.
+
+    Examples:
+        >>> from riemannian_diffusion.score import Level
+        >>> Level(300, alpha=0.8, sigma=0.6, prediction_type='epsilon').sigma
+        0.6
     """
 
     timestep: float
@@ -74,6 +79,17 @@ class NetworkScore(ScoreModel):
     Raises:
         ValueError: If the mode is unknown, or needs negative conditions that are missing, or the
             weights were made in inference mode.
+
+    Examples:
+        >>> import torch
+        >>> from riemannian_diffusion import Conditions
+        >>> from riemannian_diffusion.score import Level, NetworkScore
+        >>> network = torch.nn.Linear(2, 2)
+        >>> level = Level(300, alpha=0.8, sigma=0.6, prediction_type='epsilon')
+        >>> score = NetworkScore(network, lambda x, t, _: network(x), level, Conditions({}))
+        >>> x = torch.zeros(3, 2)
+        >>> torch.allclose(score(x), -network(x) / 0.6)
+        True
     """
 
     def __init__(

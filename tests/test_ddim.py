@@ -512,3 +512,21 @@ USES = [
 def test_uses_that_are_refused(use, message):
     with pytest.raises(ValueError, match=message):
         use()
+
+
+@pytest.mark.parametrize("flow", [True, False])
+@pytest.mark.parametrize("scale", [2.0, 3.0, 8.0])
+@pytest.mark.parametrize("num", [2, 3, 4])
+@pytest.mark.parametrize("top", [0.6, 0.9])
+def test_guided_inversion_on_coarse_schedules_fails_with_a_warning(flow, scale, num, top):
+    """An iterate far from the data, whose rounding errors hide its residual, is no solution."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(8, 2, generator=generator, dtype=torch.float64)
+
+    def level(t):
+        angle = t * torch.pi / 2
+        alpha, sigma = (1 - t, t) if flow else (math.cos(angle), math.sin(angle))
+        return Guided(means, 4, scale, alpha, sigma, 0.0)
+
+    timesteps = [top * (i + 1) / num for i in range(num)]
+    assert not silent_and_poor(level, means[:4], timesteps)[0]

@@ -17,6 +17,7 @@ from riemannian_diffusion import (
     DiffusionScore,
     EuclideanMetric,
     GaussianMixtureScore,
+    LikelyMetric,
     Metric,
     PullbackMetric,
     ScoreJacobianMetric,
@@ -456,3 +457,36 @@ def test_maps_along_geodesics_that_leap_or_have_not_converged_give_a_warning():
         warnings.simplefilter("error")
         frechet_mean(metric, two[[0, 30]])
         logarithm_map(metric, two[0], two[30])
+
+
+def test_transport_warns_of_vectors_normal_to_the_data():
+    problem = circle(6, angle=1.0)
+    metric = TangentNormalMetric(problem.score)
+    path = problem.geodesic(torch.linspace(0, 1, 17, dtype=torch.float64))
+    tangent = path[1] - path[0]
+    tangent, normal = tangent / tangent.norm(), path[2] - 2 * path[1] + path[0]
+    normal = normal / normal.norm()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given = tangent + 0.3 * normal
+        moved = parallel_transport(metric, path, given)
+        assert not parallel_transport(metric, path, torch.zeros_like(tangent)).any()
+    assert_close(moved[-1].norm(), given.norm())
+    assert_close(metric.project(path[-1], path[-1], moved[-1]), moved[-1], rtol=0, atol=0.02)
+    with pytest.warns(UserWarning, match="normal to the data") as caught:
+        parallel_transport(metric, path, normal + 0.1 * tangent)
+    assert caught[0].filename == __file__
+
+
+def test_the_likely_logarithm_is_the_speed_at_the_start_and_not_the_length():
+    """Its potential changes the speed along the path, which conserves `|x'|^2 / 2 + lam log p`."""
+    problem = circle(6, angle=1.5)
+    metric = LikelyMetric(problem.score)
+    found = logarithm_map(metric, problem.x0, problem.x1, num_points=65)
+    path = geodesic(metric, problem.x0, problem.x1, num_points=65, num_quadrature=1, rtol=1e-9)
+    nodes, score = path.nodes, problem.score
+    steps = (nodes[1:] - nodes[:-1]).norm(dim=1) * 64
+    middle = score.log_prob(nodes[32:33]) - score.log_prob(nodes[:1])
+    speed = (found.square().sum() - 2 * metric.lam * middle).sqrt()
+    assert float(steps[31:33].mean()) == pytest.approx(float(speed), rel=2e-3)
+    assert float(found.norm()) == pytest.approx(float(steps[0]), rel=2e-2)

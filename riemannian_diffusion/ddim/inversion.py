@@ -242,7 +242,13 @@ class _ImplicitStep:
         noise = -level.sigma * level(points, where)
         change = step(self.x[which], noise, self.start, (level.alpha, level.sigma)) - points
         # Sampling misses `x / alpha` by as much as the change, once both are divided by alpha.
-        return noise, change, _norms(change) / (level.alpha * self.norms[which])
+        residual, rounding = (
+            _norms(one) / (level.alpha * self.norms[which])
+            for one in (change, points * torch.finfo(points.dtype).eps)
+        )
+        # An iterate can be so long that rounding errors hide the change. It is no solution.
+        hidden = rounding > max(DOUBT, 100 * torch.finfo(points.dtype).eps)
+        return noise, change, torch.where(hidden, residual.fmax(rounding), residual)
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,10 +32,12 @@ def logarithm_map(
 ) -> Tensor:
     """Compute the velocity at `x` of the geodesic that reaches `y` in unit time.
 
-    Its norm is the length of the geodesic. It follows from the first momentum of the path that
-    `geodesic` finds, which is minus the derivative of the energy in the first point. With
-    `num_quadrature=1`, `exponential_map` with `num_points - 1` steps leads from this velocity back
-    to `y`, up to the tolerance of the solve.
+    Its norm in the metric is the length of the geodesic in the metric, up to the tolerance of the
+    solve. This does not hold for `LikelyMetric`: its potential changes the speed along the path, so
+    the norm is the speed at `x`, and `length` of the path is its length. The velocity follows from
+    the first momentum of the path that `geodesic` finds, which is minus the derivative of the
+    energy in the first point. With `num_quadrature=1`, `exponential_map` with `num_points - 1`
+    steps leads from this velocity back to `y`, up to the tolerance of the solve.
 
     Args:
         metric: The metric.

@@ -138,7 +138,7 @@ def frechet_mean(
     warnings.warn(
         f"frechet_mean: after `max_steps`={max_steps} a step is still {size:.3g} long: give more "
         "steps, a larger `rtol`, or points nearer to each other.",
-        stacklevel=2,
+        stacklevel=4,  # past two decorators
     )
     return base
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind, check_points
 from riemannian_diffusion.geometry.tangents import check_tangent, own, paced_norm
 from riemannian_diffusion.metrics import Metric
+
+_MOST_NORMAL = 0.5  # largest length of a tangent's normal part, relative to the tangent
 
 
 @torch.inference_mode(False)
@@ -23,7 +27,9 @@ def parallel_transport(metric: Metric, path: Tensor, v: Tensor) -> Tensor:
     tangent along the path.
 
     Metrics that read a score transport along the data manifold: they project onto its tangents by
-    the denoiser's Jacobian, and keep flat lengths.
+    the denoiser's Jacobian, and keep flat lengths. The result is tangent to the data. If `v` has a
+    part that is normal to the data, the first step removes this part and lengthens the rest to the
+    length of `v`. So give a tangent of the data, such as a difference of near points on them.
 
     Args:
         metric: A `PullbackMetric`.
@@ -32,6 +38,9 @@ def parallel_transport(metric: Metric, path: Tensor, v: Tensor) -> Tensor:
 
     Returns:
         The tangent at every point, `(K, *shape)`.
+
+    Warns:
+        UserWarning: If the metric reads a score, and more than half of `v` is normal to the data.
 
     Raises:
         ValueError: If the metric is not a pullback, shapes differ or values are not finite.
@@ -57,6 +66,15 @@ def parallel_transport(metric: Metric, path: Tensor, v: Tensor) -> Tensor:
         raise ValueError(f"`path` must be finite points (K, *shape), but got {tuple(path.shape)}.")
     check_tangent(path[0], v)
     path, v = own(path, v)
+    if metric.flat_pace and len(path) > 1:
+        normal = float((v - metric.project(path[0], path[0], v)).norm() / v.norm())
+        if normal > _MOST_NORMAL:
+            warnings.warn(
+                f"parallel_transport: a part of `v` with {normal:.0%} of its length is normal to "
+                "the data. It is removed, and the rest is lengthened to the length of `v`: give a "
+                "tangent of the data.",
+                stacklevel=4,  # past two decorators
+            )
     tangents = [v]
     for x0, x1 in zip(path[:-1], path[1:], strict=True):
         v = tangents[-1]

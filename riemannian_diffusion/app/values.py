@@ -49,7 +49,7 @@ def problem(block: Any, value: Any) -> str | None:
         return None if isinstance(value, bool) else "true or false"
     elif isinstance(block, (gr.Dropdown, gr.Radio, gr.CheckboxGroup)):
         known, several = [one for _, one in block.choices], isinstance(block, gr.CheckboxGroup)
-        given = (value or []) if several else [value]
+        given = value if several else [value]
         if not isinstance(given, list) or any(one not in known for one in given):
             return f"{'a list of some' if several else 'one'} of {', '.join(map(str, known))}"
     elif isinstance(block, gr.Gallery) and value is not None:

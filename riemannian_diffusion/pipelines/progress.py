@@ -12,8 +12,9 @@ from riemannian_diffusion.events import Event
 
 # Fewest and most evaluations of a solve on one curve, measured between scenes by the shipped model
 COARSE_EVALS = (10, 40)  # a solve leaves a coarse curve after 40 evaluations
-FINAL_EVALS = (2, 35)  # on the last curve, after coarse curves
+FINAL_EVALS = (2, 40)  # on the last curve, after coarse curves
 ONLY_EVALS = (10, 120)  # without coarse curves
+TRUSTED = 10  # evaluations on a curve from which on the fall of its energies limits its end
 DOUBT = 3.0  # largest factor between the predicted and the true number of evaluations left
 AT_END = 3  # iterations in a row that are close to the minimum when a solve converges
 FIRST_EVALS, FIRST_FALL = 2, 0.3  # when the first iteration ends, and its fall of the energy
@@ -101,9 +102,9 @@ class Estimate:
         self._latest = event
 
     def seconds_left(self) -> tuple[float, float] | None:
-        """The shortest and longest time left; None before the first passes have ended."""
+        """The shortest and longest time left; None before the first step has ended."""
         now = self._latest
-        if now is None:
+        if now is None or (now.stage == "invert" and now.done < 1):
             return None
         spent = self._clock() - self._began[now.stage]
         seconds, passes = self._finished[0] + spent, self._finished[1] + self._made(now, False)
@@ -236,7 +237,8 @@ class GapProgress:
         least, most = max(0.0, usual[0] - done), float(usual[1] - done)
         if predicted is not None:
             least = max(least, predicted / DOUBT)
-            most = min(most if most > 0 else math.inf, DOUBT * predicted + AT_END)
+            if done >= TRUSTED or most <= 0:  # after fewer, energies may soon fall more slowly
+                most = min(most if most > 0 else math.inf, DOUBT * predicted + AT_END)
         return least, max(least, most)
 
     def _passes_on(self, num: int) -> float:

@@ -351,6 +351,13 @@ def test_a_mean_that_does_not_converge_is_reported():
         frechet_mean(Sphere(), points, max_steps=1, rtol=1e-6)
 
 
+def test_a_mean_that_no_step_improves_is_no_mean():
+    problem = circle(2)
+    metric = ScoreJacobianMetric(problem.score, ridge=0.01)
+    with pytest.warns(UserWarning, match="frechet_mean: .* does not lower the mean squared"):
+        frechet_mean(metric, problem.geodesic(torch.tensor([0.0, 0.4, 1.0])))
+
+
 def test_a_step_that_is_too_long_is_halved():
     """The mean is found even if logarithms are too long."""
 

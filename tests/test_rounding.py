@@ -93,3 +93,14 @@ def test_a_mean_may_lie_on_one_of_its_points_in_float32():
     metric = TangentNormalMetric(GaussianMixtureScore(points, 0.1))
     found = frechet_mean(metric, points[[64, 80]], torch.tensor([1.0, 0.0]))
     assert_close(found, points[64], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("metric", list(METRICS.values())[:3], ids=list(METRICS)[:3])
+@pytest.mark.parametrize("centre", [0.0, 1e4, 1e5])
+@pytest.mark.parametrize("apart", [1e-6, 1e-5, 1e-4, 1e-3, 2.0])
+def test_rounding_errors_are_no_change_of_the_energy(metric, centre, apart):
+    points = circle_at(centre)
+    angle = torch.tensor(apart, dtype=torch.float64)
+    x1 = (torch.stack([angle.cos(), angle.sin()]) + centre).float()
+    found = geodesic(metric(GaussianMixtureScore(points, 0.1)), points[0], x1, max_evals=40)
+    assert abs(found.energy_change) <= 0.05

@@ -20,7 +20,8 @@ MESSAGES = {
     "nonfinite": "The model returned a non-finite value; the path is the best finite one before "
     "that. Check the inputs, or run the network in a wider dtype.",
     "rounding": "Neighbouring points differ by less than the dtype of the points or of the network "
-    "resolves; the path is that of the start. Use a wider dtype, or give the path fewer points.",
+    "resolves; the path is that of the start, or a rough one. Use a wider dtype, or give the path "
+    "fewer points.",
 }
 
 

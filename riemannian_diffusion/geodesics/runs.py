@@ -273,7 +273,7 @@ class Run:
         """Whether the coarse curve had too little energy, or its refinement leaves the data."""
         coarse, departure = self.now.coarse_energy, answer.departure
         assert coarse is not None
-        off_data = departure is not None and not departure.on_data
+        off_data = departure is not None and departure.on_data is False
         return off_data or energy > coarse + _LARGEST_JUMP * abs(coarse)
 
     def _measure(self) -> Generator[Question | Iterate, PathEnergy, Geodesic]:
@@ -296,7 +296,12 @@ class Run:
             ):
                 break
             before = energy
-        if not (fine[1:] - fine[:-1]).any():  # only rounding errors give the energy of one point
+        resolution = answer.resolution * factor / now.chords  # on the chords that were optimised
+        if len(now.path) > 2 and resolution < _LEAST_RESOLUTION:
+            status = "rounding"
+        # rounding errors alone can change the energy by this share; all energy of one point is such
+        hidden = status == "rounding" or abs(change) * answer.resolution**2 <= 1
+        if hidden or not (fine[1:] - fine[:-1]).any():
             change = 0.0
         if not math.isfinite(energy):  # perhaps only on the finer sampling
             status = "nonfinite"

@@ -20,6 +20,8 @@ from riemannian_diffusion.geometry.tangents import own, paced_norm
 from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import length, smooth
 
+_LEAST_FACTOR = 0.01  # of a step that is halved until it lowers the mean squared distance
+
 
 @torch.inference_mode(False)
 @torch.no_grad()
@@ -62,8 +64,8 @@ def frechet_mean(
         The mean, `shape`.
 
     Warns:
-        UserWarning: If the mean has not converged after `max_steps` steps, or the geodesics to it
-            have not converged or leave the data.
+        UserWarning: If the mean has not converged after `max_steps` steps, no step lowers the mean
+            squared distance, or the geodesics to the mean have not converged or leave the data.
 
     Raises:
         ValueError: If `points`, `weights` or `init` are not valid, or no geodesic was found.
@@ -125,7 +127,9 @@ def frechet_mean(
             least, base, step = spread, mean, factor * (weights * velocities).sum(0)
         else:  # the step was too long: halve it and all later steps
             factor, step = factor / 2, step / 2
-        size = float(paced_norm(metric, base, step))
+        size = float(paced_norm(metric, base, step)) / factor  # halved steps prove nothing
+        if factor < _LEAST_FACTOR:
+            break
         if size <= rtol * float((weights.flatten() * reach).sum()):
             caution = caution_of(found)
             if caution is not None:
@@ -135,9 +139,14 @@ def frechet_mean(
             base + step - mean
         )  # the first points move with the mean, and the last points stay
         mean = base + step
+    problem = f"after `max_steps`={max_steps} a step is still {size:.3g} long: give more steps,"
+    if factor < _LEAST_FACTOR:
+        problem = (
+            f"the step of {size:.3g} along the logarithms does not lower the mean squared "
+            "distance, however short it is made: give an `init` on the data,"
+        )
     warnings.warn(
-        f"frechet_mean: after `max_steps`={max_steps} a step is still {size:.3g} long: give more "
-        "steps, a larger `rtol`, or points nearer to each other.",
+        f"frechet_mean: {problem} a larger `rtol`, or points nearer to each other.",
         stacklevel=4,  # past two decorators
     )
     return base

@@ -869,12 +869,15 @@ TABLES: dict[str, Table | GpuReport] = {
         list(_lines("pairs", (1, 16, 64, 256), file="growth")),
     ),
     "batch": Table(
-        ("pairs",),
+        ("image size",),
         _values(
-            *("seconds:.0f", "seconds in networks=network:.0f"),
+            *("pairs", "seconds:.0f", "seconds in networks=network:.0f"),
             *("overhead:.1%", "overhead in CPU time=CPU overhead:.1%"),
         ),
-        [Line(("2",), {"file": "batch", "row": "overhead"})],
+        [
+            Line((size,), {"file": file, "row": "overhead"})
+            for size, file in (("64 px", "batch"), ("128 px", "batch_128"))
+        ],
     ),
     "batch, estimate": Table(
         ("per pair",),

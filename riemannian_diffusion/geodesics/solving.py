@@ -162,8 +162,9 @@ def geodesic(
             The estimate is half of `g^T H g`, where H is the solver's inverse Hessian and g the
             gradient. With the tangent-normal metric, the default brought the energy within 0.5 % of
             the minimum, and the points within 1 % of the length of the geodesic, on all manifolds
-            of the benchmarks. Where valleys are flatter, as with the score Jacobian and on the
-            shipped model, the estimate is too low and the path ended farther from the minimum (see
+            of the benchmarks. Where valleys are flatter, the estimate is too low. With the score
+            Jacobian, whose energy along the data is nearly 0, the energy ended at a larger share
+            above the minimum, and on the shipped model, points ended farther away (see
             `benchmarks/claims.py`). A smaller tolerance costs more evaluations.
         max_evals: Largest number of evaluations of energy and gradient, over all starts, metrics
             and coarse curves. With fewer than 40 evaluations for a start, or with one chord per

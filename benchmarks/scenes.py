@@ -1,7 +1,7 @@
 """Morphs of rendered scenes, compared with true geodesics of the renderer's images.
 
     python benchmarks/scenes.py [--pairs 1 2 ...] [--methods slerp tangent_normal ...] [--lpips vgg]
-        [--beyond]
+        [--beyond | --tolerances]
 
 The renders of one kind of solid are a smooth manifold with five coordinates. Its geodesic under the
 flat metric of pixels is solved for in those coordinates. Every method morphs between the same two
@@ -22,6 +22,11 @@ means over pairs follow. The columns are:
 With `--beyond`, every method morphs between the first and the 13th frame of each true geodesic and
 continues for the other 4 frames. The methods stand still, go straight on in clean latents, or use
 `extrapolate`, which may end earlier. "render" is then the distance of the last frame.
+
+With `--tolerances`, the default metric in noise space is solved with several tolerances, on these
+pairs ("reporting") and on pairs of random scenes of one kind ("tuning"), on which the default
+tolerance was chosen. Slerp has no tolerance. "passes" counts passes of the network as in
+`main_job.py`, with inversion and sampling.
 """
 
 from __future__ import annotations
@@ -36,6 +41,7 @@ from typing import Any
 
 import frame
 import torch
+from main_job import counted
 from PIL import Image
 from torch import Tensor
 
@@ -63,6 +69,8 @@ PAIRS = (
 )
 HELD_OUT_SEED = 2000  # the shipped model was trained on scenes drawn from seed 0
 NEGATIVE_PROMPT = "a blend of two images"  # only the method "density" uses it
+TUNING_SEED, NUM_TUNING = 777, 12
+TOLERANCES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 SPACES = {"noise": 0.6, "clean": 0.2}  # strength of the noise in each space
 METHODS: dict[str, list[tuple[str, str]]] = {  # the space and the metric of each solve
     "lerp": [("noise", "lerp")],
@@ -217,6 +225,54 @@ def go_beyond(pipe, truth: Tensor, prompts: list[str]) -> dict[str, dict[str, fl
     return rows
 
 
+def scenes_of(name: str) -> list[tuple[str, Tensor, Tensor]]:
+    """The kinds of solid and the factors of both ends, of the reporting or tuning pairs."""
+    if name == "reporting":
+        return [(kind, torch.tensor(first), torch.tensor(last)) for kind, first, last in PAIRS]
+    factors = demo.random_factors(2 * NUM_TUNING, torch.Generator().manual_seed(TUNING_SEED))
+    kinds = [demo.KINDS[i % len(demo.KINDS)] for i in range(NUM_TUNING)]
+    return list(zip(kinds, factors[::2], factors[1::2], strict=True))
+
+
+def by_tolerance(pipe, scene: tuple[str, Tensor, Tensor], seed: int) -> Iterator[dict]:
+    """The measures of one pair along slerp, and along geodesics with each tolerance."""
+    kind, *ends = scene
+    _, truth = true_geodesic(kind, *ends)
+    prompts = [demo.caption(kind, float(end[FACTORS.index("hue")])) for end in ends]
+    with counted(pipe.unet) as inversion:
+        generator = torch.Generator().manual_seed(seed)
+        keys = pipe.invert(truth[[0, -1]], prompts, generator=generator)
+    for rtol in (None, *TOLERANCES):
+        metric, options = ("slerp", {}) if rtol is None else ("tangent_normal", {"rtol": rtol})
+        with counted(pipe.unet) as solve:
+            path = pipe.sample(pipe.solve(keys, metric, num_frames=NUM_FRAMES, **options))
+        frames = pipe.render(path, output_type="pt").frames.cpu()
+        found = path.geodesics[0]
+        yield {
+            "tolerance": rtol,
+            "error": float((frames - truth).square().mean().sqrt()),
+            "jump": float(largest_step(frames)),
+            "passes": inversion.cost + solve.cost,
+            "evals": 0 if found is None else found.num_evals,
+        }
+
+
+def measure_tolerances(pipe, seed: int) -> Iterator[dict]:
+    """The rows of all pairs and tolerances, and their means."""
+    for name in ("tuning", "reporting"):
+        rows: dict[float | None, list[dict]] = {}
+        for i, scene in enumerate(scenes_of(name)):
+            for row in by_tolerance(pipe, scene, seed):
+                rows.setdefault(row["tolerance"], []).append(row)
+                yield {"set": name, "pair": str(i + 1), "kind": scene[0]} | row
+        for rtol, some in rows.items():
+            mean = {
+                key: sum(row[key] for row in some) / len(some)
+                for key in ("error", "jump", "passes", "evals")
+            }
+            yield {"set": name, "pair": "mean", "kind": "", "tolerance": rtol} | mean
+
+
 def means(rows: dict[str, list[dict[str, float]]]) -> Iterator[dict]:
     """Means of each method over the pairs."""
     for name, found in rows.items():
@@ -235,7 +291,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
     parser.add_argument("--model", help="folder of a model (default: the shipped model)")
     parser.add_argument("--lpips", choices=("alex", "vgg", "squeeze"), help="network of LPIPS")
-    parser.add_argument("--beyond", action="store_true")
+    study = parser.add_mutually_exclusive_group()
+    study.add_argument("--beyond", action="store_true")
+    study.add_argument("--tolerances", action="store_true")
     return frame.run(measure, parser, argv)
 
 
@@ -244,6 +302,9 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     distance = lpips_distance(args.lpips, device=args.device) if args.lpips else None
     pipe = GeodesicInterpolationPipeline.from_pretrained(args.model or demo.model_path())
     pipe.to(args.device)
+    if args.tolerances:
+        yield from measure_tolerances(pipe, args.seed)
+        return
     if args.beyond:
         rows = {}
         for number in args.pairs:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from riemannian_diffusion.cli import main
-from riemannian_diffusion.geodesics import NUM_QUADRATURE, RTOL
+from riemannian_diffusion.geodesics import NUM_QUADRATURE
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 from riemannian_diffusion.pipelines.curves import CURVES
 from riemannian_diffusion.pipelines.unused import (
@@ -26,7 +26,7 @@ def test_names_and_defaults_are_those_of_the_library():
     options = inspect.signature(GeodesicInterpolationPipeline.solve).parameters
     assert tuple(CURVES) == CURVE_NAMES
     assert {name: options[name].default for name in OF_SOLVES} == OF_SOLVES
-    assert (OF_SOLVES["rtol"], OF_SOLVES["num_quadrature"]) == (RTOL, NUM_QUADRATURE)
+    assert OF_SOLVES["num_quadrature"] == NUM_QUADRATURE
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_names_and_defaults_are_those_of_the_library():
         (["nao"], {"max_evals": 5, "rtol": 0.1}, "`max_evals` and `rtol` have no effect on metric"),
         (["slerp", "lerp"], {"init": ["lerp"]}, "metric='slerp' and metric='lerp'"),
         (["slerp", "stein"], {"init": "lerp"}, None),  # stein reads it
-        (["slerp"], {"init": None, "max_evals": 200, "rtol": 1e-4}, None),
+        (["slerp"], {"init": None, "max_evals": 200, "rtol": 1e-3}, None),
         ([lambda score: None], {"init": "lerp"}, None),
     ],
 )

@@ -21,7 +21,6 @@ from riemannian_diffusion.app.kept import KeptWork
 from riemannian_diffusion.app.models import Models, native_size
 from riemannian_diffusion.app.morphs import Energies, Morph
 from riemannian_diffusion.events import Event, Listener
-from riemannian_diffusion.geodesics import RTOL
 from riemannian_diffusion.pipelines import Keyframes
 from riemannian_diffusion.pipelines.curves import check_metric
 from riemannian_diffusion.pipelines.expected import progress_of_solve
@@ -29,6 +28,7 @@ from riemannian_diffusion.pipelines.progress import TITLES
 from riemannian_diffusion.pipelines.quality import verdict
 from riemannian_diffusion.pipelines.retiming import find_distance
 from riemannian_diffusion.pipelines.starts import as_starts
+from riemannian_diffusion.pipelines.tolerance import RTOL
 from riemannian_diffusion.score import Conditions
 from riemannian_diffusion.score.schedulers import is_flow
 

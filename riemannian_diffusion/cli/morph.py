@@ -17,7 +17,6 @@ from riemannian_diffusion.cli.inputs import Inputs
 from riemannian_diffusion.cli.models import ip_adapter_images
 from riemannian_diffusion.cli.work import Work, solve_options
 from riemannian_diffusion.events import Listener
-from riemannian_diffusion.geodesics import RTOL
 from riemannian_diffusion.measures import Distance
 from riemannian_diffusion.pipelines import GeodesicInterpolationOutput, MorphPath
 from riemannian_diffusion.pipelines.curves import check_metric
@@ -26,6 +25,7 @@ from riemannian_diffusion.pipelines.progress import Estimate
 from riemannian_diffusion.pipelines.retiming import find_distance
 from riemannian_diffusion.pipelines.starts import as_starts
 from riemannian_diffusion.pipelines.texts import warn_of_negative
+from riemannian_diffusion.pipelines.tolerance import RTOL
 from riemannian_diffusion.score import Conditions
 from riemannian_diffusion.score.schedulers import is_flow
 

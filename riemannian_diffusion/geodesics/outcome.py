@@ -15,7 +15,7 @@ from riemannian_diffusion.paths import points_at, segment_lengths
 
 SETTLED = 0.05  # largest relative change of a settled energy when its sampling is doubled
 MESSAGES = {
-    "converged": "By the solver's estimate, the energy is at its minimum near this path.",
+    "converged": "By the solver's estimate, the energy is close to its minimum near this path.",
     "max_evals": "The energy was still falling when `max_evals` was reached: raise it.",
     "nonfinite": "The model returned a non-finite value; the path is the best finite one before "
     "that. Check the inputs, or run the network in a wider dtype.",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind
 from riemannian_diffusion.events import Event, Listener, run
-from riemannian_diffusion.geodesics import NUM_QUADRATURE, RTOL, Solver
+from riemannian_diffusion.geodesics import NUM_QUADRATURE, Solver
 from riemannian_diffusion.paths import adain as matched
 from riemannian_diffusion.paths import points_at
 from riemannian_diffusion.pipelines.callbacks import OnStep, Step, following
@@ -39,6 +39,7 @@ from riemannian_diffusion.pipelines.stages import (
     to_path_space,
 )
 from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
+from riemannian_diffusion.pipelines.tolerance import RTOL
 from riemannian_diffusion.pipelines.unused import UnusedWarning, unused_by_curves
 
 
@@ -89,7 +90,9 @@ class MorphStages(InvertStage):
                 starts, the path of least energy is kept.
             solver: See `geodesic`.
             max_evals: As in `geodesic`, for each gap.
-            rtol: See `geodesic`.
+            rtol: As in `geodesic`, where the default is a tenth of this one. On scenes whose true
+                geodesics are known, a smaller tolerance takes more evaluations, and its paths are
+                no nearer to the truth.
             num_quadrature: See `geodesic`.
             score_mode: The score of the metric, or of "split" and "density": "conditional",
                 "guided" or "difference" (see `DiffusionScore`). None takes the one that sampling

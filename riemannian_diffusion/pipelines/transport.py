@@ -11,7 +11,7 @@ from torch import Tensor
 
 from riemannian_diffusion.arguments import check_kind
 from riemannian_diffusion.events import Event, Listener
-from riemannian_diffusion.geodesics import NUM_QUADRATURE, RTOL
+from riemannian_diffusion.geodesics import NUM_QUADRATURE
 from riemannian_diffusion.pipelines.callbacks import Step
 from riemannian_diffusion.pipelines.checks import check_callback, check_solve
 from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
@@ -20,6 +20,7 @@ from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, chained, sampled_latents
 from riemannian_diffusion.pipelines.morph_stages import MorphStages
 from riemannian_diffusion.pipelines.starts import transported
+from riemannian_diffusion.pipelines.tolerance import RTOL
 from riemannian_diffusion.score import Conditions
 
 

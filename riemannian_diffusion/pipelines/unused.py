@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from riemannian_diffusion.pipelines.tolerance import RTOL
+
 CURVE_NAMES = ("slerp", "lerp", "split", "nao", "noise_diffusion", "density")
 OF_SOLVES = {  # options of the stage `solve` that only a geodesic reads, and their defaults
     "init": None,
     "solver": None,
     "max_evals": 200,
-    "rtol": 1e-4,
+    "rtol": RTOL,
     "num_quadrature": 2,
 }
 

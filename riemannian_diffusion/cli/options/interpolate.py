@@ -8,6 +8,7 @@ from typing import Any
 
 from riemannian_diffusion.cli.options.model import add_model
 from riemannian_diffusion.cli.options.values import colour, frames, scale, seed, size, start
+from riemannian_diffusion.pipelines.tolerance import RTOL
 
 # Names that the library defines, repeated here because importing the library takes seconds.
 METRIC_NAMES = (
@@ -138,7 +139,7 @@ def add_interpolate(commands: Any) -> argparse.ArgumentParser:
         "--rtol",
         type=float,
         help="stop a solve when its energy is expected to fall by less than this share (default: "
-        "1e-4)",
+        f"{RTOL})",
     )
     add(
         "--max-batch-size",

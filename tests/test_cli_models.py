@@ -32,7 +32,8 @@ from riemannian_diffusion.cli import main
 from riemannian_diffusion.cli.models import load_loras, read_autoencoder
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
-FLAGS = flags(**FAST, device="cpu", metric="slerp")
+CURVE = {name: value for name, value in FAST.items() if name != "max_evals"}
+FLAGS = flags(**CURVE, device="cpu", metric="slerp")
 
 
 @pytest.fixture

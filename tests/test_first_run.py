@@ -402,7 +402,7 @@ def test_an_interrupt_at_any_moment_is_one_line(tmp_path):
 
 # an operation that blocks Python's handler, as a long one of PyTorch does
 BLOCKED = """
-import hashlib, sys
+import hashlib, signal, sys
 from riemannian_diffusion.cli import interrupts
 from riemannian_diffusion.files import unfinished, write_atomically
 from pathlib import Path
@@ -412,6 +412,7 @@ def write(path):
     print("writing", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", int(sys.argv[1]))
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background
 with interrupts.Interrupts():
     try:
         write_atomically(Path(sys.argv[2]), write)

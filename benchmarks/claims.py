@@ -71,6 +71,7 @@ from riemannian_diffusion import (
     resample,
     smooth,
 )
+from riemannian_diffusion.geodesics import RTOL
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline, ImageWarning
 
 NUM_POINTS = 25
@@ -217,7 +218,7 @@ def shipped_convergence(pair: int) -> dict:
     """The row of two scenes that the shipped model has not seen, in noise space."""
     pipe = GeodesicInterpolationPipeline.from_pretrained(demo.model_path())
     keys = pipe.invert(demo_model.held_out(10, 7)[[pair, pair + 5]], num_inference_steps=50)
-    found = pipe.solve(keys).geodesics[0]
+    found = pipe.solve(keys, rtol=RTOL).geodesics[0]
     settled = pipe.solve(keys, init=found.nodes, rtol=0.0, max_evals=100).geodesics[0]
     even = [resample(smooth(one.nodes, 8), 101).flatten(1) for one in (found, settled)]
     lowest = min(energy for _, energy in settled.iterates)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
     from riemannian_diffusion.pipelines.quality import ImageWarning
     from riemannian_diffusion.pipelines.starts import RoadmapStart
+    from riemannian_diffusion.pipelines.unused import UnusedWarning
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -72,6 +73,7 @@ else:
             ),
             "families.stable_diffusion_3": ("GeodesicInterpolationSD3Pipeline",),
             "starts": ("RoadmapStart",),
+            "unused": ("UnusedWarning",),
             "families.unconditional": ("GeodesicInterpolationUnconditionalPipeline",),
             "families.z_image": ("GeodesicInterpolationZImagePipeline",),
         },
@@ -101,4 +103,5 @@ __all__ = [
     "Keyframes",
     "MorphPath",
     "RoadmapStart",
+    "UnusedWarning",
 ]

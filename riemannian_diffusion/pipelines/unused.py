@@ -21,7 +21,14 @@ OF_SOLVES = {  # options of the stage `solve` that only a geodesic reads, and th
 
 
 class UnusedWarning(UserWarning):
-    """An option has no effect together with another one."""
+    """An option has no effect together with another one.
+
+    Examples:
+        >>> import warnings
+        >>> from riemannian_diffusion.pipelines import UnusedWarning
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter('error', UnusedWarning)  # stop at options without effect
+    """
 
 
 def unused_by_curves(metrics: Sequence[Any], **options: Any) -> str | None:

@@ -94,7 +94,7 @@ def test_scenes():
     rows = scenes.main(["--pairs", "6", "--methods", "slerp", "tangent_normal"])
     means = by_method(rows, pair="mean")
     slerp, default = means["slerp"], means["tangent_normal"]
-    assert default["jump"] < 0.5 * slerp["jump"] and default["error"] < slerp["error"]
+    assert default["jump"] < 0.5 * slerp["jump"] and default["error"] < 0.7 * slerp["error"]
 
 
 def test_precision():

@@ -11,8 +11,9 @@ from riemannian_diffusion.geodesics import NUM_QUADRATURE
 from riemannian_diffusion.geodesics.coarse import numbers_of_points
 from riemannian_diffusion.metrics import PullbackMetric
 from riemannian_diffusion.pipelines.curves import METRICS
-from riemannian_diffusion.pipelines.progress import COARSE_EVALS, SolveProgress
+from riemannian_diffusion.pipelines.progress import SolveProgress
 
+LEAST_BUDGET = 40  # evaluations with which a solve begins on coarse curves (see `geodesic`)
 ANGLE = 1.4  # usual angle between two inverted images, in radians
 
 
@@ -48,7 +49,7 @@ def curves_of(num_frames: int, max_evals: int, *, coarse_first: bool) -> list[in
         max_evals: Most evaluations.
         coarse_first: Whether the metric and the start allow coarse curves.
     """
-    if not coarse_first or max_evals < COARSE_EVALS[1]:
+    if not coarse_first or max_evals < LEAST_BUDGET:
         return [num_frames]
     angles = torch.linspace(0, ANGLE, num_frames, dtype=torch.float64)
     return numbers_of_points(torch.stack([angles.cos(), angles.sin()], dim=1))

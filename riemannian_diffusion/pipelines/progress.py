@@ -11,9 +11,9 @@ from typing import Any
 from riemannian_diffusion.events import Event
 
 # Fewest and most evaluations of a solve on one curve, measured between scenes by the shipped model
-COARSE_EVALS = (10, 40)  # a solve leaves a coarse curve after 40 evaluations
-FINAL_EVALS = (2, 40)  # on the last curve, after coarse curves
-ONLY_EVALS = (10, 120)  # without coarse curves
+COARSE_EVALS = (4, 25)
+FINAL_EVALS = (1, 10)  # on the last curve, after coarse curves
+ONLY_EVALS = (5, 60)  # without coarse curves
 TRUSTED = 10  # evaluations on a curve from which on the fall of its energies limits its end
 DOUBT = 3.0  # largest factor between the predicted and the true number of evaluations left
 AT_END = 3  # iterations in a row that are close to the minimum when a solve converges

@@ -55,7 +55,7 @@ class Departure:
 
     @property
     def on_data(self) -> bool | None:
-        """Whether the path stays on the data; None if the score is not finite at all its points.
+        """Whether the path stays on the data; None unless the score is finite at all its points.
 
         The residual may exceed the larger one at the ends by one standard deviation and a tenth of
         that residual. The stretch may be up to 3.5. The benchmark of departures chose these limits.

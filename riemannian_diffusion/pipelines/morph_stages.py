@@ -90,9 +90,9 @@ class MorphStages(InvertStage):
                 starts, the path of least energy is kept.
             solver: See `geodesic`.
             max_evals: As in `geodesic`, for each gap.
-            rtol: As in `geodesic`, where the default is a tenth of this one. On scenes whose true
-                geodesics are known, a smaller tolerance takes more evaluations, and its paths are
-                no nearer to the truth.
+            rtol: The relative tolerance, as in `geodesic`, whose default is a tenth of this one.
+                On scenes whose true geodesics are known, without guidance, a smaller tolerance
+                takes more evaluations, and its paths are no nearer to the truth.
             num_quadrature: See `geodesic`.
             score_mode: The score of the metric, or of "split" and "density": "conditional",
                 "guided" or "difference" (see `DiffusionScore`). None takes the one that sampling

@@ -1,7 +1,7 @@
 """Cost of one evaluation, in forward passes of the same network over the same points.
 
     python benchmarks/cost.py [--models shipped sd15 sdxl flux ...] [--device cuda]
-        [--dtypes float32] [--points 17] [--quadrature 3] [--chunks N ...] [--compile] [--repeats 5]
+        [--dtypes float32] [--points 17] [--quadrature 2] [--chunks N ...] [--compile] [--repeats 5]
 
 For each model and dtype, there is one row for each of these:
 
@@ -41,8 +41,9 @@ from device import is_gpu, least_seconds, matrix_rate
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from riemannian_diffusion import Metric, ScoreModel, TangentNormalMetric, refine
+from riemannian_diffusion import Metric, ScoreModel, TangentNormalMetric, smooth
 from riemannian_diffusion.batches import free_memory
+from riemannian_diffusion.geodesics.progress import NUM_QUADRATURE
 from riemannian_diffusion.score.network import NetworkScore
 
 NUM_TANGENTS = 4
@@ -71,10 +72,10 @@ def num_flops(function: Callable[[], object]) -> int:
 def random_path(
     shape: tuple[int, ...], num_points: int, num_quadrature: int, args: argparse.Namespace
 ) -> Tensor:
-    """A path of random points, in which each segment is divided into sub-chords."""
+    """Points on the smooth curve through random points, as a solve evaluates them."""
     generator = torch.Generator().manual_seed(args.seed)
     knots = torch.randn(num_points, *shape, generator=generator).to(args.device)
-    return refine(knots, num_quadrature)
+    return smooth(knots, num_quadrature)
 
 
 def rows_of(
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--models", nargs="+", choices=NAMES, default=["shipped"], metavar="NAME")
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--points", type=int, help="default: 17; 4 for full-size models")
-    parser.add_argument("--quadrature", type=int, help="default: 3; 1 for full-size models")
+    parser.add_argument("--quadrature", type=int, help="default: 2; 1 for full-size models")
     parser.add_argument("--chunks", type=int, nargs="+", default=[])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
@@ -138,7 +139,7 @@ def costs_of(name: str, dtype: str, args: argparse.Namespace) -> Iterator[dict]:
     """Rows with the costs of one model in one dtype."""
     is_large = name in ARCHITECTURES and not (is_gpu(args.device) and name == "sd15")
     num_points = args.points or (4 if is_large else 17)
-    num_quadrature = args.quadrature or (1 if is_large else 3)
+    num_quadrature = args.quadrature or (1 if is_large else NUM_QUADRATURE)
     if (num_points - 1) * num_quadrature < 2:
         raise SystemExit("There is no point between the ends: give --points 3 or more.")
     options = {"device": args.device, "dtype": getattr(torch, dtype), "seed": args.seed}

@@ -4,7 +4,7 @@
         [--dtype float32] [--points 5 9 17 33] [--max-batch-sizes 0 4 1] [--checkpointing]
         [--size N]
 
-The energy is the tangent-normal energy with 3 sub-chords per segment. There is one row per
+The energy is the tangent-normal energy with 2 chords per segment. There is one row per
 `max_batch_size` (0 means no limit) and number of points. "batch" is the largest batch that memory
 was enough for, and GiB is the peak of the memory that torch allocated on CUDA, or that the process
 used on a CPU, where a separate process measures each row. Both are None if memory was not enough
@@ -23,10 +23,9 @@ import torch
 from architectures import NAMES, score_of
 from device import forget_peak, is_gpu, peak_gib, used_gib
 
-from riemannian_diffusion import TangentNormalMetric, refine, slerp
+from riemannian_diffusion import TangentNormalMetric, slerp, smooth
 from riemannian_diffusion.batches import free_memory, is_out_of_memory
-
-NUM_QUADRATURE = 3
+from riemannian_diffusion.geodesics.progress import NUM_QUADRATURE
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def peak(case: Case) -> tuple[int | None, float | None]:
         score.network.enable_gradient_checkpointing()
     generator = torch.Generator().manual_seed(case.seed)
     ends = torch.randn(2, *shape, generator=generator).to(case.device)
-    path = refine(slerp(*ends, case.num_points), NUM_QUADRATURE)
+    path = smooth(slerp(*ends, case.num_points), NUM_QUADRATURE)
     free_memory()  # of the case before
     forget_peak(case.device)
     before = used_gib(case.device)

@@ -3,7 +3,7 @@
     python benchmarks/precision.py [--model shipped|sd15|...] [--device cuda] [--points 9 17 33]
         [--dtypes float32 bfloat16 float16] [--size N] [--no-solve]
 
-The path is a great circle between two random latents at timestep 581, with 3 sub-chords per
+The path is a great circle between two random latents at timestep 581, with 2 chords per
 segment. Chords are differences of neighbouring points. They shrink if the points become denser,
 while the rounding of the network stays the same. The points, the chords and the sums are float32
 (float64 for the reference). Only the network changes its dtype. "tf32" is float32 with
@@ -35,10 +35,9 @@ import torch
 from architectures import NAMES, score_of
 from torch import Tensor
 
-from riemannian_diffusion import Geodesic, TangentNormalMetric, geodesic, refine, slerp, smooth
+from riemannian_diffusion import Geodesic, TangentNormalMetric, geodesic, slerp, smooth
+from riemannian_diffusion.geodesics.progress import NUM_QUADRATURE
 from riemannian_diffusion.paths import solve_second_difference
-
-NUM_QUADRATURE = 3
 
 
 @contextmanager
@@ -55,7 +54,7 @@ def products_in_tf32(wanted: bool) -> Iterator[None]:
 def evaluate(metric: TangentNormalMetric, path: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
     """Chords, energy and gradient at the inner points, in float64, and the chords' resolution."""
     path = path.detach().requires_grad_()
-    fine = refine(path, NUM_QUADRATURE)
+    fine = smooth(path, NUM_QUADRATURE)
     (answer,) = metric.energies([fine.detach()], differentiate=True)
     with torch.no_grad():
         embedded = metric.embed(fine)

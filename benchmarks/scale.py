@@ -5,8 +5,8 @@
 
 There are three kinds of rows:
 
-    points      seconds of one evaluation of energy and gradient with the shipped model (3
-                sub-chords per segment), in total and per point
+    points      seconds of one evaluation of energy and gradient with the shipped model (2
+                chords per segment), in total and per point
     pairs       seconds of solves with 5 evaluations each, one after the other and in one call of
                 `geodesics`; the exact score of a circle (400 points in R^32) shows the overhead,
                 the shipped model shows the cost of a network (on a CPU with max_batch_size=8)
@@ -33,11 +33,10 @@ from riemannian_diffusion import (
     TangentNormalMetric,
     geodesic,
     geodesics,
-    refine,
     slerp,
+    smooth,
 )
-
-NUM_QUADRATURE = 3
+from riemannian_diffusion.geodesics.progress import NUM_QUADRATURE
 
 
 def of_points(nums: list[int], device: str, seed: int) -> Iterator[dict]:
@@ -46,7 +45,7 @@ def of_points(nums: list[int], device: str, seed: int) -> Iterator[dict]:
     generator = torch.Generator().manual_seed(seed)
     ends = torch.randn(2, *shape, generator=generator).to(device)
     for num in nums:
-        path = refine(slerp(*ends, num), NUM_QUADRATURE)
+        path = smooth(slerp(*ends, num), NUM_QUADRATURE)
         seconds = least_seconds(evaluation(TangentNormalMetric(score), path), 3, device)
         yield {"points": num, "seconds": seconds, "seconds per point": seconds / len(path)}
 
@@ -76,7 +75,7 @@ def of_sizes(sides: list[int], device: str, seed: int) -> Iterator[dict]:
         score, shape = score_of("shipped", size=side, **options)
         generator = torch.Generator().manual_seed(seed)
         ends = torch.randn(2, *shape, generator=generator).to(device)
-        path = refine(slerp(*ends, 5), NUM_QUADRATURE)
+        path = smooth(slerp(*ends, 5), NUM_QUADRATURE)
         seconds = least_seconds(evaluation(TangentNormalMetric(score), path), 3, device)
         each = 1e6 * seconds / (len(path) * side**2 * shape[0])
         yield {"side": side, "seconds": seconds, "microseconds per value": each}

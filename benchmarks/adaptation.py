@@ -17,8 +17,8 @@ The other rows, one per variant, guidance, target, strength and number of iterat
                      values in [0, 1]: the mean over images, and the largest
     target           what the result is compared with: the image itself ("image"), or the image
                      encoded and decoded ("decoded")
-    iterations       fixed-point iterations of each inversion step: 0 is the usual inversion, 5 is
-                     the pipeline's default
+    iterations       fixed-point iterations of each inversion step: 0 is the usual inversion, None
+                     is the default, which takes as many as each image needs
     guidance         guidance of sampling; images are always inverted without guidance
 """
 
@@ -39,7 +39,7 @@ from riemannian_diffusion.levels import read_schedule
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
 
 HELD_OUT_SEED = 3000  # the model was trained on scenes drawn from seed 0
-INVERSIONS = tuple((strength, iterations) for strength in (0.6, 1.0) for iterations in (0, 5))
+INVERSIONS = tuple((strength, iterations) for strength in (0.6, 1.0) for iterations in (0, None))
 DEFAULTS = {name: p.default for name, p in inspect.signature(adapt).parameters.items()}
 
 
@@ -86,7 +86,7 @@ def reconstructions(
     latents: Tensor,
     embeddings: Tensor,
     negative: Tensor,
-    inversion: tuple[float, int],
+    inversion: tuple[float, int | None],
     guidances: list[float],
     num_steps: int,
 ) -> dict[float, Tensor]:

@@ -145,11 +145,17 @@ class Recorded:
         self.metric = TangentNormalMetric(score)
         return self.metric
 
-    def energy(self, path: MorphPath) -> float:
-        """The energy of the nodes' curve on six chords for each segment."""
-        assert self.metric is not None and path.geodesics[0] is not None
-        fine = smooth(path.geodesics[0].nodes, 6)
-        return float(self.metric.energies([fine], differentiate=False)[0].segments.double().sum())
+    def energy(self, points: Tensor) -> float:
+        """The energy of the chords between points."""
+        assert self.metric is not None
+        answers = self.metric.energies([points], differentiate=False)
+        return float(answers[0].segments.double().sum())
+
+
+def curve_of(path: MorphPath) -> Tensor:
+    """Points on the curve through the solver's nodes, six chords for each segment."""
+    assert path.geodesics[0] is not None
+    return smooth(path.geodesics[0].nodes, 6)
 
 
 def passes_row(pipe, references: Path | None, pair: str, setting: str) -> dict:
@@ -188,7 +194,7 @@ def passes_row(pipe, references: Path | None, pair: str, setting: str) -> dict:
         "autoencoder": autoencoder["all"],
         "evals": found.num_evals,
         "status": found.status,
-        "energy": recorded.energy(path) / recorded.energy(reference) - 1,
+        "energy": recorded.energy(curve_of(path)) / recorded.energy(curve_of(reference)) - 1,
         "frames": float((frames - reference_frames).square().mean().sqrt()),
         "step": float(largest_step(frames)),
         "reference step": float(largest_step(reference_frames)),

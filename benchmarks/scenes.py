@@ -1,7 +1,7 @@
 """Morphs of rendered scenes, compared with true geodesics of the renderer's images.
 
     python benchmarks/scenes.py [--pairs 1 2 ...] [--methods slerp tangent_normal ...] [--lpips vgg]
-        [--beyond | --tolerances]
+        [--beyond | --tolerances [RTOL ...] [--guidance 3]]
 
 The renders of one kind of solid are a smooth manifold with five coordinates. Its geodesic under the
 flat metric of pixels is solved for in those coordinates. Every method morphs between the same two
@@ -26,7 +26,8 @@ continues for the other 4 frames. The methods stand still, go straight on in cle
 With `--tolerances`, the default metric in noise space is solved with several tolerances, on these
 pairs ("reporting") and on pairs of random scenes of one kind ("tuning"), on which the default
 tolerance was chosen. Slerp has no tolerance. "passes" counts passes of the network as in
-`main_job.py`, with inversion and sampling.
+`main_job.py`, with inversion and sampling. With `--guidance`, inversion, solve and sampling are
+guided by captions.
 """
 
 from __future__ import annotations
@@ -234,15 +235,17 @@ def scenes_of(name: str) -> list[tuple[str, Tensor, Tensor]]:
     return list(zip(kinds, factors[::2], factors[1::2], strict=True))
 
 
-def by_tolerance(pipe, scene: tuple[str, Tensor, Tensor], seed: int) -> Iterator[dict]:
+def by_tolerance(
+    pipe, scene: tuple[str, Tensor, Tensor], tolerances: list[float], guidance: float, seed: int
+) -> Iterator[dict]:
     """The measures of one pair along slerp, and along geodesics with each tolerance."""
     kind, *ends = scene
     _, truth = true_geodesic(kind, *ends)
     prompts = [demo.caption(kind, float(end[FACTORS.index("hue")])) for end in ends]
     with counted(pipe.unet) as inversion:
         generator = torch.Generator().manual_seed(seed)
-        keys = pipe.invert(truth[[0, -1]], prompts, generator=generator)
-    for rtol in (None, *TOLERANCES):
+        keys = pipe.invert(truth[[0, -1]], prompts, guidance_scale=guidance, generator=generator)
+    for rtol in (None, *tolerances):
         metric, options = ("slerp", {}) if rtol is None else ("tangent_normal", {"rtol": rtol})
         with counted(pipe.unet) as solve:
             path = pipe.sample(pipe.solve(keys, metric, num_frames=NUM_FRAMES, **options))
@@ -257,12 +260,12 @@ def by_tolerance(pipe, scene: tuple[str, Tensor, Tensor], seed: int) -> Iterator
         }
 
 
-def measure_tolerances(pipe, seed: int) -> Iterator[dict]:
+def measure_tolerances(pipe, tolerances: list[float], guidance: float, seed: int) -> Iterator[dict]:
     """The rows of all pairs and tolerances, and their means."""
     for name in ("tuning", "reporting"):
         rows: dict[float | None, list[dict]] = {}
         for i, scene in enumerate(scenes_of(name)):
-            for row in by_tolerance(pipe, scene, seed):
+            for row in by_tolerance(pipe, scene, tolerances, guidance, seed):
                 rows.setdefault(row["tolerance"], []).append(row)
                 yield {"set": name, "pair": str(i + 1), "kind": scene[0]} | row
         for rtol, some in rows.items():
@@ -293,7 +296,12 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--lpips", choices=("alex", "vgg", "squeeze"), help="network of LPIPS")
     study = parser.add_mutually_exclusive_group()
     study.add_argument("--beyond", action="store_true")
-    study.add_argument("--tolerances", action="store_true")
+    study.add_argument(
+        "--tolerances", type=float, nargs="*", metavar="RTOL", help="default: all five"
+    )
+    parser.add_argument(
+        "--guidance", type=float, default=1.0, help="guidance of a study of tolerances"
+    )
     return frame.run(measure, parser, argv)
 
 
@@ -302,8 +310,9 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     distance = lpips_distance(args.lpips, device=args.device) if args.lpips else None
     pipe = GeodesicInterpolationPipeline.from_pretrained(args.model or demo.model_path())
     pipe.to(args.device)
-    if args.tolerances:
-        yield from measure_tolerances(pipe, args.seed)
+    if args.tolerances is not None:
+        tolerances = args.tolerances or list(TOLERANCES)
+        yield from measure_tolerances(pipe, tolerances, args.guidance, args.seed)
         return
     if args.beyond:
         rows = {}

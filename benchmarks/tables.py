@@ -1005,12 +1005,12 @@ TABLES: dict[str, Table | GpuReport] = {
         ("guidance", "variant"),
         [
             Column(
-                f"strength {strength:g}, {iterations} iterations",
+                f"strength {strength:g}, {name}",
                 "{error:.5f} / {worst:.5f}",
                 {"strength": strength, "iterations": iterations},
             )
             for strength in (0.6, 1.0)
-            for iterations in (0, 5)
+            for name, iterations in (("no iterations", 0), ("the default", None))
         ],
         [
             Line(
@@ -1067,6 +1067,15 @@ TABLES: dict[str, Table | GpuReport] = {
             *("largest step=step:.3f", "of slerp=slerp step:.3f"),
         ),
         list(_lines("pair", PASSES_PAIRS, file="main_job_passes", setting="noise")),
+    ),
+    "main job, earlier": Table(
+        ("pair",),
+        _values(
+            *("passes:.0f", "earlier passes:.0f", "energy, curve=curve:+.2%"),
+            *("energy, lines=lines:+.2%", "frames:.4f", "largest step=step:.3f"),
+            "earlier largest step=earlier step:.3f",
+        ),
+        list(_lines("pair", [*PASSES_PAIRS, "mean"], file="earlier")),
     ),
     "main job, passes at a smaller tolerance": Table(
         ("pair",),

@@ -1,7 +1,7 @@
 """Whether what a geodesic says of itself is true: convergence, pace, length, data and energy.
 
     python benchmarks/claims.py [--study convergence pace departures energies starts images]
-        [--shipped]
+        [--networks [--work FOLDER]] [--shipped]
 
 The metric is the tangent-normal metric, and in some cases of the first study the score Jacobian.
 All solves have their default options and 25 points. There is one row per case. The columns of each
@@ -11,6 +11,9 @@ study are:
                  minimum is that of a solve that goes on from the result for 300 evaluations.
                  "error": largest distance between both paths, at equal fractions of the flat length
                  and as a share of it. "evals", "status", "on data": as the result states them.
+                 With `--networks`, there are also scores of networks that are trained for minutes
+                 on points of the manifolds; `--work` keeps them. With `--shipped`, there are also
+                 images and the shipped model.
     pace         error at equal fractions: root mean square distance of the path to the true
                  geodesic, "error" for the path that is returned and "nodes" for the points of the
                  solver. "length": stated length over the true length; "metric length": the same in
@@ -38,13 +41,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import demo_model
 import frame
 import numpy as np
 import torch
+from learned import network_levels, timestep_of, trained
+from methods import Count
 from PIL import Image
 from problems import (
     SIGMA,
@@ -54,6 +59,7 @@ from problems import (
     circle,
     figure_eight,
     held_out_problems,
+    hypersphere,
     uneven_circle,
 )
 from torch import Tensor
@@ -197,6 +203,18 @@ def score_jacobian_cases() -> Iterator[Case]:
         if case.start is None:
             name = f"score Jacobian, {case.name}"
             yield replace(case, name=name, metric=ScoreJacobianMetric)
+
+
+def network_cases(folder: Path | None) -> Iterator[Case]:
+    """Manifolds with the score of a small network, from a straight start and from the truth."""
+    spheres = [hypersphere(k, 100, seed=0) for k in (2, 5, 10)]  # they have no lattice
+    for problem in (*islice(benchmark_problems(), 6), *spheres):
+        file = None if folder is None else folder / f"{problem.name}.safetensors"
+        score = network_levels(trained(problem, 10_000, 0, file), Count())(timestep_of(SIGMA))
+        path = score.alpha * problem.geodesic(torch.linspace(0, 1, NUM_POINTS)).float()
+        for start, name in ((None, "straight"), (path, "truth")):
+            name = f"network, {problem.name}, from {name}"
+            yield Case(name, score, path[0], path[-1], start)
 
 
 def convergence(case: Case) -> dict:
@@ -418,6 +436,10 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser = frame.parser(__doc__, cpu_only=True)
     parser.add_argument("--study", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument(
+        "--networks", action="store_true", help="convergence with scores of networks, too"
+    )
+    parser.add_argument("--work", type=Path, help="folder that keeps trained networks")
+    parser.add_argument(
         "--shipped", action="store_true", help="convergence on the shipped model, too"
     )
     return frame.run(measure, parser, argv)
@@ -433,6 +455,8 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
 
     if "convergence" in args.study:
         for case in chain(convergence_cases(), score_jacobian_cases()):
+            yield row("convergence", case.name, convergence(case))
+        for case in network_cases(args.work) if args.networks else ():
             yield row("convergence", case.name, convergence(case))
         for pair in range(3) if args.shipped else ():
             yield row("convergence", f"shipped model, pair {pair}", shipped_convergence(pair))
@@ -461,7 +485,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
 def summary(study: str, rows: list[dict]) -> Iterator[dict]:
     """What the worst rows of a study are."""
     if study == "convergence":
-        kinds = {"score Jacobian": "worst, score Jacobian", "shipped model": "worst, shipped model"}
+        kinds = {kind: f"worst, {kind}" for kind in ("score Jacobian", "network", "shipped model")}
         for kind, case in {"": "worst on the data", **kinds}.items():
             some = [row for row in rows if row["case"].startswith(kind)]
             if not kind:

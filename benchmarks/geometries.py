@@ -48,7 +48,6 @@ from statistics import fmean, median
 
 import frame
 import torch
-from diffusers import DDIMScheduler
 from geometries_others import (
     DensityMetric,
     FisherRaoMetric,
@@ -56,7 +55,7 @@ from geometries_others import (
     cog,
     force_matching,
 )
-from learned import exact_levels, network_levels, trained
+from learned import exact_levels, network_levels, timestep_of, trained
 from methods import METHODS, RECIPE, Case, Count, Found, Method, curve, finer, solve_clean, solved
 from problems import SIGMA, Problem, benchmark_problems, held_out_problems
 from torch import Tensor
@@ -145,12 +144,6 @@ GEOMETRIES = (
     Geometry("both starts, then finer", "clean", finer),
 )
 NAMES = tuple(dict.fromkeys(geometry.name for geometry in GEOMETRIES))
-
-
-def timestep_of(noise: float) -> int:
-    """The timestep of the usual schedule with a given noise in units of the clean data."""
-    abar = DDIMScheduler().alphas_cumprod
-    return int(((1 - abar) / abar).sqrt().sub(noise).abs().argmin())
 
 
 @torch.no_grad()

@@ -77,6 +77,12 @@ def trained(problem: Problem, num_steps: int, seed: int, file: Path | None = Non
     return model.eval()
 
 
+def timestep_of(noise: float) -> int:
+    """The timestep of the usual schedule with a given noise in units of the clean data."""
+    abar = DDIMScheduler().alphas_cumprod
+    return int(((1 - abar) / abar).sqrt().sub(noise).abs().argmin())
+
+
 def network_levels(model: Denoiser, count: Count) -> Levels:
     """The scores of a denoiser at the timesteps of diffusers' usual schedule."""
     scheduler = DDIMScheduler(prediction_type="sample")

@@ -45,8 +45,8 @@ from statistics import median
 
 import frame
 import torch
-from geometries import measures_of, timestep_of
-from learned import exact_levels
+from geometries import measures_of
+from learned import exact_levels, timestep_of
 from methods import (
     METHODS,
     RECIPE,

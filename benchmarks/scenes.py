@@ -1,7 +1,7 @@
 """Morphs of rendered scenes, compared with true geodesics of the renderer's images.
 
     python benchmarks/scenes.py [--pairs 1 2 ...] [--methods slerp tangent_normal ...] [--lpips vgg]
-        [--beyond | --tolerances [RTOL ...] [--guidance 3]]
+        [--beyond | --tolerances [RTOL ...] [--sets tuning] [--guidance 3]]
 
 The renders of one kind of solid are a smooth manifold with five coordinates. Its geodesic under the
 flat metric of pixels is solved for in those coordinates. Every method morphs between the same two
@@ -71,6 +71,7 @@ PAIRS = (
 HELD_OUT_SEED = 2000  # the shipped model was trained on scenes drawn from seed 0
 NEGATIVE_PROMPT = "a blend of two images"  # only the method "density" uses it
 TUNING_SEED, NUM_TUNING = 777, 12
+SETS = ("tuning", "reporting")  # of pairs, for a study of tolerances
 TOLERANCES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 SPACES = {"noise": 0.6, "clean": 0.2}  # strength of the noise in each space
 METHODS: dict[str, list[tuple[str, str]]] = {  # the space and the metric of each solve
@@ -265,7 +266,7 @@ def measure_tolerances(pipe, tolerances: list[float], guidance: float, seed: int
     for name in ("tuning", "reporting"):
         rows: dict[float | None, list[dict]] = {}
         for i, scene in enumerate(scenes_of(name)):
-            for row in by_tolerance(pipe, scene, tolerances, guidance, seed):
+            for row in by_tolerance(pipe, scene, tolerances, args.guidance, args.seed):
                 rows.setdefault(row["tolerance"], []).append(row)
                 yield {"set": name, "pair": str(i + 1), "kind": scene[0]} | row
         for rtol, some in rows.items():
@@ -299,6 +300,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     study.add_argument(
         "--tolerances", type=float, nargs="*", metavar="RTOL", help="default: all five"
     )
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument(
         "--guidance", type=float, default=1.0, help="guidance of a study of tolerances"
     )
@@ -311,8 +313,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
     pipe = GeodesicInterpolationPipeline.from_pretrained(args.model or demo.model_path())
     pipe.to(args.device)
     if args.tolerances is not None:
-        tolerances = args.tolerances or list(TOLERANCES)
-        yield from measure_tolerances(pipe, tolerances, args.guidance, args.seed)
+        yield from measure_tolerances(pipe, args)
         return
     if args.beyond:
         rows = {}

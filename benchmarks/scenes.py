@@ -261,9 +261,10 @@ def by_tolerance(
         }
 
 
-def measure_tolerances(pipe, tolerances: list[float], guidance: float, seed: int) -> Iterator[dict]:
+def measure_tolerances(pipe, args: argparse.Namespace) -> Iterator[dict]:
     """The rows of all pairs and tolerances, and their means."""
-    for name in ("tuning", "reporting"):
+    tolerances = args.tolerances or list(TOLERANCES)
+    for name in args.sets:
         rows: dict[float | None, list[dict]] = {}
         for i, scene in enumerate(scenes_of(name)):
             for row in by_tolerance(pipe, scene, tolerances, args.guidance, args.seed):

@@ -180,7 +180,7 @@ def of_images(data: str | None, num_kinds: int, seed: int) -> Iterator[dict]:
 
     score, points = _encoded_renders(seed)
     places = Where.even(len(points))
-    found = intrinsic_dimension(score, points, max_dim=12, where=places)
+    found = intrinsic_dimension(score, points, max_dim=48, where=places)
     names = [f"a {kind}, shipped model" for kind in demo.KINDS]
     yield from rows(names, len(demo.FACTORS), found)
     if data is not None:

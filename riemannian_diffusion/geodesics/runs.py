@@ -288,9 +288,11 @@ class Run:
             answer = yield Question(now.stage, fine, differentiate=False, departures=True)
             energy = float(answer.segments.cpu().double().sum())
             change = (energy - before) / abs(energy) if energy else 0.0
+            departure = answer.departure
+            settled = departure is None or departure.shows_leaps(len(now.path))
             if (
                 not math.isfinite(energy)
-                or abs(change) <= SETTLED
+                or (settled and abs(change) <= SETTLED)
                 or factor >= _FINEST * now.chords
                 or answer.resolution < _LEAST_TO_REFINE
             ):
@@ -321,7 +323,7 @@ class Run:
             curve=fine,
             arc=arc,
             nodes=now.path,
-            on_data=None if answer.departure is None else answer.departure.on_data,
+            on_data=None if departure is None else departure.on_data,
             energy_change=change if math.isfinite(change) else 0.0,
         )
 

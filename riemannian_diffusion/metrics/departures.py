@@ -14,6 +14,8 @@ _LARGEST_EXCESS = 1.0  # of the residual over that at the ends, in standard devi
 _LARGEST_SHARE = 0.1  # the same, as a share of the residual at the ends
 _LARGEST_STRETCH = 3.5
 _ROUNDING = 16.0  # rounding error of a denoised point, relative to its dtype's
+_LARGEST_MOVE = 2.0  # of a denoised point between neighbours, in standard deviations of the noise
+_LARGEST_PART = 0.125  # the same, as a share of the mean distance between the points of a path
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +33,13 @@ class Departure:
             noise, `(K,)`.
         stretches: For each segment, the distance between the denoised points, less their rounding
             error, divided by the distance between the points, `(K - 1,)`.
+        moves: For each segment, the distance between the denoised points in standard deviations of
+            the noise, `(K - 1,)`.
     """
 
     residuals: Tensor
     stretches: Tensor
+    moves: Tensor
 
     @classmethod
     def of(cls, path: Tensor, residual: Tensor, sigma: float) -> Departure:
@@ -51,7 +56,7 @@ class Departure:
         # between nearly equal points, rounding errors of the values would look like leaps
         moved = moved - _ROUNDING * torch.finfo(path.dtype).eps * path[1:].flatten(1).norm(dim=1)
         stretches = torch.where(steps > 0, moved.clamp(min=0) / steps.clamp(min=1e-30), 1.0)
-        return cls(residual.flatten(2).norm(dim=2).mean(1) / sigma, stretches)
+        return cls(residual.flatten(2).norm(dim=2).mean(1) / sigma, stretches, moved / sigma)
 
     @property
     def on_data(self) -> bool | None:
@@ -66,6 +71,21 @@ class Departure:
         excess = float(self.residuals.max()) - at_ends
         small = excess <= _LARGEST_EXCESS + _LARGEST_SHARE * at_ends
         return small and bool((self.stretches <= _LARGEST_STRETCH).all())
+
+    def shows_leaps(self, num_points: int) -> bool:
+        """Whether the segments are short enough to show a leap, or show one.
+
+        A segment that is longer than a leap hides it. So no denoised point may move farther than
+        two standard deviations of the noise, or an eighth of the mean distance between the points
+        of the path, if that is more. This hides no leap of twice that size, even where a point lies
+        in its middle. If values are not finite, shorter segments would show no more.
+
+        Args:
+            num_points: Number of points of the path, at least 2.
+        """
+        mean = float(self.moves.sum()) / (num_points - 1)
+        hidden = (self.moves > max(_LARGEST_MOVE, _LARGEST_PART * mean)).any()
+        return self.on_data is False or not bool(hidden)
 
 
 @torch.no_grad()

@@ -28,12 +28,13 @@ import argparse
 import inspect
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import frame
 import torch
 from torch import Tensor, nn
 
-from riemannian_diffusion import DiffusionScore, Where, demo, invert, sample
+from riemannian_diffusion import DiffusionScore, demo, invert, sample
 from riemannian_diffusion.adaptation import LoraMix, adapt, denoising_losses
 from riemannian_diffusion.levels import read_schedule
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
@@ -82,36 +83,40 @@ def losses(
 
 def reconstructions(
     pipe,
-    model: nn.Module,
+    loras: list[dict[str, Tensor]] | None,
     latents: Tensor,
     embeddings: Tensor,
-    negative: Tensor,
     inversion: tuple[float, int | None],
+    negative: Tensor,
     guidances: list[float],
     num_steps: int,
 ) -> dict[float, Tensor]:
     """Images inverted without guidance and sampled back, by the guidance of sampling."""
     strength, iterations = inversion
     schedule = read_schedule(pipe.scheduler, num_steps, strength=strength)
-    options = {"final_abar": schedule.final_abar, "where": Where.even(len(latents))}
+    timesteps, options = schedule.timesteps, {"final_abar": schedule.final_abar}
+    found: dict[float, list[Tensor]] = {guidance: [] for guidance in guidances}
+    for i in range(len(latents)):  # inversion may evaluate some of its points only
+        here = slice(i, i + 1)
+        model = pipe.unet if loras is None else EachItsOwn(pipe.unet, loras[here])
 
-    def level(t: float, guidance: float = 1.0) -> DiffusionScore:
-        return DiffusionScore(
-            model,
-            pipe.scheduler,
-            t,
-            encoder_hidden_states=embeddings,
-            negative_hidden_states=negative,
-            guidance_scale=guidance,
-            mode="guided" if guidance > 1 else "conditional",
-        )
+        def level(t: float, guidance: float = 1.0, model=model, here=here) -> DiffusionScore:
+            return DiffusionScore(
+                model,
+                pipe.scheduler,
+                t,
+                encoder_hidden_states=embeddings[here],
+                negative_hidden_states=negative[here],
+                guidance_scale=guidance,
+                mode="guided" if guidance > 1 else "conditional",
+            )
 
-    timesteps = schedule.timesteps
-    noisy = invert(level, latents, timesteps, fixed_point_iterations=iterations, **options)
-    return {
-        g: pipe.decode(sample(lambda t, g=g: level(t, g), noisy, timesteps, **options))
-        for g in guidances
-    }
+        given = options | {"fixed_point_iterations": iterations}
+        noisy = invert(level, latents[here], timesteps, **given)
+        for guidance, images in found.items():
+            guided = partial(level, guidance=guidance)
+            images.append(pipe.decode(sample(guided, noisy, timesteps, **options)))
+    return {guidance: torch.cat(images) for guidance, images in found.items()}
 
 
 def rms(images: Tensor, others: Tensor) -> Tensor:
@@ -164,10 +169,9 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
                 hidden = prompts if embeddings is None else embeddings.to(args.device)
                 found = losses(model, pipe.scheduler, latents, hidden, args.seed)
                 figures.setdefault(name, []).append((*found, seconds.get(name, 0.0)))
+                options = negative, args.guidance, args.steps
                 for inversion in INVERSIONS:
-                    back = reconstructions(
-                        pipe, model, latents, hidden, negative, inversion, args.guidance, args.steps
-                    )
+                    back = reconstructions(pipe, loras, latents, hidden, inversion, *options)
                     for guidance, found_images in back.items():
                         for target, reference in references.items():
                             key = (name, guidance, inversion, target)

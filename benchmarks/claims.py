@@ -147,9 +147,14 @@ class Case:
     leap: bool = False
     metric: Callable[[ScoreModel], Metric] = TangentNormalMetric
 
+    @property
+    def num_points(self) -> int:
+        """Number of points of the path: that of the start, if it is a path."""
+        return len(self.start) if isinstance(self.start, Tensor) else NUM_POINTS
+
     def solve(self, **options) -> Geodesic:
         """The geodesic with default options, or with those that are given."""
-        options = {"num_points": NUM_POINTS, "init": self.start} | options
+        options = {"num_points": self.num_points, "init": self.start} | options
         return geodesic(self.metric(self.score), self.x0, self.x1, **options)
 
 
@@ -290,6 +295,11 @@ def departure_cases() -> Iterator[Case]:
         yield clusters(gap * SIGMA, seed=gap, spread=0.2)
         yield arcs(gap * SIGMA, seed=gap)
         yield rings(gap * SIGMA, n=5)
+    for gap, num in ((5, 17), (8, 9), (8, 17), (8, 25), (15, 25)):  # long chords
+        yield line(gap * SIGMA, num_points=num)
+        yield line(gap * SIGMA, num_points=num, curved=True)
+    yield line(0.0, num_points=17)
+    yield line(0.0, num_points=17, curved=True)
     for seed in range(100, 130):
         generator = torch.Generator().manual_seed(seed)
         gap = float(5 + 25 * torch.rand((), generator=generator)) * SIGMA
@@ -322,6 +332,27 @@ def arcs(gap: float, *, seed: int) -> Case:
     points = radius * torch.stack([angles.cos(), angles.sin()], 1) @ frame[:, :2].T
     name = f"arc with a gap of {gap:.2f}, seed {seed}"
     return Case(name, GaussianMixtureScore(points, SIGMA), points[300], points[-300], leap=True)
+
+
+def line(gap: float, *, num_points: int, curved: bool = False) -> Case:
+    """A line or an arc in R^8 that is 400 times as long as the noise, with or without a gap."""
+    length = 400 * SIGMA
+    half = torch.arange(gap / 2, length / 2 + 1, SIGMA / 2, dtype=torch.float64)
+    if not gap:
+        half = half + SIGMA / 4
+    whole = torch.linspace(-length / 2, length / 2, num_points, dtype=torch.float64)
+
+    def at(place: Tensor) -> Tensor:
+        points = torch.zeros(len(place), 8, dtype=torch.float64)
+        radius = length / 2.2
+        points[:, 0] = radius * (place / radius).sin() if curved else place
+        points[:, 1] = radius * (place / radius).cos() if curved else 0.0
+        return points
+
+    score = GaussianMixtureScore(at(torch.cat([-half.flip(0), half])), SIGMA)
+    name = f"{'arc' if curved else 'line'} with a gap of {gap:.2f}, {num_points} points"
+    path = at(whole)
+    return Case(name, score, path[0], path[-1], path, leap=gap > 0)
 
 
 def rings(gap: float, *, n: int) -> Case:

@@ -78,6 +78,15 @@ def check_points(**values: Any) -> None:
             )
 
 
+def check_path(path: Any) -> None:
+    """Raise a `ValueError` unless `path` is a floating-point tensor of at least 2 points."""
+    check_tensor(path=path)
+    if path.ndim < 2 or len(path) < 2:
+        raise ValueError(
+            f"`path` must be at least 2 points (K, *shape), but got {tuple(path.shape)}."
+        )
+
+
 def check_kind(kind: type, **values: Any) -> None:
     """Raise a `ValueError` unless all values are instances of `kind`."""
     for name, value in values.items():

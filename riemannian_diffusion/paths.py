@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import (
-    check_kind,
+    check_path,
     check_points,
     check_tensor,
     check_whole,
@@ -90,10 +90,14 @@ def adain(path: Tensor) -> Tensor:
     2312.07409).
 
     Args:
-        path: Points `(K, C, h, w)`.
+        path: Points `(K, C, h, w)`, at least 2.
 
     Returns:
-        Points `(K, C, h, w)`; the end points are unchanged bit for bit.
+        Points `(K, C, h, w)`; the end points are unchanged bit for bit. A channel that is constant
+        in a point stays constant there.
+
+    Raises:
+        ValueError: If `path` is not such points, or not finite.
 
     Examples:
         >>> import torch
@@ -101,11 +105,14 @@ def adain(path: Tensor) -> Tensor:
         >>> tuple(adain(torch.randn(3, 4, 8, 8)).shape)
         (3, 4, 8, 8)
     """
+    check_path(path)
+    check_points(path=path)
+    if path.ndim != 4:
+        raise ValueError(f"`path` must be points (K, C, h, w), but got {tuple(path.shape)}.")
     u = _fractions(len(path), path[0])
-    mean, std = path.mean((2, 3), keepdim=True), path.std((2, 3), keepdim=True)
-    scale = torch.lerp(std[:1], std[-1:], u) / std.clamp(
-        min=1e-5
-    )  # keeps constant channels constant
+    mean, std = path.mean((2, 3), keepdim=True), path.std((2, 3), correction=0, keepdim=True)
+    rounding = 4 * torch.finfo(path.dtype).eps * path.abs().amax((2, 3), keepdim=True)
+    scale = torch.where(std > rounding, torch.lerp(std[:1], std[-1:], u) / std, 0.0)
     matched = (path - mean) * scale + torch.lerp(mean[:1], mean[-1:], u)
     return _with_ends(matched, path[0], path[-1])
 
@@ -122,7 +129,7 @@ def refine(path: Tensor, factor: int) -> Tensor:
         >>> len(refine(lerp(torch.zeros(1), torch.ones(1), 3), 2))
         5
     """
-    check_kind(Tensor, path=path)
+    check_path(path)
     check_whole(1, factor=factor)
     if factor == 1:
         return path
@@ -146,7 +153,7 @@ def smooth(path: Tensor, factor: int) -> Tensor:
         >>> smooth(torch.tensor([[0.0], [1.0], [4.0]]), 2).flatten().tolist()  # a parabola
         [0.0, 0.25, 1.0, 2.25, 4.0]
     """
-    check_kind(Tensor, path=path)
+    check_path(path)
     check_whole(1, factor=factor)
     if factor == 1:
         return path
@@ -236,12 +243,9 @@ def resample(path: Tensor, num_points: int, *, metric: HasEnergy | None = None) 
         >>> resample(torch.tensor([[0.0], [1.0], [4.0]]), 3).flatten()
         tensor([0., 2., 4.])
     """
+    check_path(path)
     check_points(path=path)
     check_whole(2, num_points=num_points)
-    if path.ndim < 2 or len(path) < 2:
-        raise ValueError(
-            f"`path` must be at least 2 points (K, *shape), but got {tuple(path.shape)}."
-        )
     arc = torch.cat([path.new_zeros(1), segment_lengths(path, metric).cumsum(0)])
     return points_at(path, arc, torch.linspace(0, 1, num_points, dtype=torch.float64))
 

@@ -51,9 +51,8 @@ class Dimension(NamedTuple):
         dimension: Dimension at each point, `(K,)`, int64, from 0 to the number of values of a
             point.
         gap: Difference of the two singular values on either side of the dimension, `(K,)`, in
-            [0, 1]. Near 1 the dimension is certain. Below about 0.5 the noise is as large as the
-            radius of curvature or the spread of the data, and the dimension depends on the noise
-            level. Near 0 the dimension is undefined. NaN for "flipd" and "loss".
+            [0, 1]. Near 1 it is certain at this noise; below about 0.5 the noise is too large for
+            the data or their curvature; near 0 it is undefined. NaN for "flipd" and "loss".
         estimate: The dimension before it was rounded to a whole number, `(K,)`.
         std_error: Standard error of the mean over the probes of "flipd" and "loss", `(K,)`. It
             does not contain the bias of the method. NaN for "spectrum" and "scores".
@@ -146,8 +145,9 @@ def intrinsic_dimension(
 ) -> Dimension:
     """Estimate the dimension of the data manifold at points on or near it.
 
-    A point has d values. Each method can answer 0 (a single point) to d (a density on all of
-    space), at a noise below the spread of the data and the radius of curvature. The methods are:
+    A point has d values. Each method can answer 0 (a single point) to d (a density on all space).
+    The noise must be below the radius of curvature and the spread of the data in each direction,
+    `R / sqrt(k + 1)` on a k-sphere; under more noise, data look like one point. The methods are:
 
     - "spectrum": Singular values of the denoiser's Jacobian, until they fall below a tenth. The
       dimension is the index of the widest gap between neighbours. The gaps above the first value,

@@ -322,6 +322,23 @@ def test_attention_is_put_back_after_an_exception():
             pass
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_adain_does_not_depend_on_the_scale(scale):
+    path = torch.randn(4, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(adain(scale * path), scale * adain(path))
+    flat = scale * torch.ones(4, 1, 2, 2) * torch.tensor([1.0, 5.0, 2.0, 3.0]).view(4, 1, 1, 1)
+    assert adain(flat).flatten(1).std(1).max() == 0  # constant channels stay constant
+    assert adain(flat[:, :, :1, :1]).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "path", [torch.zeros(1, 4, 2, 2), torch.zeros(3, 4), torch.ones(3, 4).int()]
+)
+def test_adain_refuses_what_is_no_path_of_latents(path):
+    with pytest.raises(ValueError, match="`path` must be"):
+        adain(path)
+
+
 def test_adain_interpolates_means_and_spreads():
     path = randn(5, 2, 4, 4) * torch.tensor([1.0, 2, 3, 4, 0.5]).view(-1, 1, 1, 1) + 1
     path[2, 1] = 7.0  # a constant channel has no spread to change

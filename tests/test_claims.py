@@ -1,6 +1,7 @@
 """What a geodesic says of itself, compared with what is true."""
 
 import json
+from dataclasses import replace
 
 import claims
 import pytest
@@ -20,6 +21,7 @@ from riemannian_diffusion import (
     geodesic,
     lerp,
     parallel_transport,
+    smooth,
 )
 from riemannian_diffusion.cli.commands import describe_geodesic
 from riemannian_diffusion.files import as_json
@@ -126,6 +128,45 @@ def test_energies_are_settled_or_called_too_low():
         assert settled == ("too low" not in found.message)
         assert row["optimised"] < row["stated"] <= 1.01
         assert row["stated"] >= 0.95 or not settled
+
+
+@pytest.mark.parametrize("radius, sigma, num_points", [(1, 0.02, 5), (3, 0.05, 5), (10, 0.05, 9)])
+def test_energies_between_far_points_are_settled_or_called_too_low(radius, sigma, num_points):
+    """A few chords that are all long against the noise miss the same energy."""
+    generator = torch.Generator().manual_seed(1)
+    angles = 2 * torch.pi * torch.rand(4000, generator=generator, dtype=torch.float64)
+    points = radius * torch.stack([angles.cos(), angles.sin()], 1)
+    path = torch.linspace(0.6, 2.8, num_points, dtype=torch.float64)
+    path = radius * torch.stack([path.cos(), path.sin()], 1)
+    metric = TangentNormalMetric(GaussianMixtureScore(points, sigma))
+    found = geodesic(metric, path[0], path[-1], num_points=num_points, init=path, max_evals=60)
+    with torch.no_grad():
+        true = float(metric.energy(smooth(found.nodes, 400)).sum())
+    assert found.energy >= 0.95 * true or "too low" in found.message
+
+
+@pytest.mark.parametrize("metric", [TangentNormalMetric, SteinScoreMetric, LikelyMetric])
+@pytest.mark.parametrize("curved", [False, True])
+@pytest.mark.parametrize("gap", [0.0, 0.5, 0.8])
+def test_points_far_apart_hide_no_leap(gap, curved, metric):
+    """The points are 25 standard deviations of the noise apart, and the gap 0, 5 or 8."""
+    case = claims.line(gap, num_points=17, curved=curved)
+    found = replace(case, metric=metric).solve(max_evals=1)
+    assert found.on_data is (gap == 0)
+
+
+@pytest.mark.parametrize("metric", [TangentNormalMetric, SteinScoreMetric, ScoreJacobianMetric])
+def test_a_solve_ends_where_rounding_of_the_points_hides_the_energy(metric):
+    """Far from the origin, the points of float32 resolve the energy less than the dtype does."""
+    angles = torch.arange(400, dtype=torch.float64) * 2 * torch.pi / 400
+    points = torch.stack([angles.cos(), angles.sin(), angles.new_zeros(400)], 1)
+    for centre in (1e4, 1e5):
+        far = (points + torch.tensor([0.0, 0.0, centre])).float()
+        far = far @ torch.linalg.qr(torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 10]]))[0]
+        found = geodesic(
+            metric(GaussianMixtureScore(far, 0.1)), far[0], far[140], num_points=25, max_evals=300
+        )
+        assert found.num_evals <= 100
 
 
 def test_a_solve_ends_where_its_dtype_cannot_resolve_the_energy():

@@ -530,3 +530,8 @@ def test_guided_inversion_on_coarse_schedules_fails_with_a_warning(flow, scale, 
 
     timesteps = [top * (i + 1) / num for i in range(num)]
     assert not silent_and_poor(level, means[:4], timesteps)[0]
+
+
+def test_a_point_without_an_axis_of_points_is_refused():
+    with pytest.raises(ValueError, match=r"`x` must be points \(K, \*shape\)"):
+        invert(mixture_levels, torch.zeros(4), TIMESTEPS)

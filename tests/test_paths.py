@@ -16,6 +16,7 @@ from riemannian_diffusion import (
     refine,
     resample,
     slerp,
+    smooth,
     speed,
 )
 from riemannian_diffusion.paths import points_at, segment_lengths, solve_second_difference
@@ -308,3 +309,12 @@ def test_the_second_difference_is_solved_as_by_a_dense_matrix(num, dtype, tolera
     assert found.dtype == dtype and found.shape == (num, 2, 2)
     scale = torch.linalg.solve(matrix, values.double().abs()).amax(0)
     assert ((found.flatten(1).double() - wanted).abs().amax(0) <= tolerance * scale).all()
+
+
+@pytest.mark.parametrize("function", [smooth, refine])
+@pytest.mark.parametrize(
+    "path", [torch.tensor(1.0), torch.zeros(3), torch.zeros(1, 2), torch.zeros(3, 2).long()]
+)
+def test_what_is_no_path_is_refused(function, path):
+    with pytest.raises(ValueError, match="`path` must be"):
+        function(path, 2)

@@ -104,3 +104,13 @@ def test_rounding_errors_are_no_change_of_the_energy(metric, centre, apart):
     x1 = (torch.stack([angle.cos(), angle.sin()]) + centre).float()
     found = geodesic(metric(GaussianMixtureScore(points, 0.1)), points[0], x1, max_evals=40)
     assert abs(found.energy_change) <= 0.05
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_the_mean_of_equal_points_is_that_point(num, recwarn):
+    points = circle_at(0.0)
+    mean = frechet_mean(
+        TangentNormalMetric(GaussianMixtureScore(points, 0.1)), points[:1].expand(num, 2)
+    )
+    assert_close(mean, points[0], rtol=0, atol=1e-6)
+    assert not [one for one in recwarn if issubclass(one.category, UserWarning)]

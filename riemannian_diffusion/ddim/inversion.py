@@ -67,7 +67,8 @@ def invert(
             `final_alpha_cumprod`.
         fixed_point_iterations: Evaluations per step after the first guess, at least 0. None takes
             as many as each point needs to reach `tol`, at most 20. With 0 this is the usual
-            approximate inversion, which evaluates `eps` at the start of its step.
+            approximate inversion, which evaluates `eps` at the start of its step, and no point is
+            sampled back.
         tol: Where `fixed_point_iterations` is None: the residual at which the iteration of a step
             ends, non-negative. The residual is the distance by which sampling misses the point
             where the step started, in units of the clean data. It is relative to the norm of the
@@ -160,6 +161,8 @@ def _inversion(
     point or its sample is not finite.
     """
     check_points(x=clean)
+    if clean.ndim < 2:
+        raise ValueError(f"`x` must be points (K, *shape), but got {tuple(clean.shape)}.")
     check_not_negative(tol=tol)
     if fixed_point_iterations is not None:
         check_whole(0, fixed_point_iterations=fixed_point_iterations)

@@ -35,7 +35,8 @@ def mean_interval(values: Tensor, *, confidence: float = 0.95) -> tuple[float, f
     | exponential | 0.92 | 0.91 | 0.94 | 0.95 |
     | lognormal, sigma 1 | 0.86 | 0.89 | 0.92 | 0.93 |
 
-    Below ten values, the interval covers less than it states if the population is strongly skewed.
+    Below ten values, the interval covers less than it states if the population is strongly skewed
+    or has two peaks. Equal values give an interval without width.
     For three values of a normal population it is about eight standard deviations wide.
 
     Args:

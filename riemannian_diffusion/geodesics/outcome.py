@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.arguments import check_tensor
+from riemannian_diffusion.arguments import check_path
 from riemannian_diffusion.paths import points_at, segment_lengths
 
 SETTLED = 0.05  # largest relative change of a settled energy when its sampling is doubled
@@ -44,7 +44,8 @@ class Geodesic:
             `Metric.flat_pace`).
         energy: Energy of the smooth curve through the nodes (see `smooth`). An optimised energy can
             miss high energies between its points. This energy is evaluated on more and more chords,
-            until it changes by at most 5 %.
+            until it changes by at most 5 % and the chords are short against the noise of the score
+            (see `Departure.shows_leaps`).
         lower_bound: A lower bound of the energy of all paths between these points. If it is
             unknown, 0, or minus infinity if energies may be negative.
         num_evals: Number of evaluations of energy and gradient, over all starts and metrics.
@@ -95,11 +96,7 @@ class Geodesic:
     energy_change: float = 0.0
 
     def __post_init__(self):
-        check_tensor(path=self.path)
-        if self.path.ndim < 2 or len(self.path) < 2:
-            raise ValueError(
-                f"`path` must be at least 2 points (K, *shape), but got {tuple(self.path.shape)}."
-            )
+        check_path(self.path)
         if self.status not in MESSAGES:
             raise ValueError(f"`status` must be one of {list(MESSAGES)}, but got {self.status!r}.")
         if self.curve is None and self.arc is not None:

@@ -115,6 +115,8 @@ class Standing:
         best_energy: Energy of `best_path`.
         close: Number of the latest iterations in a row that were close to the minimum.
         iterates: Number of evaluations and energy at the end of each iteration under this metric.
+        first: Number of `iterates` on earlier curves.
+        estimated: Whether the solver estimated the excess energy at the last iteration.
         solver: The state from which the solver goes on; None starts it at `best_path`.
     """
 
@@ -135,4 +137,6 @@ class Standing:
     best_energy: float
     close: int
     iterates: list[tuple[int, float]]
+    first: int
+    estimated: bool
     solver: dict[str, Any] | None

@@ -27,6 +27,8 @@ _LEAST_BUDGET = 40  # smallest number of evaluations with which a solve begins o
 _MOST_COARSE = 40  # largest number of evaluations for each coarse curve
 _LARGEST_JUMP = 0.1  # relative change of the energy from a coarse curve to the next curve
 _LEAST_TO_REFINE = 20.0  # smallest resolution at which a finer sampling shows more than rounding
+_STALL = 8  # evaluations in which the energy must fall by more than rounding errors may hide
+_HIDDEN = 0.5  # the share of the energy that they may hide, times the squared resolution
 _FINEST = 12  # largest number of finer chords for each chord that was optimised
 
 
@@ -102,6 +104,8 @@ class Run:
             "best_energy": math.inf,
             "close": 0,
             "iterates": [],
+            "first": 0,
+            "estimated": False,
             "solver": None,
         }
 
@@ -186,7 +190,7 @@ class Run:
         """Begin on another curve, `(n, *shape)`, with the state from which the solver goes on."""
         now = self.now
         now.best_path, now.best_energy, now.solver = path, math.inf, solver
-        now.close, now.limit = 0, budget
+        now.close, now.limit, now.first = 0, budget, len(now.iterates)
         if len(now.numbers) > 1:
             now.limit = min(budget // 2, now.evals + _MOST_COARSE)
         self._keep()
@@ -229,6 +233,8 @@ class Run:
                     return "lost"
                 if energy < now.best_energy:
                     now.best_energy, now.best_path = energy, self._whole(step.detach())
+                if self._stalls(found[0].resolution):
+                    return "converged"
                 answer = energy, gradient
                 continue
             answer, energy, excess = None, step.energy, step.excess
@@ -236,8 +242,9 @@ class Run:
             now.close = now.close + 1 if near else 0
             above_bound = energy - self._lower_bound()
             at_bound = excess is not None and 0 <= above_bound <= rtol * abs(energy)
-            ended = now.close >= patience or at_bound
             now.iterates = [*now.iterates, (self._num_evals(), energy)]
+            ended = now.close >= patience or at_bound
+            now.estimated = excess is not None
             if step.state is not None:
                 now.solver = step.state
                 if not ended:
@@ -245,6 +252,13 @@ class Run:
             yield self._seen(step.points, energy, iteration=True)
             if ended:
                 return "converged"
+
+    def _stalls(self, resolution: float) -> bool:
+        """Whether the energy on this curve falls by no more than rounding errors may hide."""
+        now, num = self.now, self._num_evals()
+        before = [e for n, e in now.iterates[now.first :] if n <= num - _STALL]
+        hidden = _HIDDEN * abs(now.best_energy) / resolution**2
+        return now.estimated and bool(before) and min(before) - now.best_energy <= hidden
 
     def _evaluate(
         self, points: Tensor, departures: bool

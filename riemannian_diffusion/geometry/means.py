@@ -21,6 +21,7 @@ from riemannian_diffusion.metrics import Metric
 from riemannian_diffusion.paths import length, smooth
 
 _LEAST_FACTOR = 0.01  # of a step that is halved until it lowers the mean squared distance
+_ROUNDING = 4.0  # rounding errors of a step between equal points, relative to those of the dtype
 
 
 @torch.inference_mode(False)
@@ -130,7 +131,8 @@ def frechet_mean(
         size = float(paced_norm(metric, base, step)) / factor  # halved steps prove nothing
         if factor < _LEAST_FACTOR:
             break
-        if size <= rtol * float((weights.flatten() * reach).sum()):
+        rounding = _ROUNDING * torch.finfo(points.dtype).eps * float(points.abs().max())
+        if size <= max(rtol * float((weights.flatten() * reach).sum()), rounding):
             caution = caution_of(found)
             if caution is not None:
                 warnings.warn(f"frechet_mean: {caution}", stacklevel=4)  # past two decorators

@@ -186,7 +186,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict]:
         yield from compare(problem.name, problem.score, ends, args.adam_evals, init="lerp")
     if "demo" in args.problems:
         score, ends = demo_pair(args.device, args.demo_steps)
-        options = {"num_points": args.demo_points}
+        options = {"num_points": args.demo_points, "init": "slerp"}
         yield from compare("shipped model", score, ends, args.adam_evals, **options)
 
 

@@ -574,6 +574,14 @@ TABLES: dict[str, Table | GpuReport] = {
         ],
         list(_lines("pair", PAIRS, file="scenes")),
     ),
+    "scenes, tolerances with guidance": Table(
+        ("tolerance",),
+        _values("error:.4f", "largest jump=jump:.4f", "point-passes=passes:.0f"),
+        [
+            Line((label,), {"file": "scenes_guided", "pair": "mean", "tolerance": tolerance})
+            for label, tolerance in {"slerp": None, "0.0001": 1e-4, "0.001": 1e-3}.items()
+        ],
+    ),
     "scenes, tolerances": Table(
         ("tolerance",),
         [

@@ -213,6 +213,15 @@ def test_the_metric_of_the_path_is_that_of_the_bridge(pipe, keyframes):
     torch.testing.assert_close(own.points, found.points)
 
 
+def test_an_extension_ends_with_the_latents_that_it_continues(pipe, pair):
+    longer = pipe.extend(pair, 0.5)
+    assert longer.beyond is not None
+    for change in (pipe.sample, lambda path: pipe.retime(path, "rmse")):
+        assert change(longer).beyond is None
+    again = pipe.extend(pipe.sample(longer), 0.5)
+    torch.testing.assert_close(again.beyond, longer.beyond)
+
+
 def test_an_interrupted_transport_is_its_morph(pipe, pair, keyframes):
     def stop(pipe, step, timestep, tensors):
         pipe._interrupt = True
@@ -307,6 +316,7 @@ def test_paths_that_do_not_fit_a_stage(pipe, pair, morph, keyframes):
         pipe.transport(morph, keyframes[2], "c")
     moved = pipe.transport(pair, keyframes[2], "c")
     for use in (
+        lambda: pipe.sample(moved),
         lambda: pipe.retime(moved, "rmse"),
         lambda: pipe.extend(moved, 0.5),
         lambda: pipe.transport(moved, keyframes[2], "c"),

@@ -58,10 +58,25 @@ def test_sentences():
     assert "like keyframes 1 and 3: " in found and "a PSNR of 10 and 20 dB" in found
     assert autoencoder_warning(None, images) is None
     assert autoencoder_warning(torch.zeros(3), images) is None
-    known = torch.tensor([0.1, 0.0, 0.0])
-    found = inversion_warning(torch.tensor([0.1, 0.2, 0.0]), known, images)
+    known, missed = torch.tensor([0.1, 0.0, 0.0]), torch.tensor([0.1, 0.2, 0.0])
+    found = inversion_warning(torch.tensor([0.1, 0.2, 0.0]), known, images, missed)
     assert "does not show keyframe 2: " in found and "`num_inference_steps`" in found
-    assert inversion_warning(known, known, images) is None
+    assert inversion_warning(known, known, images, missed) is None
+    moved = inversion_warning(known + 0.2, known, images, missed, numbers=[2, 1, 3])
+    assert "does not show keyframes 1, 2 and 3: " in moved
+
+
+def test_no_part_of_an_error_is_hidden_by_the_other():
+    """Inversion and the autoencoder lose 0.19 of the variance together, each less than 0.1."""
+    images = torch.tensor([1.0, 1.0, 0.0, 0.0]).view(1, 1, 2, 2)  # of variance 0.25
+    half, whole = torch.tensor([0.095 * 0.25]), torch.tensor([0.19 * 0.25])
+    assert autoencoder_warning(half, images) is None
+    assert "does not show keyframe 1" in inversion_warning(whole, half, images, torch.zeros(1))
+    # an autoencoder that loses everything does not show what inversion loses
+    assert inversion_warning(whole, whole, images, torch.tensor([0.2])) is None
+    for missed in (0.4, torch.nan):
+        found = inversion_warning(whole, whole, images, torch.tensor([missed]))
+        assert "the latents miss by" in found
 
 
 @pytest.mark.parametrize("space", ["noise", "clean"])
@@ -112,6 +127,16 @@ def test_transport_warns_of_its_image(shipped_pipe, scenes, strange):
     with pytest.warns(ImageWarning, match="does not know images like keyframe 1:"):
         moved = shipped_pipe.transport(path, strange[0])
     assert "like keyframe 3:" in shipped_pipe.render(moved).warnings[0]
+
+
+def test_warnings_number_keyframes_as_they_were_given(shipped_pipe, scenes):
+    """A transported path runs from the second image to the first, and on to the third."""
+    path = shipped_pipe.solve(shipped_pipe.invert(scenes[:2], **FEW), "lerp", num_frames=2)
+    moved = shipped_pipe.transport(shipped_pipe.sample(path), scenes[2])
+    spoilt = moved.latents.clone()
+    spoilt[moved.key_indices[0]] *= -1
+    with pytest.warns(ImageWarning, match="does not show keyframe 2:"):
+        shipped_pipe.render(replace(moved, latents=spoilt), output_type="latent")
 
 
 def test_the_command_prints_warnings_once(strange, tmp_path, capsys):

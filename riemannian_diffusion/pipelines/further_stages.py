@@ -23,12 +23,12 @@ from riemannian_diffusion.pipelines.checks import (
 )
 from riemannian_diffusion.pipelines.knowledge import SHIPPED, is_shipped, size_problem
 from riemannian_diffusion.pipelines.model import to_unit
-from riemannian_diffusion.pipelines.morph import MorphPath, sampled_latents
+from riemannian_diffusion.pipelines.morph import MorphPath, sampled_latents, untransported
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput, stacked
 from riemannian_diffusion.pipelines.retiming import Distance, find_distance, retiming
 from riemannian_diffusion.pipelines.stages import replaced_times
 from riemannian_diffusion.pipelines.starts import continuation
-from riemannian_diffusion.pipelines.transport import TransportStage, untransported
+from riemannian_diffusion.pipelines.transport import TransportStage
 
 _POSTPROCESSOR = VaeImageProcessor()
 
@@ -60,7 +60,8 @@ class FurtherStages(TransportStage):
             on_event: Receives events; None shows progress bars.
 
         Returns:
-            The path with other points and times, sampled.
+            The path with other points and times, sampled. An extension of the path is dropped,
+            because its points would no longer continue it.
 
         Raises:
             ValueError: If `distance` is no distance of images.
@@ -77,7 +78,7 @@ class FurtherStages(TransportStage):
             >>> float(path.times[-1])
             1.0
         """
-        path = self.connect(untransported(path))
+        path = replace(self.connect(untransported(path)), beyond=None)
         check_batch_size(max_batch_size)
         check_callback(callback_on_step_end)
         compare = find_distance(distance, self.device_of_work)
@@ -205,9 +206,10 @@ class FurtherStages(TransportStage):
         keys, latents, learned = path.keys, path.shown, path.keys.levels.learned
         mine = sampled_latents(path)[path.key_indices]  # the keyframes' clean latents
         alone, flags, dark = keys.autoencoder_error, None, None
+        missed = (mine - keys.clean).flatten(1).norm(dim=1)
+        of_latents = missed.square() / keys.clean[0].numel()
         if output_type == "latent":
-            frames, errors = latents, (mine - keys.clean).square().flatten(1).mean(1)
-            lost = quality.inversion_warning(errors, torch.zeros_like(errors), keys.clean)
+            frames, errors = latents, of_latents
         else:
             decoded = yield from self._decoding(latents, max_batch_size, learned)
             frames, flags = self._check_safety(decoded)
@@ -220,17 +222,23 @@ class FurtherStages(TransportStage):
                 shown = to_unit((yield from self._decoding(mine, max_batch_size, learned)))
                 pasted = keys.pixels[-1:]
             errors = (shown - keys.pixels).square().flatten(1).mean(1)
-            lost = None if alone is None else quality.inversion_warning(errors, alone, keys.pixels)
             dark = quality.safety_warning(flags)
             if paste:
                 frames[places] = pasted
             scaling = [False] * len(frames)
             frames = _POSTPROCESSOR.postprocess(frames, output_type, do_denormalize=scaling)
+        numbers, share = quality.numbers_of(path), missed / keys.clean.flatten(1).norm(dim=1)
+        if output_type == "latent" or alone is None:
+            given = of_latents, torch.zeros_like(of_latents), keys.clean, share
+        else:
+            given = errors, alone, keys.pixels, share
+        lost = quality.inversion_warning(*given, numbers=numbers)
         for text in filter(None, (lost, dark)):
             warnings.warn(text, quality.ImageWarning, stacklevel=2)
         known = SHIPPED if is_shipped(self) else None
         size = size_problem(self, (keys.pixels.shape[3], keys.pixels.shape[2]))
-        found = quality.autoencoder_warning(alone, keys.pixels, known=known), size, lost, dark
+        alien = quality.autoencoder_warning(alone, keys.pixels, known=known, numbers=numbers)
+        found = alien, size, lost, dark
         return (
             *(frames, list(path.geodesics), path.points, errors.tolist(), flags, path),
             None if alone is None else alone.tolist(),

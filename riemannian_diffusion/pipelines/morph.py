@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion import files
-from riemannian_diffusion.arguments import check_whole
+from riemannian_diffusion.arguments import check_kind, check_whole
 from riemannian_diffusion.geodesics import Geodesic
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.paths import length
@@ -328,6 +328,18 @@ class MorphPath:
             tensors.get("beyond"),
             tensors.get("transported"),
         )
+
+
+def untransported(path: MorphPath) -> MorphPath:
+    """A path whose frames are those of its points.
+
+    Raises:
+        ValueError: If it is no path, or a transported one.
+    """
+    check_kind(MorphPath, path=path)
+    if path.transported is not None:
+        raise ValueError("A transported path can be rendered and saved, but not changed further.")
+    return path
 
 
 def sampled_latents(path: MorphPath) -> Tensor:

@@ -32,7 +32,12 @@ from riemannian_diffusion.pipelines.curves import (
 )
 from riemannian_diffusion.pipelines.inputs import Image, for_each, to_keyframes
 from riemannian_diffusion.pipelines.inversion import InvertStage
-from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, learning_together
+from riemannian_diffusion.pipelines.morph import (
+    Keyframes,
+    MorphPath,
+    learning_together,
+    untransported,
+)
 from riemannian_diffusion.pipelines.stages import (
     sampling,
     solving_morphs,
@@ -232,8 +237,7 @@ class MorphStages(InvertStage):
         """
         several: list[Any] = list(path) if isinstance(path, (list, tuple)) else [path]
         for i, one in enumerate(several):
-            check_kind(MorphPath, path=one)
-            several[i] = one = self.connect(one)
+            several[i] = one = self.connect(untransported(one))
             check_sampling(adain, attention_interpolation, one.keys.space, callback_on_step_end)
         for i, one in enumerate(several):
             several[i] = one = replace(one, attention_interpolation=attention_interpolation)

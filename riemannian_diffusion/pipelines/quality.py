@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from riemannian_diffusion.pipelines.morph import MorphPath
     from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
 
 TOO_MUCH = 0.1  # of an image's variance; scenes of the shipped model lose up to 0.02
+MISSED = 0.3  # of the norm of an image's latents: a larger miss after sampling back is too much
 LEAST_VARIANCE = 0.01  # of an image, lest a flat one is compared with nothing
 GOOD, FAIR = 30.0, 20.0  # PSNR in dB: from 30 on, an image looks as given; below 20 it is another
 
@@ -73,9 +75,7 @@ def verdict(output: GeodesicInterpolationOutput) -> str:
     else:
         word = "fair"
     if len(decibels) > 2:
-        order = [1, 2, *range(3, 1 + len(decibels))]
-        if output.path.transported is not None:  # its path runs from the second image to the first
-            order[:2] = [2, 1]
+        order = numbers_of(output.path)
         shown = f"{worst:.1f} dB at worst (image {order[decibels.index(worst)]})"
     else:
         shown = f"{_and([f'{value:.1f}' for value in decibels])} dB"
@@ -92,8 +92,20 @@ def verdict(output: GeodesicInterpolationOutput) -> str:
     return f"{word}: {'; '.join(parts)}"
 
 
+def numbers_of(path: MorphPath) -> list[int]:
+    """The numbers of a path's keyframes, from 1, as the caller gave them."""
+    numbers = list(range(1, 1 + len(path.keys)))
+    if path.transported is not None:  # its path runs from the second image to the first
+        numbers[:2] = [2, 1]
+    return numbers
+
+
 def autoencoder_warning(
-    errors: Tensor | None, pixels: Tensor, *, known: str | None = None
+    errors: Tensor | None,
+    pixels: Tensor,
+    *,
+    known: str | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> str | None:
     """A warning about images that an autoencoder does not reproduce, or None.
 
@@ -101,31 +113,51 @@ def autoencoder_warning(
         errors: Mean squared error of each image, encoded and decoded `(P,)`; None if unknown.
         pixels: The images `(P, C, H, W)` in [0, 1].
         known: A sentence about what the model knows, and what to do.
+        numbers: The numbers of the images for the message; None counts from 1.
     """
     bad = [] if errors is None else too_much_lost(errors, pixels)
     if errors is None or not bad:
         return None
     return (
-        f"The model does not know images like {_named(bad)}: its autoencoder alone returns them "
-        f"with a PSNR of {_listed(-10 * errors.log10(), bad)} dB, so the morph will not show them. "
+        f"The model does not know images like {_named(bad, numbers)}: its autoencoder alone "
+        f"returns them with a PSNR of {_listed(-10 * errors.log10(), bad)} dB, so the morph will "
+        "not show them. "
         f"{known or 'Use a model that was trained on such images.'}"
     )
 
 
-def inversion_warning(errors: Tensor, known: Tensor, images: Tensor) -> str | None:
+def inversion_warning(
+    errors: Tensor,
+    known: Tensor,
+    images: Tensor,
+    missed: Tensor,
+    *,
+    numbers: Sequence[int] | None = None,
+) -> str | None:
     """A warning about images that are lost between inversion and sampling, or None.
+
+    An image is lost if it loses over a tenth of its variance and the autoencoder alone does not, or
+    the rest loses as much. An autoencoder that knows no image hides such losses, so an image is
+    also lost if its latents are missed by over 30 % of their norm.
 
     Args:
         errors: Mean squared error of each image, inverted, sampled and decoded `(P,)`.
         known: The part of it that is the autoencoder's `(P,)`.
         images: The images or latents `(P, C, H, W)`.
+        missed: The distance of the sampled latents from those of the image, over their norm `(P,)`.
+        numbers: The numbers of the images for the message; None counts from 1.
     """
-    bad = too_much_lost(errors - known.to(errors), images)
+    known = known.to(errors)
+    lost = set(too_much_lost(errors, images)) - set(too_much_lost(known, images))
+    lost |= set(too_much_lost(errors - known, images))
+    lost |= {int(i) + 1 for i in (~(missed <= MISSED)).nonzero()[:, 0]}
+    bad = sorted(lost)
     if not bad:
         return None
     return (
-        f"The morph does not show {_named(bad)}: inverted and sampled back, they return with a "
-        f"mean squared error of {_listed(errors, bad)}, of which the autoencoder causes "
+        f"The morph does not show {_named(bad, numbers)}: inverted and sampled back, the latents "
+        f"miss by {_and([f'{float(missed[i - 1]):.0%}' for i in bad])} of their norm, and the mean "
+        f"squared error is {_listed(errors, bad)}, of which the autoencoder causes "
         f"{_listed(known, bad)}; raise `num_inference_steps`, or lower `strength` or "
         "`guidance_scale`."
     )
@@ -148,8 +180,9 @@ def safety_warning(flags: Sequence[bool] | None) -> str | None:
     )
 
 
-def _named(numbers: Sequence[int]) -> str:
-    return f"keyframe{'s' * (len(numbers) > 1)} {_and([str(number) for number in numbers])}"
+def _named(bad: Sequence[int], numbers: Sequence[int] | None) -> str:
+    shown = sorted(bad if numbers is None else (numbers[i - 1] for i in bad))
+    return f"keyframe{'s' * (len(shown) > 1)} {_and([str(number) for number in shown])}"
 
 
 def _listed(values: Tensor, numbers: Sequence[int]) -> str:

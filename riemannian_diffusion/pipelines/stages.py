@@ -309,7 +309,8 @@ def sampling(
             each step of a batch; returns how to go on.
 
     Returns:
-        The paths with clean latents, and whether sampling came to its end.
+        The paths with clean latents and without extensions, which continued the old latents, and
+        whether sampling came to its end.
     """
     groups: dict[tuple, list[int]] = {}
     for i, path in enumerate(paths):
@@ -319,7 +320,8 @@ def sampling(
         latents, goes_on = yield from _sampling_together([paths[i] for i in members], on_step)
         pieces = latents.split([len(paths[i]) for i in members])
         for i, piece in zip(members, pieces, strict=True):
-            found[i] = replace(paths[i], latents=piece if len(members) == 1 else piece.clone())
+            piece = piece if len(members) == 1 else piece.clone()
+            found[i] = replace(paths[i], latents=piece, beyond=None)
         proceeds = proceeds and goes_on
     return found, proceeds
 

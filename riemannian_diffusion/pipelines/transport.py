@@ -17,7 +17,13 @@ from riemannian_diffusion.pipelines.checks import check_callback, check_solve
 from riemannian_diffusion.pipelines.curves import MetricFactory, check_metric
 from riemannian_diffusion.pipelines.finished import carrying
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
-from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, chained, sampled_latents
+from riemannian_diffusion.pipelines.morph import (
+    Keyframes,
+    MorphPath,
+    chained,
+    sampled_latents,
+    untransported,
+)
 from riemannian_diffusion.pipelines.morph_stages import MorphStages
 from riemannian_diffusion.pipelines.starts import transported
 from riemannian_diffusion.pipelines.tolerance import RTOL
@@ -212,15 +218,3 @@ def _joined(path: MorphPath, bridge: MorphPath) -> MorphPath:
         torch.cat([sampled_latents(path).flip(0), sampled_latents(bridge)[1:]]),
         path.attention_interpolation,
     )
-
-
-def untransported(path: MorphPath) -> MorphPath:
-    """A path whose frames are those of its points.
-
-    Raises:
-        ValueError: If it is no path, or a transported one.
-    """
-    check_kind(MorphPath, path=path)
-    if path.transported is not None:
-        raise ValueError("A transported path can be rendered and saved, but not changed further.")
-    return path

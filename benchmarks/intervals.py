@@ -49,14 +49,12 @@ class Case:
         shift: Mean of every feature of the frames; the inputs have mean 0.
         scale: Standard deviation of the frames; the standard deviation of the inputs is 1.
         link: Correlation of a frame with the mean of the inputs of its sequence.
-        alike: Correlation of the frames and the inputs of a sequence with each other.
         num_features: Number of features.
     """
 
     shift: float = 0.0
     scale: float = 1.0
     link: float = 0.0
-    alike: float = 0.0
     num_features: int = 16
 
     def draw(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -64,13 +62,6 @@ class Case:
         frames, inputs = torch.randn(
             2, num, 2, self.num_features, generator=generator, dtype=torch.float64
         )
-        if self.alike:
-            common = torch.randn(
-                num, 1, self.num_features, generator=generator, dtype=torch.float64
-            )
-            frames, inputs = (
-                self.alike**0.5 * common + (1 - self.alike) ** 0.5 * one for one in (frames, inputs)
-            )
         centre = inputs.mean(1, keepdim=True) * math.sqrt(2)
         frames = self.link * centre + math.sqrt(1 - self.link**2) * frames
         return (self.scale * frames + self.shift)[None], inputs
@@ -82,7 +73,6 @@ CASES = {
     "far apart": Case(shift=1.5),
     "wider": Case(shift=0.3, scale=1.5),
     "linked to inputs": Case(shift=0.5, link=0.7),
-    "alike in a sequence": Case(alike=0.9),
     "128 features": Case(shift=0.2, link=0.7, num_features=128),
 }
 

@@ -233,10 +233,7 @@ def _geometries(file: str) -> list[Line]:
     ]
 
 
-FEATURES = (
-    *("one distribution", "shifted", "far apart", "wider", "linked to inputs"),
-    *("alike in a sequence", "128 features"),
-)
+FEATURES = ("one distribution", "shifted", "far apart", "wider", "linked to inputs", "128 features")
 INTERVALS = {
     "mean": ("normal", "lognormal, sigma 0.5", "exponential", "lognormal, sigma 1"),
     "fid": FEATURES,

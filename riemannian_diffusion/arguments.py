@@ -32,6 +32,20 @@ def is_finite(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def plain(value: Any) -> int | float:
+    """A number that `is_whole` or `is_finite` accepts, of any class, as an int or a float.
+
+    Examples:
+        >>> from fractions import Fraction
+        >>> from riemannian_diffusion.arguments import plain
+        >>> plain(2), plain(Fraction(5, 2))
+        (2, 2.5)
+    """
+    if is_tensor(value):
+        value = value.item()
+    return int(value) if is_whole(value) else float(value)
+
+
 def check_whole(least: int, **values: Any) -> None:
     """Raise a `ValueError` unless all values are whole numbers of at least `least`."""
     for name, value in values.items():

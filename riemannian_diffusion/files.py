@@ -9,12 +9,14 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from riemannian_diffusion.arguments import is_finite, plain
 from riemannian_diffusion.runtime import __version__
 
 if TYPE_CHECKING:
@@ -78,14 +80,14 @@ def as_json(report: Any) -> str:
         ['[', '1.5,', 'null', ']']
     """
 
-    def plain(value: Any) -> Any:
+    def finite(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {name: plain(one) for name, one in value.items()}
+            return {name: finite(one) for name, one in value.items()}
         if isinstance(value, (list, tuple)):
-            return [plain(one) for one in value]
+            return [finite(one) for one in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(plain(report), indent=2, allow_nan=False) + "\n"
+    return json.dumps(finite(report), indent=2, allow_nan=False) + "\n"
 
 
 def save(
@@ -97,7 +99,7 @@ def save(
         path: The file.
         kind: Name of the class of the saved object, such as "Keyframes".
         tensors: The tensors, on any device.
-        settings: All other fields, as values that JSON can hold.
+        settings: All other fields, as values that JSON can hold, and numbers of any class.
 
     Raises:
         ValueError: If JSON cannot hold a setting.
@@ -105,11 +107,12 @@ def save(
     from safetensors.torch import save_file
 
     try:
-        text = json.dumps(settings)
+        text = json.dumps(settings, default=_plain)
     except TypeError as error:
         raise ValueError(f"{kind} cannot be saved: {error}.") from error
-    metadata = {"format": FORMAT, "kind": kind, "version": __version__, "settings": text}
     own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    metadata = {"format": FORMAT, "kind": kind, "version": __version__, "settings": text}
+    metadata["digest"] = _digest_of_contents(own, metadata)
     write_atomically(Path(path), lambda file: save_file(own, file, metadata))
 
 
@@ -130,10 +133,13 @@ def load(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged or holds another class.
+        ValueError: If the file is damaged, holds another class, or is a folder, or if a newer
+            version of this library wrote it.
     """
     from safetensors import SafetensorError, safe_open
 
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder: give the name of a file.")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist.")
     try:
@@ -146,12 +152,64 @@ def load(
     if metadata.get("format") != FORMAT or metadata.get("kind") != kind:
         found = metadata.get("kind", "something else")
         raise ValueError(f"{path} holds {found}, not {kind}: it was not written by {kind}.save.")
+    version = metadata.get("version", "")
+    if _release(version) > _release(__version__):
+        raise ValueError(
+            f"{path} was written by riemannian-diffusion {version}, but {__version__} is "
+            "installed: install the newer one."
+        )
     try:
-        return unpack(tensors, json.loads(metadata["settings"]))
+        found = unpack(tensors, json.loads(metadata["settings"]))
+        if metadata["digest"] != _digest_of_contents(tensors, metadata):
+            raise ValueError("its contents have changed since it was written")
     except KeyError as error:
         raise ValueError(f"{path} is damaged: it lacks {error}.") from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, *_UNREADABLE) as error:
         raise ValueError(f"{path} is damaged: its settings cannot be read.") from error
+    except ValueError as error:
+        why = str(error).removesuffix(".")
+        raise ValueError(f"{path} is damaged or something else: {why}.") from error
+    return found
+
+
+# What code that reads settings raises if they have another structure than it expects.
+_UNREADABLE = (TypeError, AttributeError, IndexError, ArithmeticError, RuntimeError)
+
+
+def _plain(value: Any) -> int | float:
+    """A number of another class, such as one of NumPy, for JSON.
+
+    Raises:
+        TypeError: If it is no number.
+    """
+    if not is_finite(value):
+        raise TypeError(f"{type(value).__name__} is no value that JSON can hold")
+    return plain(value)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version, with which the format of files may change."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+def _digest_of_contents(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Compute a hash of all that a file holds, but for the hash itself."""
+    names = sorted(tensors)
+    texts = sorted((name, text) for name, text in metadata.items() if name != "digest")
+    described = json.dumps([texts, names, fingerprint([tensors[name] for name in names])])
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+def fingerprint(tensors: Sequence[Tensor]) -> str:
+    """Compute a hash of the values, shapes and dtypes of tensors."""
+    import torch
+
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def digest_of(modules: Sequence[nn.Module | None], *described: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from riemannian_diffusion.arguments import check_finite, check_not_negative, check_whole
+from riemannian_diffusion.arguments import check_finite, check_not_negative, check_whole, plain
 from riemannian_diffusion.batches import Learned
 from riemannian_diffusion.guidance.score import ManifoldGuidedScore
 from riemannian_diffusion.score.conditions import Condition, Conditions
@@ -316,6 +316,9 @@ class Levels:
         check_finite(guidance_damping=self.guidance_damping)
         if self.max_batch_size is not None:
             check_whole(1, max_batch_size=self.max_batch_size)
+        for name in ("guidance_scale", "guidance_damping", "max_batch_size"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, plain(getattr(self, name)))
         if not 0 <= self.guidance_damping <= 1:
             raise ValueError(
                 f"`guidance_damping` must be in [0, 1], but got {self.guidance_damping}."

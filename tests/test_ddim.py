@@ -2,7 +2,9 @@
 
 import math
 import warnings
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
@@ -530,6 +532,15 @@ def test_guided_inversion_on_coarse_schedules_fails_with_a_warning(flow, scale, 
 
     timesteps = [top * (i + 1) / num for i in range(num)]
     assert not silent_and_poor(level, means[:4], timesteps)[0]
+
+
+def test_numbers_of_any_class_give_the_same_points():
+    x = randn(3, 1, 2, 2)
+    expected = invert(mixture_levels, x, [1, 21, 41], final_abar=0.5, fixed_point_iterations=2)
+    for abar in (np.float64(0.5), torch.tensor(0.5), Fraction(1, 2)):
+        times, num = np.array([1, 21, 41]), np.int64(2)
+        found = invert(mixture_levels, x, times, final_abar=abar, fixed_point_iterations=num)
+        assert torch.equal(found, expected)
 
 
 def test_a_point_without_an_axis_of_points_is_refused():

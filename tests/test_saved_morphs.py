@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import shutil
+from fractions import Fraction
 
 import accelerate
+import numpy as np
 import pytest
 import torch
-from models import INVERT, KINDS, PROMPTED, SOLVE, make, seeded, with_ip_adapter, with_lora
+from models import INVERT, KINDS, PROMPTED, SOLVE, make, seeded, waves, with_ip_adapter, with_lora
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -201,12 +205,40 @@ def _without(name):
     return spoil
 
 
+def _rewritten(file, change):
+    """Rewrite a file after `change(tensors, settings)`, and as if this library had written it."""
+    with safe_open(file, "pt") as whole:
+        tensors = {n: whole.get_tensor(n) for n in whole.keys()}  # noqa: SIM118
+        metadata = whole.metadata()
+    settings = json.loads(metadata["settings"])
+    changed = change(tensors, settings)
+    save(file, metadata["kind"], tensors, settings if changed is None else changed[0])
+
+
 def _half_the_settings(file):
     with safe_open(file, "pt") as whole:
         tensors = {n: whole.get_tensor(n) for n in whole.keys()}  # noqa: SIM118
         metadata = whole.metadata()
     metadata["settings"] = metadata["settings"][:20]
     save_file(tensors, file, metadata)
+
+
+def _flipped(file):
+    content = bytearray(file.read_bytes())
+    content[-400] ^= 1
+    file.write_bytes(content)
+
+
+def _other_setting(file):
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b'max_batch_size\\": 8', b'max_batch_size\\": 7'))
+    assert file.read_bytes() != content
+
+
+def _newer(file):
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b'"version":"0.', b'"version":"9.'))
+    assert file.read_bytes() != content
 
 
 def _swapped(file):
@@ -222,6 +254,10 @@ REFUSED = [
     (_without("settings"), "is damaged: it lacks 'settings'"),
     (_without("points"), "is damaged: it lacks 'points'"),
     (_half_the_settings, "is damaged: its settings cannot be read"),
+    (_without("digest"), "is damaged: it lacks 'digest'"),
+    (_flipped, "is damaged or something else: its contents have changed since it was written"),
+    (_other_setting, "is damaged or something else: its contents have changed"),
+    (_newer, r"was written by riemannian-diffusion 9\..* is installed: install the newer one"),
 ]
 
 
@@ -236,7 +272,150 @@ def test_files_that_are_refused(files, kind, spoil, message):
         kind.load(file)
 
 
+def _tensor(name, change):
+    return lambda tensors, settings: tensors.update({name: change(tensors[name]).clone()})
+
+
+def _setting(value, *names):
+    def change(tensors, settings):
+        for name in names[:-1]:
+            settings = settings[name]
+        settings[names[-1]] = value
+
+    return change
+
+
+def _all_settings(value):
+    return lambda tensors, settings: (value,)
+
+
+def first(values):
+    return values[:1]
+
+
+def lost(values):
+    return values * torch.nan
+
+
+UNREADABLE = "its settings cannot be read"
+MISFITS = [
+    *((_all_settings(value), UNREADABLE) for value in ([], None, "text", 3)),
+    *((_setting(value, "levels"), UNREADABLE) for value in ([], None, "text")),
+    *((_setting(value, "levels", "levels"), UNREADABLE) for value in (None, [[]], [3])),
+    (_setting(None, "levels", "options"), UNREADABLE),
+    (_setting("2", "levels", "num_loras"), UNREADABLE),
+    (_setting(1, "levels", "num_loras"), "`loras` must be LoRAs"),
+    (_setting([], "levels", "levels"), "`levels` must be one or more"),
+    (_setting([[1, 0.5, 0.5, "guess"]], "levels", "levels"), "`prediction_type` must be one of"),
+    (_setting([[1, 0.0, 1.0, "epsilon"]], "levels", "levels"), "`alpha` must be in"),
+    (_setting([[1, 1.0, -1.0, "epsilon"]], "levels", "levels"), "`sigma` must be above 0"),
+    (_setting([[1, 0.5, 0.5, "epsilon"]] * 2, "levels", "levels"), "timesteps must fall"),
+    (_setting(2.0, "levels", "final_abar"), "`final_abar` must be in"),
+    (_setting("2", "levels", "guidance_scale"), "`guidance_scale` must be a finite number"),
+    (_setting("foo", "space"), "`space` must be one of"),
+    (_setting("clean", "space"), "`noise` belongs to keyframes in clean space"),
+    (_setting([3, 1], "frame_numbers"), "`frame_numbers` must be 2 rising numbers"),
+    (_setting(0.5, "fixed_point_iterations"), "`fixed_point_iterations` must be a whole number"),
+    (_setting(None, "model"), "`model` must be a str"),
+    (_tensor("pixels", first), "there must be at least 2 keyframes"),
+    (_tensor("clean", first), "`clean` must be"),
+    (_tensor("points", first), "`points` must be"),
+    (_tensor("points", lambda values: values[:, :2]), "`points` must be"),
+    (_tensor("points", lambda values: values.half()), "`points` must be"),
+    (_tensor("points", lost), "`points` must be"),
+    (_tensor("autoencoder_error", first), "`autoencoder_error` must be"),
+    (
+        _tensor("positive.encoder_hidden_states", lambda values: values.repeat(1, 3, 1, 1)),
+        "`encoder_hidden_states` must be given for 1 or 2 keyframes",
+    ),
+]
+MISFITS_OF_PATHS = [
+    (_setting("foo", "keys", "space"), "`space` must be one of"),
+    (_setting(None, "geodesics"), UNREADABLE),
+    (_setting([{}], "geodesics"), UNREADABLE),
+    (_setting([], "geodesics"), "`geodesics` must be one for each of 1 gaps"),
+    (_setting(2.0, "attention_interpolation"), "`attention_interpolation` must be in"),
+    (_setting(3, "metric"), "`metric` must be a str"),
+    (_tensor("times", lambda values: values[:2]), "`times` must be"),
+    (_tensor("times", lost), "`times` must be"),
+    (_tensor("times", lambda values: values.flip(0)), "`times` must rise from 0 to 1"),
+    (_tensor("latents", lambda values: values[:2]), "`latents` must be"),
+    (_tensor("points", lambda values: values[..., :2]), "`points` must be"),
+    (_tensor("geodesic.0.path", lambda values: values[..., :2]), "must be"),
+    (
+        lambda tensors, settings: tensors.update({"beyond": tensors.pop("latents")}),
+        "`beyond` and `transported` belong to a path that was sampled",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Files of keyframes and of a path with a geodesic."""
+    pipe, folder = make("sd"), tmp_path_factory.mktemp("whole")
+    keys = pipe.invert(waves(2), ["a", "b"], **INVERT)
+    keys.save(folder / "Keyframes")
+    pipe.sample(pipe.solve(keys, **SOLVE)).save(folder / "MorphPath")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        *((Keyframes, *case) for case in MISFITS),
+        *((MorphPath, *case) for case in MISFITS_OF_PATHS),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(whole, tmp_path, kind, change, message):
+    file = tmp_path / "damaged.safetensors"
+    shutil.copy(whole / kind.__name__, file)
+    kind.load(file)
+    _rewritten(file, change)
+    with pytest.raises(ValueError, match=f"damaged.safetensors is damaged.*{message}"):
+        kind.load(file)
+
+
+@pytest.mark.parametrize("kind", [Keyframes, MorphPath])
+def test_no_changed_byte_is_accepted(whole, tmp_path, kind):
+    content = (whole / kind.__name__).read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    for place in [*range(8, header, 7), *range(header, len(content), 211)]:
+        changed = bytearray(content)
+        changed[place] ^= 1
+        (tmp_path / "changed").write_bytes(changed)
+        with contextlib.suppress(ValueError):
+            kind.load(tmp_path / "changed")
+            assert json.loads(changed[8:header]) == json.loads(content[8:header])
+            assert place < header  # spaces between the parts of the header
+
+
+def test_numbers_of_any_class_are_saved(tmp_path):
+    pipe, file = make("sd"), tmp_path / "path.safetensors"
+    conditions = pipe.condition(["a", "b"], "c", cross_attention_kwargs={"scale": np.float32(0.5)})
+    options = {
+        "num_inference_steps": np.int64(8),
+        "strength": Fraction(1, 2),
+        "frame_numbers": np.array([0, 3]),
+        "max_batch_size": np.int64(2),
+        "guidance_damping": np.float32(0.5),
+        "fixed_point_iterations": np.int64(1),
+    }
+    for scale in (np.float32(2), torch.tensor(2.0), Fraction(2)):
+        keys = pipe.invert(waves(2), conditions=conditions, guidance_scale=scale, **options)
+        path = pipe.solve(keys, max_evals=np.int64(2), rtol=np.float32(0.1))
+        pipe.sample(path, attention_interpolation=np.float32(0.5)).save(file)
+        loaded = MorphPath.load(file)
+        assert loaded.keys.frame_numbers == (0, 3) and loaded.keys.fixed_point_iterations == 1
+        levels = loaded.keys.levels
+        assert (levels.guidance_scale, levels.guidance_damping) == (2, 0.5)
+        assert levels.max_batch_size == 2 and loaded.attention_interpolation == 0.5
+        assert levels.conditions.options == {"scale": 0.5}
+
+
 def test_files_that_are_not_there(tmp_path):
+    for kind in (Keyframes, MorphPath):
+        with pytest.raises(ValueError, match="is a folder: give the name of a file"):
+            kind.load(tmp_path)
     for kind in (Keyframes, MorphPath):
         with pytest.raises(FileNotFoundError, match="none.safetensors does not exist"):
             kind.load(tmp_path / "none.safetensors")

@@ -166,7 +166,7 @@ def _inversion(
     check_not_negative(tol=tol)
     if fixed_point_iterations is not None:
         check_whole(0, fixed_point_iterations=fixed_point_iterations)
-        tol = 0.0
+        fixed_point_iterations, tol = int(fixed_point_iterations), 0.0
     explicit = fixed_point_iterations == 0
     num = MAX_ITERATIONS if fixed_point_iterations is None else fixed_point_iterations
     x, current, norms = clean, factors_of("final_abar", final_abar), None

@@ -19,6 +19,7 @@ from riemannian_diffusion.arguments import (
     check_points,
     check_tensor,
     is_finite,
+    plain,
 )
 from riemannian_diffusion.score import ScoreModel, Where
 
@@ -212,6 +213,7 @@ def factors_of(name: str, abar: float) -> Factors:
     """
     if not (is_finite(abar) and 0 < abar <= 1):
         raise ValueError(f"`{name}` must be in (0, 1], but got {abar}.")
+    abar = float(abar)
     return abar**0.5, (1 - abar) ** 0.5
 
 
@@ -234,10 +236,10 @@ def sorted_timesteps(timesteps: Iterable[float]) -> list[float]:
     """
     if not isinstance(timesteps, Iterable):
         raise ValueError(f"`timesteps` must be one or more different levels, but got {timesteps}.")
-    levels = [t.item() if isinstance(t, Tensor) else t for t in timesteps]
-    if not all(map(is_finite, levels)):
-        raise ValueError(f"`timesteps` must be finite numbers, but got {levels}.")
-    levels.sort()
+    found = list(timesteps)
+    if not all(map(is_finite, found)):
+        raise ValueError(f"`timesteps` must be finite numbers, but got {found}.")
+    levels = sorted(map(plain, found))
     if not levels or len(set(levels)) < len(levels):
         raise ValueError(f"`timesteps` must be one or more different levels, but got {levels}.")
     return levels

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +71,6 @@ def load(path: Path, problem: Mapping[str, Any], device: torch.device) -> Any:
             "are different. Delete the file, or give another path."
         )
     return _unpacked(tree, tensors)
-
-
-def fingerprint(tensors: Sequence[Tensor]) -> str:
-    """Compute a hash of the values, shapes and dtypes of tensors."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:

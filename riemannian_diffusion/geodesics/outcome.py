@@ -118,6 +118,9 @@ class Geodesic:
                 f"`nodes` must be {tuple(self.path.shape)} like `path`, but got "
                 f"{tuple(self.nodes.shape)}."
             )
+        for name in ("energy", "lower_bound", "energy_change"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "num_evals", int(self.num_evals))
         records = tuple((int(num), float(energy)) for num, energy in self.iterates)
         object.__setattr__(self, "iterates", records)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import check_callable, check_points
+from riemannian_diffusion.files import fingerprint
 from riemannian_diffusion.geodesics import checkpoints
 from riemannian_diffusion.geodesics.outcome import Geodesic
 from riemannian_diffusion.geodesics.problem import Problem, Start, check_ends, listed
@@ -319,8 +320,8 @@ def _described(
 ) -> dict[str, Any]:
     """The description of a solve that its checkpoint stores."""
     return {
-        "ends": checkpoints.fingerprint([x for p in problems for x in (p.x0, p.x1)]),
-        "starts": checkpoints.fingerprint([start for p in problems for start in p.starts]),
+        "ends": fingerprint([x for p in problems for x in (p.x0, p.x1)]),
+        "starts": fingerprint([start for p in problems for start in p.starts]),
         "number of starts": [len(p.starts) for p in problems],
         "pairs": [p.pair for p in problems],
         "metric": [metric.describe() for metric in metrics],

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from riemannian_diffusion import files
-from riemannian_diffusion.arguments import check_kind, check_whole
+from riemannian_diffusion.arguments import check_kind, check_whole, is_finite, is_whole, plain
 from riemannian_diffusion.geodesics import Geodesic
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.paths import length
 from riemannian_diffusion.pipelines import storage
+from riemannian_diffusion.pipelines.stored import check_keyframes, check_morph
 from riemannian_diffusion.score import Conditions, Where
 
 
@@ -64,6 +65,10 @@ class Keyframes:
     model: str = ""
     autoencoder_error: Tensor | None = None
 
+    def __post_init__(self):
+        if is_whole(self.fixed_point_iterations):
+            object.__setattr__(self, "fixed_point_iterations", plain(self.fixed_point_iterations))
+
     def __len__(self) -> int:
         return len(self.pixels)
 
@@ -95,7 +100,7 @@ class Keyframes:
                 f"`frame_numbers` must be {len(self)} rising numbers from 0, one for each "
                 f"keyframe, but got {list(numbers)}."
             )
-        return replace(self, frame_numbers=numbers)
+        return replace(self, frame_numbers=tuple(map(int, numbers)))
 
     def frames_per_gap(self, num_frames: int | Sequence[int] | None) -> list[int]:
         """The number of frames from each keyframe to the next, both included.
@@ -137,16 +142,18 @@ class Keyframes:
 
     @classmethod
     def _unpacked(cls, tensors: storage.Tensors, settings: storage.Settings) -> Keyframes:
-        numbers = settings["frame_numbers"]
-        return cls(
+        keys = cls(
             *(tensors["pixels"], tensors["clean"], tensors["points"], settings["space"]),
             storage.unpack_levels(tensors, settings["levels"]),
             tensors.get("noise"),
             settings["fixed_point_iterations"],
-            None if numbers is None else tuple(numbers),
+            None,
             settings["model"],
             tensors.get("autoencoder_error"),
         )
+        check_keyframes(keys)
+        numbers = settings["frame_numbers"]
+        return keys if numbers is None else keys.placed(numbers)
 
 
 def chained(parts: Sequence[tuple[Keyframes, int]], conditions: Conditions) -> Keyframes:
@@ -187,9 +194,9 @@ def check_num_frames(num_frames: Any, num_gaps: int) -> list[int]:
                 f"`num_frames` must be one number or one for each of {num_gaps} gaps, but got "
                 f"{len(num_frames)}."
             )
-        return list(num_frames)
+        return list(map(int, num_frames))
     check_whole(2, num_frames=num_frames)
-    return [num_frames] * num_gaps
+    return [int(num_frames)] * num_gaps
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,6 +238,10 @@ class MorphPath:
     attention_interpolation: float = 0.0
     beyond: Tensor | None = None
     transported: Tensor | None = None
+
+    def __post_init__(self):
+        if is_finite(self.attention_interpolation):
+            object.__setattr__(self, "attention_interpolation", plain(self.attention_interpolation))
 
     def __len__(self) -> int:
         return len(self.points)
@@ -317,7 +328,7 @@ class MorphPath:
             else Geodesic.from_tensors(storage.select(tensors, f"geodesic.{i}."), plain)
             for i, plain in enumerate(settings["geodesics"])
         )
-        return cls(
+        path = cls(
             Keyframes._unpacked(storage.select(tensors, "keys."), settings["keys"]),
             tensors["points"],
             tensors["times"],
@@ -328,6 +339,8 @@ class MorphPath:
             tensors.get("beyond"),
             tensors.get("transported"),
         )
+        check_morph(path)
+        return path
 
 
 def untransported(path: MorphPath) -> MorphPath:

@@ -59,7 +59,7 @@ def unpack_levels(tensors: Mapping[str, Tensor], settings: Settings) -> Levels:
         signs["positive"],
         signs["negative"] if settings["has_negative"] else None,
         loras,
-        settings["options"],
+        dict(settings["options"]),
     )
     schedule = Schedule(
         tuple(Level(*level) for level in settings["levels"]), settings["final_abar"]

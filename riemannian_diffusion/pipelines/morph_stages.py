@@ -20,6 +20,7 @@ from riemannian_diffusion.paths import points_at
 from riemannian_diffusion.pipelines.callbacks import OnStep, Step, following
 from riemannian_diffusion.pipelines.checks import (
     check_generator,
+    check_listener,
     check_sampling,
     check_solve,
 )
@@ -34,11 +35,12 @@ from riemannian_diffusion.pipelines.inputs import Image, for_each, to_keyframes
 from riemannian_diffusion.pipelines.inversion import InvertStage
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, learning_together
 from riemannian_diffusion.pipelines.stages import (
+    metrics_of,
     sampling,
     solving_morphs,
     to_path_space,
 )
-from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
+from riemannian_diffusion.pipelines.starts import MorphStart, as_starts, check_starts
 from riemannian_diffusion.pipelines.tolerance import RTOL
 from riemannian_diffusion.pipelines.unused import UnusedWarning, unused_by_curves
 
@@ -115,7 +117,7 @@ class MorphStages(InvertStage):
                 `checkpoint` to resume a solve that has not ended.
 
         Warns:
-            UnusedWarning: If an option of the solve is given, but `metric` is a curve.
+            UnusedWarning: If an option is given that the curve `metric` does not read.
 
         Examples:
             >>> from PIL import Image
@@ -134,7 +136,8 @@ class MorphStages(InvertStage):
         for one in several:
             check_kind(Keyframes, keys=one)
         several = learning_together([self.connect(one) for one in several])
-        check_solve(solver, max_evals, rtol, num_quadrature, score_mode)
+        check_solve(solver, max_evals, rtol, num_quadrature, score_mode, checkpoint)
+        check_listener(on_event)
         generators = for_each("generator", generator, len(several))
         for source in generators:
             check_generator(source)
@@ -147,6 +150,8 @@ class MorphStages(InvertStage):
             max_evals=max_evals,
             rtol=rtol,
             num_quadrature=num_quadrature,
+            score_mode=score_mode,
+            checkpoint=checkpoint,
         )
         if unused is not None:
             warnings.warn(unused, UnusedWarning, stacklevel=2)
@@ -156,17 +161,10 @@ class MorphStages(InvertStage):
             for one, other in zip(several, starts, strict=True)
         ):
             raise ValueError("Keyframes that are solved side by side must be in one space.")
-        gaps = []
-        for one, source in zip(several, generators, strict=True):
-            frames = one.frames_per_gap(num_frames)
-            mode = score_mode or ("difference" if metric == "density" else one.levels.mode)
-            for i, num in enumerate(frames):
-                conditions = one.levels.conditions.at_knots([i, i + 1])
-                levels = replace(one.levels, conditions=conditions)
-                gaps.append(Gap(one, i, num, levels, mode, source))
-        if not isinstance(metric, str) or metric not in CURVES or metric in MODEL_CURVES:
-            for gap in gaps:  # refuses a mode that these conditions do not have
-                gap.levels(gap.timestep, mode=gap.mode)
+        for one in several:
+            counts, shape = one.frames_per_gap(num_frames), one.points.shape[1:]
+            check_starts(starts[0], counts, one.pixels, self._size_factor, shape)
+        gaps = self._gaps(several, metric, num_frames, score_mode, generators)
         events = solving_morphs(
             gaps,
             metric,
@@ -250,6 +248,34 @@ class MorphStages(InvertStage):
 
     # Parts of the stages
 
+    def _gaps(
+        self,
+        several: Sequence[Keyframes],
+        metric: str | MetricFactory,
+        num_frames: int | Sequence[int] | None,
+        score_mode: str | None,
+        generators: Sequence[torch.Generator | None],
+    ) -> list[Gap]:
+        """The gaps of keyframes, which may be drafts in noise space.
+
+        Raises:
+            ValueError: If their conditions do not have the mode of the score, or the factory
+                `metric` makes no Metric of it.
+        """
+        gaps = []
+        for one, source in zip(several, generators, strict=True):
+            mode = score_mode or ("difference" if metric == "density" else one.levels.mode)
+            for i, num in enumerate(one.frames_per_gap(num_frames)):
+                conditions = one.levels.conditions.at_knots([i, i + 1])
+                levels = replace(one.levels, conditions=conditions)
+                gaps.append(Gap(one, i, num, levels, mode, source))
+        if not isinstance(metric, str) or metric not in CURVES or metric in MODEL_CURVES:
+            for gap in gaps:
+                gap.levels(gap.timestep, mode=gap.mode)
+        if not isinstance(metric, str):
+            metrics_of(metric, gaps[:1])
+        return gaps
+
     def _sampling(
         self, paths: Sequence[MorphPath], on_step: OnStep
     ) -> Generator[Event, Any, tuple[list[MorphPath], bool]]:
@@ -266,13 +292,6 @@ class MorphStages(InvertStage):
     def _points_of_images(self, gap: Gap, images: Sequence[Image]) -> Tensor:
         """Images along a gap as points of the path's space, as many as the gap has frames."""
         pixels = to_keyframes(images, self._image_channels, self._size_factor)
-        if pixels.shape[1:] != gap.keys.pixels.shape[1:]:
-            raise ValueError(
-                f"The images of `init` must have the keyframes' size, but are "
-                f"{tuple(pixels.shape[1:])} and not {tuple(gap.keys.pixels.shape[1:])}."
-            )
-        if gap.keys.num_gaps > 1:
-            raise ValueError("`init` takes images for two keyframes only, but there are more.")
         pixels = pixels.to(gap.keys.clean.device)
         clean = run(self._encoding(pixels, gap.levels.max_batch_size, gap.levels.learned))
         clean[0], clean[-1] = gap.clean

@@ -126,7 +126,7 @@ def solving_morphs(
                     for pair, gap in enumerate(members.values())
                 ]
                 iterates = solving(
-                    _metrics_of(factory, [*members.values()]), problems, checkpoint=file, **options
+                    metrics_of(factory, [*members.values()]), problems, checkpoint=file, **options
                 )
                 geodesics = yield from _solve_events(iterates, [*members], num_evals)
                 found |= zip(members, geodesics, strict=True)  # kept if pacing fails
@@ -149,7 +149,7 @@ def _paced(gaps: Sequence[Gap], found: Sequence[Geodesic]) -> list[Geodesic]:
     )
 
 
-def _metrics_of(factory: MetricFactory, gaps: Sequence[Gap]) -> Sequence[Metric]:
+def metrics_of(factory: MetricFactory, gaps: Sequence[Gap]) -> Sequence[Metric]:
     """The metrics that a factory makes of the joint score of gaps.
 
     Raises:

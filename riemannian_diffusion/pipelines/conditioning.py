@@ -260,9 +260,7 @@ class ConditionedModel(MorphableModel):
         if self._embeds_guidance:
             value = torch.full((1, 1), float(guidance_scale), device=self.device_of_work)
             guidance = {"guidance": Condition(value, "fixed")}
-            negative = conditions.negative and dict(conditions.negative) | guidance
-            positive = dict(conditions.positive) | guidance
-            conditions = replace(conditions, positive=positive, negative=negative)
+            conditions = conditions.with_fixed(guidance)
             guidance_scale = 1.0
             if guidance_damping and true_cfg_scale <= 1:
                 raise ValueError(

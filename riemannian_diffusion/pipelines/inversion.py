@@ -183,12 +183,7 @@ class InvertStage(RunningModel):
             model = self._digest()
             if conditions is not None:
                 return replace(checked, model=model)
-            found, given = self.condition(prompt, negative_prompt), levels.conditions
-            found = replace(
-                found,
-                positive={**found.positive, **given.positive},
-                negative=found.negative and {**found.negative, **(given.negative or {})},
-            )
+            found = self.condition(prompt, negative_prompt).with_fixed(levels.conditions.positive)
             encoded = self._connect(replace(levels, conditions=found))
             return replace(checked, levels=encoded, model=model)
 

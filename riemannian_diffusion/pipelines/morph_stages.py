@@ -35,7 +35,6 @@ from riemannian_diffusion.pipelines.inputs import Image, for_each, to_keyframes
 from riemannian_diffusion.pipelines.inversion import InvertStage
 from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, learning_together
 from riemannian_diffusion.pipelines.stages import (
-    metrics_of,
     sampling,
     solving_morphs,
     to_path_space,
@@ -256,11 +255,10 @@ class MorphStages(InvertStage):
         score_mode: str | None,
         generators: Sequence[torch.Generator | None],
     ) -> list[Gap]:
-        """The gaps of keyframes, which may be drafts in noise space.
+        """The gaps of keyframes, which may be drafts.
 
         Raises:
-            ValueError: If their conditions do not have the mode of the score, or the factory
-                `metric` makes no Metric of it.
+            ValueError: If their conditions do not have the mode of the score.
         """
         gaps = []
         for one, source in zip(several, generators, strict=True):
@@ -272,8 +270,6 @@ class MorphStages(InvertStage):
         if not isinstance(metric, str) or metric not in CURVES or metric in MODEL_CURVES:
             for gap in gaps:
                 gap.levels(gap.timestep, mode=gap.mode)
-        if not isinstance(metric, str):
-            metrics_of(metric, gaps[:1])
         return gaps
 
     def _sampling(

@@ -5,12 +5,15 @@ Importing this module does not import PyTorch.
 
 from __future__ import annotations
 
+import inspect
 import math
+import os
 import re
 import reprlib
 import sys
 from collections.abc import Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 
@@ -113,6 +116,42 @@ def check_callable(**values: Any) -> None:
     for name, value in values.items():
         if not callable(value):
             raise ValueError(f"`{name}` must be a function, but got {kind_of(value)}.")
+
+
+def check_takes(arguments: str, **functions: Any) -> None:
+    """Raise a `ValueError` unless all values are functions of positional arguments.
+
+    Args:
+        arguments: Their names, such as "x0, x1, num_points".
+        **functions: The functions.
+    """
+    check_callable(**functions)
+    for name, function in functions.items():
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # a function without a signature, written in C
+            continue
+        try:
+            signature.bind(*arguments.split(", "))
+        except TypeError as error:
+            raise ValueError(
+                f"`{name}` must be a function of ({arguments}), but it is one of {signature}."
+            ) from error
+
+
+def check_file(**paths: Any) -> None:
+    """Raise a `ValueError` unless all values name files, made or not, in folders that exist."""
+    for name, path in paths.items():
+        if not isinstance(path, (str, os.PathLike)):
+            raise ValueError(f"`{name}` must be the path of a file, but got {kind_of(path)}.")
+        file = Path(path)
+        if file.is_dir():
+            raise ValueError(f"`{name}` must be the path of a file, but {file} is a folder.")
+        if not file.parent.is_dir():
+            raise ValueError(
+                f"`{name}` {file} cannot be written, for the folder {file.parent} does not exist: "
+                "make it first."
+            )
 
 
 def kind_of(value: Any) -> str:

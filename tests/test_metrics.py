@@ -19,6 +19,7 @@ from riemannian_diffusion import (
     SharedNoiseScore,
     SteinScoreMetric,
     TangentNormalMetric,
+    geodesic,
 )
 
 D = 5
@@ -356,3 +357,64 @@ USES = [
 def test_uses_that_are_refused(use, message):
     with pytest.raises(ValueError, match=message):
         use()
+
+
+def embedding(function):
+    """A metric that is pulled back by a function of the points alone."""
+    return type("Mine", (PullbackMetric,), {"embed": lambda self, x: function(x)})()
+
+
+def product(function):
+    """A metric whose inner product is a function of points and two tangents."""
+    return type("Mine", (Metric,), {"inner": lambda self, x, u, v: function(x, u, v)})()
+
+
+ROWS, NUMBERS = (
+    "`embed` of Mine must give a row for each of",
+    "`inner` of Mine must give one number",
+)
+RETURNED = [
+    (embedding(lambda x: x[:, 0]), ROWS),
+    (embedding(lambda x: x.sum()), ROWS),
+    (embedding(lambda x: x[:1]), ROWS),
+    (embedding(lambda x: None), ROWS + r".* but gave NoneType"),
+    (embedding(lambda x: x.detach()), "`embed` of Mine must be differentiable in the points"),
+    (embedding(lambda x: 3), ROWS + ".* but gave int"),
+    (product(lambda x, u, v: u * v), NUMBERS + r".* but gave \(\d+, 3\)"),
+    (product(lambda x, u, v: (u * v).sum(1, keepdim=True)), NUMBERS + r".* but gave \(\d+, 1\)"),
+    (product(lambda x, u, v: (u * v).sum()), NUMBERS + r".* but gave \(\)"),
+    (product(lambda x, u, v: None), NUMBERS + ".* but gave NoneType"),
+    (
+        product(lambda x, u, v: (u * v).sum(1).detach()),
+        "`inner` of Mine must be differentiable in the tangents",
+    ),
+]
+
+
+@pytest.mark.parametrize(("metric", "message"), RETURNED)
+def test_what_a_metric_of_ones_own_returns_is_checked(metric, message):
+    x0, x1 = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.5])
+    with pytest.raises(ValueError, match=message):
+        geodesic(metric, x0, x1, num_points=5)
+    with pytest.raises(ValueError, match=message):
+        metric.flat(x0[None].repeat(2, 1) + torch.tensor([[0.0], [1.0]]), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        embedding(lambda x: torch.zeros(len(x), 2)),
+        embedding(lambda x: torch.ones(len(x), 4, 2)),
+        product(lambda x, u, v: torch.zeros(len(x))),
+    ],
+)
+def test_a_constant_embedding_is_the_zero_metric(metric):
+    x, v = randn(4, 3), randn(4, 3, seed=1)
+    zeros = torch.zeros(4, dtype=x.dtype)
+    assert_close(metric.norm(x, v), zeros, check_dtype=False)
+    assert_close(metric.flat(x, v), torch.zeros_like(v))
+    assert_close(metric.force(x, v), torch.zeros_like(x))
+    (found,) = metric.energies([x], differentiate=True)
+    assert_close(found.segments, zeros[1:], check_dtype=False)
+    assert_close(found.gradient, torch.zeros_like(x))
+    assert geodesic(metric, x[0], x[1], num_points=5).energy == 0

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from models import EXACT, FAST, KINDS, PROMPTED, make, morph, seeded
+from models import EXACT, FAST, KINDS, PROMPTED, counting, make, morph, seeded
 
 from riemannian_diffusion import DiffusionScore, slerp
 from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion
@@ -318,6 +318,17 @@ REFUSED = [  # arguments that only the call has, and one argument of each stage
     ({"space": "latent"}, "`space` must be one of .*, but got 'latent'"),
     ({"strength": 0.05}, "`strength` 0.05 of `num_inference_steps` 4 leaves no step"),
     ({"guidance_scale": -1}, "`guidance_scale` must not be negative, but got -1"),
+    ({"guidance_scale": "a"}, "`guidance_scale` must be a finite number, but got 'a'"),
+    ({"num_inference_steps": 5000}, "`num_inference_steps` must be at most 1000"),
+    ({"on_event": 3}, "`on_event` must be a function, but got int"),
+    ({"metric": lambda: 3}, r"`metric` must be a function of \(score\), but it is one of \(\)"),
+    ({"init": torch.zeros(3, 4, 9, 8)}, r"`init` must be \(3, C, h, w\), but got \(3, 4, 9, 8\)"),
+    ({"init": torch.zeros(2, 4, 8, 8)}, r"`init` must be \(3, C, h, w\), but got \(2, 4, 8, 8\)"),
+    ({"init": torch.full((3, 4, 8, 8), torch.nan)}, "`init` must be finite"),
+    ({"init": [A]}, "The images of `init` do not fit. A morph needs at least 2 images, but got 1"),
+    ({"init": [A[:, :8], B[:, :8]]}, "images of `init` must have the keyframes' size"),
+    ({"image": [A, B, A], "init": [A, B]}, "`init` takes images for two keyframes only"),
+    ({"init": lambda a: a}, r"`init` must be a function of \(x0, x1, num_points\), but .* \(a\)"),
     ({"init": "graph"}, "`init` must be one of .*roadmap.*, but got 'graph'"),
     (
         {"fixed_point_iterations": -1},
@@ -339,5 +350,15 @@ def test_a_call_is_refused_before_any_work(pipe, arguments, message):
         raise AssertionError(f"{event.stage} began")
 
     options = FAST | {"num_frames": 3, "num_inference_steps": 4, "metric": "lerp"}
-    with pytest.raises(ValueError, match=message):
+    networks = pipe.unet, pipe.vae.encoder, pipe.text_encoder
+    with counting(*networks) as counter, pytest.raises(ValueError, match=message):
         pipe(**{"image": [A, B], "on_event": work, **options, **arguments})
+    assert counter.calls == 0
+
+
+def test_a_metric_without_its_prompts_is_refused_before_the_inversion(pipe):
+    message = "reads the difference of `prompt` and `negative_prompt`"
+    networks = pipe.unet, pipe.vae.encoder
+    with counting(*networks) as counter, pytest.raises(ValueError, match=message):
+        pipe([A, B], **FAST | {"metric": "density"})
+    assert counter.calls == 0

@@ -558,6 +558,11 @@ BAD_INVERT = [
     ({"guidance_scale": INF}, "`guidance_scale` must be a finite number, but got inf"),
     ({"guidance_scale": None}, "`guidance_scale` must be a finite number, but got None"),
     ({"guidance_scale": -1}, "`guidance_scale` must not be negative, but got -1"),
+    ({"guidance_scale": "a"}, "`guidance_scale` must be a finite number, but got 'a'"),
+    ({"true_cfg_scale": -1}, "`true_cfg_scale` must not be negative, but got -1"),
+    ({"num_inference_steps": 5000}, "`num_inference_steps` must be at most 1000"),
+    ({"on_event": 3}, "`on_event` must be a function, but got int"),
+    ({"on_event": lambda: 3}, r"`on_event` must be a function of \(event\), but it is one of \(\)"),
     ({"guidance_damping": 2}, r"`guidance_damping` must be in \[0, 1\], but got 2"),
     (
         {"guidance_damping": 0.5, "guidance_scale": 1.0},
@@ -567,6 +572,7 @@ BAD_INVERT = [
     ({"fixed_point_iterations": -1}, "`fixed_point_iterations` must be .* at least 0, but got -1"),
     ({"fixed_point_iterations": 1.5}, "`fixed_point_iterations` must be .* but got 1.5"),
     ({"frame_numbers": [0]}, r"`frame_numbers` must be 2 rising numbers from 0.* got \[0\]"),
+    ({"frame_numbers": 5}, "`frame_numbers` must be a list of whole numbers, but got int"),
     ({"frame_numbers": [1, 2]}, r"rising numbers from 0.* got \[1, 2\]"),
     ({"frame_numbers": [0, 0]}, r"rising numbers from 0.* got \[0, 0\]"),
     ({"frame_numbers": [0, 2.5]}, r"`frame_numbers\[1\]` must be a whole number .* but got 2.5"),
@@ -579,8 +585,10 @@ BAD_INVERT = [
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_INVERT)
 def test_inversions_that_are_refused(pipe, arguments, message):
-    with pytest.raises(ValueError, match=message):
+    networks = pipe.unet, pipe.vae.encoder, pipe.text_encoder
+    with counting(*networks) as counter, pytest.raises(ValueError, match=message):
         pipe.invert([A, B], **INVERT | arguments)
+    assert counter.calls == 0
 
 
 def test_conditions_that_do_not_fit(pipe):
@@ -610,6 +618,8 @@ BAD_SOLVE = [
     ({"metric": EuclideanMetric()}, "a function `ScoreModel -> Metric`, but got <"),
     ({"metric": lambda score: 3}, "`metric` must make a Metric of a score, but made int"),
     ({"metric": lambda score: []}, "`metric` must make a Metric of a score"),
+    ({"metric": lambda score: 3, "init": [A, B]}, "`metric` must make a Metric of a score"),
+    ({"metric": lambda: 3}, r"`metric` must be a function of \(score\), but it is one of \(\)"),
     ({"num_frames": 1}, "`num_frames` must be a whole number of at least 2, but got 1"),
     ({"num_frames": 2.5}, "`num_frames` must be a whole number of at least 2, but got 2.5"),
     ({"num_frames": True}, "whole number of at least 2, but got True"),
@@ -619,6 +629,13 @@ BAD_SOLVE = [
     ({"num_frames": [3, 3]}, "one number or one for each of 1 gaps, but got 2"),
     ({"init": torch.zeros(5, 4, 8, 8)}, r"`init` must be \(4, 4, 8, 8\), but got \(5,"),
     ({"init": torch.full((4, 4, 8, 8), NAN)}, "`init` must be finite"),
+    ({"init": torch.zeros(4, 4, 9, 8)}, r"`init` must be \(4, 4, 8, 8\), but got \(4, 4, 9, 8\)"),
+    ({"init": lambda a: a}, r"`init` must be a function of \(x0, x1, num_points\), but .* \(a\)"),
+    ({"init": ["slerp", [A]]}, "The images of `init` do not fit. A morph needs at least 2"),
+    ({"checkpoint": 3}, "`checkpoint` must be the path of a file, but got int"),
+    ({"checkpoint": "no/folder/x"}, "`checkpoint` no/folder/x cannot be written, for the folder"),
+    ({"checkpoint": "."}, "`checkpoint` must be the path of a file, but . is a folder"),
+    ({"on_event": 3}, "`on_event` must be a function, but got int"),
     ({"init": []}, "`init` must name at least one start, but got an empty list"),
     ({"init": 5}, "`init` must be one of slerp, lerp, split, roadmap, .* but got 5"),
     ({"init": "graph"}, "`init` must be one of .*roadmap.*, but got 'graph'"),
@@ -643,8 +660,10 @@ BAD_SOLVE = [
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_SOLVE)
 def test_solves_that_are_refused(pipe, keys, arguments, message):
-    with pytest.raises(ValueError, match=message):
+    networks = pipe.unet, pipe.vae.encoder, pipe.text_encoder
+    with counting(*networks) as counter, pytest.raises(ValueError, match=message):
         pipe.solve(keys, **SOLVE | arguments)
+    assert counter.calls == 0
 
 
 def test_other_things_than_keyframes_are_refused(pipe, keys, keyframes):

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from riemannian_diffusion.cli import main
-from riemannian_diffusion.geodesics import NUM_QUADRATURE
+from riemannian_diffusion.geodesics import NUM_QUADRATURE, PathLBFGS
 from riemannian_diffusion.pipelines import GeodesicInterpolationPipeline
-from riemannian_diffusion.pipelines.curves import CURVES
+from riemannian_diffusion.pipelines.curves import CURVES, MODEL_CURVES
 from riemannian_diffusion.pipelines.unused import (
     CURVE_NAMES,
+    OF_CURVES,
     OF_SOLVES,
     UnusedWarning,
     unused_by_curves,
@@ -27,6 +28,11 @@ def test_names_and_defaults_are_those_of_the_library():
     assert tuple(CURVES) == CURVE_NAMES
     assert {name: options[name].default for name in OF_SOLVES} == OF_SOLVES
     assert OF_SOLVES["num_quadrature"] == NUM_QUADRATURE
+    others = {"self", "keys", "metric", "num_frames", "generator", "on_event"}  # curves take these
+    assert {*options} == {*OF_SOLVES, *others}
+    for name, curves in OF_CURVES.items():
+        assert name in OF_SOLVES and {*curves} <= {*CURVES}
+    assert {*OF_CURVES["score_mode"]} == {*MODEL_CURVES}
 
 
 @pytest.mark.parametrize(
@@ -38,6 +44,10 @@ def test_names_and_defaults_are_those_of_the_library():
         (["slerp", "stein"], {"init": "lerp"}, None),  # stein reads it
         (["slerp"], {"init": None, "max_evals": 200, "rtol": 1e-3}, None),
         ([lambda score: None], {"init": "lerp"}, None),
+        (["slerp"], {"checkpoint": "file"}, "`checkpoint` has no effect on metric='slerp'"),
+        (["nao"], {"score_mode": "guided"}, "`score_mode` has no effect on metric='nao'"),
+        (["split"], {"score_mode": "guided"}, None),  # split reads it
+        (["slerp", "density"], {"score_mode": "guided"}, None),
     ],
 )
 def test_options_of_solves_are_unused_by_curves(metrics, options, unused):
@@ -53,6 +63,22 @@ def test_python_warns(pipe_and_keys):
         warnings.simplefilter("error", UnusedWarning)
         pipe.solve(keys, "lerp", num_frames=3)
         pipe.solve(keys, "tangent_normal", num_frames=3, init="slerp", max_evals=1)
+
+
+@pytest.mark.parametrize("name", OF_SOLVES)
+def test_python_warns_of_every_option_of_a_solve(pipe_and_keys, tmp_path, name):
+    given = {
+        "init": "slerp",
+        "solver": PathLBFGS(),
+        "max_evals": 5,
+        "rtol": 0.1,
+        "num_quadrature": 3,
+        "score_mode": "guided",
+        "checkpoint": tmp_path / "solve",
+    }
+    pipe, keys = pipe_and_keys
+    with pytest.warns(UnusedWarning, match=f"`{name}` has no effect on metric='lerp'"):
+        pipe.solve(keys, "lerp", num_frames=3, **{name: given[name]})
 
 
 def test_the_command_warns_before_the_work(tmp_path, capsys):

@@ -14,6 +14,7 @@ from riemannian_diffusion.cli.inputs import Inputs
 from riemannian_diffusion.files import write_atomically
 from riemannian_diffusion.pairs.folder import typed
 from riemannian_diffusion.pipelines import Keyframes, MorphPath
+from riemannian_diffusion.pipelines.unused import CURVE_NAMES
 
 T = TypeVar("T")
 
@@ -106,8 +107,10 @@ class Work:
         return self._load(f"bridge-{metric}.safetensors", MorphPath.load)
 
     def checkpoint(self, metric: str) -> Path | None:
-        """The file for the state of a solve; call `begin` first."""
-        return None if self.folder is None else self.folder / f"solve-{metric}.safetensors"
+        """The file for the state of a solve, None for a curve; call `begin` first."""
+        if self.folder is None or metric in CURVE_NAMES:
+            return None
+        return self.folder / f"solve-{metric}.safetensors"
 
     def keep(self, made: Keyframes | MorphPath, kind: str = "path") -> None:
         """Write keyframes or a path; without a folder, remember them for `keep_in`.

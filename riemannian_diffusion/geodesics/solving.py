@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.arguments import check_callable, check_points
+from riemannian_diffusion.arguments import check_callable, check_file, check_points
 from riemannian_diffusion.files import fingerprint
 from riemannian_diffusion.geodesics import checkpoints
 from riemannian_diffusion.geodesics.outcome import Geodesic
@@ -65,7 +65,10 @@ def solving(
     first = [next(i for i, m in enumerate(metrics) if m is one) for one in metrics]
     ends: list[dict] = [{} for _ in metrics]
     shared = [ends[i] for i in first]
-    file = None if checkpoint is None else Path(checkpoint)
+    file = None
+    if checkpoint is not None:
+        check_file(checkpoint=checkpoint)
+        file = Path(checkpoint)
     states: list[dict[str, Any] | None] = [None] * len(problems)
     described: dict[str, Any] = {}
     if file is not None and problems:

@@ -20,11 +20,11 @@ from riemannian_diffusion.metrics.energies import (
     own_energies,
     pull_back,
     same_places,
-    served,
     within_memory,
 )
+from riemannian_diffusion.metrics.methods import prepare_methods
 from riemannian_diffusion.metrics.rounding import at_rounding, point_resolution
-from riemannian_diffusion.score.model import Composite, accepts_places, outside_inference
+from riemannian_diffusion.score.model import Composite, outside_inference
 from riemannian_diffusion.score.where import Where
 
 MAX_CORRECTIONS = 50  # largest number in one step of the exponential map
@@ -60,14 +60,7 @@ class Metric(Composite, ABC):
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        own = vars(cls).get("energy")
-        if own is not None and not accepts_places(own):
-
-            def energy(self, path: Tensor, where: Where | None = None) -> Tensor:
-                return own(self if where is None else served(self, where), path)
-
-            energy.__doc__ = own.__doc__
-            setattr(cls, "energy", energy)  # noqa: B010
+        prepare_methods(cls)
 
     @abstractmethod
     def inner(self, x: Tensor, u: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
@@ -273,6 +266,8 @@ class Metric(Composite, ABC):
         with torch.inference_mode(False), torch.enable_grad():
             x, v = outside_inference(x), outside_inference(v).detach().requires_grad_()
             energy = 0.5 * self.inner(x, v, v, where).sum()
+            if not energy.requires_grad:  # no tangent has a length
+                return torch.zeros_like(v)
             return torch.autograd.grad(energy, v)[0]
 
     def sharp(

@@ -142,6 +142,8 @@ def pull_back(
         with torch.enable_grad():
             here = evaluate(chunk, *leaves)
         table[chunk] = here.detach()
+        if not here.requires_grad:  # the values are the same everywhere
+            return
         parts = torch.autograd.grad(here, leaves, cotangent(), materialize_grads=True)
         for gradient, part in zip(gradients, parts, strict=True):
             gradient[chunk] += part

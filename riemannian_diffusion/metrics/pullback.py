@@ -60,6 +60,8 @@ class PullbackMetric(Metric):
         with torch.inference_mode(False), torch.enable_grad():
             x = outside_inference(x).detach().requires_grad_()
             embedded = self.embed(x, where)
+            if not embedded.requires_grad:  # all points have one embedding
+                return torch.zeros_like(x)
             return torch.autograd.grad(embedded, x, outside_inference(w))[0]
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor, where: Where | None = None) -> Tensor:

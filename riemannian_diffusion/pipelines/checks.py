@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from riemannian_diffusion.arguments import (
     check_callable,
+    check_file,
     check_finite,
     check_kind,
     check_not_negative,
+    check_takes,
     check_whole,
 )
 
 if TYPE_CHECKING:
+    import os
+
     import torch
 
     from riemannian_diffusion.geodesics import Solver
@@ -45,6 +49,16 @@ def check_generator(generator: torch.Generator | None) -> None:
         import torch
 
         check_kind(torch.Generator, generator=generator)
+
+
+def check_listener(on_event: Any) -> None:
+    """Refuse what cannot receive events.
+
+    Raises:
+        ValueError: If it is no function of an event.
+    """
+    if on_event is not None:
+        check_takes("event", on_event=on_event)
 
 
 def check_batch_size(max_batch_size: int | None) -> None:
@@ -90,6 +104,7 @@ def check_solve(
     rtol: float,
     num_quadrature: int,
     score_mode: str | None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> None:
     """Check the options of the stage `solve`.
 
@@ -106,6 +121,8 @@ def check_solve(
         from riemannian_diffusion.score.network import MODES
 
         check_choice("score_mode", score_mode, (None, *MODES))
+    if checkpoint is not None:
+        check_file(checkpoint=checkpoint)
 
 
 def check_sampling(adain: bool, attention_interpolation: float, space: str, callback: Any) -> None:

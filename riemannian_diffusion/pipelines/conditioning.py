@@ -20,6 +20,7 @@ from riemannian_diffusion.pipelines.preflight import check_model, check_parts
 from riemannian_diffusion.pipelines.prompts import (
     TextRequest,
     check_embeddings,
+    given_prompts,
     given_texts,
     padded,
     read_options,
@@ -121,11 +122,7 @@ class ConditionedModel(MorphableModel):
             (1, 2, 16, 64)
         """
         check_model(self)
-        texts = [prompt] if isinstance(prompt, str) else prompt
-        if not (isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)):
-            raise ValueError(f"`prompt` must be one or more strings, but got {prompt!r}.")
-        if not texts:
-            raise ValueError("`prompt` must be one or more strings, but got none.")
+        texts = given_prompts(prompt)
         check_kind(str, negative_prompt=negative_prompt)
         if cross_attention_kwargs is not None:
             check_kind(dict, cross_attention_kwargs=cross_attention_kwargs)
@@ -263,9 +260,7 @@ class ConditionedModel(MorphableModel):
         if self._embeds_guidance:
             value = torch.full((1, 1), float(guidance_scale), device=self.device_of_work)
             guidance = {"guidance": Condition(value, "fixed")}
-            negative = conditions.negative and dict(conditions.negative) | guidance
-            positive = dict(conditions.positive) | guidance
-            conditions = replace(conditions, positive=positive, negative=negative)
+            conditions = conditions.with_fixed(guidance)
             guidance_scale = 1.0
             if guidance_damping and true_cfg_scale <= 1:
                 raise ValueError(
@@ -342,9 +337,14 @@ class ConditionedModel(MorphableModel):
         negative_prompt: str,
         conditions: Conditions | None,
     ) -> Conditions:
-        """Conditions that fit a number of keyframes."""
+        """Conditions that fit a number of keyframes; without `conditions`, empty ones.
+
+        Prompts are checked, but not encoded.
+        """
+        check_kind(str, negative_prompt=negative_prompt)
         if conditions is None:
-            conditions = self.condition(prompt, negative_prompt)
+            texts = given_prompts(prompt)
+            num_knots, conditions = len(texts), Conditions({}, {})
         else:
             check_kind(Conditions, conditions=conditions)
             if negative_prompt or (any(prompt) if isinstance(prompt, (list, tuple)) else prompt):
@@ -356,10 +356,11 @@ class ConditionedModel(MorphableModel):
                     f"`conditions` have embeddings of width {embeds.values.shape[-1]}, but this "
                     f"model takes {width}: make them with `condition` of the same pipeline."
                 )
-        if conditions.num_knots not in (1, num):
+            num_knots = conditions.num_knots
+        if num_knots not in (1, num):
             raise ValueError(
                 "Prompts, embeddings and adaptations must be one for all keyframes or one for "
-                f"each, but there are {conditions.num_knots} for {num} keyframes."
+                f"each, but there are {num_knots} for {num} keyframes."
             )
         return conditions
 

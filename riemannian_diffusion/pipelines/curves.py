@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from riemannian_diffusion.arguments import check_takes
 from riemannian_diffusion.baselines import density_geodesic, nao, noise_diffusion, split
 from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.metrics import (
@@ -119,6 +120,8 @@ def check_metric(
             f"`metric` must be one of {', '.join(names)} or a function `ScoreModel -> Metric`, but "
             f"got {metric!r}."
         )
+    if callable(metric):
+        check_takes("score", metric=metric)
     if metric in NOISE_CURVES and space != "noise":
         raise ValueError(f"metric={metric!r} needs space='noise', but got {space!r}.")
     if metric in UNIT_CURVES and is_flow:

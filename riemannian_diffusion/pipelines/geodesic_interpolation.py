@@ -18,6 +18,7 @@ from riemannian_diffusion.pipelines.checks import (
     OUTPUT_TYPES,
     check_choice,
     check_inversion,
+    check_listener,
     check_sampling,
     check_solve,
 )
@@ -31,7 +32,7 @@ from riemannian_diffusion.pipelines.morph import Keyframes, MorphPath, check_num
 from riemannian_diffusion.pipelines.output import GeodesicInterpolationOutput
 from riemannian_diffusion.pipelines.preflight import check_parts
 from riemannian_diffusion.pipelines.single_file import prepared
-from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
+from riemannian_diffusion.pipelines.starts import MorphStart, as_starts, check_starts
 from riemannian_diffusion.pipelines.storage import check_savable
 from riemannian_diffusion.score import Conditions
 
@@ -194,13 +195,31 @@ class GeodesicInterpolationMixin(FurtherStages):
             )
         check_metric(metric, space, self._is_flow)
         check_solve(None, max_evals, 0.0, 1, None)
-        as_starts(init, space)
+        starts = as_starts(init, space)
+        check_listener(on_event)
         check_sampling(False, 0.0, space, callback_on_step_end)
         check_choice("output_type", output_type, OUTPUT_TYPES)
         given = _one_each(conditions, len(morphs), single)
         for images in morphs:
-            to_keyframes(images, self._image_channels, self._size_factor)
-            check_num_frames(num_frames, len(images) - 1)
+            pixels = to_keyframes(images, self._image_channels, self._size_factor)
+            counts = check_num_frames(num_frames, len(images) - 1)
+            check_starts(starts, counts, pixels, self._size_factor)
+        drafts = [
+            self._draft(
+                images,
+                "" if mine is not None and not any(texts) else texts,
+                *(negative, mine, source),
+                space=space,
+                strength=strength,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                fixed_point_iterations=fixed_point_iterations,
+                max_batch_size=max_batch_size,
+            )
+            for images, texts, negative, mine, source in zip(
+                *(morphs, prompts, negatives, given, generators), strict=True
+            )
+        ]
 
         # 2. Bring the keyframes of every morph into the space of the path
         keys: list[Keyframes] = []
@@ -213,23 +232,9 @@ class GeodesicInterpolationMixin(FurtherStages):
             carrying("keys", lambda: made(keys), "Give it to `pipe.solve`."),
             carrying("path", lambda: made(paths), "Give it to `pipe.sample` and `pipe.render`."),
         ):
-            drafts = [
-                self._draft(
-                    images,
-                    "" if mine is not None and not any(texts) else texts,
-                    *(negative, mine, source),
-                    space=space,
-                    strength=strength,
-                    num_inference_steps=num_inference_steps,
-                    guidance_scale=guidance_scale,
-                    fixed_point_iterations=fixed_point_iterations,
-                    max_batch_size=max_batch_size,
-                )
-                for images, texts, negative, mine, source in zip(
-                    *(morphs, prompts, negatives, given, generators), strict=True
-                )
-            ]
-            keys += self._run(self._inverting(drafts, generators), on_event)
+            encoded = [draft() for draft in drafts]
+            self._gaps(encoded, metric, num_frames, None, generators)  # for what it refuses
+            keys += self._run(self._inverting(encoded, generators), on_event)
 
             # 3. Find the paths of all morphs side by side
             paths += self.solve(

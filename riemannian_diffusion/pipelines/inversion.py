@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from riemannian_diffusion.arguments import check_not_negative, kind_of
 from riemannian_diffusion.events import Event, Listener, run
-from riemannian_diffusion.pipelines.checks import check_inversion
+from riemannian_diffusion.pipelines.checks import check_inversion, check_listener
 from riemannian_diffusion.pipelines.finished import carrying
 from riemannian_diffusion.pipelines.inputs import Image, to_keyframes
 from riemannian_diffusion.pipelines.knowledge import SHIPPED, is_shipped, size_problem
@@ -104,6 +105,7 @@ class InvertStage(RunningModel):
             >>> tuple(keys.points.shape)
             (2, 4, 16, 16)
         """
+        check_listener(on_event)
         draft = self._draft(
             *(image, prompt, negative_prompt, conditions, generator),
             space=space,
@@ -115,10 +117,9 @@ class InvertStage(RunningModel):
             guidance_damping=guidance_damping,
             fixed_point_iterations=fixed_point_iterations,
             max_batch_size=max_batch_size,
+            frame_numbers=frame_numbers,
         )
-        if frame_numbers is not None:
-            draft = draft.placed(list(frame_numbers))
-        return self._run(self._inverting([draft], [generator]), on_event)[0]
+        return self._run(self._inverting([draft()], [generator]), on_event)[0]
 
     def _draft(
         self,
@@ -137,21 +138,27 @@ class InvertStage(RunningModel):
         spacing: str | None = None,
         true_cfg_scale: float = 1.0,
         guidance_damping: float = 0.0,
-    ) -> Keyframes:
-        """Keyframes that have images and levels, but no latents and no points; see `invert`."""
+        frame_numbers: Sequence[int] | None = None,
+    ) -> Callable[[], Keyframes]:
+        """Check the arguments of `invert`, without a call of a network.
+
+        Returns:
+            A function that encodes the prompts and returns keyframes that have images and levels,
+            but no latents and no points.
+        """
         check_inversion(
             *(space, strength, num_inference_steps, spacing, fixed_point_iterations),
             *(max_batch_size, generator),
         )
+        check_not_negative(guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale)
         check_model(self)
-        warn_of_negative(self, negative_prompt, guidance_scale, true_cfg_scale)
         pixels = to_keyframes(image, self._image_channels, self._size_factor)
-        conditions = self._conditions_for(len(pixels), prompt, negative_prompt, conditions)
+        known = self._conditions_for(len(pixels), prompt, negative_prompt, conditions)
         size = (pixels.shape[2], pixels.shape[3])
         schedule = self._read_schedule(num_inference_steps, strength, size)
         schedule = self._spaced(schedule, spacing)
         levels = self._levels(
-            conditions,
+            known,
             schedule,
             guidance_scale=guidance_scale,
             true_cfg_scale=true_cfg_scale,
@@ -159,10 +166,28 @@ class InvertStage(RunningModel):
             max_batch_size=max_batch_size,
         )
         pixels = pixels.to(self.device_of_work)
-        return Keyframes(
-            *(pixels, pixels[:0], pixels[:0], space, levels, None, fixed_point_iterations),
-            model=self._digest(),
+        checked = Keyframes(
+            *(pixels, pixels[:0], pixels[:0], space, levels, None),
+            fixed_point_iterations,
         )
+        if frame_numbers is not None:
+            if not isinstance(frame_numbers, Iterable):
+                raise ValueError(
+                    "`frame_numbers` must be a list of whole numbers, but got "
+                    f"{kind_of(frame_numbers)}."
+                )
+            checked = checked.placed(list(frame_numbers))
+        warn_of_negative(self, negative_prompt, guidance_scale, true_cfg_scale)
+
+        def draft() -> Keyframes:
+            model = self._digest()
+            if conditions is not None:
+                return replace(checked, model=model)
+            found = self.condition(prompt, negative_prompt).with_fixed(levels.conditions.positive)
+            encoded = self._connect(replace(levels, conditions=found))
+            return replace(checked, levels=encoded, model=model)
+
+        return draft
 
     def _inverting(
         self, drafts: Sequence[Keyframes], generators: Sequence[torch.Generator | None]

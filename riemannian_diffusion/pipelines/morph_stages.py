@@ -20,6 +20,7 @@ from riemannian_diffusion.paths import points_at
 from riemannian_diffusion.pipelines.callbacks import OnStep, Step, following
 from riemannian_diffusion.pipelines.checks import (
     check_generator,
+    check_listener,
     check_sampling,
     check_solve,
 )
@@ -43,7 +44,7 @@ from riemannian_diffusion.pipelines.stages import (
     solving_morphs,
     to_path_space,
 )
-from riemannian_diffusion.pipelines.starts import MorphStart, as_starts
+from riemannian_diffusion.pipelines.starts import MorphStart, as_starts, check_starts
 from riemannian_diffusion.pipelines.tolerance import RTOL
 from riemannian_diffusion.pipelines.unused import UnusedWarning, unused_by_curves
 
@@ -120,7 +121,7 @@ class MorphStages(InvertStage):
                 `checkpoint` to resume a solve that has not ended.
 
         Warns:
-            UnusedWarning: If an option of the solve is given, but `metric` is a curve.
+            UnusedWarning: If an option is given that the curve `metric` does not read.
 
         Examples:
             >>> from PIL import Image
@@ -139,7 +140,8 @@ class MorphStages(InvertStage):
         for one in several:
             check_kind(Keyframes, keys=one)
         several = learning_together([self.connect(one) for one in several])
-        check_solve(solver, max_evals, rtol, num_quadrature, score_mode)
+        check_solve(solver, max_evals, rtol, num_quadrature, score_mode, checkpoint)
+        check_listener(on_event)
         generators = for_each("generator", generator, len(several))
         for source in generators:
             check_generator(source)
@@ -152,6 +154,8 @@ class MorphStages(InvertStage):
             max_evals=max_evals,
             rtol=rtol,
             num_quadrature=num_quadrature,
+            score_mode=score_mode,
+            checkpoint=checkpoint,
         )
         if unused is not None:
             warnings.warn(unused, UnusedWarning, stacklevel=2)
@@ -161,17 +165,10 @@ class MorphStages(InvertStage):
             for one, other in zip(several, starts, strict=True)
         ):
             raise ValueError("Keyframes that are solved side by side must be in one space.")
-        gaps = []
-        for one, source in zip(several, generators, strict=True):
-            frames = one.frames_per_gap(num_frames)
-            mode = score_mode or ("difference" if metric == "density" else one.levels.mode)
-            for i, num in enumerate(frames):
-                conditions = one.levels.conditions.at_knots([i, i + 1])
-                levels = replace(one.levels, conditions=conditions)
-                gaps.append(Gap(one, i, num, levels, mode, source))
-        if not isinstance(metric, str) or metric not in CURVES or metric in MODEL_CURVES:
-            for gap in gaps:  # refuses a mode that these conditions do not have
-                gap.levels(gap.timestep, mode=gap.mode)
+        for one in several:
+            counts, shape = one.frames_per_gap(num_frames), one.points.shape[1:]
+            check_starts(starts[0], counts, one.pixels, self._size_factor, shape)
+        gaps = self._gaps(several, metric, num_frames, score_mode, generators)
         events = solving_morphs(
             gaps,
             metric,
@@ -254,6 +251,31 @@ class MorphStages(InvertStage):
 
     # Parts of the stages
 
+    def _gaps(
+        self,
+        several: Sequence[Keyframes],
+        metric: str | MetricFactory,
+        num_frames: int | Sequence[int] | None,
+        score_mode: str | None,
+        generators: Sequence[torch.Generator | None],
+    ) -> list[Gap]:
+        """The gaps of keyframes, which may be drafts.
+
+        Raises:
+            ValueError: If their conditions do not have the mode of the score.
+        """
+        gaps = []
+        for one, source in zip(several, generators, strict=True):
+            mode = score_mode or ("difference" if metric == "density" else one.levels.mode)
+            for i, num in enumerate(one.frames_per_gap(num_frames)):
+                conditions = one.levels.conditions.at_knots([i, i + 1])
+                levels = replace(one.levels, conditions=conditions)
+                gaps.append(Gap(one, i, num, levels, mode, source))
+        if not isinstance(metric, str) or metric not in CURVES or metric in MODEL_CURVES:
+            for gap in gaps:
+                gap.levels(gap.timestep, mode=gap.mode)
+        return gaps
+
     def _sampling(
         self, paths: Sequence[MorphPath], on_step: OnStep
     ) -> Generator[Event, Any, tuple[list[MorphPath], bool]]:
@@ -270,13 +292,6 @@ class MorphStages(InvertStage):
     def _points_of_images(self, gap: Gap, images: Sequence[Image]) -> Tensor:
         """Images along a gap as points of the path's space, as many as the gap has frames."""
         pixels = to_keyframes(images, self._image_channels, self._size_factor)
-        if pixels.shape[1:] != gap.keys.pixels.shape[1:]:
-            raise ValueError(
-                f"The images of `init` must have the keyframes' size, but are "
-                f"{tuple(pixels.shape[1:])} and not {tuple(gap.keys.pixels.shape[1:])}."
-            )
-        if gap.keys.num_gaps > 1:
-            raise ValueError("`init` takes images for two keyframes only, but there are more.")
         pixels = pixels.to(gap.keys.clean.device)
         clean = run(self._encoding(pixels, gap.levels.max_batch_size, gap.levels.learned))
         clean[0], clean[-1] = gap.clean

@@ -281,6 +281,20 @@ def check_embeddings(pipe: Any, embeddings: Mapping[str, Tensor]) -> None:
             )
 
 
+def given_prompts(prompt: str | Sequence[str]) -> Sequence[str]:
+    """One prompt or several, as a list.
+
+    Raises:
+        ValueError: If there is none, or one is no string.
+    """
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    if not (isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)):
+        raise ValueError(f"`prompt` must be one or more strings, but got {prompt!r}.")
+    if not texts:
+        raise ValueError("`prompt` must be one or more strings, but got none.")
+    return texts
+
+
 def given_texts(
     texts: Sequence[str], negative_prompt: str, embeddings: Mapping[str, Tensor]
 ) -> tuple[list[str] | None, list[str] | None]:

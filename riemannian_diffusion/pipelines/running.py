@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from riemannian_diffusion.events import Event, Listener, run
 from riemannian_diffusion.pipelines.callbacks import Interrupted
+from riemannian_diffusion.pipelines.checks import check_listener
 from riemannian_diffusion.pipelines.conditioning import ConditionedModel
 from riemannian_diffusion.pipelines.progress import ProgressBars
 
@@ -42,6 +43,7 @@ class RunningModel(ConditionedModel):
 
     def _run(self, events: Generator[Event, Any, T], on_event: Listener | None) -> T:
         """Run a stage to its end, shown by progress bars where nobody listens."""
+        check_listener(on_event)
         bars = None if on_event is not None else ProgressBars(self)
         listener = on_event or bars
         assert listener is not None

@@ -116,6 +116,7 @@ def solving_morphs(
                 file = checkpoint
                 if checkpoint is not None and number > 0:
                     file = checkpoint.with_name(f"{checkpoint.stem}-{number}{checkpoint.suffix}")
+                metrics = _metrics_of(factory, [*members.values()])  # before starts call networks
                 problems = [
                     Problem.between(
                         *gap.ends,
@@ -125,9 +126,7 @@ def solving_morphs(
                     )
                     for pair, gap in enumerate(members.values())
                 ]
-                iterates = solving(
-                    _metrics_of(factory, [*members.values()]), problems, checkpoint=file, **options
-                )
+                iterates = solving(metrics, problems, checkpoint=file, **options)
                 geodesics = yield from _solve_events(iterates, [*members], num_evals)
                 found |= zip(members, geodesics, strict=True)  # kept if pacing fails
                 found |= zip(members, _paced([*members.values()], geodesics), strict=True)

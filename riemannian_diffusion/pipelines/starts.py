@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from riemannian_diffusion.arguments import check_whole
+from riemannian_diffusion.arguments import check_takes, check_whole
 from riemannian_diffusion.ddim import sdedit
 from riemannian_diffusion.geodesics import Start
 from riemannian_diffusion.geometry import analogy, extrapolate
@@ -18,7 +18,7 @@ from riemannian_diffusion.levels import Levels
 from riemannian_diffusion.metrics import TangentNormalMetric
 from riemannian_diffusion.paths import length
 from riemannian_diffusion.pipelines.curves import Gap
-from riemannian_diffusion.pipelines.inputs import Image, is_images
+from riemannian_diffusion.pipelines.inputs import Image, is_images, to_keyframes
 from riemannian_diffusion.roadmaps import Roadmap, roadmap
 from riemannian_diffusion.score import ScoreModel, SharedNoiseScore
 
@@ -86,6 +86,58 @@ def as_starts(init: MorphStart, space: str) -> list[OneStart]:
         if isinstance(one, str) and one == "split" and space != "noise":
             raise ValueError(f"`init` 'split' needs `space` 'noise', but got {space!r}.")
     return starts
+
+
+def check_starts(
+    starts: Sequence[OneStart],
+    counts: Sequence[int],
+    pixels: Tensor,
+    factor: int,
+    shape: Sequence[int] | None = None,
+) -> None:
+    """Refuse starts that do not fit the keyframes.
+
+    Args:
+        starts: What `as_starts` gave.
+        counts: The number of frames of every gap.
+        pixels: The keyframes, `(P, C, H, W)`.
+        factor: What height and width must be multiples of, in pixels.
+        shape: The shape of a point; None if it is not known yet, but that its sides are in the
+            ratio of the image's.
+
+    Raises:
+        ValueError: If a path or images have other sizes, images are for more than one gap, or a
+            function takes other arguments.
+    """
+    height, width = pixels.shape[2:]
+    for one in starts:
+        if isinstance(one, Tensor):
+            for num in counts:
+                fits = one.ndim == 4 and one.shape[2] * width == one.shape[3] * height
+                if shape is not None:
+                    fits = one.shape[1:] == shape
+                if not fits or len(one) != num:
+                    wanted = (num, *(("C", "h", "w") if shape is None else shape))
+                    raise ValueError(
+                        f"`init` must be ({', '.join(map(str, wanted))}), but got "
+                        f"{tuple(one.shape)}: a path has a point for each frame of a gap."
+                    )
+            if not one.isfinite().all():
+                raise ValueError("`init` must be finite.")
+        elif is_images(one):
+            if len(counts) > 1:
+                raise ValueError("`init` takes images for two keyframes only, but there are more.")
+            try:
+                size = tuple(to_keyframes(one, pixels.shape[1], factor).shape[1:])
+            except ValueError as error:
+                raise ValueError(f"The images of `init` do not fit. {error}") from error
+            if size != tuple(pixels.shape[1:]):
+                raise ValueError(
+                    f"The images of `init` must have the keyframes' size, but are {size} and not "
+                    f"{tuple(pixels.shape[1:])}."
+                )
+        elif callable(one):
+            check_takes("x0, x1, num_points", init=one)
 
 
 def roadmap_path(gap: Gap, start: RoadmapStart) -> Tensor:

@@ -11,13 +11,16 @@ from typing import Any
 from riemannian_diffusion.pipelines.tolerance import RTOL
 
 CURVE_NAMES = ("slerp", "lerp", "split", "nao", "noise_diffusion", "density")
-OF_SOLVES = {  # options of the stage `solve` that only a geodesic reads, and their defaults
+OF_SOLVES = {  # options of the stage `solve` that not every curve reads, and their defaults
     "init": None,
     "solver": None,
     "max_evals": 200,
     "rtol": RTOL,
     "num_quadrature": 2,
+    "score_mode": None,
+    "checkpoint": None,
 }
+OF_CURVES = {"score_mode": ("split", "density")}  # the curves that read one of these options
 
 
 class UnusedWarning(UserWarning):
@@ -32,7 +35,7 @@ class UnusedWarning(UserWarning):
 
 
 def unused_by_curves(metrics: Sequence[Any], **options: Any) -> str | None:
-    """A sentence about options that no metric reads, because all are curves without a solve.
+    """A sentence about options that are not read, because all metrics are curves without a solve.
 
     Args:
         metrics: Names of metrics and curves, or factories of metrics.
@@ -44,7 +47,9 @@ def unused_by_curves(metrics: Sequence[Any], **options: Any) -> str | None:
     changed = [
         f"`{name}`"
         for name, value in options.items()
-        if value is not None and not (type(value) in (int, float) and value == OF_SOLVES[name])
+        if value is not None
+        and not (type(value) in (int, float) and value == OF_SOLVES[name])
+        and not any(isinstance(one, str) and one in OF_CURVES.get(name, ()) for one in metrics)
     ]
     if not changed or not all(isinstance(one, str) and one in CURVE_NAMES for one in metrics):
         return None

@@ -246,6 +246,11 @@ class Conditions:
             for named in (self.positive, self.negative or {})
         )
 
+    def with_fixed(self, named: Named) -> Conditions:
+        """The conditions and further ones, which are the same under the negative prompt."""
+        negative = None if self.negative is None else {**self.negative, **named}
+        return replace(self, positive={**self.positive, **named}, negative=negative)
+
     def map(self, function: Callable[[Condition], Condition]) -> Conditions:
         """A copy of the conditions in which `function` replaces every condition."""
 
@@ -275,9 +280,8 @@ class Conditions:
         def merged(condition: Condition) -> Condition:
             if condition.num_knots == 1:
                 return condition
-            if condition.kind == "mask":
-                return condition.map(lambda values: values.amax(1, keepdim=True))
-            return condition.map(lambda values: values.mean(1, keepdim=True))
+            over_knots = torch.amax if condition.kind == "mask" else torch.mean
+            return condition.map(lambda values: over_knots(values, 1, keepdim=True))
 
         return self.map(merged)
 

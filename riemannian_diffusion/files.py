@@ -159,7 +159,7 @@ def load(
             "installed: install the newer one."
         )
     try:
-        found = unpack(tensors, json.loads(metadata["settings"]))
+        found = unpack(dict(tensors), json.loads(metadata["settings"]))
         if metadata["digest"] != _digest_of_contents(tensors, metadata):
             raise ValueError("its contents have changed since it was written")
     except KeyError as error:

@@ -319,19 +319,17 @@ class Levels:
         for name in ("guidance_scale", "guidance_damping", "max_batch_size"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, plain(getattr(self, name)))
-        if not 0 <= self.guidance_damping <= 1:
+        scale, damping = self.guidance_scale, self.guidance_damping
+        if not 0 <= damping <= 1:
+            raise ValueError(f"`guidance_damping` must be in [0, 1], but got {damping}.")
+        if damping and not self.guides:
             raise ValueError(
-                f"`guidance_damping` must be in [0, 1], but got {self.guidance_damping}."
-            )
-        if self.guidance_damping and not self.guides:
-            raise ValueError(
-                f"`guidance_damping` {self.guidance_damping} needs a `guidance_scale` above 1, "
-                f"but got {self.guidance_scale}."
+                f"`guidance_damping` {damping} needs a `guidance_scale` above 1, but got {scale}."
             )
         if self.guides and self.conditions.negative is None:
             raise ValueError(
-                f"`guidance_scale` {self.guidance_scale} needs negative conditions, but these "
-                "conditions have none."
+                f"`guidance_scale` {scale} needs negative conditions, but these conditions have "
+                "none."
             )
 
     @property

@@ -61,7 +61,8 @@ for file in sorted(folder.glob("*.given")):
     keys = pipe.invert(given["images"], "")
     keys = dataclasses.replace(keys, points=given["ends"])
     path = pipe.sample(pipe.solve(keys))
-    nodes = path.geodesics[0].path.contiguous()
+    found = path.geodesics[0]
+    nodes = getattr(found, "nodes", found.path).contiguous()  # once, they were the path
     frames = pipe.render(path, output_type="pt").frames.contiguous()
     counts = torch.tensor(passes)
     save_file({"nodes": nodes, "frames": frames, "passes": counts}, file.with_suffix(".found"))

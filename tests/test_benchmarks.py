@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import adaptation
 import analogies
 import batch
 import cost
+import earlier
 import geometries
 import growth
 import memory
@@ -155,6 +157,13 @@ def test_a_batch_is_measured_and_estimated():
 def test_the_papers_recipe_takes_ten_times_the_evaluations():
     published = select(solvers.main([]), rate=1e-3)
     assert all(row["ratio of evals"] > 10 for row in published) and len(published) == 5
+
+
+def test_a_version_compared_with_itself():
+    here = Path(__file__).parents[1]
+    row, mean = earlier.main(["--earlier", str(here), "--pairs", "tuning 3"])
+    assert row["passes"] == row["earlier passes"] == mean["passes"]
+    assert row["curve"] == row["frames"] == 0 and row["step"] == row["earlier step"]
 
 
 def test_analogies():

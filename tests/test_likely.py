@@ -136,7 +136,8 @@ def test_an_evaluation_is_one_batch_of_all_paths():
     ends = randn(2, 2, 2, 8, 8, seed=1)
     found = geodesics(LikelyMetric(score), *ends, num_points=5, max_evals=3)
     assert [one.num_evals for one in found] == [3, 3]
-    assert sizes == [2 * 9] * 3 + [2 * 17]  # energies, and those on the finer sampling
+    # energies, and those on finer samplings, whose chords become short against the noise
+    assert sizes == [2 * 9] * 3 + [2 * 17, 2 * 33]
 
 
 def test_paths_stay_near_a_circle():

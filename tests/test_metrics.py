@@ -418,3 +418,13 @@ def test_a_constant_embedding_is_the_zero_metric(metric):
     assert_close(found.segments, zeros[1:], check_dtype=False)
     assert_close(found.gradient, torch.zeros_like(x))
     assert geodesic(metric, x[0], x[1], num_points=5).energy == 0
+
+
+def test_points_that_require_gradients_are_embedded_without_them():
+    score = GaussianMixtureScore(torch.randn(5, 2, generator=torch.Generator().manual_seed(0)), 0.3)
+    x = torch.randn(3, 2, requires_grad=True)
+    for guard in (torch.no_grad(), torch.inference_mode()):
+        with guard:
+            for metric in (TangentNormalMetric(score), ScoreJacobianMetric(score)):
+                assert metric.embed(x).shape[0] == 3
+                assert metric.inner(x, x, x).shape == (3,)

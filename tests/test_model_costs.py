@@ -208,9 +208,9 @@ def test_no_row_says_more_points_than_memory_was_enough_for(crowded):
     assert row["batch"] == 1
 
 
-@pytest.mark.parametrize(("largest", "batch"), [(9, 7), (1, 1), (0, None)])
+@pytest.mark.parametrize(("largest", "batch"), [(9, 5), (1, 1), (0, None)])
 def test_memory_names_the_largest_batch(crowded, largest, batch):
-    """The path has 7 points with its sub-chords."""
+    """The path has 5 points with its chords."""
     crowded(largest)
     case = memory.Case("small_sd15", "cpu", "float32", 3, 0, False, None, 0)
     found, gib = memory.peak(case)

@@ -7,6 +7,7 @@ from functools import wraps
 from inspect import isfunction
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from riemannian_diffusion.arguments import kind_of
@@ -47,7 +48,8 @@ def _checked_inner(method: Callable[..., Any]) -> Callable[..., Tensor]:
                 f"`inner` of {kind_of(self)} must give one number for each of {num} points, "
                 f"({num},), but gave {_shown(found)}."
             )
-        if (u.requires_grad or v.requires_grad) and not found.requires_grad and found.any():
+        watched = torch.is_grad_enabled() and (u.requires_grad or v.requires_grad)
+        if watched and not found.requires_grad and found.any():
             raise _undifferentiable(self, "inner", "tangents")
         return found
 
@@ -65,7 +67,8 @@ def _checked_embed(method: Callable[..., Any]) -> Callable[..., Tensor]:
                 f"`embed` of {kind_of(self)} must give a row for each of {len(x)} points, "
                 f"({len(x)}, *embedding shape), but gave {_shown(found)}."
             )
-        if x.requires_grad and not found.requires_grad and (found != found[:1]).any():
+        watched = torch.is_grad_enabled() and x.requires_grad
+        if watched and not found.requires_grad and (found != found[:1]).any():
             raise _undifferentiable(self, "embed", "points")
         return found
 

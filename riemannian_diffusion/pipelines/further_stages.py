@@ -227,7 +227,8 @@ class FurtherStages(TransportStage):
                 frames[places] = pasted
             scaling = [False] * len(frames)
             frames = _POSTPROCESSOR.postprocess(frames, output_type, do_denormalize=scaling)
-        numbers, share = quality.numbers_of(path), missed / keys.clean.flatten(1).norm(dim=1)
+        numbers = quality.numbers_of(path, len(keys))
+        share = missed / keys.clean.flatten(1).norm(dim=1)
         if output_type == "latent" or alone is None:
             given = of_latents, torch.zeros_like(of_latents), keys.clean, share
         else:

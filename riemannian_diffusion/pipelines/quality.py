@@ -75,7 +75,7 @@ def verdict(output: GeodesicInterpolationOutput) -> str:
     else:
         word = "fair"
     if len(decibels) > 2:
-        order = numbers_of(output.path)
+        order = numbers_of(output.path, len(decibels))
         shown = f"{worst:.1f} dB at worst (image {order[decibels.index(worst)]})"
     else:
         shown = f"{_and([f'{value:.1f}' for value in decibels])} dB"
@@ -92,9 +92,9 @@ def verdict(output: GeodesicInterpolationOutput) -> str:
     return f"{word}: {'; '.join(parts)}"
 
 
-def numbers_of(path: MorphPath) -> list[int]:
-    """The numbers of a path's keyframes, from 1, as the caller gave them."""
-    numbers = list(range(1, 1 + len(path.keys)))
+def numbers_of(path: MorphPath, num: int) -> list[int]:
+    """The numbers of a path's `num` keyframes, from 1, as the caller gave them."""
+    numbers = list(range(1, 1 + num))
     if path.transported is not None:  # its path runs from the second image to the first
         numbers[:2] = [2, 1]
     return numbers

@@ -59,6 +59,7 @@ def products(score: ScoreModel, x: Tensor, tangents: Tensor) -> Tensor:
 def evaluation(metric: Metric, path: Tensor) -> Callable[[], object]:
     """An evaluation of the energy and its gradient, as in a solve after its first evaluation."""
     ends: dict = {}
+    metric.energies([path[[0, -1]]], differentiate=False, ends=ends)  # embeds the ends
     return lambda: metric.energies([path], differentiate=True, ends=ends)
 
 

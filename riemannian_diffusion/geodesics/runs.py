@@ -29,6 +29,7 @@ _LARGEST_JUMP = 0.1  # relative change of the energy from a coarse curve to the 
 _LEAST_TO_REFINE = 20.0  # smallest resolution at which a finer sampling shows more than rounding
 _STALL = 8  # evaluations in which the energy must fall by more than rounding errors may hide
 _HIDDEN = 0.5  # the share of the energy that they may hide, times the squared resolution
+_NOISY = 10.0  # times as much, by which an energy may then exceed the best one
 _FINEST = 12  # largest number of finer chords for each chord that was optimised
 
 
@@ -233,7 +234,7 @@ class Run:
                     return "lost"
                 if energy < now.best_energy:
                     now.best_energy, now.best_path = energy, self._whole(step.detach())
-                if self._stalls(found[0].resolution):
+                if self._stalls(energy, found[0].resolution):
                     return "converged"
                 answer = energy, gradient
                 continue
@@ -253,12 +254,17 @@ class Run:
             if ended:
                 return "converged"
 
-    def _stalls(self, resolution: float) -> bool:
-        """Whether the energy on this curve falls by no more than rounding errors may hide."""
+    def _stalls(self, energy: float, resolution: float) -> bool:
+        """Whether the energy on this curve falls by no more than rounding errors may hide.
+
+        A step that is far too long has a much higher energy. It says nothing about rounding.
+        """
         now, num = self.now, self._num_evals()
         before = [e for n, e in now.iterates[now.first :] if n <= num - _STALL]
         hidden = _HIDDEN * abs(now.best_energy) / resolution**2
-        return now.estimated and bool(before) and min(before) - now.best_energy <= hidden
+        if not (now.estimated and before and energy - now.best_energy <= _NOISY * hidden):
+            return False
+        return min(before) - now.best_energy <= hidden
 
     def _evaluate(
         self, points: Tensor, departures: bool
